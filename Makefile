@@ -1,0 +1,91 @@
+# Two commands matter: `make demo` and `make test`. Each makes .venv on its first run, from the pinned requirements/*.txt.
+
+PYTHON ?= python3
+SHARED ?= ../shared
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(PY) -m uv
+ASSETS_TOOL := $(SHARED)/tools/expand_assets.py
+
+# One thread a process, one process a core: torch's own threads would fight over the cores with pytest's.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help install demo test test-all check bench assets lock clean distclean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /	/' | expand -t 12
+
+install: $(VENV)/run.stamp  ## the library and .venv/bin/agnosco, nothing else
+
+demo: $(VENV)/demo.stamp  ## train a small network on handwritten digits, picture its ten classes in agnosco-demo/
+	$(VENV)/bin/agnosco demo
+
+test: $(VENV)/dev.stamp assets  ## the tests, within minutes
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/dev.stamp assets  ## the tests, the slow ones too
+	$(PYTEST)
+
+check: $(VENV)/dev.stamp  ## ruff and pyright
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+bench: $(VENV)/dev.stamp assets  ## measure the ablations of docs/paper.md again (hours)
+	$(PY) benchmarks/ablation.py cifar --again
+	$(PY) benchmarks/ablation.py imagenet --again
+	$(PY) benchmarks/ablation.py --tables
+
+# Real models and images for the tests; they may not be part of this repository, and no test fails without them.
+ifneq ($(AGNOSCO_ASSETS),)
+assets:
+	@echo "assets: those in AGNOSCO_ASSETS"
+else ifneq ($(wildcard $(ASSETS_TOOL)),)
+assets: build/assets.stamp
+else
+assets:
+	@echo "assets: there is no $(ASSETS_TOOL); tests on real models will be skipped"
+endif
+assets:  ## unpack real models and images into build/assets, where they are at hand
+
+build/assets.stamp: $(ASSETS_TOOL) $(wildcard $(SHARED)/assets/*.zip $(SHARED)/assets/models/*) | $(VENV)/dev.stamp
+	$(PY) $(ASSETS_TOOL) build/assets
+	@touch $@
+
+# The environment. `tools` brings uv and the build backend; run, demo and dev are what each command needs.
+$(VENV)/tools.stamp: requirements/tools.txt
+	@$(PY) -c 'import pip' 2>/dev/null || $(MAKE) --no-print-directory venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+.PHONY: venv
+venv:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "agnosco needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`."; \
+		echo "Name a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)."; exit 1; }
+
+$(VENV)/%.stamp: requirements/%.txt pyproject.toml $(VENV)/tools.stamp
+	$(UV) pip install --python $(PY) --require-hashes -r $<
+	$(UV) pip install --python $(PY) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Pins: one resolution for everything (dev), of which the others are parts. No file may name an index.
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+lock: $(VENV)/tools.stamp  ## pin requirements/*.txt anew; `make lock ARGS=--upgrade` takes newer releases
+	$(COMPILE) $(ARGS) pyproject.toml --all-extras --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/run.txt
+	$(COMPILE) pyproject.toml --extra demo -c requirements/dev.txt -o requirements/demo.txt
+	printf 'setuptools\nuv\n' | $(COMPILE) --python-version 3.11 - -c requirements/dev.txt -o requirements/tools.txt
+
+clean:  ## remove what the commands wrote, but not the environment and the assets
+	rm -rf agnosco-demo dist .pytest_cache .ruff_cache .hypothesis build/test.log
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## and those two as well
+	rm -rf $(VENV) build

@@ -1,0 +1,28 @@
+"""What every test shares: one thread, hypothesis without a clock, and the real models where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# pytest-xdist already keeps every core busy, and with one thread sums are taken in one order.
+torch.set_num_threads(1)
+
+# The same examples on every run and machine; a busy machine is not a failure.
+settings.register_profile("agnosco", deadline=None, derandomize=True)
+settings.load_profile("agnosco")
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Folder of real models and images (``models``, ``imagenet-samples``, ...); skips the test where there is none."""
+    folder = Path(os.environ.get("AGNOSCO_ASSETS") or ROOT / "build" / "assets")
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no real models in {folder}: set AGNOSCO_ASSETS, or run `make assets`")
+    return folder
