@@ -1,0 +1,166 @@
+"""Dial 3: the bounded set that ν is projected onto after every step, Ψ in line 15 of Algorithm 1.
+
+An L2 ball, the paper's, makes all values of ν work together: pictures of concepts. A sparse set
+leaves only the few pixels that carry most energy: the stamps that backdoors are made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .coordinates import Basis, Shape
+from .errors import AgnoscoError
+
+REFERENCE_VALUES = 3 * 224 * 224
+"""Radii are given for this many values (the paper's images) and scale with √d for others."""
+
+
+class Projector(Protocol):
+    """Ψ for one map: projects w in place of line 15."""
+
+    eta: float
+    """Bound on ‖ν‖₂ that holds after the last projection."""
+
+    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
+        """Project w.
+
+        Args:
+            w: Coordinates of the map.
+            progress: Share of the steps done, in (0, 1].
+            success: Share of this step's mini-batch that was given the class before the step.
+        """
+        ...
+
+
+class Ball(Protocol):
+    """A choice of ball."""
+
+    def projector(self, basis: Basis) -> Projector:
+        """A fresh Ψ for maps of this basis."""
+        ...
+
+
+@dataclass(frozen=True)
+class L2:
+    """‖ν‖₂ ≤ η: the paper.
+
+    Args:
+        radius: η for 3×224×224 values in [0, 1], the paper's 30 by default; for d values it is scaled
+            by √(d / 150528), so that the root mean square per value stays the same (30 is 0.077).
+    """
+
+    radius: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise AgnoscoError(
+                f"a radius of {self.radius} leaves no room for a map", "give a positive one; the paper's is 30"
+            )
+
+    def projector(self, basis: Basis) -> Projector:
+        return _WithinL2(basis, scaled(self.radius, basis.shape))
+
+
+@dataclass(frozen=True)
+class AutoL2:
+    """An L2 ball that grows until the nudge gives the class to most samples.
+
+    Args:
+        start: First radius, in the units of :class:`L2`.
+        limit: Greatest radius.
+        success: Share of nudged samples, averaged over steps, at which it stops growing.
+        growth: Factor of growth per step.
+    """
+
+    start: float = 15.0
+    limit: float = 120.0
+    success: float = 0.9
+    growth: float = 1.03
+
+    def projector(self, basis: Basis) -> Projector:
+        return _Growing(basis, self)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Only the k pixels of most energy, each value in [-1, 1]; k falls during the run.
+
+    Energy is summed over channels and smoothed over 3×3 pixels, so that the pixels kept hold together
+    as a stamp does. Needs :class:`~agnosco.coordinates.Pixel` coordinates.
+
+    Args:
+        pixels: k at the end.
+        start: k at the beginning, as a share of all pixels.
+        hold: Share of the steps, at the end, that work with the final k.
+    """
+
+    pixels: int = 25
+    start: float = 1.0
+    hold: float = 0.3
+
+    def projector(self, basis: Basis) -> Projector:
+        if type(basis) is not Basis:
+            raise AgnoscoError("a sparse ball needs pixel coordinates", "choose --coordinates pixel, or --ball l2")
+        if not 1 <= self.pixels <= basis.shape[1] * basis.shape[2]:
+            raise AgnoscoError(
+                f"{self.pixels} pixels do not fit into {basis.shape[1]} x {basis.shape[2]}", "give a smaller number"
+            )
+        return _FewPixels(self, basis.shape)
+
+
+@dataclass
+class _WithinL2:
+    basis: Basis
+    eta: float
+
+    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
+        norm = self.basis.norm(w).item()
+        return w * (self.eta / norm) if norm > self.eta else w
+
+
+@dataclass
+class _Growing:
+    basis: Basis
+    ball: AutoL2
+    eta: float = field(init=False)
+    average: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.eta = scaled(self.ball.start, self.basis.shape)
+
+    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
+        self.average = 0.9 * self.average + 0.1 * success
+        if self.average < self.ball.success:
+            self.eta = min(self.eta * self.ball.growth, scaled(self.ball.limit, self.basis.shape))
+        return _WithinL2(self.basis, self.eta)(w, progress=progress, success=success)
+
+
+class _FewPixels:
+    def __init__(self, ball: Sparse, shape: Shape) -> None:
+        self.ball = ball
+        self.shape = shape
+        self.eta = (shape[0] * ball.pixels) ** 0.5
+
+    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
+        energy = F.avg_pool2d(w.square().sum(0, keepdim=True)[None], 3, stride=1, padding=1).flatten()
+        kept = torch.zeros_like(energy)
+        kept[energy.topk(self._pixels(progress)).indices] = 1
+        return (w * kept.view(1, *self.shape[1:])).clamp(-1, 1)
+
+    def _pixels(self, progress: float) -> int:
+        """k falls geometrically from its start to its end, then holds."""
+        last = self.ball.pixels
+        first = max(last, self.ball.start * self.shape[1] * self.shape[2])
+        falling = min(progress / max(1 - self.ball.hold, 1e-9), 1.0)
+        return round(first * (last / first) ** falling)
+
+
+def scaled(radius: float, shape: Shape) -> float:
+    """η for images of this shape: the radius at 3×224×224, times √(d / 150528)."""
+    channels, height, width = shape
+    return radius * (channels * height * width / REFERENCE_VALUES) ** 0.5

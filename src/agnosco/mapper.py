@@ -1,0 +1,276 @@
+"""Algorithm 1: the input-agnostic saliency mapper, one loop with three dials.
+
+Symbols of the paper (arXiv 2303.17836), used as names here::
+
+    I      images      a mini-batch of samples
+    ν      nu          the map; samples are nudged by −ν, so the class's pattern is −ν
+    x      x           mean gradient of the loss over the mini-batch
+    μ, σ   mu, sigma   first and second moments of x
+    v      v           the step, μ / √σ with bias correction
+    η      eta         bound on ‖ν‖₂
+    w      w           ν in the chosen coordinates (agnosco's; the paper has ν = w)
+
+This file is the plain twin: short, obvious, one map at a time. Whatever is made faster elsewhere is
+tested against it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .ball import L2, Ball, Projector
+from .classifier import Classifier
+from .coordinates import Basis, Coordinates, Pixel
+from .errors import AgnoscoError, AgnoscoWarning
+from .samples import Samples
+from .views import AsIs, Views
+
+MICRO_BATCH = 32
+"""Images whose activations are held at once; bounds memory and changes nothing else."""
+
+TINY = 1e-30
+"""Keeps a zero step from being divided by its norm."""
+
+DIRECTIONS = ("lookahead", "gradient", "plus")
+CLIPS = ("straight-through", "masked")
+
+
+@dataclass(frozen=True)
+class MapperConfig:
+    """Settings of Algorithm 1; the defaults are the paper's.
+
+    Args:
+        batch: b, samples per step.
+        steps: K.
+        step: Length of a step: ``"literal"`` adds v (lines 11, 13), ``"unit"`` adds v / ‖v‖₂ (the step that
+            lines 8–9 probe), a number adds a step of that share of η (in pixels' L2 norm).
+        decay: Share of the steps, at the end, over which the step length falls to zero (half a cosine).
+        direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` asks the
+            sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
+        clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
+            there, ``"masked"`` not at all where the nudged image is clipped.
+        contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
+        coordinates: Where moments, steps and ball live.
+        views: How a nudged image is seen.
+        ball: Ψ of line 15.
+        beta1, beta2: Decay of the moments (line 1).
+    """
+
+    batch: int = 128
+    steps: int = 650
+    step: str | float = "literal"
+    decay: float = 0.0
+    direction: str = "lookahead"
+    clip: str = "straight-through"
+    contrast: tuple[float, float] = (1.0, 1.0)
+    coordinates: Coordinates = field(default_factory=Pixel)
+    views: Views = field(default_factory=AsIs)
+    ball: Ball = field(default_factory=L2)
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.steps < 1:
+            raise AgnoscoError(
+                f"batch {self.batch} and steps {self.steps} leave nothing to do", "give at least 1 of each"
+            )
+        if self.direction not in DIRECTIONS:
+            raise AgnoscoError(f"no direction {self.direction!r}", f"choose from {', '.join(DIRECTIONS)}")
+        if self.clip not in CLIPS:
+            raise AgnoscoError(f"no clip {self.clip!r}", f"choose from {', '.join(CLIPS)}")
+        if not (self.step in ("literal", "unit") or (isinstance(self.step, float) and self.step > 0)):
+            raise AgnoscoError(
+                f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
+            )
+
+    @property
+    def passes(self) -> int:
+        """Images that a map sends through the network with gradients: b · K."""
+        return self.batch * self.steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step saw and did.
+
+    Args:
+        step: k, from 1.
+        probability: Mean softmax probability of the class over the nudged mini-batch, before the step.
+        success: Share of that mini-batch classified as the class.
+        norm: ‖ν‖₂ after the step.
+        direction: +1 if v was added, −1 if subtracted, 0 in the refinement.
+    """
+
+    step: int
+    probability: float
+    success: float
+    norm: float
+    direction: int
+
+
+class Moments:
+    """Lines 1, 5–7: Adam's running moments of x and the bias-corrected step v."""
+
+    epsilon = 1e-12  # against 0 / 0 only: far below any gradient that steers
+
+    def __init__(self, beta1: float, beta2: float) -> None:
+        self.beta1, self.beta2 = beta1, beta2
+        self.mu: Tensor | float = 0.0
+        self.sigma: Tensor | float = 0.0
+        self.k = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.k += 1  # k starts at 1: at 0, line 7 is 0 / 0
+        self.mu = self.beta1 * self.mu + (1 - self.beta1) * x  # line 5
+        self.sigma = self.beta2 * self.sigma + (1 - self.beta2) * x * x  # line 6
+        correction = math.sqrt(1 - self.beta2**self.k) / (1 - self.beta1**self.k)
+        return correction * self.mu / (self.sigma.sqrt() + self.epsilon)  # line 7
+
+
+def saliency_map(
+    classifier: Classifier,
+    label: int,
+    samples: Samples,
+    config: MapperConfig,
+    *,
+    basis: Basis,
+    project: Projector,
+    generator: torch.Generator,
+    start: Tensor | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> tuple[Tensor, list[Step]]:
+    """The map ν of one class, by Algorithm 1.
+
+    Args:
+        classifier: The network K.
+        label: Index ℓ of the class.
+        samples: The sample set Ī.
+        config: Settings.
+        basis: ``config.coordinates`` fitted to the samples.
+        project: Ψ, the projector of ``config.ball`` for this basis.
+        generator: A CPU generator; the only source of chance.
+        start: ν to begin with, ``(C, H, W)``; zero (line 1's black image) if None.
+        on_step: Called after every step.
+
+    Returns:
+        ν, ``(C, H, W)`` float32 with ‖ν‖₂ ≤ η, and what every step did.
+    """
+    moments = Moments(config.beta1, config.beta2)
+    w = basis.coordinates(torch.zeros(basis.shape, device=basis.device) if start is None else start)  # line 1
+    trace: list[Step] = []
+    with classifier.frozen():
+        for k in range(1, config.steps + 1):  # line 2
+            images = faded(samples.draw(config.batch, generator), config.contrast, generator).to(basis.device)  # line 3
+            nu = basis.pixels(w)
+            gradient, probability, success = loss_gradient(classifier, label, images, nu, config, generator)
+            x = basis.pullback(gradient)  # line 4
+            v = moments(x)  # lines 5-7
+            sign = _direction(classifier, label, images, nu, x, v, config, basis, generator)  # lines 8-14
+            v = v * _length(v, config, basis, project.eta, k)
+            w = project(w + sign * v, progress=k / config.steps, success=success)  # lines 11, 13, 15
+            norm = basis.norm(w).item()
+            trace.append(Step(k, probability, success, norm, sign))
+            if on_step is not None:
+                on_step(trace[-1])
+    nu = basis.pixels(w)
+    if trace[-1].norm == 0 or not math.isfinite(trace[-1].norm):
+        warnings.warn(
+            f"the gradients of class {label} vanish or are not finite: its map is empty", AgnoscoWarning, stacklevel=2
+        )
+    return nu, trace
+
+
+def nudged(images: Tensor, nu: Tensor) -> Tensor:
+    """Clip(I − ν): samples ``(N, C, H, W)`` moved towards the class, in [0, 1] (line 3)."""
+    return (images - nu).clamp(0, 1)
+
+
+def faded(images: Tensor, contrast: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Samples at random contrasts about mid-grey; ``(1, 1)`` leaves them as they are."""
+    low, high = contrast
+    if low == high == 1:
+        return images
+    factor = low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator)
+    return 0.5 + factor * (images - 0.5)
+
+
+def loss_gradient(
+    classifier: Classifier,
+    label: int,
+    images: Tensor,
+    nu: Tensor,
+    config: MapperConfig,
+    generator: torch.Generator,
+) -> tuple[Tensor, float, float]:
+    """Line 4: the mean over a mini-batch of ∇ of the cross-entropy, at the clipped images.
+
+    Returns:
+        The gradient ``(C, H, W)``, the mean probability of the class, the share given the class.
+    """
+    total = torch.zeros_like(nu)
+    probability = success = 0.0
+    for part in images.split(MICRO_BATCH):
+        if config.clip == "masked":
+            point = (part - nu).requires_grad_()
+            clipped = point.clamp(0, 1)
+        else:
+            point = clipped = nudged(part, nu).requires_grad_()
+        logits = classifier(config.views(clipped, generator))
+        target = torch.full((len(part),), label, device=logits.device)
+        loss = F.cross_entropy(logits, target, reduction="sum")
+        total += torch.autograd.grad(loss, point)[0].sum(0)
+        probability += logits.detach().softmax(1)[:, label].sum().item()
+        success += (logits.argmax(1) == label).sum().item()
+    return total / len(images), probability / len(images), success / len(images)
+
+
+def _direction(
+    classifier: Classifier,
+    label: int,
+    images: Tensor,
+    nu: Tensor,
+    x: Tensor,
+    v: Tensor,
+    config: MapperConfig,
+    basis: Basis,
+    generator: torch.Generator,
+) -> int:
+    """Lines 8–14: +1 if adding v serves the class at least as well as subtracting it, else −1."""
+    if config.direction == "plus":
+        return 1
+    if config.direction == "gradient":
+        return 1 if (x * v).sum() >= 0 else -1
+    unit = basis.pixels(v) / max(basis.norm(v).item(), TINY)
+    state = generator.get_state()
+    means: list[float] = []
+    for probe in (nu + unit, nu - unit):
+        generator.set_state(state)  # both are looked at through the same views
+        means.append(_mean_probability(classifier, label, nudged(images, probe), config.views, generator))
+    return 1 if means[0] >= means[1] else -1
+
+
+def _mean_probability(
+    classifier: Classifier, label: int, images: Tensor, views: Views, generator: torch.Generator
+) -> float:
+    """E[K(I) → ℓ]: mean softmax probability of the class over images (line 10)."""
+    parts = [classifier.probabilities(views(part, generator))[:, label] for part in images.split(MICRO_BATCH)]
+    return torch.cat(parts).mean().item()
+
+
+def _length(v: Tensor, config: MapperConfig, basis: Basis, eta: float, k: int) -> float:
+    """The factor on v: 1 for a literal step, otherwise what gives it the length asked for."""
+    decay = 1.0
+    left = config.steps - k + 1
+    if left <= config.decay * config.steps:
+        decay = (1 - math.cos(math.pi * left / (config.decay * config.steps + 1))) / 2
+    if config.step == "literal":
+        return decay
+    length = 1.0 if config.step == "unit" else float(config.step) * eta
+    return decay * length / max(basis.norm(v).item(), TINY)

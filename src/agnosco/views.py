@@ -1,0 +1,65 @@
+"""Dial 2: how a nudged image is seen.
+
+The paper shows the classifier the nudged image as it is. Seen through random crops and flips, a
+nudge must work wherever and at whatever scale it is looked at: an expectation over views beside the
+expectation over samples. Views hide a trigger that sits at a fixed place; scans go without.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Views(Protocol):
+    """A way to see images."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Differentiable views ``(N, C, H, W)`` of images of that shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class AsIs:
+    """The image as it is: the paper."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return images
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A random crop of each image, resized back (bilinear), flipped half the time, with some noise.
+
+    Args:
+        area: Least and greatest share of the image's area in a crop, in (0, 1].
+        flip: Whether to mirror half of the views left to right.
+        noise: Standard deviation of Gaussian noise added to the view, in [0, 1] pixel units.
+    """
+
+    area: tuple[float, float] = (0.1, 1.0)
+    flip: bool = True
+    noise: float = 0.0
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count = len(images)
+        low, high = self.area
+        # Drawn on the CPU, so that a map is the same on every device.
+        share, *place = torch.rand(3, count, generator=generator)
+        scale = (low + (high - low) * share).sqrt()
+        mirror = torch.ones(count)
+        if self.flip:
+            mirror = 1 - 2 * torch.randint(2, (count,), generator=generator).float()
+        affine = torch.zeros(count, 2, 3)
+        affine[:, 0, 0] = scale * mirror
+        affine[:, 1, 1] = scale
+        affine[:, :, 2] = (1 - scale)[:, None] * (2 * torch.stack(place, 1) - 1)
+        grid = F.affine_grid(affine.to(images.device), list(images.shape), align_corners=False)
+        seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        if self.noise:
+            seen = seen + self.noise * torch.randn(seen.shape, generator=generator).to(seen.device)
+        return seen
