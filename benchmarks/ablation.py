@@ -1,0 +1,307 @@
+"""Every ambiguity of the paper and every dial, one changed at a time, on the real networks of the assets.
+
+    python benchmarks/ablation.py BANK            run what is missing of a bank: imagenet or cifar
+    python benchmarks/ablation.py BANK --only X   only the rows whose name contains X, also if they are there
+    python benchmarks/ablation.py BANK --again    all rows, from the beginning
+    python benchmarks/ablation.py --tables        write the tables into docs/paper.md
+
+A row maps ten classes with one network (the source), shows the raw pictures to networks that had no part
+in making them, and nudges held-out images. Results go to benchmarks/results/ablation-BANK.json, row by row,
+so that a run that was stopped goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import agnosco
+from agnosco import (
+    L2,
+    AsIs,
+    AutoL2,
+    Classifier,
+    Config,
+    Crops,
+    Data,
+    MapperConfig,
+    Pixel,
+    RefineConfig,
+    Samples,
+    Spectral,
+)
+from agnosco.cycle import config_to_json
+from agnosco.score import nudge_success, score
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = Path(os.environ.get("AGNOSCO_ASSETS", ROOT / "build" / "assets"))
+ARCHITECTURES = ROOT.parent / "shared" / "tools" / "cifar_archs.py"
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+TRIAL_CLASSES = (219, 697, 255, 597, 442, 87, 112, 156, 296, 469)  # method.md's ten
+TRANSFER_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the tables: settings, and what is mapped with them."""
+
+    group: str
+    name: str
+    config: Config
+    samples: str = "photographs"
+    sign: int = -1  # of ν in the picture
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A source network, the networks that judge its maps, and the images."""
+
+    source: Classifier
+    judges: dict[str, Classifier]
+    classes: tuple[int, ...]
+    photographs: Samples
+
+
+def imagenet_network(name: str) -> Classifier:
+    """A torchvision network with the assets' weights, at 112 px."""
+    return agnosco.load(f"torchvision:{name}", weights=ASSETS / "models" / f"{name}-imagenet.safetensors", size=112)
+
+
+def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:
+    """One of the assets' CIFAR networks; without mean and std, for pixels as they are."""
+    weights = ASSETS / "models" / f"{name}-cifar10.safetensors"
+    spec = f"python:{ARCHITECTURES}:{factory}"
+    return agnosco.load(spec, weights=weights, size=32, trust_code=True, **normalisation)
+
+
+def imagenet() -> Bank:
+    """ResNet-18 at 112 px, judged by three others; ten classes, 800 photographs."""
+    judges = {name: imagenet_network(name) for name in ("resnet50", "mobilenet_v2", "squeezenet1_1")}
+    source = imagenet_network("resnet18")
+    return Bank(source, judges, TRIAL_CLASSES, Samples.from_folder(ASSETS / "imagenet-samples", source.shape))
+
+
+def cifar() -> Bank:
+    """The CIFAR ResNet-20 at 32 px, judged by two others; ten classes, 2,000 photographs."""
+    judges = {
+        "resnet56": cifar_network("CifarResNet(56)", "resnet56", **IMAGENET),
+        "wrn16_1": cifar_network("WideResNet(16,1)", "wrn16_1-nad-erased"),
+    }
+    source = cifar_network("CifarResNet(20)", "resnet20", **IMAGENET)
+    return Bank(source, judges, tuple(range(10)), Samples.from_folder(ASSETS / "cifar10-test", source.shape))
+
+
+BANKS: dict[str, Callable[[], Bank]] = {"imagenet": imagenet, "cifar": cifar}
+
+
+def rows() -> Iterator[Row]:
+    """All rows; the first of each group is what the others change."""
+    for name in ("quick", "draft"):
+        yield Row("presets", name, agnosco.preset(name), seeds=TRANSFER_SEEDS)
+    yield from dial_rows()
+    yield from paper_rows()
+
+
+def paper_rows() -> Iterator[Row]:
+    """The readings of the paper, in its own coordinates at a budget that a CPU can pay."""
+    base = MapperConfig(batch=16, steps=40)
+
+    def mapped(**changes: Any) -> Config:
+        return Config(replace(base, **changes), refine=None, cycles=1)
+
+    yield Row("paper", "paper's dials, b 16, K 40", mapped())
+    yield Row("paper", "picture of +nu", mapped(), sign=1)
+    yield Row("paper", "step unit", mapped(step="unit"))
+    yield Row("paper", "step 0.05 of the radius", mapped(step=0.05))
+    yield Row("paper", "clip masked", mapped(clip="masked"))
+    yield Row("paper", "direction gradient", mapped(direction="gradient"))
+    yield Row("paper", "direction plus", mapped(direction="plus"))
+    for factor in (0.5, 2, 3):
+        yield Row("paper", f"radius x {factor:g}", mapped(ball=L2(30.0 * factor)))
+    yield Row("paper", "radius auto", mapped(ball=AutoL2()))
+    yield Row("paper", "b 4, K 160", mapped(batch=4, steps=160))
+    yield Row("paper", "b 64, K 10", mapped(batch=64, steps=10))
+    yield Row("paper", "b 16, K 20", mapped(steps=20))
+    yield Row("paper", "b 16, K 150", mapped(steps=150))
+    yield from refine_rows(base)
+
+
+def refine_rows(base: MapperConfig) -> Iterator[Row]:
+    """λ, Adam's rate and the number of cycles, each refinement as long as half of Algorithm 1."""
+    for weight in (0.0, 10.0, 50.0, 250.0):
+        refine = RefineConfig(steps=20, weight=weight)
+        yield Row("refinement", f"lambda {weight:g}", Config(base, refine, cycles=1))
+    for rate in (0.001, 0.1):
+        yield Row("refinement", f"rate {rate:g}", Config(base, RefineConfig(steps=20, rate=rate), cycles=1))
+    halves = Config(replace(base, steps=20), RefineConfig(steps=10), cycles=2)
+    yield Row("refinement", "2 cycles of half the length", halves)
+
+
+def dial_rows() -> Iterator[Row]:
+    """Each setting of ``quick`` put back to the paper's, or changed, at half of its passes."""
+    quick = agnosco.preset("quick")
+    half = replace(quick.mapper, batch=quick.mapper.batch // 2)
+
+    def mapped(**changes: Any) -> Config:
+        return replace(quick, mapper=replace(half, **changes))
+
+    yield Row("dials", "quick at half its passes", mapped())
+    for words, coordinates in (("pixel", Pixel()), ("spectral", Spectral()), ("data", half.coordinates)):
+        for seen, views in (("as is", AsIs()), ("crops", half.views)):
+            if (words, seen) != ("data", "crops"):
+                yield Row("dials", f"{words}, {seen}", mapped(coordinates=coordinates, views=views))
+    radius = half.ball.radius if isinstance(half.ball, L2) else 60.0
+    for factor in (0.5, 2 / 3, 4 / 3):
+        yield Row("dials", f"radius x {factor:.2g}", mapped(ball=L2(radius * factor)))
+    yield Row("dials", "radius auto", mapped(ball=AutoL2()))
+    yield Row("dials", "data spectrum as it is", mapped(coordinates=Data(exponent=1.0)))
+    yield Row("dials", "clip straight-through", mapped(clip="straight-through"))
+    yield Row("dials", "samples at full contrast", mapped(contrast=(1.0, 1.0)))
+    yield Row("dials", "steps of equal length", mapped(step=0.05, decay=0.0))
+    yield Row("dials", "crops of 10-100 %", mapped(views=Crops((0.1, 1.0), noise=0.05)))
+    yield Row("dials", "views without noise", mapped(views=Crops((0.3, 1.0))))
+    yield Row("dials", "b 4, K 240", mapped(batch=4, steps=240))
+    yield Row("dials", "direction lookahead", mapped(direction="lookahead"))
+    yield Row("dials", "refined", replace(mapped(), refine=RefineConfig(steps=half.steps // 2)))
+    yield Row("dials", "samples: leaves", mapped(), samples="leaves")
+    yield Row("dials", "samples: noise", mapped(), samples="noise")
+
+
+def sample_set(bank: Bank, kind: str) -> tuple[Samples, Samples]:
+    """Images to map with, of this kind, and held-out photographs to judge by."""
+    mapping, held_out = bank.photographs.split()
+    if kind == "leaves":
+        mapping = Samples.leaves(bank.source.shape)
+    elif kind == "noise":
+        mapping = Samples.noise(bank.source.shape)
+    return mapping, held_out
+
+
+def measure(bank: Bank, row: Row) -> dict[str, object]:
+    """Run one row."""
+    mapping, held_out = sample_set(bank, row.samples)
+    began = time.perf_counter()
+    maps = list(agnosco.map_classes(bank.source, bank.classes, mapping, row.config, seeds=row.seeds))
+    seconds = (time.perf_counter() - began) / len(maps)
+    pictures = torch.stack([(0.5 + row.sign * m.nu).clamp(0, 1) for m in maps])
+    labels = [m.label for m in maps]
+    nudges = [nudge_success(bank.source, -row.sign * m.nu, m.label, held_out) for m in maps]
+    return {
+        "group": row.group,
+        "config": config_to_json(row.config),
+        "samples": row.samples,
+        "seeds": len(row.seeds),
+        "passes": row.config.passes,
+        "seconds_per_map": round(seconds, 2),
+        "nudge_success": statistics.fmean(nudges),
+        "own": asdict(score(bank.source, pictures, labels)),
+        "others": {name: asdict(score(judge, pictures, labels)) for name, judge in bank.judges.items()},
+    }
+
+
+def about(what: str) -> dict[str, object]:
+    """What a results file says of itself: what was measured, on what, with what, and when."""
+    return {
+        "bank": what,
+        "hardware": f"{os.cpu_count()} x {platform.machine()} CPU cores, {torch.get_num_threads()} threads",
+        "versions": {"agnosco": agnosco.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "date": date.today().isoformat(),
+    }
+
+
+def run(bank_name: str, only: str, again: bool) -> None:
+    """Measure the rows that are missing, writing after each."""
+    path = RESULTS / f"ablation-{bank_name}.json"
+    done = json.loads(path.read_text()) if path.exists() and not again else {"rows": {}}
+    bank = BANKS[bank_name]()
+    done["about"] = about((BANKS[bank_name].__doc__ or "").strip())
+    for row in rows():
+        key = f"{row.group}: {row.name}"
+        same = done["rows"].get(key, {}).get("config") == config_to_json(row.config)
+        if only not in key or (same and not only):
+            continue
+        done["rows"][key] = measure(bank, row)
+        path.write_text(json.dumps(done, indent=1) + "\n")
+        print(line(row.name, done["rows"][key]), flush=True)
+
+
+COLUMNS = ("row", "passes", "own p", "nudged", "other networks: M_score", "top-1 of 10", "top-1 of all", "s/map")
+
+
+def line(name: str, result: dict) -> str:
+    """A result as a line of a Markdown table; the figures of other networks are means, the least in brackets."""
+    others = result["others"].values()
+
+    def over(key: str) -> str:
+        values = [judge[key] for judge in others]
+        return f"{statistics.fmean(values):.2f} ({min(values):.2f})"
+
+    cells = (
+        name, f"{result['passes']:,}", f"{result['own']['probability']:.2f}", f"{result['nudge_success']:.2f}",
+        over("m_score"), over("top1_of_concepts"), over("top1"), f"{result['seconds_per_map']:.1f}",
+    )  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def tables() -> str:
+    """All results as Markdown."""
+    parts = []
+    for bank_name in BANKS:
+        path = RESULTS / f"ablation-{bank_name}.json"
+        if not path.exists():
+            continue
+        results = json.loads(path.read_text())
+        about = results["about"]
+        parts.append(
+            f"### {about['bank']}\n\n{about['hardware']}, torch {about['versions']['torch']}, {about['date']}."
+        )
+        for group in dict.fromkeys(result["group"] for result in results["rows"].values()):
+            body = [
+                line(key.removeprefix(f"{group}: "), result)
+                for key, result in results["rows"].items()
+                if result["group"] == group
+            ]
+            head = ["| " + " | ".join((group, *COLUMNS[1:])) + " |", "|---" * len(COLUMNS) + "|"]
+            parts.append("\n".join(head + body))
+    return "\n\n".join(parts)
+
+
+def write_tables() -> None:
+    """Put the tables between the markers of docs/paper.md."""
+    page = ROOT / "docs" / "paper.md"
+    before, rest = page.read_text().split("<!-- ablation -->\n", 1)
+    after = rest.split("<!-- /ablation -->", 1)[1]
+    page.write_text(f"{before}<!-- ablation -->\n{tables()}\n<!-- /ablation -->{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bank", nargs="?", choices=BANKS)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--tables", action="store_true")
+    options = parser.parse_args()
+    if options.bank:
+        run(options.bank, options.only, options.again)
+    if options.tables:
+        write_tables()
+    if not (options.bank or options.tables):
+        parser.print_usage(sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
