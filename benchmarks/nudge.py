@@ -2,8 +2,8 @@
 
     python benchmarks/nudge.py      writes benchmarks/results/nudge.json
 
-Ten classes for each network, one map each. Held-out images are a fifth of the photographs, which no map was made with;
-those that the network already gives the class are left out.
+Ten CIFAR classes and five ImageNet ones, one map each. Held-out images are a fifth of the photographs, which no map
+was made with; those that the network already gives the class are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIGS = {"paper's dials, b 16, K 150": SMALL_BUDGET, "quick": agnosco.preset("
 def networks() -> dict[str, tuple[Classifier, str, tuple[int, ...]]]:
     """Each network with the folder of its photographs and the classes that are mapped."""
     found = {
-        name: (imagenet_network(name), "imagenet-samples", TRIAL_CLASSES)
+        name: (imagenet_network(name), "imagenet-samples", TRIAL_CLASSES[:5])
         for name in ("squeezenet1_1", "mobilenet_v2", "resnet18")
     }
     resnet20 = cifar_network("CifarResNet(20)", "resnet20", **IMAGENET)
@@ -50,7 +50,10 @@ def main() -> None:
         for words, config in CONFIGS.items():
             results[f"{name}: {words}"] = measure(classifier, folder, classes, config)
             print(f"{name:15s} {words:28s}", results[f"{name}: {words}"], flush=True)
-    path.write_text(json.dumps({"about": about("ten classes each, one seed"), "rows": results}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"about": about("ten CIFAR classes, five ImageNet classes, one seed"), "rows": results}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

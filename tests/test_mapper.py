@@ -156,7 +156,6 @@ def test_gradient_at_the_clip(clip: str) -> None:
     assert success == float(model.probabilities(shown)[0].argmax() == 2)
 
 
-@pytest.mark.xfail(reason="clamp's own gradient at its bounds differs between versions of torch")
 def test_masked_gradient_passes_where_the_clip_changes_nothing() -> None:
     # Black and white samples under an empty map lie at the bounds, not beyond them.
     model = random_linear((3, 6, 8))
@@ -172,9 +171,7 @@ def test_nudged_subtracts_and_clips() -> None:
     assert nudged(images, nu).tolist() == [[[[0.0, 1.0, 0.25]]]]
 
 
-@pytest.mark.parametrize(
-    "views", [AsIs(), pytest.param(Crops(), marks=pytest.mark.xfail(reason="crops are drawn a micro-batch at a time"))]
-)
+@pytest.mark.parametrize("views", [AsIs(), Crops()])
 @pytest.mark.parametrize("size", [1, 7, 128])
 def test_micro_batches_only_bound_memory(monkeypatch: pytest.MonkeyPatch, size: int, views: Views) -> None:
     samples, classifier = natural_samples(40, (3, 8, 8), seed=1), random_linear((3, 8, 8)).classifier()

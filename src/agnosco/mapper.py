@@ -214,21 +214,21 @@ def loss_gradient(
     Returns:
         The gradient ``(C, H, W)``, the mean probability of the class, the share given the class.
     """
-    total = torch.zeros_like(nu)
+    clipped = nudged(images, nu).requires_grad_()
+    seen = config.views(clipped, generator)
+    gradients: list[Tensor] = []
     probability = success = 0.0
-    for part in images.split(MICRO_BATCH):
-        if config.clip == "masked":
-            point = (part - nu).requires_grad_()
-            clipped = point.clamp(0, 1)
-        else:
-            point = clipped = nudged(part, nu).requires_grad_()
-        logits = classifier(config.views(clipped, generator))
+    for part in seen.detach().split(MICRO_BATCH):
+        part.requires_grad_()
+        logits = classifier(part)
         target = torch.full((len(part),), label, device=logits.device)
-        loss = F.cross_entropy(logits, target, reduction="sum")
-        total += torch.autograd.grad(loss, point)[0].sum(0)
+        gradients += torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), part)
         probability += logits.detach().softmax(1)[:, label].sum().item()
         success += (logits.argmax(1) == label).sum().item()
-    return total / len(images), probability / len(images), success / len(images)
+    (gradient,) = torch.autograd.grad(seen, clipped, torch.cat(gradients))  # back through the views
+    if config.clip == "masked":
+        gradient = gradient * (clipped == images - nu)
+    return gradient.mean(0), probability / len(images), success / len(images)
 
 
 def _direction(
@@ -260,7 +260,8 @@ def _mean_probability(
     classifier: Classifier, label: int, images: Tensor, views: Views, generator: torch.Generator
 ) -> float:
     """E[K(I) → ℓ]: mean softmax probability of the class over images (line 10)."""
-    parts = [classifier.probabilities(views(part, generator))[:, label] for part in images.split(MICRO_BATCH)]
+    seen = views(images, generator)
+    parts = [classifier.probabilities(part)[:, label] for part in seen.split(MICRO_BATCH)]
     return torch.cat(parts).mean().item()
 
 
