@@ -193,9 +193,10 @@ def test_output_that_is_no_logits(answer: Callable[[Tensor], object], message: s
         Classifier(Answering(answer), size=4)
 
 
-def test_logits_that_only_look_like_probabilities_are_taken() -> None:
-    assert Classifier(Answering(lambda x: 1 + channel_means(x)), size=4).classes == 3  # positive, sum above 1
-    assert Classifier(Answering(lambda x: channel_means(x).log_softmax(1)), size=4).classes == 3
+@pytest.mark.parametrize("logits", [[3.0, -1.0, -1.0], [0.6, 0.6, 0.6], [-0.1, -0.2, -0.3]])
+def test_logits_that_only_look_like_probabilities_are_taken(logits: list[float]) -> None:
+    """Summing to one below zero; positive with another sum; logarithms."""
+    assert Classifier(Answering(lambda x: 0 * channel_means(x) + x.new_tensor(logits)), size=4).classes == 3
 
 
 @pytest.mark.parametrize("error", [RuntimeError("sizes differ\nlong story"), AssertionError(), ValueError("odd")])

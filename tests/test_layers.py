@@ -23,7 +23,7 @@ LAYERS = (
     {"mapper"},
     {"concept", "refine"},
     {"cycle"},
-    {"score"},
+    {"options", "score"},
     {"store"},
     {"backdoor", "jobs", "sanity"},
     {"cluster", "report"},

@@ -14,7 +14,7 @@ from torch import Tensor
 from agnosco import mapper
 from agnosco.ball import L2, AutoL2, Ball, Projector
 from agnosco.classifier import Classifier
-from agnosco.coordinates import Basis, Coordinates, Data, Pixel, Spectral
+from agnosco.coordinates import Basis, Coordinates, Data, FourierBasis, Pixel, Spectral
 from agnosco.errors import AgnoscoError
 from agnosco.mapper import MapperConfig, Moments, Step, faded, loss_gradient, nudged, saliency_map
 from agnosco.samples import Samples
@@ -171,7 +171,7 @@ def test_nudged_subtracts_and_clips() -> None:
     assert nudged(images, nu).tolist() == [[[[0.0, 1.0, 0.25]]]]
 
 
-@pytest.mark.parametrize("views", [AsIs(), Crops()])
+@pytest.mark.parametrize("views", [AsIs(), Crops(noise=0.1)])
 @pytest.mark.parametrize("size", [1, 7, 128])
 def test_micro_batches_only_bound_memory(monkeypatch: pytest.MonkeyPatch, size: int, views: Views) -> None:
     samples, classifier = natural_samples(40, (3, 8, 8), seed=1), random_linear((3, 8, 8)).classifier()
@@ -180,6 +180,28 @@ def test_micro_batches_only_bound_memory(monkeypatch: pytest.MonkeyPatch, size: 
     monkeypatch.setattr(mapper, "MICRO_BATCH", size)
     parts, _, _ = mapped(classifier, samples, config)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+def test_steps_are_taken_in_coordinates() -> None:
+    # From black, v is the sign of the gradient in coordinates: ν is a multiple of A·sign(Aᵀ·g).
+    model, shape = random_linear((3, 4, 5)), (3, 4, 5)
+    colour = np.array([[1.0, 0.4, -0.3], [0.2, 0.7, 0.5], [-0.6, 0.1, 0.8]])
+    spectrum = np.random.default_rng(0).uniform(0.3, 2, (4, 3))
+    units = np.eye(2 * 3 * 4 * 3).reshape(-1, 3, 4, 3, 2)
+    waves = np.fft.irfft2((units[..., 0] + 1j * units[..., 1]) * spectrum, s=(4, 5), norm="ortho")
+    matrix = np.einsum("ij,njhw->ihwn", colour, waves).reshape(60, -1)
+
+    samples = Samples(torch.full((1, *shape), 51, dtype=torch.uint8), source="grey")
+    gradient = model.gradient(np.full((1, *shape), 0.2), 0).ravel()
+    basis = FourierBasis(shape, CPU, spectrum=torch.tensor(spectrum).float(), colour=torch.tensor(colour).float())
+    nu, _ = saliency_map(
+        model.classifier(), 0, samples, MapperConfig(batch=1, steps=1, step=0.5),
+        basis=basis, project=L2().projector(basis), generator=torch.Generator(),
+    )  # fmt: skip
+    slope = matrix.T @ gradient
+    expected = matrix @ np.sign(np.where(np.abs(slope) > 1e-9, slope, 0))
+    assert np.corrcoef(nu.numpy().ravel(), expected)[0, 1] > 0.9999
+    assert np.linalg.norm(nu) == pytest.approx(0.5 * 30 * math.sqrt(60 / 150528), rel=1e-4)
 
 
 # -- lines 8-15 ---------------------------------------------------------------------------------------

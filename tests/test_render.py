@@ -91,10 +91,16 @@ def test_enlarged_by_a_whole_number(size: tuple[int, int], side: int, expected: 
     assert enlarged(Image.new("L", size), side).size == expected
 
 
-def test_enlarged_pixels_stay_square() -> None:
+def test_enlarged_pixels_of_small_pictures_stay_square() -> None:
     picture = to_picture(torch.tensor([[0.0, 1.0], [0.4, 0.2]]))
     expected = np.kron([[0, 255], [102, 51]], np.ones((3, 3)))
     assert np.array_equal(np.asarray(enlarged(picture, 6)), expected)
+
+
+def test_enlarged_large_pictures_are_smoothed() -> None:
+    # An edge between black and white, blown up twice, passes through greys; square pixels would not.
+    edge = to_picture(torch.arange(100).view(1, 100).expand(100, 100).ge(50).float())
+    assert set(np.unique(np.asarray(enlarged(edge, 200)))) > {0, 255}
 
 
 # -- contact_sheet ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from pathlib import Path
 
@@ -335,4 +336,5 @@ def test_procedural_samples() -> None:
     assert torch.equal(noise.images, procedural.noise(2, (1, 8, 8), seed=0))
     assert leaves.source == "leaves-3-seed4"
     assert noise.source == "noise-2-seed0"
-    assert len(Samples.leaves((1, 4, 4))) == 800
+    assert len(Samples.noise((1, 4, 4))) == 800
+    assert inspect.signature(Samples.leaves).parameters["count"].default == 800

@@ -125,7 +125,7 @@ class Data:
             it keeps A invertible for samples that lack some (grey or very smooth ones).
     """
 
-    exponent: float = 1.0
+    exponent: float = 0.9
     floor: float = 1e-4
 
     def fit(self, samples: Samples, device: torch.device) -> Basis:

@@ -1,9 +1,9 @@
 """Images that need no data: dead leaves and 1/f noise, with the statistics of natural images.
 
-Both have the amplitude spectrum of photographs, about 1/f (Field 1987), and their colour covariance.
-Dead leaves also have their edges and occlusion, which noise lacks. Networks pre-trained on such images
-learn features that carry over to real ones (Baradad et al. 2021, "Learning to see by looking at
-noise").
+Both have the colour covariance of photographs and a spectrum that falls as theirs does: the noise as
+1/f (Field 1987), the leaves a little faster. Leaves also have edges and occlusion, which noise
+lacks. Networks pre-trained on such images learn features that carry over to real ones (Baradad et
+al. 2021, "Learning to see by looking at noise").
 
 Every image has its own generator, seeded by ``(seed, index)``: image i is the same however many are made.
 """
@@ -31,8 +31,8 @@ COLOUR_FACTOR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09,
 SMALLEST, LARGEST = 1 / 32, 1.0
 """Least and greatest radius of a leaf, as a share of the longer side; the power law needs both.
 
-With these the magnitude spectrum falls as f^-1.4 at 64 px and f^-1.5 at 224 px, as that of ImageNet's
-photographs does at these sizes (-1.5 at both).
+With these the mean magnitude spectrum falls as f^-1.4 at 64 px and f^-1.5 at 224 px; that of 200
+ImageNet photographs, measured in the same way, as f^-1.5 at both.
 """
 
 REACH = 2.25

@@ -13,6 +13,9 @@ from .errors import AgnoscoError
 PAPER, INK, FAINT = "white", "black", "#555555"
 GAP = 8
 
+SMALL = 64
+"""Pictures of fewer pixels a side keep them square when they are blown up."""
+
 
 def to_picture(pixels: Tensor) -> Image.Image:
     """A tensor as a picture, the only door between the two.
@@ -42,9 +45,13 @@ def stretched(pattern: Tensor, *, tail: float = 0.01) -> Tensor:
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
-    """A picture blown up by a whole number until its longer side is about ``side``, pixels kept square."""
+    """A picture blown up by a whole number until its longer side is about ``side``.
+
+    Pixels of small pictures stay square, since each may be worth seeing (a trigger has 3×3); others are smoothed.
+    """
     factor = max(1, round(side / max(picture.size)))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    way = Image.Resampling.NEAREST if max(picture.size) < SMALL else Image.Resampling.BICUBIC
+    return picture.resize((picture.width * factor, picture.height * factor), way)
 
 
 def contact_sheet(

@@ -1,0 +1,142 @@
+"""The commands of ``agnosco``: options in, one call into the library, words out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__, demo, doctor, zoo
+from .console import Output
+from .errors import AgnoscoError
+from .jobs import Finished, seconds_per_map
+from .options import chosen_classes, chosen_config, chosen_samples, numbers
+from .store import Run, check_target
+
+
+class Commands(TyperGroup):
+    """The group of commands, with one way for everything that goes wrong."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command and exit."""
+        output = Output()
+        options |= {"prog_name": "agnosco", "standalone_mode": False, "obj": output}
+        sys.exit(output.run(lambda: self._called(*args, **options)))
+
+    def _called(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except typer.Abort as error:
+            raise KeyboardInterrupt from error
+        except Exception as error:
+            told = getattr(error, "format_message", None)  # what Typer raises for wrong usage
+            if told is None:
+                raise
+            command = getattr(getattr(error, "ctx", None), "command_path", "agnosco")
+            raise AgnoscoError(told().rstrip("."), f"see {command} --help") from error
+
+
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
+main = app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agnosco {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """See what an image classifier has learned to recognise as each of its classes."""
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
+
+
+@app.command("map")
+def map_(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=zoo.FORMS)],
+    classes: Annotated[
+        list[str] | None, typer.Argument(metavar="[CLASS]...", help="Indices or names; none for all.", show_default=False)
+    ] = None,
+    *,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors file; without it, the model's own weights.")] = None,
+    samples: Annotated[str, typer.Option(metavar="DIR|leaves|noise", help="Images to average over.")] = "leaves",
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the model's own otherwise.")] = None,
+    preset: Annotated[str, typer.Option(metavar="paper|quick|draft", help="The settings to begin with.")] = "quick",
+    coordinates: Annotated[str | None, typer.Option(metavar="pixel|data|spectral", help="Where steps are taken.")] = None,
+    views: Annotated[str | None, typer.Option(metavar="as-is|crops", help="How nudged images are seen.")] = None,
+    ball: Annotated[str | None, typer.Option(metavar="l2|sparse|auto", help="What bounds the map.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of Algorithm 1, in each cycle.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    radius: Annotated[float | None, typer.Option(help="L2 norm of the map at 3 x 224 x 224.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Maps of every class, with seeds from --seed on.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("agnosco-run"),
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the model expects subtracted.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that it expects divided out.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
+    features: Annotated[str | None, typer.Option(help="Submodule that the refinement looks at.")] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which runs that file.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the maps of some classes, or of all."""
+    output: Output = context.obj
+    output.quiet = quiet
+    check_target(out)
+    config = chosen_config(
+        preset, coordinates=coordinates, views=views, ball=ball, steps=steps, batch=batch, radius=radius
+    )
+    classifier = zoo.load(
+        model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
+        labels=labels, features=features, device=device, trust_code=trust_code,
+    )  # fmt: skip
+    wanted = chosen_classes(classifier, classes)
+    images = output.read(lambda progress: chosen_samples(samples, classifier.shape, progress=progress))
+    run = Run.create(out, classifier=classifier, samples=images, config=config, weights=weights)
+    if samples == "leaves":
+        output.say("Samples: dead leaves, which need no data. For images like those the model is for, give --samples DIR")
+    if not classes:
+        output.say("No class given, so all of them.")
+        output.say_how_long(seconds_per_map(classifier, images, config), len(wanted) * runs)
+    finished = output.make(run, classifier, images, wanted, seeds=range(seed, seed + runs))
+    if as_json:
+        output.result({"run": str(out), "maps": [_summary(run, one) for one in finished]})
+
+
+@app.command("demo")
+def demo_(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("agnosco-demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Train a small network on handwritten digits and picture its ten classes; needs no data and no network."""
+    output: Output = context.obj
+    output.quiet = quiet
+    demo.run(out, output)
+
+
+@app.command("doctor")
+def doctor_(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show versions, devices, and what is missing."""
+    found = doctor.examine()
+    context.obj.result(found if as_json else doctor.in_words(found))
+
+
+def _summary(run: Run, one: Finished) -> dict[str, Any]:
+    kept = {key: one.entry[key] for key in ("class", "index", "seed", "probability")}
+    picture = run.path.absolute() / one.entry["files"]["picture"]  # to be opened from any folder
+    return kept | {"seconds": round(one.seconds, 3), "picture": str(picture)}

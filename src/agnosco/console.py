@@ -1,0 +1,172 @@
+"""What a command says: data on stdout; progress, remarks, warnings and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from . import cycle
+from .classifier import Classifier
+from .errors import AgnoscoError, AgnoscoWarning
+from .jobs import Finished, run_maps
+from .samples import Samples
+from .store import SHEET, Run, one_line
+
+LONGEST = 2000
+"""Characters of a line; an error may hold a class name of a megabyte."""
+
+
+class Output:
+    """The one way in which commands speak.
+
+    Lines on stderr are never wrapped, so that an error is two lines on every terminal; text from
+    outside (class names, paths) loses its control characters.
+
+    Args:
+        quiet: Say no remarks and show no progress; warnings and errors stay.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    # -- lines ---------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """A remark."""
+        if not self.quiet:
+            self._line(text)
+
+    def say_how_long(self, each: float, count: int) -> None:
+        """What so many maps will take, at so many seconds each."""
+        self.say(
+            f"{count} maps of about {duration(each)}: {duration(each * count)} in all. Ctrl-C keeps those that are finished."
+        )
+
+    def result(self, data: Any) -> None:
+        """The command's result: text as it is, anything else as one JSON object."""
+        print(data if isinstance(data, str) else json.dumps(data, indent=1))
+
+    def error(self, error: AgnoscoError) -> None:
+        """What the user did wrong, in two lines."""
+        self._line(error.message, "Error: ", "bold red")
+        self._line(error.hint, "Hint: ", "bold")
+
+    @contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Inside, agnosco's own warnings are lines like the others; other libraries' stay as they are."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", AgnoscoWarning)
+            ordinary = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+                if issubclass(category, AgnoscoWarning):
+                    self._line(str(message), "Warning: ", "yellow")
+                else:
+                    ordinary(message, category, *place, **rest)
+
+            warnings.showwarning = show
+            yield
+
+    def run(self, command: Callable[[], Any]) -> int:
+        """Do something; what the user did wrong in it is said, and a bug keeps its traceback.
+
+        Returns:
+            The exit code.
+        """
+        try:
+            with self.warnings():
+                code = command()
+        except AgnoscoError as error:
+            self.error(error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            return 130
+        return code if isinstance(code, int) else 0
+
+    def _line(self, text: str, label: str = "", style: str = "") -> None:
+        self._stderr.print(Text.assemble((label, style), one_line(text, limit=LONGEST)))
+        sys.stderr.flush()
+
+    # -- progress ------------------------------------------------------------------------------
+
+    @contextmanager
+    def bar(self) -> Iterator[Callable[[str, str, int, int], None]]:
+        """A live line on a terminal; nothing elsewhere.
+
+        Yields:
+            What it is called with: a title, the state, how much is done, and of how much.
+        """
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+        )
+        hidden = self.quiet or not self._stderr.is_terminal
+        with Progress(*columns, console=self._stderr, transient=True, disable=hidden) as live:
+            task = live.add_task("", state="", total=None)
+
+            def show(title: str, state: str, done: int, total: int) -> None:
+                live.update(task, description=one_line(title, limit=40), state=state, completed=done, total=total)
+
+            yield show
+
+    def read(self, reading: Callable[[Callable[[int, int], None]], Samples]) -> Samples:
+        """Samples, read under a bar."""
+        with self.bar() as show:
+            return reading(lambda done, total: show("reading samples", f"{done}/{total}", done, total))
+
+    def make(
+        self, run: Run, classifier: Classifier, samples: Samples, classes: Sequence[int], *, seeds: Sequence[int] = (0,)
+    ) -> list[Finished]:
+        """Maps, made under a bar and with a line for each; finished ones are kept if it is interrupted."""
+        finished: list[Finished] = []
+        total = len(classes) * len(seeds)
+        try:
+            with self.bar() as show:
+
+                def on_step(step: cycle.Progress) -> None:
+                    done = len(finished) * step.total + step.done
+                    title = f"{classifier.labels[step.label]} ({len(finished) + 1}/{total})"
+                    show(title, _state(step), done, total * step.total)
+
+                for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step):
+                    finished.append(one)
+                    self.say(_told(one))
+        finally:
+            if run.entries:
+                run.write_contact_sheet()
+                made = f"{len(finished)}" if len(finished) == total else f"{len(finished)} of {total}"
+                self.say(f"Wrote {made} {'map' if total == 1 else 'maps'} to {run.path}. Look at {run.path / SHEET}")
+        return finished
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _state(step: cycle.Progress) -> str:
+    return f"step {step.done}/{step.total}  p {step.last.probability:.2f}  ‖ν‖ {step.last.norm:.1f}"
+
+
+def _told(one: Finished) -> str:
+    entry = one.entry
+    moves = "" if entry["nudge_success"] is None else f", moves {entry['nudge_success']:.0%} of held-out images to it"
+    return (
+        f"{entry['class']} ({entry['index']}), seed {entry['seed']}: "
+        f"the picture is given its class with p {entry['probability']:.2f}{moves}, {duration(one.seconds)}"
+    )

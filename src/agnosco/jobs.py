@@ -1,0 +1,70 @@
+"""The local runner: maps of several classes and seeds, judged on held-out images, into a run folder."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .classifier import Classifier
+from .cycle import Config, Progress, map_class, map_classes
+from .errors import AgnoscoWarning
+from .samples import Samples
+from .score import nudge_success
+from .store import Entry, Run, split
+
+TIMED = 3
+"""Steps of the measurement in :func:`seconds_per_map`; the first of them warms up."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A map that was made and stored.
+
+    Args:
+        entry: Its entry in the manifest.
+        seconds: What making and judging it took.
+    """
+
+    entry: Entry
+    seconds: float
+
+
+def run_maps(
+    run: Run,
+    classifier: Classifier,
+    samples: Samples,
+    classes: Sequence[int | str],
+    *,
+    seeds: Sequence[int] = (0,),
+    on_step: Callable[[Progress], None] | None = None,
+) -> Iterator[Finished]:
+    """Make maps and store each as soon as it is finished.
+
+    Args:
+        run: Where they go; its settings are used.
+        classifier: The network.
+        samples: All samples; see :func:`agnosco.store.split`.
+        classes: Indices or names.
+        seeds: One map of every class for each.
+        on_step: Called after every step.
+    """
+    kept, held_out = split(samples)
+    maps = map_classes(classifier, classes, kept, run.config, seeds=seeds, on_step=on_step)
+    begun = time.perf_counter()
+    for concept in maps:
+        success = nudge_success(classifier, concept.nu, concept.label, held_out)
+        entry = run.add(concept, nudge_success=success)
+        yield Finished(entry, time.perf_counter() - begun)
+        begun = time.perf_counter()
+
+
+def seconds_per_map(classifier: Classifier, samples: Samples, config: Config) -> float:
+    """About how long a map takes on this machine now: real steps, measured after a warm-up, times their number."""
+    short = Config(replace(config.mapper, steps=TIMED), refine=None, cycles=1)
+    moments: list[float] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AgnoscoWarning)  # what there is to say, the maps themselves will say
+        map_class(classifier, 0, samples, short, on_step=lambda _: moments.append(time.perf_counter()))
+    return config.steps * (moments[-1] - moments[0]) / (TIMED - 1)

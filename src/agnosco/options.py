@@ -1,0 +1,107 @@
+"""What is chosen on a command line, as the objects of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+from .ball import L2, AutoL2, Ball, Sparse
+from .classifier import Classifier
+from .coordinates import Coordinates, Data, Pixel, Spectral
+from .cycle import Config, preset
+from .decoding import default_cache
+from .errors import AgnoscoError
+from .samples import Samples, Shape
+from .views import AsIs, Crops, Views
+
+COORDINATES: dict[str, type[Coordinates]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
+VIEWS: dict[str, type[Views]] = {"as-is": AsIs, "crops": Crops}
+BALLS: dict[str, type[Ball]] = {"l2": L2, "sparse": Sparse, "auto": AutoL2}
+
+
+def chosen_config(
+    base: str,
+    *,
+    coordinates: str | None = None,
+    views: str | None = None,
+    ball: str | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    radius: float | None = None,
+) -> Config:
+    """A preset with single dials replaced; None leaves what the preset has.
+
+    Args:
+        base: Name of the preset.
+        coordinates, views, ball: Kind of each dial. One that the preset has already keeps the
+            preset's settings; another comes with its own defaults.
+        steps: K, of Algorithm 1 in every cycle.
+        batch: b.
+        radius: η at 3×224×224; the limit of a ball that grows.
+
+    Raises:
+        AgnoscoError: No such preset or dial, or a radius for a ball that has none.
+    """
+    config = preset(base)
+    mapper = config.mapper
+    changes: dict[str, Any] = {
+        "coordinates": _dial(COORDINATES, "coordinates", coordinates, mapper.coordinates),
+        "views": _dial(VIEWS, "views", views, mapper.views),
+        "ball": _with_radius(_dial(BALLS, "ball", ball, mapper.ball), radius),
+    }
+    changes |= {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
+    return replace(config, mapper=replace(mapper, **changes))
+
+
+def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> list[int]:
+    """Indices of the classes that are named, each once; of all if none is."""
+    return list(dict.fromkeys(classifier.index(label) for label in classes or range(classifier.classes)))
+
+
+def chosen_samples(source: str, shape: Shape, *, progress: Callable[[int, int], None] | None = None) -> Samples:
+    """Samples of a name: ``leaves`` or ``noise``, which need no data, or a folder of images.
+
+    Args:
+        source: The name; a folder that is called ``leaves`` is ``./leaves``.
+        shape: ``(C, H, W)`` of the samples.
+        progress: Called with the number of files read and their total.
+    """
+    if source == "leaves":
+        return Samples.leaves(shape)
+    if source == "noise":
+        return Samples.noise(shape)
+    return Samples.from_folder(source, shape, cache=default_cache(), progress=progress)
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """Numbers separated by commas, as in ``--mean 0.485,0.456,0.406``."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise AgnoscoError(f"{option} {text!r} is no list of numbers", f"write it as {option} 0.485,0.456,0.406") from error
+    if not all(isfinite(value) for value in values):
+        raise AgnoscoError(f"{option} {text!r} is not finite", f"write it as {option} 0.485,0.456,0.406")
+    return values
+
+
+def _dial(kinds: dict[str, type[Any]], name: str, wanted: str | None, current: Any) -> Any:
+    """A dial of the kind that is wanted: the current one, if it is of that kind."""
+    if wanted is None:
+        return current
+    if wanted not in kinds:
+        raise AgnoscoError(f"no {name} {wanted!r}", f"choose from {', '.join(kinds)}")
+    return current if type(current) is kinds[wanted] else kinds[wanted]()
+
+
+def _with_radius(ball: Ball, radius: float | None) -> Ball:
+    if radius is None:
+        return ball
+    if isinstance(ball, L2):
+        return replace(ball, radius=radius)
+    if isinstance(ball, AutoL2):
+        return replace(ball, start=min(ball.start, radius), limit=radius)
+    raise AgnoscoError(f"a {type(ball).__name__.lower()} ball has no radius", "leave --radius out, or choose --ball l2")

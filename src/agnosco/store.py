@@ -1,0 +1,418 @@
+"""A run folder: the maps of one classifier, and what is needed to make each of them again.
+
+    RUN/
+      manifest.json                          the settings, and one entry per map
+      contact-sheet.png                      every map, for people
+      maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace
+      pictures/0001-goldfish-s0.png          for people: stretched, small ones enlarged
+      pictures/0001-goldfish-s0-raw.png      what metrics see: Clip(½ − ν)
+
+The same run gives the same bytes on a CPU: no file holds a time, a date or a folder of this machine.
+Every file is written whole or not at all. A folder may come from somebody else: nothing in it is run,
+no path in it is followed, and every map is checked against its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from importlib import metadata
+from math import ceil, isfinite, sqrt
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .classifier import Classifier
+from .concept import ConceptMap
+from .cycle import Config, config_from_json, config_to_json, describe, map_class
+from .errors import AgnoscoError, AgnoscoWarning
+from .mapper import Step
+from .render import contact_sheet, enlarged
+from .samples import Samples
+
+MANIFEST = "manifest.json"
+SHEET = "contact-sheet.png"
+
+HELD_OUT = 0.2
+"""Share of the samples that no map is made with, and every map is judged by."""
+
+SPLIT_SEED = 0
+
+SIDE = 224
+"""Display pictures of smaller inputs are enlarged to about this many pixels."""
+
+SLUG, SHOWN = 40, 200
+"""Longest class name in a file's name, and in a line that is printed."""
+
+Entry = dict[str, Any]
+
+
+class Run:
+    """A run folder, made by :meth:`create` or :meth:`open`.
+
+    Args:
+        path: The folder.
+        settings: What all its maps have in common, as in the manifest.
+        entries: One for each of its maps, as in the manifest.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], entries: list[Entry]) -> None:
+        self.path = path
+        self.settings = settings
+        self._entries = {(entry["index"], entry["seed"]): entry for entry in entries}
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        classifier: Classifier,
+        samples: Samples,
+        config: Config,
+        command: str = "map",
+        weights: str | Path | None = None,
+    ) -> Run:
+        """A run about to be made; nothing is written before its first map.
+
+        A folder that holds a run with the same settings is continued: maps made again replace the old ones.
+
+        Args:
+            path: Where; a new or empty folder, or that of a run with the same settings.
+            classifier: Whose maps these are.
+            samples: All samples; maps are made with those that :func:`split` keeps.
+            config: Settings of every map.
+            command: What makes the run, without paths.
+            weights: The file of the classifier's weights; its base name is noted.
+
+        Raises:
+            AgnoscoError: The folder cannot be written, or holds something else.
+        """
+        path = Path(path)
+        check_target(path)
+        settings = _settings(classifier, samples, config, command, weights)
+        if not (path / MANIFEST).exists():
+            return cls(path, settings, [])
+        run = cls.open(path)
+        differing = [key for key in settings if run.settings.get(key) != settings[key]]
+        if differing:
+            raise AgnoscoError(
+                f"{str(path)!r} holds a run with other settings ({', '.join(differing)})",
+                "choose another folder with --out, or remove this one",
+            )
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A finished or interrupted run.
+
+        Raises:
+            AgnoscoError: There is none.
+        """
+        path = Path(path)
+        try:
+            data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            entries = data.pop("maps")
+            config_from_json(data["config"])
+            for entry in entries:
+                _stem(entry)
+            return cls(path, data, entries)
+        except FileNotFoundError as error:
+            raise AgnoscoError(f"{str(path)!r} is no run folder: it has no {MANIFEST}", "make one with agnosco map") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise AgnoscoError(f"{str(path / MANIFEST)!r} is no manifest of a run", "make the run again") from error
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The manifest's entry of every map, by index and seed."""
+        return [self._entries[key] for key in sorted(self._entries)]
+
+    @property
+    def config(self) -> Config:
+        """The settings of every map."""
+        return config_from_json(self.settings["config"])
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def add(self, concept: ConceptMap, *, nudge_success: float) -> Entry:
+        """Write a map, its pictures and the manifest.
+
+        Args:
+            concept: The map.
+            nudge_success: Share of held-out images that it moves to its class; NaN if there are none to move.
+
+        Returns:
+            Its entry in the manifest.
+        """
+        content = safetensors.torch.save(_tensors(concept))
+        entry: Entry = {
+            "index": concept.label,
+            "class": concept.name,
+            "seed": concept.seed,
+            "stages": list(concept.stages),
+            "probability": concept.probability,
+            "nudge_success": nudge_success if isfinite(nudge_success) else None,
+            "norm": torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
+        }
+        stem = _stem(entry)
+        entry["files"] = {
+            "map": f"maps/{stem}.safetensors",
+            "picture": f"pictures/{stem}.png",
+            "raw": f"pictures/{stem}-raw.png",
+        }
+        entry["sha256"] = hashlib.sha256(content).hexdigest()
+        if not (self.path / MANIFEST).exists():
+            self._write_manifest()  # first of all, so that an interrupted run is known as one
+        self.write(entry["files"]["map"], content)
+        self.write(entry["files"]["picture"], _png(enlarged(concept.display(), SIDE)))
+        self.write(entry["files"]["raw"], _png(concept.image()))
+        self._entries[concept.label, concept.seed] = entry
+        self._write_manifest()
+        return entry
+
+    def write_contact_sheet(self) -> Path:
+        """Write all maps in one picture, and say where it is."""
+        seeds = {entry["seed"] for entry in self.entries}
+        captions = [_caption(entry, several=len(seeds) > 1) for entry in self.entries]
+        model, samples = self.settings["model"], self.settings["samples"]
+        footer = (
+            f"{model['name']} at {model['shape'][2]} px. {describe(self.config)}. Samples: {samples['source']}, "
+            f"{samples['count']}. p: what the model gives the picture; moves: share of held-out images moved to the class."
+        )
+        sheet = contact_sheet(
+            [concept.display() for concept in self.maps()],
+            captions,
+            columns=max(5, ceil(sqrt(len(captions)))),
+            tile=SIDE,
+            footer=one_line(footer, limit=1000),
+        )
+        return self.write(SHEET, _png(sheet))
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write one file of the folder, whole or not at all.
+
+        Args:
+            name: Its path inside the folder.
+            content: All of it.
+
+        Raises:
+            AgnoscoError: The file cannot be written.
+        """
+        path = self.path / name
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        return path
+
+    def _write_manifest(self) -> None:
+        data = self.settings | {"maps": self.entries}
+        self.write(MANIFEST, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def maps(self) -> Iterator[ConceptMap]:
+        """Every map, by index and seed.
+
+        Raises:
+            AgnoscoError: The file of a map is missing or was altered.
+        """
+        return (self.map(entry["index"], entry["seed"]) for entry in self.entries)
+
+    def map(self, index: int, seed: int = 0) -> ConceptMap:
+        """The map of one class and seed, as it was made.
+
+        Raises:
+            AgnoscoError: The run has no such map, or its file is missing or was altered.
+        """
+        entry = self._entry(index, seed)
+        name = f"maps/{_stem(entry)}.safetensors"
+        try:
+            content = (self.path / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise ValueError("its digest is not that of the manifest")
+            return _concept(safetensors.torch.load(content), entry)
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise AgnoscoError(f"cannot read {name} of {str(self.path)!r}: {error}", "make this map again") from error
+
+    def _entry(self, index: int, seed: int) -> Entry:
+        if (index, seed) not in self._entries:
+            here = ", ".join(f"{index} seed {seed}" for index, seed in sorted(self._entries)[:6])
+            raise AgnoscoError(f"{str(self.path)!r} has no map of class {index}, seed {seed}", f"it has {here or 'none'}")
+        return self._entries[index, seed]
+
+
+def remake(path: str | Path, index: int, seed: int, classifier: Classifier, samples: Samples) -> ConceptMap:
+    """A map of a run, made again from its manifest: bit-identical on a CPU, with the versions noted there.
+
+    Args:
+        path: The run folder.
+        index: Class of the map.
+        seed: Its seed.
+        classifier: The run's classifier, loaded again.
+        samples: The run's samples, all of them, read again.
+
+    Raises:
+        AgnoscoError: The run has no such map, or was made with another classifier or other samples.
+    """
+    run = Run.open(path)
+    run._entry(index, seed)
+    made = run.settings
+    now = _settings(classifier, samples, run.config, made["command"], made["model"]["weights"])
+    for what in ("model", "samples"):
+        if (made[what]["fingerprint"], made[what]["shape"]) != (now[what]["fingerprint"], now[what]["shape"]):
+            raise AgnoscoError(
+                f"the run in {str(path)!r} was made with other {what}: {_identity(made[what])}, not {_identity(now[what])}",
+                "load what its manifest names, at the same size",
+            )
+    differing = [key for key in ("versions", "device", "threads") if made[key] != now[key]]
+    if differing:
+        told = "; ".join(f"{key} {made[key]}, now {now[key]}" for key in differing)
+        warnings.warn(f"the last bits of the map may differ ({told})", AgnoscoWarning, stacklevel=2)
+    kept, _ = samples.split(made["samples"]["held_out"], seed=made["samples"]["split_seed"])
+    return map_class(classifier, index, kept, run.config, seed=seed)
+
+
+def split(samples: Samples) -> tuple[Samples, Samples]:
+    """The samples that a run's maps are made with, and those that they are judged by."""
+    return samples.split(HELD_OUT, seed=SPLIT_SEED)
+
+
+def check_target(path: str | Path) -> None:
+    """Find out, before long work, whether a run can be written; leaves everything as it was.
+
+    Raises:
+        AgnoscoError: The path is a file, a folder with other things in it, or cannot be written.
+    """
+    path = Path(path)
+    try:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        if path.exists() and not path.is_dir():
+            raise AgnoscoError(f"{str(path)!r} is a file, not a folder", "choose another folder with --out")
+        if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+            raise AgnoscoError(f"{str(path)!r} holds other things than a run", "choose another folder with --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".agnosco-probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        finally:
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def one_line(text: str, *, limit: int = SHOWN) -> str:
+    """Untrusted text as one line without control characters, cut to a length."""
+    clean = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def slug(name: str) -> str:
+    """A class name as part of a file name: a-z, 0-9 and hyphens, at most 40 characters."""
+    ascii_name = unicodedata.normalize("NFKD", name[:1000]).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:SLUG].strip("-") or "class"
+
+
+def _settings(
+    classifier: Classifier, samples: Samples, config: Config, command: str, weights: str | Path | None
+) -> dict[str, Any]:
+    """All that decides the bits of a run's maps, but class and seed; as JSON gives it back."""
+    settings = {
+        "command": command,
+        "versions": {"agnosco": _version("agnosco"), "torch": torch.__version__, "torchvision": _version("torchvision")},
+        "device": str(classifier.device),
+        "threads": torch.get_num_threads(),
+        "model": {
+            "name": classifier.name,
+            "weights": Path(weights).name if weights else None,
+            "fingerprint": classifier.fingerprint,
+            "shape": classifier.shape,
+            "mean": classifier.mean,
+            "std": classifier.std,
+        },
+        "samples": {
+            "source": samples.source,
+            "count": len(samples),
+            "fingerprint": samples.fingerprint,
+            "shape": samples.shape,
+            "held_out": HELD_OUT,
+            "split_seed": SPLIT_SEED,
+        },
+        "config": config_to_json(config),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _identity(part: dict[str, Any]) -> str:
+    return f"{part.get('name') or part.get('source')} {part['shape']} ({part['fingerprint'][:8]})"
+
+
+def _stem(entry: Entry) -> str:
+    """The name that a map's files share; made from the entry, never read from it."""
+    return f"{entry['index']:04d}-{slug(entry['class'])}-s{entry['seed']:d}"
+
+
+def _caption(entry: Entry, *, several: bool) -> str:
+    name = one_line(entry["class"], limit=18) + (f" s{entry['seed']}" if several else "")
+    moves = "" if entry["nudge_success"] is None else f", moves {entry['nudge_success']:.0%}"
+    return f"{name}  p {entry['probability']:.2f}{moves}"
+
+
+def _tensors(concept: ConceptMap) -> dict[str, Tensor]:
+    """What a map's file holds; the last stage is ν itself."""
+    tensors = {"nu": concept.nu.contiguous()}
+    for name, nu in list(concept.stages.items())[:-1]:
+        tensors[f"stages/{name}"] = nu.contiguous()
+    for column in fields(Step):
+        values = [getattr(step, column.name) for step in concept.trace]
+        tensors[f"trace/{column.name}"] = torch.tensor(values, dtype=torch.float64)
+    return tensors
+
+
+def _concept(tensors: dict[str, Tensor], entry: Entry) -> ConceptMap:
+    nu = tensors["nu"]
+    *earlier, last = entry["stages"]
+    stages = {name: tensors[f"stages/{name}"] for name in earlier} | {last: nu}
+    columns = {column.name: tensors[f"trace/{column.name}"].tolist() for column in fields(Step)}
+    rows = zip(*columns.values(), strict=True)
+    trace = tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
+    return ConceptMap(nu, entry["index"], entry["class"], entry["seed"], entry["probability"], stages, trace)
+
+
+def _png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def _unwritable(path: Path, error: OSError) -> AgnoscoError:
+    reason = (error.strerror or str(error)).lower()
+    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", "choose another folder with --out")

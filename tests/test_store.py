@@ -1,0 +1,387 @@
+"""Run folders: what is in them, that it comes back, that it can be made again, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from agnosco import store
+from agnosco.ball import L2
+from agnosco.classifier import Classifier
+from agnosco.concept import ConceptMap
+from agnosco.cycle import Config, map_class
+from agnosco.errors import AgnoscoError, AgnoscoWarning
+from agnosco.mapper import MapperConfig, Step
+from agnosco.refine import RefineConfig
+from agnosco.samples import Samples
+from agnosco.store import Run, check_target, one_line, remake, slug
+
+SHAPE = (3, 12, 10)
+CONFIG = Config(MapperConfig(batch=4, steps=3, ball=L2(200.0)), RefineConfig(steps=2), cycles=2)
+STAGES = ["map 1", "refine 1", "map 2", "refine 2"]
+HOSTILE = "\x1b[31m../../etc/passwd\n" + "ü" * 100
+
+
+def classifier(seed: int = 0, labels: tuple[str, ...] = ("tench", "Goldfish, gold", HOSTILE)) -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 10 * 8, 3))
+    return Classifier(model, size=SHAPE[1:], labels=labels, mean=(0.5,) * 3, name="python:net.py:build")
+
+
+def samples(seed: int = 0) -> Samples:
+    generator = torch.Generator().manual_seed(seed)
+    return Samples(torch.randint(256, (20, *SHAPE), generator=generator).to(torch.uint8), source="photographs")
+
+
+def create(path: Path, **changes: Any) -> Run:
+    parts = {"classifier": classifier(), "samples": samples(), "config": CONFIG, "weights": "/somewhere/net.safetensors"}
+    return Run.create(path, **(parts | changes))
+
+
+def concept(index: int = 1, seed: int = 0) -> ConceptMap:
+    kept, _ = samples().split(0.2, seed=0)
+    return map_class(classifier(), index, kept, CONFIG, seed=seed)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run of two maps."""
+    run = create(tmp_path / "run")
+    run.add(concept(2, seed=7), nudge_success=0.25)
+    run.add(concept(1), nudge_success=float("nan"))
+    run.write_contact_sheet()
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=float)
+
+
+def manifest(run: Run) -> dict[str, Any]:
+    return json.loads((run.path / "manifest.json").read_text())
+
+
+# -- what is in it -----------------------------------------------------------------------------
+
+
+def test_folder_holds_the_files_and_no_others(run: Run) -> None:
+    stem, hostile = "0001-goldfish-gold-s0", "0002-31m-etc-passwd-" + "u" * 25 + "-s7"
+    assert set(files(run.path)) == {
+        "manifest.json",
+        "contact-sheet.png",
+        *(f"maps/{name}.safetensors" for name in (stem, hostile)),
+        *(f"pictures/{name}{kind}.png" for name in (stem, hostile) for kind in ("", "-raw")),
+    }
+
+
+def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
+    data = manifest(run)
+    assert data["model"] == {
+        "name": "python:net.py:build",
+        "weights": "net.safetensors",
+        "fingerprint": classifier().fingerprint,
+        "shape": [3, 12, 10],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [1.0, 1.0, 1.0],
+    }
+    assert data["samples"] == {
+        "source": "photographs",
+        "count": 20,
+        "fingerprint": samples().fingerprint,
+        "shape": [3, 12, 10],
+        "held_out": 0.2,
+        "split_seed": 0,
+    }
+    assert data["versions"]["torch"] == torch.__version__
+    assert (data["device"], data["threads"], data["command"]) == ("cpu", torch.get_num_threads(), "map")
+    assert data["config"]["refine"]["steps"] == 2
+    assert Run.open(run.path).config == CONFIG
+
+
+def test_entry_describes_its_map(run: Run) -> None:
+    first, second = manifest(run)["maps"]  # by index, whatever the order they were made in
+    made = concept(1)
+    assert (first["index"], first["class"], first["seed"], first["stages"]) == (1, "Goldfish, gold", 0, STAGES)
+    assert first["nudge_success"] is None  # JSON has no NaN
+    assert first["probability"] == made.probability
+    assert first["norm"] == pytest.approx(np.linalg.norm(made.nu.double().numpy()), rel=1e-12)
+    assert first["sha256"] == hashlib.sha256((run.path / first["files"]["map"]).read_bytes()).hexdigest()
+    assert (second["index"], second["class"], second["seed"], second["nudge_success"]) == (2, HOSTILE, 7, 0.25)
+
+
+def test_map_file_holds_nu_stages_and_trace(run: Run) -> None:
+    tensors = load_file(run.path / "maps/0001-goldfish-gold-s0.safetensors")
+    made = concept(1)
+    columns = {f"trace/{name}" for name in ("step", "probability", "success", "norm", "direction")}
+    assert set(tensors) == {"nu", "stages/map 1", "stages/refine 1", "stages/map 2", *columns}
+    assert torch.equal(tensors["nu"], made.nu)
+    assert tensors["trace/step"].tolist() == [1, 2, 3, 1, 2, 1, 2, 3, 1, 2]
+    assert tensors["trace/norm"].tolist() == [step.norm for step in made.trace]
+
+
+def test_pictures_are_the_raw_one_and_the_one_for_people(run: Run) -> None:
+    raw = picture(run.path / "pictures/0001-goldfish-gold-s0-raw.png")
+    expected = np.rint(255 * np.clip(0.5 - concept(1).nu.numpy(), 0, 1)).transpose(1, 2, 0)
+    assert np.abs(raw - expected).max() <= 1  # float32 and float64 may round a half differently
+    assert picture(run.path / "pictures/0001-goldfish-gold-s0.png").shape == (228, 190, 3)  # 19 times 12 by 10
+
+
+def test_maps_come_back_as_they_were_made(run: Run) -> None:
+    again, _ = Run.open(run.path).maps()
+    made = concept(1)
+    assert torch.equal(again.nu, made.nu)
+    assert list(again.stages) == STAGES
+    assert all(torch.equal(again.stages[name], made.stages[name]) for name in STAGES)
+    assert again.trace == made.trace
+    assert all(isinstance(step.direction, int) for step in again.trace)
+    assert (again.label, again.name, again.seed, again.probability) == (1, "Goldfish, gold", 0, made.probability)
+
+
+# -- the same again ----------------------------------------------------------------------------
+
+
+def test_same_run_gives_the_same_bytes_and_names_no_folder(run: Run, tmp_path: Path) -> None:
+    other = create(tmp_path / "elsewhere" / "other")
+    for index, seed, success in ((1, 0, float("nan")), (2, 7, 0.25)):  # in the other order
+        other.add(concept(index, seed=seed), nudge_success=success)
+    other.write_contact_sheet()
+    assert files(other.path) == files(run.path)
+    for name, content in files(run.path).items():
+        assert str(tmp_path).encode() not in content, name
+        assert b"somewhere" not in content, name
+
+
+def test_run_is_continued_map_by_map(run: Run) -> None:
+    before = files(run.path)
+    again = create(run.path)
+    again.add(concept(1), nudge_success=float("nan"))
+    assert files(run.path) == before
+    again.add(concept(0), nudge_success=1.0)
+    assert [entry["index"] for entry in manifest(run)["maps"]] == [0, 1, 2]
+
+
+def test_manifest_is_whole_after_every_map(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    assert not run.path.exists()
+    for count in (1, 2):
+        run.add(concept(count), nudge_success=0.5)
+        assert [entry["index"] for entry in manifest(run)["maps"]] == [1, 2][:count]
+
+
+def test_remake_gives_the_same_bits(run: Run) -> None:
+    again = remake(run.path, 2, 7, classifier(), samples())
+    stored = Run.open(run.path).map(2, 7)
+    assert torch.equal(again.nu, stored.nu)
+    assert again.trace == stored.trace
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classifier": classifier(seed=1)}, "other model: python:net.py:build"),
+        ({"samples": samples(seed=1)}, "other samples: photographs"),
+        ({"index": 0}, "has no map of class 0, seed 7"),
+        ({"seed": 8}, "has no map of class 2, seed 8"),
+    ],
+)
+def test_remake_refuses_what_would_give_another_map(run: Run, changes: dict[str, Any], message: str) -> None:
+    parts = {"index": 2, "seed": 7, "classifier": classifier(), "samples": samples()} | changes
+    with pytest.raises(AgnoscoError, match=message):
+        remake(run.path, **parts)
+
+
+def test_remake_refuses_another_size(run: Run) -> None:
+    smaller = Classifier(nn.Sequential(nn.AdaptiveAvgPool2d((12, 10)), classifier().model), size=8, mean=(0.5,) * 3)
+    with pytest.raises(AgnoscoError, match="other model"):
+        remake(run.path, 2, 7, smaller, Samples(samples().images[..., :8, :8], source="photographs"))
+
+
+def test_remake_warns_when_bits_may_differ(run: Run) -> None:
+    data = manifest(run)
+    data["versions"]["torch"] = "1.0"
+    (run.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.warns(AgnoscoWarning, match=r"last bits .* may differ .*'torch': '1\.0'"):
+        remake(run.path, 2, 7, classifier(), samples())
+
+
+# -- where it may be written -------------------------------------------------------------------
+
+
+def test_folder_with_other_things_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(AgnoscoError, match="holds other things than a run"):
+        create(tmp_path)
+    assert files(tmp_path) == {"letter.txt": b"dear"}
+
+
+def test_file_in_the_way_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("dear")
+    with pytest.raises(AgnoscoError, match="is a file"):
+        create(tmp_path / "run")
+    assert files(tmp_path) == {"run": b"dear"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"config": replace(CONFIG, cycles=1)}, "config"),
+        ({"samples": samples(seed=1)}, "samples"),
+        ({"classifier": classifier(seed=1)}, "model"),
+        ({"command": "demo"}, "command"),
+    ],
+)
+def test_run_with_other_settings_is_not_touched(run: Run, changes: dict[str, Any], differing: str) -> None:
+    before = files(run.path)
+    with pytest.raises(AgnoscoError, match=rf"other settings \({differing}\)") as caught:
+        create(run.path, **changes)
+    assert "--out" in caught.value.hint
+    assert files(run.path) == before
+
+
+@pytest.mark.parametrize("place", ["file/run", "file/deeper/run"])
+def test_folder_below_a_file_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(AgnoscoError, match=r"cannot write .*: not a directory"):
+        check_target(tmp_path / place)
+    assert files(tmp_path) == {"file": b"dear"}
+
+
+def test_folder_that_takes_no_files_is_found_out_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_path: Path, _content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(AgnoscoError, match=r"cannot write .*: no space left on device"):
+        check_target(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_looking_leaves_nothing(tmp_path: Path) -> None:
+    check_target(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_is_written_whole_or_not_at_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(run.path)
+
+    def failing(_source: object, _target: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(AgnoscoError, match="input/output error"):
+        run.write("manifest.json", b"half")
+    assert files(run.path) == before
+
+
+# -- folders from somebody else ----------------------------------------------------------------
+
+
+def test_altered_map_is_refused(run: Run) -> None:
+    path = run.path / "maps/0001-goldfish-gold-s0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AgnoscoError, match="its digest is not that of the manifest"):
+        Run.open(run.path).map(1)
+
+
+def test_missing_map_is_refused(run: Run) -> None:
+    shutil.rmtree(run.path / "maps")
+    with pytest.raises(AgnoscoError, match=r"cannot read maps/0001"):
+        Run.open(run.path).map(1)
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match=r"it has no manifest\.json"):
+        Run.open(tmp_path / "nothing")
+
+
+CONFIG_JSON = json.dumps(store.config_to_json(CONFIG))
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    "7",
+    '{"maps": []}',
+    '{"maps": 7, "config": {}}',
+    "[" * 100_000,
+    "\xff",
+    f'{{"maps": [7], "config": {CONFIG_JSON}}}',
+    *(
+        f'{{"maps": [{json.dumps({"index": 1, "class": "a", "seed": 0} | wrong)}], "config": {CONFIG_JSON}}}'
+        for wrong in ({"index": "1/../../x"}, {"index": None}, {"class": 7}, {"seed": "0"}, {"seed": 0.5})
+    ),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:40])
+def test_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text, encoding="latin1")
+    with pytest.raises(AgnoscoError):
+        Run.open(tmp_path)
+
+
+def test_paths_in_a_manifest_are_not_followed(run: Run, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere.safetensors"
+    shutil.move(run.path / "maps/0001-goldfish-gold-s0.safetensors", moved)
+    data = manifest(run)
+    data["maps"][0]["files"]["map"] = "../elsewhere.safetensors"
+    (run.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(AgnoscoError, match=r"cannot read maps/0001"):
+        Run.open(run.path).map(1)
+
+
+# -- names from outside ------------------------------------------------------------------------
+
+
+@given(st.text(max_size=60))
+def test_slug_is_safe_in_a_file_name(name: str) -> None:
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", slug(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("goldfish", "goldfish"), ("Café  au-lait", "cafe-au-lait"), ("../../x", "x"), ("犬", "class"), ("a" * 10**6, "a" * 40)],
+)
+def test_slug(name: str, expected: str) -> None:
+    assert slug(name) == expected
+
+
+@given(st.text(max_size=80))
+def test_one_line_is_one_printable_line(text: str) -> None:
+    line = one_line(text, limit=50)
+    assert len(line) <= 50
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("two\nlines", "two lines"), ("\x1b[31mred\x07", "[31mred"), ("right\u202eleft", "rightleft"), ("naïve café", "naïve café")],
+)
+def test_one_line(text: str, expected: str) -> None:
+    assert one_line(text) == expected
+
+
+def test_step_columns_cover_a_step() -> None:
+    assert len(astuple(Step(1, 0.5, 0.5, 1.0, 1))) == 5
