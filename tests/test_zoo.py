@@ -6,7 +6,7 @@ import json
 import pickle
 import sys
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from agnosco.classifier import Classifier
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "size": 64}
+AS_IT_IS: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "size": 64}
 ARCHITECTURES = Path(__file__).resolve().parent.parent.parent / "shared" / "tools" / "cifar_archs.py"
 
 FACTORIES = """
@@ -97,6 +97,27 @@ def fails(message: str, hint: str, *args: Any, **options: Any) -> AgnoscoError:
     return caught.value
 
 
+def awake(model: nn.Module, size: int) -> nn.Module:
+    """The model with batch statistics of random images; without, deep random networks answer the same to all images."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the statistics are then those of this one batch
+    with torch.no_grad():
+        model.train()(torch.rand(8, 3, size, size))
+    return model.eval()
+
+
+def agree(classifier: Classifier, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Asserts that a classifier answers as a model does to images normalised here, and not always the same."""
+    pixels = torch.rand(2, *classifier.shape, generator=torch.Generator().manual_seed(1))
+    pixels[1] *= torch.tensor([0.9, 0.3, 0.1]).view(-1, 1, 1)
+    centre, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    with torch.no_grad():
+        expected = model((pixels - centre) / scale)
+    assert (expected[0] - expected[1]).abs().max() > 0.01
+    torch.testing.assert_close(classifier(pixels), expected, rtol=1e-3, atol=1e-3)
+
+
 def pixels_of(path: Path) -> Tensor:
     return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
 
@@ -110,10 +131,7 @@ def test_torchvision_weights_from_a_file(squeezenet: nn.Module, squeezenet_file:
     assert (classifier.shape, classifier.classes) == ((3, 224, 224), 1000)
     assert (classifier.mean, classifier.std) == tuple(IMAGENET.values())
     assert [classifier.labels[i] for i in (0, 1, 483, 999)] == ["tench", "goldfish", "castle", "toilet tissue"]
-    pixels = torch.rand(2, 3, 224, 224)
-    mean, std = (torch.tensor(IMAGENET[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    with torch.no_grad():
-        torch.testing.assert_close(classifier(pixels), squeezenet((pixels - mean) / std))
+    agree(classifier, squeezenet, **IMAGENET)
 
 
 def test_loaded_model_is_ours(squeezenet_file: Path) -> None:
@@ -137,12 +155,10 @@ def test_weights_do_not_change_with_their_file(squeezenet: nn.Module, tmp_path: 
 @pytest.mark.parametrize("name", ["mnasnet0_5", "regnet_y_400mf", "shufflenet_v2_x0_5", "swin_t"])
 def test_fine_tuned_head_of_other_classes(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = models.get_model(name, weights=None, num_classes=7).eval()
+    model = awake(models.get_model(name, weights=None, num_classes=7), 64)
     classifier = zoo.load(f"torchvision:{name}", weights=saved(model, tmp_path / "w.safetensors"), **AS_IT_IS)
     assert classifier.labels == tuple("0123456")
-    pixels = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(classifier(pixels), model(pixels))
+    agree(classifier, model, AS_IT_IS["mean"], AS_IT_IS["std"])
 
 
 def test_preprocessing_of_a_fine_tuned_network_is_assumed_aloud(tmp_path: Path) -> None:
@@ -156,13 +172,10 @@ def test_preprocessing_of_a_fine_tuned_network_is_assumed_aloud(tmp_path: Path) 
 
 def test_googlenet_is_built_as_torchvision_builds_it_for_its_own_weights(tmp_path: Path) -> None:
     """Its own weights come without auxiliary heads, and expect inputs normalised to 0.5 by the model."""
+    torch.manual_seed(0)
     model = models.googlenet(weights=None, init_weights=False, aux_logits=False, num_classes=7, transform_input=True)
-    path = saved(model.eval(), tmp_path / "w.safetensors")
-    pixels = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(pixels)
-    classifier = zoo.load("torchvision:googlenet", weights=path, **AS_IT_IS)
-    torch.testing.assert_close(classifier(pixels), expected)
+    path = saved(awake(model, 64), tmp_path / "w.safetensors")
+    agree(zoo.load("torchvision:googlenet", weights=path, **AS_IT_IS), model, AS_IT_IS["mean"], AS_IT_IS["std"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -317,27 +330,23 @@ def test_timm_weights_from_a_file(name: str, mean: tuple[float, ...], std: tuple
     """timm's own small models, trained on ImageNet at 160 px."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = awake(timm.create_model(name), 160)
     classifier = zoo.load(f"timm:{name}", weights=saved(model, tmp_path / "w.safetensors"))
     assert (classifier.name, classifier.shape) == (f"timm:{name}", (3, 160, 160))
     assert (classifier.mean, classifier.std) == (mean, std)
     assert (classifier.classes, classifier.labels[1]) == (1000, "goldfish")
     assert classifier.activations(torch.rand(1, 3, 160, 160)).shape[2:] in [(5, 5), (10, 10)]
-    pixels = torch.rand(1, 3, 160, 160)
-    centre, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    with torch.no_grad():
-        torch.testing.assert_close(classifier(pixels), model((pixels - centre) / scale))
+    agree(classifier, model, mean, std)
 
 
 def test_timm_fine_tuned_head(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    model = timm.create_model("test_resnet", num_classes=5).eval()
+    torch.manual_seed(0)
+    model = awake(timm.create_model("test_resnet", num_classes=5), 64)
     path = saved(model, tmp_path / "w.safetensors")
     with pytest.warns(AgnoscoWarning, match="160"):
         assert zoo.load("timm:test_resnet", weights=path).labels == tuple("01234")
-    pixels = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(zoo.load("timm:test_resnet", weights=path, **AS_IT_IS)(pixels), model(pixels))
+    agree(zoo.load("timm:test_resnet", weights=path, **AS_IT_IS), model, AS_IT_IS["mean"], AS_IT_IS["std"])
 
 
 @pytest.mark.parametrize(

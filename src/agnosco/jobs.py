@@ -11,7 +11,7 @@ from .classifier import Classifier
 from .cycle import Config, Progress, map_class, map_classes
 from .errors import AgnoscoWarning
 from .samples import Samples
-from .score import nudge_success
+from .score import nudge_success, predictions
 from .store import Entry, Run, split
 
 TIMED = 3
@@ -52,9 +52,10 @@ def run_maps(
     """
     kept, held_out = split(samples)
     maps = map_classes(classifier, classes, kept, run.config, seeds=seeds, on_step=on_step)
+    before = predictions(classifier, held_out)
     begun = time.perf_counter()
     for concept in maps:
-        success = nudge_success(classifier, concept.nu, concept.label, held_out)
+        success = nudge_success(classifier, concept.nu, concept.label, held_out, before=before)
         entry = run.add(concept, nudge_success=success)
         yield Finished(entry, time.perf_counter() - begun)
         begun = time.perf_counter()

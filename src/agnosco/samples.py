@@ -187,15 +187,19 @@ class Samples:
             held_out: Share of the images that go into the second set, in (0, 1).
             seed: Which ones.
         """
-        count = round(held_out * len(self))
-        if not 0 < count < len(self):
-            raise AgnoscoError(f"{len(self)} samples cannot be split at {held_out}", "give more images")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        held, kept = order[:count].sort().values, order[count:].sort().values
+        kept, held = self.split_indices(held_out, seed=seed)
         return (
             Samples(self.images[kept], source=self.source, skipped=self.skipped),
             Samples(self.images[held], source=self.source),
         )
+
+    def split_indices(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Which images :meth:`split` puts into each of its two sets, in order."""
+        count = round(held_out * len(self))
+        if not 0 < count < len(self):
+            raise AgnoscoError(f"{len(self)} samples cannot be split at {held_out}", "give more images")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return order[count:].sort().values, order[:count].sort().values
 
     @property
     def fingerprint(self) -> str:

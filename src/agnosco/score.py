@@ -68,7 +68,15 @@ def m_score(conditional: Tensor) -> float:
     return (divergence.sum(1).mean().exp() / conditional.shape[1]).item()
 
 
-def nudge_success(classifier: Classifier, nu: Tensor, label: int, images: Samples) -> float:
+def predictions(classifier: Classifier, images: Samples) -> Tensor:
+    """The class that a network gives each image, ``(N,)`` on the CPU."""
+    parts = [classifier.probabilities(part.to(classifier.device)).argmax(1).cpu() for part in images.batches(64)]
+    return torch.cat(parts)
+
+
+def nudge_success(
+    classifier: Classifier, nu: Tensor, label: int, images: Samples, *, before: Tensor | None = None
+) -> float:
     """Share of images, of those not yet given the class, that Clip(I − ν) moves to it.
 
     Args:
@@ -76,15 +84,15 @@ def nudge_success(classifier: Classifier, nu: Tensor, label: int, images: Sample
         nu: A map, ``(C, H, W)``.
         label: Its class.
         images: Held-out samples, not those that the map was made with.
+        before: Their :func:`predictions`, where they are known already.
 
     Returns:
         A share in [0, 1]; NaN if every image has the class already.
     """
-    moved = others = 0
-    for part in images.batches(64):
-        part = part.to(classifier.device)
-        other = classifier.probabilities(part).argmax(1) != label
-        now = classifier.probabilities(nudged(part, nu.to(classifier.device))).argmax(1) == label
-        moved += (now & other).sum().item()
-        others += other.sum().item()
-    return moved / others if others else float("nan")
+    before = predictions(classifier, images) if before is None else before
+    nu = nu.to(classifier.device)
+    moved = [
+        classifier.probabilities(nudged(part.to(classifier.device), nu)).argmax(1).cpu() == label
+        for part in images.batches(64)
+    ]
+    return torch.cat(moved)[before != label].double().mean().item()
