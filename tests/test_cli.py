@@ -187,7 +187,11 @@ def test_normalisation_and_weights_are_used_and_noted() -> None:
     mapped("1", "--mean", "0.1,0.2,0.3", "--std", "1,2,4", "--weights", "double.safetensors")
     model = manifest()["model"]
     assert (model["mean"], model["std"]) == ([0.1, 0.2, 0.3], [1.0, 2.0, 4.0])
-    assert (model["name"], model["weights"], model["shape"]) == ("python:net.py:build", "double.safetensors", [3, 16, 16])
+    assert (model["name"], model["weights"], model["shape"]) == (
+        "python:net.py:build",
+        "double.safetensors",
+        [3, 16, 16],
+    )
     network = space["build"]()
     network.load_state_dict(weights)
     expected = Classifier(network, size=16, mean=(0.1, 0.2, 0.3), std=(1, 2, 4))
@@ -271,7 +275,10 @@ def truncated(folder: Path) -> None:
     ("fill", "told"),
     [
         (lambda folder: None, "'odd' is empty"),
-        (lambda folder: [(folder / f"{i}.txt").write_text("words") for i in range(3)], "no readable image in 'odd': '0.txt'"),
+        (
+            lambda folder: [(folder / f"{i}.txt").write_text("words") for i in range(3)],
+            "no readable image in 'odd': '0.txt'",
+        ),
         (truncated, "'half.jpg' (truncated)"),
     ],
     ids=["empty", "text", "truncated"],
@@ -294,7 +301,11 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["1", "--views", "all"], "no views 'all'", "as-is, crops"),
         (["1", "--ball", "l1"], "no ball 'l1'", "l2, sparse, auto"),
         (["1", "--ball", "sparse", "--radius", "3"], "a sparse ball has no radius", "--ball l2"),
-        (["1", "--ball", "sparse", "--coordinates", "data"], "a sparse ball needs pixel coordinates", "--coordinates pixel"),
+        (
+            ["1", "--ball", "sparse", "--coordinates", "data"],
+            "a sparse ball needs pixel coordinates",
+            "--coordinates pixel",
+        ),
         (["1", "--radius", "-1"], "radius of -1", "positive"),
         (["1", "--mean", "a,b"], "--mean 'a,b' is no list of numbers", "--mean 0.485,0.456,0.406"),
         (["1", "--std", "1,nan,1"], "is not finite", "--std 0.485"),
@@ -341,7 +352,9 @@ def test_code_is_not_run_without_trust(folder: Path) -> None:
     assert not Path("canary").exists()
 
 
-def test_output_that_cannot_be_written_is_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_cannot_be_written_is_refused_before_any_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     (folder / "taken").write_text("dear")
     for out in ("taken", "taken/run"):
@@ -517,4 +530,3 @@ def test_real_network_maps_real_classes(assets: Path) -> None:
     maps = json.loads(result.stdout)["maps"]
     assert [(one["class"], one["index"]) for one in maps] == [("goldfish", 1), ("castle", 483)]
     assert all(one["probability"] >= 0.9 for one in maps)
-

@@ -50,7 +50,7 @@ def samples(seed: int = 0) -> Samples:
 
 
 def create(path: Path, **changes: Any) -> Run:
-    parts = {"classifier": classifier(), "samples": samples(), "config": CONFIG, "weights": "/somewhere/net.safetensors"}
+    parts = {"classifier": classifier(), "samples": samples(), "config": CONFIG, "weights": "/somewhere/w.safetensors"}
     return Run.create(path, **(parts | changes))
 
 
@@ -99,7 +99,7 @@ def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
     data = manifest(run)
     assert data["model"] == {
         "name": "python:net.py:build",
-        "weights": "net.safetensors",
+        "weights": "w.safetensors",
         "fingerprint": classifier().fingerprint,
         "shape": [3, 12, 10],
         "mean": [0.5, 0.5, 0.5],
@@ -362,7 +362,13 @@ def test_slug_is_safe_in_a_file_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("goldfish", "goldfish"), ("Café  au-lait", "cafe-au-lait"), ("../../x", "x"), ("犬", "class"), ("a" * 10**6, "a" * 40)],
+    [
+        ("goldfish", "goldfish"),
+        ("Café  au-lait", "cafe-au-lait"),
+        ("../../x", "x"),
+        ("犬", "class"),
+        ("a" * 10**6, "a" * 40),
+    ],
 )
 def test_slug(name: str, expected: str) -> None:
     assert slug(name) == expected
@@ -377,7 +383,12 @@ def test_one_line_is_one_printable_line(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("two\nlines", "two lines"), ("\x1b[31mred\x07", "[31mred"), ("right\u202eleft", "rightleft"), ("naïve café", "naïve café")],
+    [
+        ("two\nlines", "two lines"),
+        ("\x1b[31mred\x07", "[31mred"),
+        ("right\u202eleft", "rightleft"),
+        ("naïve café", "naïve café"),
+    ],
 )
 def test_one_line(text: str, expected: str) -> None:
     assert one_line(text) == expected

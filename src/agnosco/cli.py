@@ -67,14 +67,14 @@ def map_(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=zoo.FORMS)],
     classes: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLASS]...", help="Indices or names; none for all.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[CLASS]...", help="Indices or names; none: all.", show_default=False)
     ] = None,
     *,
     weights: Annotated[Path | None, typer.Option(help="Safetensors file; without it, the model's own weights.")] = None,
     samples: Annotated[str, typer.Option(metavar="DIR|leaves|noise", help="Images to average over.")] = "leaves",
-    size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the model's own otherwise.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width; the model's own otherwise.")] = None,
     preset: Annotated[str, typer.Option(metavar="paper|quick|draft", help="The settings to begin with.")] = "quick",
-    coordinates: Annotated[str | None, typer.Option(metavar="pixel|data|spectral", help="Where steps are taken.")] = None,
+    coordinates: Annotated[str | None, typer.Option(metavar="pixel|data|spectral", help="Where steps live.")] = None,
     views: Annotated[str | None, typer.Option(metavar="as-is|crops", help="How nudged images are seen.")] = None,
     ball: Annotated[str | None, typer.Option(metavar="l2|sparse|auto", help="What bounds the map.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of Algorithm 1, in each cycle.")] = None,
@@ -89,7 +89,7 @@ def map_(
     labels: Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
     features: Annotated[str | None, typer.Option(help="Submodule that the refinement looks at.")] = None,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which runs that file.")] = False,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -108,7 +108,7 @@ def map_(
     images = output.read(lambda progress: chosen_samples(samples, classifier.shape, progress=progress))
     run = Run.create(out, classifier=classifier, samples=images, config=config, weights=weights)
     if samples == "leaves":
-        output.say("Samples: dead leaves, which need no data. For images like those the model is for, give --samples DIR")
+        output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
     if not classes:
         output.say("No class given, so all of them.")
         output.say_how_long(seconds_per_map(classifier, images, config), len(wanted) * runs)

@@ -47,9 +47,7 @@ class Output:
 
     def say_how_long(self, each: float, count: int) -> None:
         """What so many maps will take, at so many seconds each."""
-        self.say(
-            f"{count} maps of about {duration(each)}: {duration(each * count)} in all. Ctrl-C keeps those that are finished."
-        )
+        self.say(f"{count} maps of about {duration(each)}: {duration(each * count)} in all. Ctrl-C keeps finished ones")
 
     def result(self, data: Any) -> None:
         """The command's result: text as it is, anything else as one JSON object."""

@@ -82,7 +82,9 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise AgnoscoError(f"{option} {text!r} is no list of numbers", f"write it as {option} 0.485,0.456,0.406") from error
+        raise AgnoscoError(
+            f"{option} {text!r} is no list of numbers", f"write it as {option} 0.485,0.456,0.406"
+        ) from error
     if not all(isfinite(value) for value in values):
         raise AgnoscoError(f"{option} {text!r} is not finite", f"write it as {option} 0.485,0.456,0.406")
     return values

@@ -130,7 +130,9 @@ class Run:
                 _stem(entry)
             return cls(path, data, entries)
         except FileNotFoundError as error:
-            raise AgnoscoError(f"{str(path)!r} is no run folder: it has no {MANIFEST}", "make one with agnosco map") from error
+            raise AgnoscoError(
+                f"{str(path)!r} is no run folder: it has no {MANIFEST}", "make one with agnosco map"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AgnoscoError(f"{str(path / MANIFEST)!r} is no manifest of a run", "make the run again") from error
 
@@ -189,7 +191,8 @@ class Run:
         model, samples = self.settings["model"], self.settings["samples"]
         footer = (
             f"{model['name']} at {model['shape'][2]} px. {describe(self.config)}. Samples: {samples['source']}, "
-            f"{samples['count']}. p: what the model gives the picture; moves: share of held-out images moved to the class."
+            f"{samples['count']}. p: what the model gives the picture; moves: share of held-out images that the map "
+            "moves to its class."
         )
         sheet = contact_sheet(
             [concept.display() for concept in self.maps()],
@@ -256,7 +259,9 @@ class Run:
     def _entry(self, index: int, seed: int) -> Entry:
         if (index, seed) not in self._entries:
             here = ", ".join(f"{index} seed {seed}" for index, seed in sorted(self._entries)[:6])
-            raise AgnoscoError(f"{str(self.path)!r} has no map of class {index}, seed {seed}", f"it has {here or 'none'}")
+            raise AgnoscoError(
+                f"{str(self.path)!r} has no map of class {index}, seed {seed}", f"it has {here or 'none'}"
+            )
         return self._entries[index, seed]
 
 
@@ -280,7 +285,7 @@ def remake(path: str | Path, index: int, seed: int, classifier: Classifier, samp
     for what in ("model", "samples"):
         if (made[what]["fingerprint"], made[what]["shape"]) != (now[what]["fingerprint"], now[what]["shape"]):
             raise AgnoscoError(
-                f"the run in {str(path)!r} was made with other {what}: {_identity(made[what])}, not {_identity(now[what])}",
+                f"{str(path)!r} was made with other {what}: {_identity(made[what])}, not {_identity(now[what])}",
                 "load what its manifest names, at the same size",
             )
     differing = [key for key in ("versions", "device", "threads") if made[key] != now[key]]
@@ -340,7 +345,11 @@ def _settings(
     """All that decides the bits of a run's maps, but class and seed; as JSON gives it back."""
     settings = {
         "command": command,
-        "versions": {"agnosco": _version("agnosco"), "torch": torch.__version__, "torchvision": _version("torchvision")},
+        "versions": {
+            "agnosco": _version("agnosco"),
+            "torch": torch.__version__,
+            "torchvision": _version("torchvision"),
+        },
         "device": str(classifier.device),
         "threads": torch.get_num_threads(),
         "model": {
