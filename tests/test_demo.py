@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from agnosco.store import Run
 def test_digits_are_scikit_learns_in_a_black_frame() -> None:
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     samples, labels = demo.digits()
     assert samples.shape == demo.SHAPE
     assert labels.tolist() == data["target"].tolist()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -102,7 +103,7 @@ def digits() -> tuple[Samples, Tensor]:
         raise AgnoscoError(
             "the demo's digits come with scikit-learn, which is missing", "pip install agnosco[demo]"
         ) from error
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.from_numpy(np.asarray(data["images"])).float()[:, None] / 16
     large = F.interpolate(images, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False)
     framed = F.pad(large, [(SIDE - DIGIT) // 2] * 4)
