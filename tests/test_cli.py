@@ -420,7 +420,7 @@ def test_vanishing_gradients_are_one_warning() -> None:
 def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def judged(_classifier: Classifier, _nu: Tensor, label: int, _images: Samples) -> float:
+    def judged(_classifier: Classifier, _nu: Tensor, label: int, _images: Samples, *, before: Tensor) -> float:
         calls.append(label)
         if len(calls) == 2:
             raise KeyboardInterrupt

@@ -42,7 +42,7 @@ BESIDES = {
     "cluster": {"ray"},
     "console": {"rich"},
     "decoding": {"safetensors"},
-    "demo": {"sklearn"},
+    "demo": {"safetensors", "sklearn"},
     "report": {"jinja2"},
     "samples": {"safetensors"},
     "sanity": {"captum"},

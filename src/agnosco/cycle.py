@@ -202,19 +202,26 @@ def generator_for(label: int, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-_DIALS = {dial.__name__: dial for dial in (Pixel, Data, Spectral, AsIs, Crops, L2, AutoL2, Sparse)}
+_DIALS: dict[str, dict[str, type]] = {
+    name: {dial.__name__: dial for dial in dials}
+    for name, dials in {
+        "coordinates": (Pixel, Data, Spectral),
+        "views": (AsIs, Crops),
+        "ball": (L2, AutoL2, Sparse),
+    }.items()
+}
 
 
 def config_to_json(config: Config) -> dict[str, Any]:
     """Settings as plain JSON values; each dial carries its ``type``."""
 
-    def plain(value: Any) -> Any:
+    def plain(name: str, value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            kind = {"type": type(value).__name__} if type(value).__name__ in _DIALS else {}
-            return kind | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+            kind = {"type": type(value).__name__} if name in _DIALS else {}
+            return kind | {f.name: plain(f.name, getattr(value, f.name)) for f in fields(value)}
         return list(value) if isinstance(value, tuple) else value
 
-    return plain(config)
+    return plain("", config)
 
 
 def config_from_json(data: dict[str, Any]) -> Config:
@@ -224,16 +231,18 @@ def config_from_json(data: dict[str, Any]) -> Config:
         AgnoscoError: They name a dial or a setting that this version does not know.
     """
 
-    def built(value: Any) -> Any:
-        if isinstance(value, dict):
-            rest = {name: built(part) for name, part in value.items() if name != "type"}
-            return _DIALS[value["type"]](**rest)
+    def built(name: str, value: Any) -> Any:
+        if name in _DIALS:
+            rest = {part: built(part, setting) for part, setting in value.items() if part != "type"}
+            return _DIALS[name][value["type"]](**rest)
         return tuple(value) if isinstance(value, list) else value
 
     try:
-        mapper = MapperConfig(**{name: built(value) for name, value in data["mapper"].items()})
-        return Config(mapper, RefineConfig(**data["refine"]) if data["refine"] else None, data["cycles"])
-    except (KeyError, TypeError) as error:
+        parts = dict(data)
+        mapper = MapperConfig(**{name: built(name, value) for name, value in parts.pop("mapper").items()})
+        refine = parts.pop("refine")
+        return Config(mapper, RefineConfig(**refine) if refine else None, parts.pop("cycles"), **parts)
+    except (KeyError, TypeError, AttributeError) as error:
         raise AgnoscoError(
             f"settings that this version does not know: {error}", "use the version that wrote them"
         ) from error
