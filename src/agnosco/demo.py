@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +25,7 @@ from .cycle import Config
 from .errors import AgnoscoError
 from .mapper import MapperConfig
 from .samples import Samples
-from .store import HELD_OUT, SHEET, SPLIT_SEED, Run, check_target
+from .store import HELD_OUT, SPLIT_SEED, Run, check_target
 from .views import Crops
 
 SIDE, DIGIT = 32, 24
@@ -83,10 +82,10 @@ def run(out: Path, output: Output) -> Run:
     classifier = Classifier(model, size=SIDE, labels=[f"digit {i}" for i in range(10)], name="demo digits network")
     made = Run.create(out, classifier=classifier, samples=samples, config=CONFIG, command="demo")
     output.make(made, classifier, samples, range(10))
-    made.write("network.safetensors", safetensors.torch.save(model.state_dict()))
+    made.write_tensors("network.safetensors", model.state_dict())
     output.say(
-        f"Open {out / SHEET}: each tile is what the network looks for in one digit, drawn without looking at any one "
-        "image. Bright is ink, dark is where ink must not be; you should be able to read 0 to 9."
+        "Each tile is what the network looks for in one digit, drawn without looking at any one image. "
+        "Bright is ink, dark is where ink must not be; you should be able to read 0 to 9."
     )
     return made
 

@@ -158,7 +158,6 @@ class Run:
         Returns:
             Its entry in the manifest.
         """
-        content = safetensors.torch.save(_tensors(concept))
         entry: Entry = {
             "index": concept.label,
             "class": concept.name,
@@ -174,10 +173,9 @@ class Run:
             "picture": f"pictures/{stem}.png",
             "raw": f"pictures/{stem}-raw.png",
         }
-        entry["sha256"] = hashlib.sha256(content).hexdigest()
         if not (self.path / MANIFEST).exists():
             self._write_manifest()  # first of all, so that an interrupted run is known as one
-        self.write(entry["files"]["map"], content)
+        entry["sha256"] = self.write_tensors(entry["files"]["map"], _tensors(concept))
         self.write(entry["files"]["picture"], _png(enlarged(concept.display(), SIDE)))
         self.write(entry["files"]["raw"], _png(concept.image()))
         self._entries[concept.label, concept.seed] = entry
@@ -225,6 +223,12 @@ class Run:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
         return path
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
+        """Write a safetensors file, as :meth:`write` does, and give its SHA-256."""
+        content = safetensors.torch.save(tensors)
+        self.write(name, content)
+        return hashlib.sha256(content).hexdigest()
 
     def _write_manifest(self) -> None:
         data = self.settings | {"maps": self.entries}
