@@ -66,14 +66,16 @@ def refined(
 
 
 def test_attention_is_the_rescaled_mean_of_the_activations() -> None:
-    # Two filters that answer 1 and 5 times the first channel: 3 times it on average, pixel by pixel.
+    # Two filters, one the red of a pixel, the other three times its blue: red + 3 blue, up to a factor.
     weights = torch.zeros(2, 3, 1, 1)
-    weights[:, 0] = torch.tensor([[[1.0]], [[5.0]]])
+    weights[0, 0], weights[1, 2] = 1, 3
     nu = torch.zeros(SHAPE)
-    nu[0, 0, 0], nu[0, 7, 7], nu[0, 3, 4] = 0.4, -0.4, -0.2  # the picture ½ − ν is darkest, and brightest, there
-    nu[1] = 7.0  # a channel that nothing looks at
-    expected = torch.full((1, 8, 8), 0.5)
-    expected[0, 0, 0], expected[0, 7, 7], expected[0, 3, 4] = 0.0, 1.0, 0.75
+    nu[1] = 0.3  # green, which neither looks at
+    nu[2, 0, 0], nu[2, 7, 7], nu[0, 3, 4] = 0.4, -0.4, 0.4  # the picture is ½ − ν
+    expected = torch.full((1, 8, 8), 0.5)  # 0.5 + 1.5, half-way between
+    expected[0, 0, 0] = 0  # 0.5 + 0.3
+    expected[0, 7, 7] = 1  # 0.5 + 2.7
+    expected[0, 3, 4] = 1 / 3  # 0.1 + 1.5
     torch.testing.assert_close(attention(convolutional(convolution(weights)), nu), expected)
 
 
@@ -81,7 +83,7 @@ def test_attention_looks_at_the_clipped_picture() -> None:
     weights = torch.zeros(2, 3, 1, 1)
     weights[:, 0] = 1
     nu = torch.zeros(SHAPE)
-    nu[0, 0, 0], nu[0, 7, 7] = 9.0, -9.0  # 0 and 1 in the picture, whatever lies beyond
+    nu[0, 0, 0], nu[0, 7, 7] = 9.0, -2.0  # 0 and 1 in the picture, however far beyond
     xi = attention(convolutional(convolution(weights)), nu)
     assert [xi[0, 0, 0].item(), xi[0, 3, 3].item(), xi[0, 7, 7].item()] == pytest.approx([0.0, 0.5, 1.0])
 
