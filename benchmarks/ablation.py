@@ -80,9 +80,9 @@ class Bank:
     fast: Classifier  # the source as the rows but the presets' run it
 
 
-def imagenet_network(name: str) -> Classifier:
-    """A torchvision network with the assets' weights, at 112 px."""
-    return agnosco.load(f"torchvision:{name}", weights=ASSETS / "models" / f"{name}-imagenet.safetensors", size=112)
+def imagenet_network(name: str, size: int = 112) -> Classifier:
+    """A torchvision network with the assets' weights; they were trained at 224 px."""
+    return agnosco.load(f"torchvision:{name}", weights=ASSETS / "models" / f"{name}-imagenet.safetensors", size=size)
 
 
 def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:

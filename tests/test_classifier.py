@@ -352,6 +352,11 @@ def test_tokens_are_laid_out_on_their_grid(extra: int) -> None:
     torch.testing.assert_close(classifier.activations(pixels), F.avg_pool2d(pixels, 2))
 
 
+def test_tokens_are_laid_out_in_the_proportions_of_the_image() -> None:
+    pixels = torch.rand(2, 3, 8, 16)
+    torch.testing.assert_close(Classifier(Tokens(2), size=(8, 16)).activations(pixels), F.avg_pool2d(pixels, 2))
+
+
 class ChannelsLast(nn.Module):
     """A feature map as (N, h, w, D), as Swin has it."""
 
@@ -368,6 +373,16 @@ def test_channels_last_maps_are_turned() -> None:
     pixels = torch.rand(2, 3, 6, 6)
     expected = torch.einsum("dc,nchw->ndhw", model.stage.weight.detach(), pixels)
     torch.testing.assert_close(Classifier(model, size=6).activations(pixels), expected)
+
+
+@pytest.mark.parametrize("height", [4, 5, 7])
+def test_proportions_tell_the_layouts_apart(height: int) -> None:
+    # Both have a map of which two sides are 7, as only square grids did once.
+    last, first = ChannelsLast(), nn.Sequential(nn.Conv2d(3, height, 1), nn.Flatten(), nn.Linear(height * height * 9, 6))
+    pixels = torch.rand(2, 3, height, 9)
+    expected = torch.einsum("dc,nchw->ndhw", last.stage.weight.detach(), pixels)
+    torch.testing.assert_close(Classifier(last, size=(height, 9)).activations(pixels), expected)
+    torch.testing.assert_close(Classifier(first, size=(height, 9)).activations(pixels), first[0](pixels))
 
 
 def test_maps_of_class_scores_are_no_features() -> None:

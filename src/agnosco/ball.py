@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .coordinates import Basis, Shape
+from .coordinates import Basis
 from .errors import AgnoscoError
+from .procedural import Shape
 
 REFERENCE_VALUES = 3 * 224 * 224
 """Radii are given for this many values (the paper's images) and scale with √d for others."""

@@ -154,7 +154,7 @@ class Classifier:
         finally:
             hook.remove()
         output = seen[-1] if seen else None
-        grid = _spatial(output)
+        grid = _spatial(output, self.shape)
         if grid is None:
             answer = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise AgnoscoError(
@@ -281,24 +281,31 @@ def _checked_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ..
     return labels
 
 
-def _spatial(output: object) -> Tensor | None:
+def _spatial(output: object, image: tuple[int, int, int]) -> Tensor | None:
     """A feature map ``(N, D, h, w)`` from a module's output, or None if it has no grid.
 
-    Channels-last maps (Swin) are recognised by their square grid, tokens by T = g² + 0..5 extra.
+    A grid has the proportions of the image: by them channels-last maps (Swin) are told from others, and
+    tokens are laid out, after up to 5 extra ones.
     """
     if not isinstance(output, Tensor):
         return None
+    _, height, width = image
     if output.ndim == 4:
         _, a, b, c = output.shape
-        if a == b != c and b > 1:  # (N, h, w, D)
-            return output.permute(0, 3, 1, 2)
-        return output if b > 1 and c > 1 else None
+        channels_last = min(a, b) > 1 and _stretch(a / b, height / width) < _stretch(b / c, height / width)
+        grid = output.permute(0, 3, 1, 2) if channels_last else output
+        return grid if min(grid.shape[2:]) > 1 else None
     if output.ndim == 3:
-        _, tokens, _ = output.shape
-        side = isqrt(tokens)
-        if side > 1 and tokens - side * side <= 5:
-            return output[:, tokens - side * side :].transpose(1, 2).unflatten(2, (side, side))
+        for tokens in range(output.shape[1], output.shape[1] - 6, -1):
+            h = isqrt(tokens * height // width) if tokens > 0 else 0
+            if h > 1 and tokens % h == 0 and tokens // h * height == h * width:
+                return output[:, -tokens:].transpose(1, 2).unflatten(2, (h, tokens // h))
     return None
+
+
+def _stretch(ratio: float, other: float) -> float:
+    """How far two proportions are apart, as a factor of at least 1."""
+    return max(ratio / other, other / ratio)
 
 
 def _last_spatial_stage(classifier: Classifier) -> str:
@@ -308,7 +315,7 @@ def _last_spatial_stage(classifier: Classifier) -> str:
     resampling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
 
     def note(module: nn.Module, _inputs: object, output: object) -> None:
-        grid = None if isinstance(module, resampling) else _spatial(output)
+        grid = None if isinstance(module, resampling) else _spatial(output, classifier.shape)
         if grid is not None and grid.shape[1] != classifier.classes:
             found.append(names[module])
 

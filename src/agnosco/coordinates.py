@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .samples import Samples
-
-Shape = tuple[int, int, int]
+    from .samples import Samples, Shape
 
 
 class Basis:
@@ -138,7 +136,7 @@ class Data:
 def _spectrum(samples: Samples, whiten: Tensor) -> Tensor:
     """Mean Fourier magnitude of colour-whitened samples, ``(H, W // 2 + 1)``, the same in every direction."""
     _, height, width = samples.shape
-    window = torch.hann_window(height + 2)[1:-1, None] * torch.hann_window(width + 2)[1:-1]
+    window = _fade(height)[:, None] * _fade(width)
     total = torch.zeros(height, width // 2 + 1)
     for images in samples.batches(64):
         white = torch.einsum("ij,njhw->nihw", whiten, images)
@@ -148,6 +146,11 @@ def _spectrum(samples: Samples, whiten: Tensor) -> Tensor:
     mean = torch.bincount(ring, total.flatten()) / torch.bincount(ring).clamp_min(1)
     mean[0] = mean[1:].max() if len(mean) > 1 else 1  # a mean brightness is no pattern: no weight above the others'
     return mean[ring].view_as(total) if mean.max() > 0 else torch.ones_like(total)
+
+
+def _fade(size: int) -> Tensor:
+    """A symmetric Hann window of this many values, without its zeros."""
+    return torch.hann_window(size + 2, periodic=False)[1:-1]
 
 
 def _frequencies(height: int, width: int) -> Tensor:
@@ -175,6 +178,7 @@ def _colour_factor(samples: Samples, floor: float) -> Tensor:
         second += flat @ flat.T
     mean /= count
     covariance = second / count - mean.outer(mean)
-    covariance += torch.eye(channels) * max(covariance.trace().item() / channels, 1.0) * floor
+    total = max(covariance.trace().item(), 1e-4)  # samples that vary less than this are of one colour
+    covariance += floor**2 * total * torch.eye(channels)
     factor = torch.linalg.cholesky(covariance)
     return (factor * channels**0.5 / torch.linalg.norm(factor)).float()

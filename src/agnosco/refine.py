@@ -29,7 +29,8 @@ class RefineConfig:
     Args:
         steps: Iterations of Adam.
         weight: λ.
-        rate: Adam's learning rate, in [0, 1] pixel units (the paper gives none).
+        rate: Adam's learning rate (the paper gives none), in the units of the coordinates: those of
+            pixels in [0, 1] for :class:`~agnosco.coordinates.Pixel`, of white coordinates for the others.
     """
 
     steps: int = 150
