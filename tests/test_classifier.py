@@ -378,7 +378,8 @@ def test_channels_last_maps_are_turned() -> None:
 @pytest.mark.parametrize("height", [4, 5, 7])
 def test_proportions_tell_the_layouts_apart(height: int) -> None:
     # Both have a map of which two sides are 7, as only square grids did once.
-    last, first = ChannelsLast(), nn.Sequential(nn.Conv2d(3, height, 1), nn.Flatten(), nn.Linear(height * height * 9, 6))
+    last = ChannelsLast()
+    first = nn.Sequential(nn.Conv2d(3, height, 1), nn.Flatten(), nn.Linear(height * height * 9, 6))
     pixels = torch.rand(2, 3, height, 9)
     expected = torch.einsum("dc,nchw->ndhw", last.stage.weight.detach(), pixels)
     torch.testing.assert_close(Classifier(last, size=(height, 9)).activations(pixels), expected)

@@ -96,7 +96,7 @@ def test_data_coordinates_are_white_in_frequency(shape: tuple[int, int, int]) ->
     white = (np.abs(np.fft.rfft2(faded)) / basis.spectrum.numpy()).mean((0, 1))
     ring = rings(*shape[1:])
     magnitude = np.array([white[ring == r].mean() for r in np.unique(ring)[1:]])
-    np.testing.assert_allclose(magnitude, magnitude.mean(), rtol=1e-2)  # a ring half-way between two may round to either
+    np.testing.assert_allclose(magnitude, magnitude.mean(), rtol=1e-2)  # half a ring may round either way
 
 
 def test_data_coordinates_find_the_law_of_the_samples() -> None:

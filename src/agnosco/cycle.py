@@ -53,22 +53,22 @@ class Config:
 
 
 _SEEN = MapperConfig(
-    batch=16,
-    steps=120,
+    batch=8,
+    steps=240,
     step=0.1,
     decay=1.0,
     direction="plus",
     clip="masked",
     contrast=(0.0, 1.0),
     coordinates=Data(),
-    views=Crops(area=(0.3, 1.0), noise=0.03),
+    views=Crops(area=(0.3, 1.0)),
     ball=L2(60.0),
 )
 
 PRESETS: dict[str, Config] = {
     "paper": Config(),
     "quick": Config(_SEEN, refine=None, cycles=1),
-    "draft": Config(replace(_SEEN, batch=8), refine=None, cycles=1),
+    "draft": Config(replace(_SEEN, batch=4), refine=None, cycles=1),
 }
 """``paper`` is the method to the letter, ``quick`` the one whose pictures people and other networks read at a
 hundredth of the cost, ``draft`` half of ``quick`` for a first look."""
