@@ -28,7 +28,7 @@ from agnosco.console import duration
 from agnosco.coordinates import Data, Pixel, Spectral
 from agnosco.cycle import PRESETS, Config
 from agnosco.mapper import MapperConfig
-from agnosco.options import chosen_config, numbers
+from agnosco.options import chosen_config, model_and_weights, numbers
 from agnosco.refine import RefineConfig
 from agnosco.samples import Samples
 from agnosco.views import AsIs, Crops
@@ -121,6 +121,56 @@ def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
     *_, told, last = result.stderr.splitlines()
     assert told.startswith("goldfish (1), seed 0: the picture is given its class with p ")
     assert last == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
+
+
+def scored(*args: str) -> Result:
+    return call("score", "agnosco-run", "--trust-code", "--labels", "names.txt", "--device", "cpu", *args)
+
+
+def test_score_prints_a_line_for_each_network_and_keeps_it() -> None:
+    mapped("goldfish", "tench", "--runs", "2")
+    result = scored(
+        "--target", "python:net.py:build", "--target", "python:net.py:build(classes=3)", "--samples", "photos"
+    )
+    assert result.exit_code == 0, result.stderr
+    head, *lines = result.stdout.splitlines()
+    assert head.startswith("seen by")
+    assert len(lines) == 1  # the same network twice is one
+    assert "(source)  4 " in lines[0]
+    (kept,) = json.loads(Path("agnosco-run/scores.json").read_text())["targets"]
+    again = json.loads(scored("--target", "python:net.py:build", "--samples", "photos", "--json").stdout)
+    assert again["run"] == "agnosco-run"
+    assert [kept | {"target": ""}] == [one | {"target": ""} for one in again["targets"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--target", "python:net.py:build="), "no target"),
+        (("--target", "torchvision:resnet81"), "has no classifier"),
+        (("--target", "python:net.py:build=nothing.safetensors"), "nothing.safetensors"),
+        ((), "Missing option '--target'"),
+    ],
+)
+def test_score_refuses_in_two_lines(args: tuple[str, ...], message: str) -> None:
+    mapped("goldfish", "tench")
+    result = scored(*args)
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert message in error
+    assert hint.startswith("Hint: ")
+    assert not Path("agnosco-run/scores.json").exists()
+
+
+def test_model_and_weights() -> None:
+    assert model_and_weights("torchvision:resnet18") == ("torchvision:resnet18", None)
+    assert model_and_weights("torchvision:resnet18=a.safetensors") == ("torchvision:resnet18", "a.safetensors")
+    assert model_and_weights("python:n.py:Net(depth=20)") == ("python:n.py:Net(depth=20)", None)
+    assert model_and_weights("python:n.py:Net(depth=20)=w.safetensors") == (
+        "python:n.py:Net(depth=20)",
+        "w.safetensors",
+    )
 
 
 def test_quiet_says_nothing() -> None:

@@ -25,7 +25,7 @@ LAYERS = (
     {"cycle"},
     {"options", "score"},
     {"store"},
-    {"backdoor", "jobs", "sanity"},
+    {"backdoor", "jobs", "sanity", "transfer"},
     {"cluster", "report"},
     {"__init__"},
     {"console"},

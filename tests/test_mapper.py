@@ -372,6 +372,10 @@ def test_defaults_are_the_papers() -> None:
     assert config.passes == 83200
 
 
+def test_a_whole_radius_is_a_step() -> None:
+    assert replace(MapperConfig(), step=1) == replace(MapperConfig(), step=1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -380,6 +384,7 @@ def test_defaults_are_the_papers() -> None:
         ({"direction": "minus"}, "no direction 'minus'"),
         ({"clip": "none"}, "no clip 'none'"),
         ({"step": "long"}, "no step 'long'"),
+        ({"step": 0}, "no step 0"),
         ({"step": 0.0}, r"no step 0\.0"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from agnosco.classifier import Classifier
 from agnosco.errors import AgnoscoError
 from agnosco.samples import Samples
-from agnosco.score import m_score, nudge_success, predictions, score
+from agnosco.score import diversity, intervals, logits_of, m_score, nudge_success, predictions, score
 
 
 class Brightness(nn.Module):
@@ -63,6 +63,38 @@ def test_concepts_leave_other_classes_out(brightness: Classifier) -> None:
 def test_score_needs_two_classes(brightness: Classifier) -> None:
     with pytest.raises(AgnoscoError, match="at least two classes"):
         score(brightness, grey(0.2, 0.3), [1, 1])
+
+
+def test_intervals_are_those_of_other_seeds() -> None:
+    # Class 0: one of four maps is misread, so a resample of four misreads Binomial(4, 1/4); class 1 is always read.
+    logits = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]]) * 9
+    found = intervals(logits, [0, 0, 0, 0, 1, 1, 1, 1], share=0.5, resamples=2000)
+    assert found is not None
+    # Quartiles of Binomial(4, 1/4), whose distribution function is .316, .738, .949: 0 and 2 misread of 8.
+    assert found["top1"] == (6 / 8, 1.0)
+
+
+def test_a_single_map_of_a_class_has_no_interval() -> None:
+    assert intervals(torch.eye(3)[[0, 0, 1]], [0, 0, 1]) is None
+
+
+def test_pictures_of_another_size_are_resized(brightness: Classifier) -> None:
+    small, large = grey(0.2, 0.9), grey(0.2, 0.9).repeat(1, 1, 2, 2)
+    torch.testing.assert_close(logits_of(brightness, large), logits_of(brightness, small))
+    with pytest.raises(AgnoscoError, match="pictures of 3 channels"):
+        logits_of(brightness, small.expand(-1, 3, -1, -1))
+
+
+def test_diversity_is_one_minus_the_cosine_of_features() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Flatten(), nn.Linear(3 * 16, 2))
+    nn.init.dirac_(model[0].weight)
+    classifier = Classifier(model, size=4, channels=3, features="0")
+    red, green = torch.zeros(2, 3, 4, 4)
+    red[0] = green[1] = 1
+    both = red + green  # at 45 degrees to each
+    pictures = torch.stack([red, both, red, green, red, red, red])
+    assert diversity(classifier, pictures, [0, 0, 1, 1, 2, 2, 3]) == pytest.approx((1 - 0.5**0.5 + 1 + 0) / 3)
+    assert diversity(classifier, pictures[:2], [0, 1]) is None
 
 
 def test_nudge_success_counts_those_that_change(brightness: Classifier) -> None:

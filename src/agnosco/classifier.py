@@ -178,9 +178,9 @@ class Classifier:
             raise AgnoscoError(
                 f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
             )
-        wanted = _normal(text)
-        exact = [i for i, name in enumerate(self.labels) if _normal(name) == wanted]
-        found = exact or [i for i, name in enumerate(self.labels) if f" {wanted} " in f" {_normal(name)} "]
+        wanted = spelling(text)
+        exact = [i for i, name in enumerate(self.labels) if spelling(name) == wanted]
+        found = exact or [i for i, name in enumerate(self.labels) if f" {wanted} " in f" {spelling(name)} "]
         if len(found) == 1:
             return found[0]
         if found:
@@ -332,16 +332,17 @@ def _last_spatial_stage(classifier: Classifier) -> str:
     return found[-1]
 
 
-def _normal(text: str) -> str:
-    return " ".join(text.lower().replace("_", " ").replace(",", " ").split())
+def spelling(name: str) -> str:
+    """A class name without what spellings differ in: capitals, underscores, commas, runs of spaces."""
+    return " ".join(name.lower().replace("_", " ").replace(",", " ").split())
 
 
 def nearest(text: str, names: Sequence[str]) -> str:
     """A hint that offers the names nearest to what was typed."""
     if not names:
         return "there are none"
-    by_normal = {_normal(name): name for name in names}
-    near = difflib.get_close_matches(_normal(text), list(by_normal), n=3, cutoff=0.5)
+    by_normal = {spelling(name): name for name in names}
+    near = difflib.get_close_matches(spelling(text), list(by_normal), n=3, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(repr(by_normal[name]) for name in near) + "?"
     return f"there are {len(names)}, such as " + ", ".join(repr(name) for name in names[:3])

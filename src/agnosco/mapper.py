@@ -20,7 +20,6 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -86,7 +85,7 @@ class MapperConfig:
             raise AgnoscoError(f"no direction {self.direction!r}", f"choose from {', '.join(DIRECTIONS)}")
         if self.clip not in CLIPS:
             raise AgnoscoError(f"no clip {self.clip!r}", f"choose from {', '.join(CLIPS)}")
-        if not (self.step in ("literal", "unit") or (isinstance(self.step, Real) and self.step > 0)):
+        if not (self.step in ("literal", "unit") or (isinstance(self.step, int | float) and self.step > 0)):
             raise AgnoscoError(
                 f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
             )

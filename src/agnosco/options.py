@@ -75,6 +75,16 @@ def chosen_samples(source: str, shape: Shape, *, progress: Callable[[int, int], 
     return Samples.from_folder(source, shape, cache=default_cache(), progress=progress)
 
 
+def model_and_weights(spec: str) -> tuple[str, str | None]:
+    """``MODEL=WEIGHTS`` as the two; the calls of ``python:FILE.py:Net(depth=20)`` may hold other equals signs."""
+    model, equals, weights = spec.rpartition("=")
+    if not equals or ")" in weights:
+        return spec, None
+    if not (model and weights):
+        raise AgnoscoError(f"no target {spec!r}", "write MODEL or MODEL=WEIGHTS.safetensors")
+    return model, weights
+
+
 def numbers(text: str | None, option: str) -> list[float] | None:
     """Numbers separated by commas, as in ``--mean 0.485,0.456,0.406``."""
     if text is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .classifier import Classifier
 from .errors import AgnoscoError
@@ -42,12 +43,21 @@ def score(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> Score:
         pictures: ``(N, C, H, W)`` in [0, 1]: raw pictures (``ConceptMap.pixels``), never the display ones.
         labels: The class of each, as indices of the target. The L concepts are the distinct ones.
     """
-    if len(pictures) != len(labels) or len(set(labels)) < 2:
-        raise AgnoscoError(f"{len(pictures)} pictures of {len(set(labels))} classes", "score at least two classes")
+    return score_of_logits(logits_of(target, pictures), labels)
+
+
+def logits_of(target: Classifier, pictures: Tensor) -> Tensor:
+    """What a network answers to pictures ``(N, C, H, W)``, resized to its input: ``(N, classes)`` on the CPU."""
+    with torch.no_grad():
+        return torch.cat([target(_fitted(part, target).to(target.device)).cpu() for part in pictures.split(64)])
+
+
+def score_of_logits(logits: Tensor, labels: Sequence[int]) -> Score:
+    """The same as :func:`score`, from the target's logits ``(N, classes)`` for the pictures."""
+    if len(logits) != len(labels) or len(set(labels)) < 2:
+        raise AgnoscoError(f"{len(logits)} pictures of {len(set(labels))} classes", "score at least two classes")
     own = torch.tensor(labels)
     concepts = own.unique()
-    with torch.no_grad():
-        logits = torch.cat([target(part.to(target.device)).cpu() for part in pictures.split(64)])
     return Score(
         m_score=m_score(logits[:, concepts].double().softmax(1)),
         top1_of_concepts=(concepts[logits[:, concepts].argmax(1)] == own).double().mean().item(),
@@ -66,6 +76,78 @@ def m_score(conditional: Tensor) -> float:
     # xlogy: a probability of 0 adds nothing to the divergence
     divergence = torch.xlogy(conditional, conditional) - torch.xlogy(conditional, marginal)
     return (divergence.sum(1).mean().exp() / conditional.shape[1]).item()
+
+
+def intervals(
+    logits: Tensor, labels: Sequence[int], *, share: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]] | None:
+    """Bootstrap intervals of the figures of :class:`Score`: how far other seeds would have moved them.
+
+    Maps are drawn again with replacement within their class, so that every resample has all concepts; the
+    choice of classes is no part of it.
+
+    Args:
+        logits: The target's, ``(N, classes)``.
+        labels: The class of each.
+        share: Share of resamples inside an interval.
+        resamples: How many.
+        seed: Of the draws.
+
+    Returns:
+        Lower and upper end of each figure; None if a class has a single map, which says nothing of others.
+    """
+    groups = [torch.tensor([i for i, own in enumerate(labels) if own == label]) for label in sorted(set(labels))]
+    if min(len(group) for group in groups) < 2:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[Score] = []
+    for _ in range(resamples):
+        rows = torch.cat([g[torch.randint(len(g), (len(g),), generator=generator)] for g in groups]).tolist()
+        drawn.append(score_of_logits(logits[rows], [labels[row] for row in rows]))
+    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
+    found: dict[str, tuple[float, float]] = {}
+    for figure in fields(Score):
+        values = torch.tensor([getattr(one, figure.name) for one in drawn], dtype=torch.float64)
+        low, high = values.quantile(ends).tolist()
+        found[figure.name] = (low, high)
+    return found
+
+
+def diversity(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> float | None:
+    """How much pictures of one class differ from seed to seed, to a network.
+
+    One minus the cosine between the channel means of the target's last convolutional stage, over all pairs
+    of pictures of a class, averaged over classes: 0 if they are the same, about 1 if nothing is shared.
+
+    Args:
+        target: The network whose features are compared.
+        pictures: ``(N, C, H, W)`` in [0, 1].
+        labels: The class of each.
+
+    Returns:
+        None if no class has two pictures.
+    """
+    parts = [target.activations(_fitted(part, target).to(target.device)).mean((2, 3)) for part in pictures.split(64)]
+    features = F.normalize(torch.cat(parts).cpu().double())
+    apart: list[float] = []
+    for label in sorted(set(labels)):
+        own = features[torch.tensor([one == label for one in labels])]
+        pairs = torch.triu_indices(len(own), len(own), offset=1)
+        if pairs.shape[1]:
+            apart.append(1 - (own @ own.T)[pairs[0], pairs[1]].mean().item())
+    return sum(apart) / len(apart) if apart else None
+
+
+def _fitted(pictures: Tensor, target: Classifier) -> Tensor:
+    """Pictures at the size of a network's input."""
+    if pictures.shape[1] != target.shape[0]:
+        raise AgnoscoError(
+            f"pictures of {pictures.shape[1]} channels for {target.name}, which takes {target.shape[0]}",
+            "choose a network for the same kind of images",
+        )
+    if pictures.shape[2:] == target.shape[1:]:
+        return pictures
+    return F.interpolate(pictures, size=target.shape[1:], mode="bilinear", antialias=True)
 
 
 def predictions(classifier: Classifier, images: Samples) -> Tensor:

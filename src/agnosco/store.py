@@ -363,6 +363,7 @@ def _settings(
             "shape": classifier.shape,
             "mean": classifier.mean,
             "std": classifier.std,
+            "classes": classifier.classes,
         },
         "samples": {
             "source": samples.source,

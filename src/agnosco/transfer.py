@@ -1,0 +1,151 @@
+"""Whether other networks see a run's classes in its pictures: what ``agnosco score`` prints and keeps in the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from .classifier import Classifier, spelling
+from .errors import AgnoscoError
+from .samples import Samples
+from .score import diversity, intervals, logits_of, nudge_success, predictions, score_of_logits
+from .store import Run
+
+SCORES = "scores.json"
+
+Judgement = dict[str, Any]
+"""What one target says of a run; see :func:`judge`."""
+
+
+def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Judgement:
+    """What a network says of all maps of a run.
+
+    Args:
+        run: The run; at least two classes.
+        target: The judging network. Pictures are resized to its input.
+        images: Samples of the target's shape to nudge; of the run's own, only those held out are used.
+
+    Returns:
+        Plain values for JSON: ``target``, ``fingerprint``, ``shape``, ``source`` (whether it is the network that
+        the maps were made with), ``maps``, ``classes``, ``seeds``, the figures of
+        :class:`~agnosco.score.Score`, ``interval`` (their 95 % bootstrap intervals, or None), ``diversity``
+        and ``nudge_success`` (or None).
+
+    Raises:
+        AgnoscoError: The target lacks a class of the run, or the run has fewer than two.
+    """
+    maps = list(run.maps())
+    labels = matched(run, target)
+    pictures = torch.stack([concept.pixels for concept in maps]) if maps else torch.empty(0, *target.shape)
+    fingerprint = target.fingerprint
+    if len(set(labels)) < 2:
+        raise AgnoscoError(f"{str(run.path)!r} has maps of {len(set(labels))} classes", "score at least two classes")
+    logits = logits_of(target, pictures)
+    found = intervals(logits, labels)
+    return {
+        "target": target.name,
+        "fingerprint": fingerprint,
+        "shape": list(target.shape),
+        "source": fingerprint == run.settings["model"]["fingerprint"],
+        "maps": len(maps),
+        "classes": len(set(labels)),
+        "seeds": len({concept.seed for concept in maps}),
+        **asdict(score_of_logits(logits, labels)),
+        "interval": found and {figure: list(ends) for figure, ends in found.items()},
+        "diversity": diversity(target, pictures, labels),
+        "nudge_success": None if images is None else _moved(run, target, labels, images),
+    }
+
+
+def matched(run: Run, target: Classifier) -> list[int]:
+    """The target's index of the class of each of a run's maps, by index and seed.
+
+    Classes are the same where the two networks have as many of them and none of their names disagree, and
+    are found by name otherwise.
+
+    Raises:
+        AgnoscoError: The target has no class of that name.
+    """
+    entries = run.entries
+    if target.classes == run.settings["model"]["classes"] and all(
+        _same(entry["class"], target.labels[entry["index"]]) for entry in entries
+    ):
+        return [entry["index"] for entry in entries]
+    by_name = {spelling(name): index for index, name in enumerate(target.labels)}
+    for entry in entries:
+        if spelling(entry["class"]) not in by_name:
+            raise AgnoscoError(
+                f"{target.name} has no class {entry['class']!r}",
+                "choose a network with the same classes; --labels gives names to one that carries none",
+            )
+    return [by_name[spelling(entry["class"])] for entry in entries]
+
+
+def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
+    """Write judgements into a run beside those already there, newer ones in place of older.
+
+    Returns:
+        All that the run now holds: the source first, then the others by name.
+    """
+    path = run.path / SCORES
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.exists() else []
+        known = {(one["fingerprint"], *one["shape"]): one for one in before}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AgnoscoError(f"cannot read {str(path)!r}", "remove it, and score again") from error
+    known |= {(one["fingerprint"], *one["shape"]): one for one in judgements}
+    kept = sorted(known.values(), key=lambda one: (not one["source"], one["target"], one["shape"]))
+    run.write(SCORES, (json.dumps({"targets": kept}, indent=1, sort_keys=True) + "\n").encode())
+    return kept
+
+
+def table(judgements: Sequence[Judgement]) -> str:
+    """Judgements as lines of text, one network each."""
+    concepts = judgements[0]["classes"]
+    rows: list[tuple[str, ...]] = [
+        ("seen by", "maps", "M_score", f"top-1 of {concepts}", "top-1 of all", "p", "moved", "diversity")
+    ]
+    for one in judgements:
+        figures = [_with_interval(one, name) for name in ("m_score", "top1_of_concepts", "top1", "probability")]
+        rest = ["-" if one[name] is None else f"{one[name]:.2f}" for name in ("nudge_success", "diversity")]
+        rows.append((one["target"] + (" (source)" if one["source"] else ""), str(one["maps"]), *figures, *rest))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _with_interval(one: Judgement, name: str) -> str:
+    if one["interval"] is None:
+        return f"{one[name]:.3f}"
+    low, high = one["interval"][name]
+    return f"{one[name]:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def _moved(run: Run, target: Classifier, labels: Sequence[int], images: Samples) -> float | None:
+    """Mean nudge success; maps at another size than the target's input are no nudges for it."""
+    made = run.settings["samples"]
+    if tuple(run.settings["model"]["shape"]) != target.shape:
+        raise AgnoscoError(
+            f"{target.name} takes {target.shape}, and the maps are {tuple(run.settings['model']['shape'])}: "
+            "they cannot be added to its images",
+            "leave --samples or --size out",
+        )
+    if images.fingerprint == made["fingerprint"]:
+        _, images = images.split(made["held_out"], seed=made["split_seed"])
+    before = predictions(target, images)
+    found = [
+        nudge_success(target, concept.nu, label, images, before=before)
+        for concept, label in zip(run.maps(), labels, strict=True)
+    ]
+    known = [share for share in found if share == share]  # NaN: every image had the class already
+    return fmean(known) if known else None
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names may be one class: a number says nothing."""
+    return name.isdecimal() or other.isdecimal() or spelling(name) == spelling(other)
