@@ -45,7 +45,7 @@ BESIDES = {
     "demo": {"safetensors", "sklearn"},
     "report": {"jinja2"},
     "samples": {"safetensors"},
-    "sanity": {"captum"},
+    "sanity": {"scipy", "skimage"},
     "store": {"fsspec", "safetensors"},
     "zoo": {"safetensors", "timm", "torchvision"},
 }

@@ -86,8 +86,9 @@ def test_pictures_of_another_size_are_resized(brightness: Classifier) -> None:
 
 
 def test_diversity_is_one_minus_the_cosine_of_features() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Flatten(), nn.Linear(3 * 16, 2))
-    nn.init.dirac_(model[0].weight)
+    conv = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.dirac_(conv.weight)
+    model = nn.Sequential(conv, nn.Flatten(), nn.Linear(3 * 16, 2))
     classifier = Classifier(model, size=4, channels=3, features="0")
     red, green = torch.zeros(2, 3, 4, 4)
     red[0] = green[1] = 1

@@ -34,8 +34,8 @@ class Channels(nn.Module):
         return self.conv(images).mean((2, 3))
 
 
-def network(order: tuple[int, ...] = (0, 1, 2), labels: tuple[str, ...] | None = NAMES, **options: int) -> Classifier:
-    return Classifier(Channels(order), labels=labels, name=f"net{order}", features="conv", **{"size": 8, **options})
+def network(order: tuple[int, ...] = (0, 1, 2), labels: tuple[str, ...] | None = NAMES, size: int = 8) -> Classifier:
+    return Classifier(Channels(order), size=size, labels=labels, name=f"net{order}", features="conv")
 
 
 def samples(count: int = 20) -> Samples:

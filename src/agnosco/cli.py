@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, demo, doctor, zoo
+from . import __version__, demo, doctor, sanity, zoo
 from .classifier import Classifier
 from .console import Output
 from .errors import AgnoscoError
@@ -157,6 +157,40 @@ def score_(
     kept = keep(made, found)
     output.result({"run": str(run), "targets": kept} if as_json else table(kept))
     output.say(f"Kept in {run / SCORES}. In brackets: where other seeds would have put the figure, 95 times of 100.")
+
+
+@app.command("sanity")
+def sanity_(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map.")],
+    model: Annotated[str, typer.Option(metavar="MODEL[=WEIGHTS]", help="The network that the run was made with.")],
+    samples: Annotated[str, typer.Option(metavar="DIR|leaves|noise", help="The images that it was made with.")] = (
+        "leaves"
+    ),
+    classes: Annotated[int, typer.Option(min=2, help="How many classes are mapped again at every level.")] = 3,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the model expects subtracted.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that it expects divided out.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check that the maps of a run are the network's own: redrawn weights, labels, seeds, planted templates."""
+    output: Output = context.obj
+    output.quiet = quiet
+    made = Run.open(run)
+    channels, height, width = made.settings["model"]["shape"]
+    name, weights = model_and_weights(model)
+    classifier = zoo.load(
+        name, weights=weights, size=(height, width), mean=numbers(mean, "--mean"), std=numbers(std, "--std"),
+        channels=channels, labels=labels, device=device, trust_code=trust_code,
+    )  # fmt: skip
+    images = _read(output, samples, classifier)
+    with output.steps() as on_step:
+        found = sanity.check(made, classifier, images, classes=classes, on_step=on_step)
+    output.result(found if as_json else sanity.table(found))
+    output.say(f"Kept in {run / sanity.FILE}. Look at {run / sanity.SHEET}")
 
 
 @app.command("demo")

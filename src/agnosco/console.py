@@ -124,6 +124,12 @@ class Output:
         with self.bar() as show:
             return reading(lambda done, total: show("reading samples", f"{done}/{total}", done, total))
 
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[cycle.Progress], None]]:
+        """A live line for maps whose number is not known."""
+        with self.bar() as show:
+            yield lambda step: show(f"class {step.label}", _state(step), step.done, step.total)
+
     def make(
         self, run: Run, classifier: Classifier, samples: Samples, classes: Sequence[int], *, seeds: Sequence[int] = (0,)
     ) -> list[Finished]:

@@ -176,8 +176,8 @@ class Run:
         if not (self.path / MANIFEST).exists():
             self._write_manifest()  # first of all, so that an interrupted run is known as one
         entry["sha256"] = self.write_tensors(entry["files"]["map"], _tensors(concept))
-        self.write(entry["files"]["picture"], _png(enlarged(concept.display(), SIDE)))
-        self.write(entry["files"]["raw"], _png(concept.image()))
+        self.write(entry["files"]["picture"], png(enlarged(concept.display(), SIDE)))
+        self.write(entry["files"]["raw"], png(concept.image()))
         self._entries[concept.label, concept.seed] = entry
         self._write_manifest()
         return entry
@@ -199,7 +199,7 @@ class Run:
             tile=SIDE,
             footer=one_line(footer, limit=1000),
         )
-        return self.write(SHEET, _png(sheet))
+        return self.write(SHEET, png(sheet))
 
     def write(self, name: str, content: bytes) -> Path:
         """Write one file of the folder, whole or not at all.
@@ -260,6 +260,30 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise AgnoscoError(f"cannot read {name} of {str(self.path)!r}: {error}", "make this map again") from error
 
+    def check_origin(self, classifier: Classifier, samples: Samples) -> dict[str, Any]:
+        """Make sure that these are what the run was made with.
+
+        Args:
+            classifier: The run's classifier, loaded again.
+            samples: The run's samples, all of them, read again.
+
+        Returns:
+            The settings that a run with them would have here and now.
+
+        Raises:
+            AgnoscoError: They are others.
+        """
+        made = self.settings
+        now = _settings(classifier, samples, self.config, made["command"], made["model"]["weights"])
+        for what in ("model", "samples"):
+            if (made[what]["fingerprint"], made[what]["shape"]) != (now[what]["fingerprint"], now[what]["shape"]):
+                raise AgnoscoError(
+                    f"{str(self.path)!r} was made with other {what}: {_identity(made[what])}, "
+                    f"not {_identity(now[what])}",
+                    "load what its manifest names, at the same size",
+                )
+        return now
+
     def _entry(self, index: int, seed: int) -> Entry:
         if (index, seed) not in self._entries:
             here = ", ".join(f"{index} seed {seed}" for index, seed in sorted(self._entries)[:6])
@@ -284,14 +308,7 @@ def remake(path: str | Path, index: int, seed: int, classifier: Classifier, samp
     """
     run = Run.open(path)
     run._entry(index, seed)
-    made = run.settings
-    now = _settings(classifier, samples, run.config, made["command"], made["model"]["weights"])
-    for what in ("model", "samples"):
-        if (made[what]["fingerprint"], made[what]["shape"]) != (now[what]["fingerprint"], now[what]["shape"]):
-            raise AgnoscoError(
-                f"{str(path)!r} was made with other {what}: {_identity(made[what])}, not {_identity(now[what])}",
-                "load what its manifest names, at the same size",
-            )
+    made, now = run.settings, run.check_origin(classifier, samples)
     differing = [key for key in ("versions", "device", "threads") if made[key] != now[key]]
     if differing:
         told = "; ".join(f"{key} {made[key]}, now {now[key]}" for key in differing)
@@ -421,7 +438,8 @@ def _concept(tensors: dict[str, Tensor], entry: Entry) -> ConceptMap:
     return ConceptMap(nu, entry["index"], entry["class"], entry["seed"], entry["probability"], stages, trace)
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
     content = io.BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()
