@@ -309,9 +309,9 @@ def planted(samples: Samples, config: Config, *, classes: int = 4, seed: int = 0
         on_step: Called after every step of every map.
 
     Returns:
-        ``(classes, classes)``, where 0.8 is to be expected on the diagonal: in pixels as they are, Adam's
-        normalised steps draw a template's signs. Entry (i, j) is the correlation of the map of class i with template j, each taken
-        relative to the mean of all templates, which the softmax leaves out.
+        ``(classes, classes)``: entry (i, j) is the correlation of the map of class i with template j, of which the
+        mean of all is taken off, as the softmax does. In pixels as they are, expect 0.8 on the diagonal: Adam's
+        normalised steps draw a template's signs.
     """
     generator = generator_for(0, seed)
     channels, height, width = samples.shape
