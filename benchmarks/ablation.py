@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import put
 from torch import Tensor, nn
 
 import agnosco
@@ -304,14 +305,6 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
-def write_tables() -> None:
-    """Put the tables between the markers of docs/paper.md."""
-    page = ROOT / "docs" / "paper.md"
-    before, rest = page.read_text().split("<!-- ablation -->\n", 1)
-    after = rest.split("<!-- /ablation -->", 1)[1]
-    page.write_text(f"{before}<!-- ablation -->\n{tables()}\n<!-- /ablation -->{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bank", nargs="?", choices=BANKS)
@@ -322,7 +315,7 @@ def main() -> None:
     if options.bank:
         run(options.bank, options.only, options.again)
     if options.tables:
-        write_tables()
+        put("paper.md", "ablation", tables())
     if not (options.bank or options.tables):
         parser.print_usage(sys.stderr)
 

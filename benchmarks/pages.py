@@ -1,0 +1,23 @@
+"""Tables of results in the documents, between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def put(page: str, name: str, text: str) -> None:
+    """Replace what stands between the markers of a name in a page of ``docs``."""
+    path = DOCS / page
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, rest = path.read_text(encoding="utf-8").split(opening, 1)
+    after = rest.split(closing, 1)[1]
+    path.write_text(f"{before}{opening}{text}\n{closing}{after}", encoding="utf-8")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

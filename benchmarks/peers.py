@@ -1,0 +1,228 @@
+"""Ours beside what people would use instead: same source, classes, image passes, targets and metrics, in one run.
+
+    python benchmarks/peers.py                       ResNet-18 at 112 px, ten classes, two seeds
+    python benchmarks/peers.py --source resnet50     another source
+    python benchmarks/peers.py --tables              write the tables into docs/evidence.md
+
+Peers: Horama's ``fourier`` and ``maco`` (0.3.0; the latter's spectrum is averaged from the photographs that ours works
+with, as its own is not to be had without a network), each at its documented settings and over a small grid of crops
+and image sizes; and a pixel baseline in the manner of DeepInversion (Yin et al. 2020: Adam on pixels, jitter, flips,
+total variation and L2), whose batch-norm prior the networks here cannot serve, since their batch norms are folded. A
+pass is one image forward and back through the source. Pictures go to build/peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from ablation import ASSETS, RESULTS, ROOT, TRIAL_CLASSES, about, imagenet_network
+from pages import markdown, put
+from torch import Tensor
+from torchvision.utils import save_image
+
+import agnosco
+from agnosco import Classifier, Config, Data, Samples
+from agnosco.coordinates import FourierBasis
+from agnosco.score import nudge_success, predictions, score
+
+PASSES = agnosco.preset("quick").passes
+CROPS_PER_STEP = 6  # Horama's default
+Method = Callable[[int, int], tuple[Tensor, Tensor | None]]
+"""From class and seed, a picture ``(C, H, W)`` in [0, 1], and ν where the method has one."""
+
+
+def ours(network: Classifier, samples: Samples, config: Config, label: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """A map of agnosco."""
+    concept = agnosco.map_class(network, label, samples, config, seed=seed)
+    return concept.pixels, concept.nu
+
+
+def horama(
+    network: Classifier, spectrum: Path | None, size: int, box: tuple[float, float], label: int, seed: int
+) -> tuple[Tensor, None]:
+    """A picture by Horama: ``maco`` where there is a folder with a spectrum, else ``fourier``."""
+    from horama import fourier, maco
+
+    torch.manual_seed(seed * 1000 + label)
+    side = network.shape[1]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (network.mean, network.std))
+
+    def objective(images: Tensor) -> Tensor:  # Horama's pixels are normalised already
+        return network.model(images)[:, label].mean()
+
+    options = {
+        "total_steps": PASSES // CROPS_PER_STEP, "image_size": size, "model_input_size": side, "box_size": box,
+        "crops_per_iteration": CROPS_PER_STEP, "device": "cpu",
+    }  # fmt: skip
+    with network.frozen(), contextlib.redirect_stderr(io.StringIO()):
+        if spectrum is None:
+            image, _ = fourier(objective, **options)
+        else:
+            here = Path.cwd()
+            os.chdir(spectrum)  # where it looks for its file
+            try:
+                image, _ = maco(objective, **options)
+            finally:
+                os.chdir(here)
+    picture = (image.detach() * std + mean).clamp(0, 1)
+    return torch.nn.functional.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0], None
+
+
+def deep_inversion(network: Classifier, tv: float, batch: int, label: int, seed: int) -> tuple[Tensor, None]:
+    """A picture by DeepInversion's image priors, without the one on batch-norm statistics.
+
+    Args:
+        network: The source.
+        tv: Weight of the total variation.
+        batch: Jittered views of the picture per step.
+        label: The class.
+        seed: Of the first picture and the jitter.
+    """
+    torch.manual_seed(seed * 1000 + label)
+    image = (0.5 + 0.1 * torch.randn(1, *network.shape)).requires_grad_()
+    adam = torch.optim.Adam([image], lr=0.05, betas=(0.5, 0.9))
+    target = torch.full((batch,), label)
+    with network.frozen():
+        for _ in range(PASSES // batch):
+            views = []
+            for _ in range(batch):
+                shift = torch.randint(-8, 9, (2,)).tolist()
+                view = image.roll(shift, (2, 3))
+                views.append(view.flip(3) if torch.rand(()) < 0.5 else view)
+            variation = image.diff(dim=2).square().mean() + image.diff(dim=3).square().mean()
+            loss = torch.nn.functional.cross_entropy(network(torch.cat(views)), target)
+            loss = loss + tv * variation + 0.01 * (image - 0.5).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            with torch.no_grad():
+                image.clamp_(0, 1)
+    return image.detach()[0], None
+
+
+def save_spectrum(samples: Samples, folder: Path) -> None:
+    """The spectrum that ``maco`` loads: the photographs' mean magnitudes, as ours are fitted to them."""
+    basis = Data(exponent=1.0).fit(samples, torch.device("cpu"))
+    assert isinstance(basis, FourierBasis)
+    np.save(folder / "spectrum_decorrelated.npy", basis.spectrum.expand(3, -1, -1).numpy())
+
+
+def methods(network: Classifier, samples: Samples, spectrum: Path) -> dict[str, Method]:
+    """Everything that is compared; documented defaults first, then a grid."""
+    side = network.shape[1]
+    found: dict[str, Method] = {"agnosco quick": partial(ours, network, samples, agnosco.preset("quick"))}
+    for kind, folder in (("fourier", None), ("maco", spectrum)):
+        found[f"Horama {kind}, defaults: 1280 px, crops .20-.25"] = partial(horama, network, folder, 1280, (0.20, 0.25))
+        for size in (side, 2 * side):
+            for box in ((0.2, 0.25), (0.5, 0.9)):
+                words = f"Horama {kind}, {size} px, crops {box[0]:g}-{box[1]:g}"
+                found[words] = partial(horama, network, folder, size, box)
+    for tv in (1.0, 10.0, 100.0):
+        found[f"DeepInversion-style pixels, tv {tv:g}"] = partial(deep_inversion, network, tv, 8)
+    return found
+
+
+def measure(source: str, only: str, seeds: int) -> None:
+    """All methods that are not measured yet, in one run."""
+    network = imagenet_network(source)
+    names = [name for name in ("resnet50", "resnet18", "mobilenet_v2", "squeezenet1_1") if name != source]
+    judges = {name: imagenet_network(name) for name in names}
+    kept, held_out = Samples.from_folder(ASSETS / "imagenet-samples", network.shape).split()
+    before = predictions(network, held_out)
+    path = RESULTS / f"peers-{source}.json"
+    results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    results["about"] = about(f"{source} at 112 px, ten classes, {seeds} seeds, {PASSES:,} passes a picture")
+    labels = [label for _ in range(seeds) for label in TRIAL_CLASSES]
+    with tempfile.TemporaryDirectory() as folder:
+        save_spectrum(kept, Path(folder))
+        for name, method in methods(network, kept, Path(folder)).items():
+            if name in results["rows"] or only not in name:
+                continue
+            begun = time.perf_counter()
+            made = [method(label, seed) for seed in range(seeds) for label in TRIAL_CLASSES]
+            seconds = (time.perf_counter() - begun) / len(made)
+            pictures = torch.stack([picture for picture, _ in made])
+            # A picture is used as a nudge as ours are: what it adds to mid-grey is added to photographs.
+            nudges = [0.5 - picture if nu is None else nu for picture, nu in made]
+            moved = [
+                nudge_success(network, nu, label, held_out, before=before)
+                for nu, label in zip(nudges, labels, strict=True)
+            ]
+            results["rows"][name] = {
+                "seconds_per_map": round(seconds, 1),
+                "norm": fmean(nu.norm().item() for nu in nudges),
+                "nudge_success": fmean(moved),
+                "own": asdict(score(network, pictures, labels)),
+                "others": {target: asdict(score(judge, pictures, labels)) for target, judge in judges.items()},
+            }
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            save_image(
+                pictures, out(source) / f"{name.replace(' ', '-').replace(':', '')}.png", nrow=len(TRIAL_CLASSES)
+            )
+            print(name, line(name, results["rows"][name]), flush=True)
+
+
+def out(source: str) -> Path:
+    """Where the pictures go."""
+    folder = ROOT / "build" / "peers" / source
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def line(name: str, row: dict) -> list[str]:
+    """A result as cells."""
+    cells = [
+        f"{one['m_score']:.3f} / {one['top1']:.2f} / {one['top1_of_concepts']:.2f}" for one in row["others"].values()
+    ]
+    return [
+        name,
+        f"{row['own']['probability']:.2f}",
+        f"{row['nudge_success']:.2f}",
+        *cells,
+        f"{row['seconds_per_map']:.0f}",
+    ]
+
+
+def tables() -> str:
+    """All results as Markdown."""
+    parts = []
+    for path in sorted(RESULTS.glob("peers-*.json")):
+        results = json.loads(path.read_text())
+        told, rows = results["about"], results["rows"]
+        names = list(next(iter(rows.values()))["others"])
+        head = ["method", "own p", "nudged", *names, "s/map"]
+        parts.append(
+            f"**{told['bank']}**; M_score / top-1 of all / top-1 of 10. {told['hardware']}, torch "
+            f"{told['versions']['torch']}, {told['date']}.\n\n{markdown(head, [line(*row) for row in rows.items()])}"
+        )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="resnet18")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--tables", action="store_true")
+    options = parser.parse_args()
+    if options.tables:
+        put("evidence.md", "peers", tables())
+    else:
+        measure(options.source, options.only, options.seeds)
+
+
+if __name__ == "__main__":
+    main()
