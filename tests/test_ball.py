@@ -169,3 +169,21 @@ def test_sparse_refuses_other_coordinates(coordinates: Coordinates) -> None:
 def test_sparse_pixels_must_fit(count: int) -> None:
     with pytest.raises(AgnoscoError, match=f"{count} pixels do not fit into 8 x 8"):
         Sparse(pixels=count).projector(pixels((3, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("ball", "settings"),
+    [
+        (L2, {"radius": 0.0}),
+        (L2, {"radius": float("inf")}),
+        (L2, {"radius": float("nan")}),
+        (AutoL2, {"start": -5.0, "limit": -5.0}),
+        (AutoL2, {"start": 20.0, "limit": 10.0}),
+        (AutoL2, {"growth": 0.9}),
+        (Sparse, {"start": 1.5}),
+        (Sparse, {"hold": -0.1}),
+    ],
+)
+def test_balls_without_sense_are_refused(ball: type, settings: dict[str, float]) -> None:
+    with pytest.raises(AgnoscoError):
+        ball(**settings)

@@ -393,6 +393,22 @@ def test_maps_of_class_scores_are_no_features() -> None:
     assert classifier.activations(torch.rand(1, 3, 8, 8)).shape == (1, 8, 6, 6)
 
 
+def test_a_number_that_is_a_name_too_is_no_guess() -> None:
+    classifier = Classifier(ChannelsLast(), size=6, labels=["1", "2", "3", "4", "0"])
+    with pytest.raises(AgnoscoError, match="'1' is the index of '2' and the name of class 0"):
+        classifier.index("1")
+
+
+def test_models_of_other_precisions_are_fed_theirs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    pixels = torch.rand(2, 3, 8, 8)
+    single = Classifier(model, size=8)(pixels)
+    double = Classifier(model.double(), size=8)(pixels)
+    assert double.dtype == torch.float32
+    torch.testing.assert_close(double, single, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(Classifier(model.bfloat16(), size=8)(pixels), single, rtol=0.1, atol=0.05)
+
+
 def test_features_by_name() -> None:
     classifier = small(features="conv")
     pixels = torch.rand(2, 3, 8, 8)

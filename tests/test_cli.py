@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -416,11 +417,11 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(
 
 
 def test_output_folder_that_refuses_files_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(_path: Path, _content: bytes) -> int:
+    def denied(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", denied)
+        patch.setattr(tempfile, "TemporaryFile", denied)
         error, _ = refused(call("map", *SMALL, "1", "--out", "new/run"))
     assert "cannot write 'new/run': permission denied" in error
     assert not Path("new").exists()
@@ -430,7 +431,7 @@ def test_folder_of_another_run_is_refused(folder: Path) -> None:
     mapped("1", "--out", "run")
     before = files("run")
     error, _ = refused(call("map", *SMALL, "1", "--out", "run", "--steps", "4"))
-    assert "other settings (config)" in error
+    assert "other settings (config mapper steps 3, now 4)" in error
     assert files("run") == before
 
 

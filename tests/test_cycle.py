@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,19 +178,30 @@ def test_unknown_classes_and_presets_are_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("mapper", [MapperConfig(batch=4, steps=2), WHITE.mapper], ids=["paper", "white"])
-@pytest.mark.parametrize("value", [0.0, float("nan")], ids=["constant", "not a number"])
-def test_gradients_that_lead_nowhere_are_told(mapper: MapperConfig, value: float) -> None:
+def test_gradients_that_lead_nowhere_are_told(mapper: MapperConfig) -> None:
     class Dead(nn.Module):
-        """The same finite logits for every image, with a gradient of zero or none at all."""
+        """The same finite logits for every image, with another gradient."""
+
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
 
         def forward(self, pixels: Tensor) -> Tensor:
             gone = pixels.flatten(1)[:, :3]
             if gone.requires_grad:
-                gone.register_hook(lambda gradient: gradient * value)
+                gone.register_hook(lambda gradient: gradient * self.factor)
             return gone - gone.detach() + torch.tensor([1.0, 2.0, 3.0])
 
-    with pytest.warns(AgnoscoWarning, match="gradients of class 1 vanish or are not finite"):
-        map_class(Classifier(Dead(), size=8), 1, SAMPLES, Config(mapper, None, cycles=1))
+    config = Config(mapper, None, cycles=1)
+    with pytest.warns(AgnoscoWarning, match="gradients of class 1 vanish"):
+        map_class(Classifier(Dead(0.0), size=8), 1, SAMPLES, config)
+    with pytest.raises(AgnoscoError, match="gradients of class 1 are not finite"):
+        map_class(Classifier(Dead(float("nan")), size=8), 1, SAMPLES, config)
+
+
+def test_one_class_in_place_of_several_is_refused() -> None:
+    with pytest.raises(AgnoscoError, match=r"'10' is one class, not several.*\['10'\]"):
+        map_classes(classifier(), "10", SAMPLES, SMALL)
 
 
 # -- presets and settings -----------------------------------------------------------------------------
@@ -209,22 +221,24 @@ def test_paper_is_the_paper() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_describe_themselves(name: str) -> None:
     config = preset(name)
-    line = describe(config)
+    line = describe(config, (3, 112, 112))
     assert "\n" not in line
-    assert f"{config.mapper.steps} steps of {config.mapper.batch} images" in line
+    assert f"steps of {config.mapper.batch} images" in line
     for dial in (config.mapper.coordinates, config.mapper.views, config.mapper.ball):
         assert type(dial).__name__ in line
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
 def test_descriptions_name_what_was_changed() -> None:
-    assert describe(Config()) == "Pixel, AsIs, L2, 2 x 650 steps of 128 images, refined with λ 50"
+    words = "Pixel, AsIs, L2 (η 15.0 here), 2 x 650 steps of 128 images, refined with λ 50"
+    assert describe(Config(), (3, 112, 112)) == words
     changed = Config(
         MapperConfig(batch=9, steps=70, coordinates=Spectral(1.5), views=Crops(flip=False), ball=Sparse(pixels=16)),
         None,
         1,
     )
-    assert describe(changed) == "Spectral exponent 1.5, Crops flip False, Sparse pixels 16, 70 steps of 9 images"
+    words = "Spectral exponent 1.5, Crops flip False, Sparse pixels 16, 70 steps of 9 images, step 0.05, clip masked"
+    assert describe(replace(changed, mapper=replace(changed.mapper, step=0.05, clip="masked")), (3, 8, 8)) == words
 
 
 def numbers(low: float, high: float) -> st.SearchStrategy[float]:

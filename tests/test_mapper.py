@@ -385,6 +385,10 @@ def test_a_whole_radius_is_a_step() -> None:
         ({"clip": "none"}, "no clip 'none'"),
         ({"step": "long"}, "no step 'long'"),
         ({"step": 0}, "no step 0"),
+        ({"step": float("inf")}, "no step inf"),
+        ({"decay": 1.5}, "decay 1.5"),
+        ({"contrast": (0.5, 0.2)}, "contrast"),
+        ({"beta1": 1.0}, "no moments"),
         ({"step": 0.0}, r"no step 0\.0"),
     ],
 )

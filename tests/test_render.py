@@ -54,14 +54,23 @@ def test_other_shapes_are_no_picture(shape: tuple[int, ...]) -> None:
 
 
 def test_stretched_lets_one_in_a_hundred_go() -> None:
-    # 101 magnitudes 0, 1 … 100 of changing sign: the 99 % quantile is 99, and only 100 lies beyond it.
-    magnitudes = torch.arange(101).float()
+    # 101 magnitudes 0, 10, 11 … 109 and a zero, of changing sign: of those 100 that are not 0, the 99 % quantile is
+    # a hundredth of the way from 108 to 109, and only 109 lies beyond it.
+    magnitudes = torch.cat([torch.zeros(1), torch.arange(10, 110).float()])
     pattern = torch.where(magnitudes % 2 == 0, magnitudes, -magnitudes)
     shown = stretched(pattern.view(1, 1, 101))
-    torch.testing.assert_close(shown, (0.5 + pattern / 198).clamp(0, 1).view(1, 1, 101))
+    torch.testing.assert_close(shown, (0.5 + pattern / (2 * 108.01)).clamp(0, 1).view(1, 1, 101))
     assert shown[0, 0, 0] == 0.5
-    assert shown[0, 0, 99] == 0
-    assert shown[0, 0, 100] == 1
+    assert 0.999 < shown[0, 0, 99] < 1
+    assert shown[0, 0, 100] == 0
+
+
+def test_a_small_stamp_keeps_its_colours() -> None:
+    pattern = torch.zeros(3, 224, 224)
+    pattern[:, :5, :5] = torch.tensor([0.8, 0.4, -0.2]).view(3, 1, 1)  # 25 of 50,176 pixels
+    shown = stretched(pattern)
+    torch.testing.assert_close(shown[:, 2, 2], torch.tensor([1.0, 0.75, 0.375]), rtol=0, atol=1e-3)
+    assert (shown[:, 10:] == 0.5).all()
 
 
 def test_stretched_has_one_scale_for_all_channels() -> None:

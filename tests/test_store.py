@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,15 @@ STAGES = ["map 1", "refine 1", "map 2", "refine 2"]
 HOSTILE = "\x1b[31m../../etc/passwd\n" + "ü" * 100
 
 
-def classifier(seed: int = 0, labels: tuple[str, ...] = ("tench", "Goldfish, gold", HOSTILE)) -> Classifier:
+def classifier(
+    seed: int = 0, labels: tuple[str, ...] = ("tench", "Goldfish, gold", HOSTILE), features: str | None = None
+) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 10 * 8, 3))
-    return Classifier(model, size=SHAPE[1:], labels=labels, mean=(0.5,) * 3, name="python:net.py:build")
+    return Classifier(
+        model, size=SHAPE[1:], labels=labels, mean=(0.5,) * 3, name="python:net.py:build", features=features
+    )
 
 
 def samples(seed: int = 0) -> Samples:
@@ -104,6 +109,8 @@ def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
         "shape": [3, 12, 10],
         "mean": [0.5, 0.5, 0.5],
         "std": [1.0, 1.0, 1.0],
+        "classes": 3,
+        "features": "1",  # what the refinement looks at
     }
     assert data["samples"] == {
         "source": "photographs",
@@ -245,10 +252,11 @@ def test_file_in_the_way_is_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        ({"config": replace(CONFIG, cycles=1)}, "config"),
-        ({"samples": samples(seed=1)}, "samples"),
-        ({"classifier": classifier(seed=1)}, "model"),
-        ({"command": "demo"}, "command"),
+        ({"config": replace(CONFIG, cycles=1)}, "config cycles 2, now 1"),
+        ({"samples": samples(seed=1)}, "samples fingerprint"),
+        ({"classifier": classifier(seed=1)}, "model fingerprint"),
+        ({"classifier": classifier(features="0")}, "model features 1, now 0"),
+        ({"command": "demo"}, "command map, now demo"),
     ],
 )
 def test_run_with_other_settings_is_not_touched(run: Run, changes: dict[str, Any], differing: str) -> None:
@@ -268,10 +276,10 @@ def test_folder_below_a_file_cannot_be_written(tmp_path: Path, place: str) -> No
 
 
 def test_folder_that_takes_no_files_is_found_out_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_path: Path, _content: bytes) -> int:
+    def full(**_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(AgnoscoError, match=r"cannot write .*: no space left on device"):
         check_target(tmp_path / "new" / "run")
     assert list(tmp_path.iterdir()) == []
@@ -396,3 +404,24 @@ def test_one_line(text: str, expected: str) -> None:
 
 def test_step_columns_cover_a_step() -> None:
     assert len(astuple(Step(1, 0.5, 0.5, 1.0, 1))) == 5
+
+
+def test_links_in_a_folder_are_not_followed(run: Run, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    canary.write_text("dear")
+    for name in (".agnosco-probe", ".manifest.json.part", "maps/.0001-goldfish-gold-s0.safetensors.part"):
+        (run.path / name).symlink_to(canary)
+    (run.path / "contact-sheet.png").unlink()
+    (run.path / "contact-sheet.png").symlink_to(canary)
+    again = create(run.path)
+    again.add(concept(1), nudge_success=0.5)
+    again.write_contact_sheet()
+    assert canary.read_text() == "dear"
+    assert not (run.path / "contact-sheet.png").is_symlink()
+    elsewhere = tmp_path / "elsewhere"
+    (run.path / "pictures").rename(elsewhere)
+    (run.path / "pictures").symlink_to(elsewhere)
+    before = files(elsewhere)
+    with pytest.raises(AgnoscoError, match="is a link"):
+        again.add(concept(1), nudge_success=0.25)
+    assert files(elsewhere) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from oracle import Array
 from torch import Tensor
 
+from agnosco.errors import AgnoscoError
 from agnosco.views import AsIs, Crops
 
 SIDE = 32
@@ -117,3 +119,11 @@ def test_generator_decides() -> None:
     images, views = torch.rand(6, 3, 8, 8, generator=seeded(1)), Crops(noise=0.05)
     assert torch.equal(views(images, seeded(3)), views(images, seeded(3)))
     assert not torch.equal(views(images, seeded(3)), views(images, seeded(4)))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"area": (0.0, 1.0)}, {"area": (0.5, 0.2)}, {"area": (0.5, 1.2)}, {"noise": -0.1}]
+)
+def test_views_without_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(AgnoscoError, match="no views"):
+        Crops(**settings)

@@ -576,3 +576,10 @@ def test_cifar_networks(weights: str, factory: str, preprocessing: dict[str, Any
     classifier = zoo.load(f"python:{ARCHITECTURES}:{factory}", weights=path, size=32, trust_code=True, **preprocessing)
     images, classes = cifar(assets)
     assert (classifier.probabilities(images).argmax(1) == classes).float().mean() >= least
+
+
+def test_a_classifier_takes_no_options() -> None:
+    classifier = Classifier(models.squeezenet1_1(weights=None), size=64)
+    assert zoo.load(classifier) is classifier
+    with pytest.raises(AgnoscoError, match="a Classifier is what it is"):
+        zoo.load(classifier, size=32)

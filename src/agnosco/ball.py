@@ -7,6 +7,7 @@ leaves only the few pixels that carry most energy: the stamps that backdoors are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 import torch
@@ -58,7 +59,7 @@ class L2:
     radius: float = 30.0
 
     def __post_init__(self) -> None:
-        if not self.radius > 0:
+        if not 0 < self.radius < inf:
             raise AgnoscoError(
                 f"a radius of {self.radius} leaves no room for a map", "give a positive one; the paper's is 30"
             )
@@ -83,6 +84,13 @@ class AutoL2:
     success: float = 0.9
     growth: float = 1.03
 
+    def __post_init__(self) -> None:
+        if not (0 < self.start <= self.limit < inf and self.success >= 0 and 1 <= self.growth < inf):
+            raise AgnoscoError(
+                f"no ball can grow with {self}",
+                "give 0 < start <= limit, and a growth of at least 1",
+            )
+
     def projector(self, basis: Basis) -> Projector:
         return _Growing(basis, self)
 
@@ -103,6 +111,10 @@ class Sparse:
     pixels: int = 25
     start: float = 1.0
     hold: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.start <= 1 and 0 <= self.hold <= 1):
+            raise AgnoscoError(f"no sparse ball with {self}", "give a start in (0, 1] and a hold in [0, 1]")
 
     def projector(self, basis: Basis) -> Projector:
         if type(basis) is not Basis:
@@ -136,7 +148,7 @@ class _Growing:
 
     def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
         self.average = 0.9 * self.average + 0.1 * success
-        if self.average < self.ball.success:
+        if progress < 1 and self.average < self.ball.success:  # the last projection keeps the radius it finds
             self.eta = min(self.eta * self.ball.growth, scaled(self.ball.limit, self.basis.shape))
         return _WithinL2(self.basis, self.eta)(w, progress=progress, success=success)
 

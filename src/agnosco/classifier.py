@@ -64,6 +64,7 @@ class Classifier:
                 f"std must be positive, not {self.std}", "pass the std used in training, in [0, 1] units"
             )
         tensors = [*model.parameters(), *model.buffers()]
+        self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self._frozen = 0
         self._layout = torch.channels_last
@@ -94,7 +95,7 @@ class Classifier:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
         mean = pixels.new_tensor(self.mean).view(-1, 1, 1)
         std = pixels.new_tensor(self.std).view(-1, 1, 1)
-        normalised = ((pixels - mean) / std).contiguous(memory_format=self._layout)
+        normalised = ((pixels - mean) / std).to(self._dtype).contiguous(memory_format=self._layout)
         with self.frozen():
             return _logits(self.model(normalised)).float()
 
@@ -174,6 +175,12 @@ class Classifier:
         text = str(label).strip()
         if text.removeprefix("-").isdecimal():
             if 0 <= int(text) < self.classes:
+                if text in self.labels and self.labels[int(text)] != text:
+                    raise AgnoscoError(
+                        f"{text!r} is the index of {self.labels[int(text)]!r} and the name of class "
+                        f"{self.labels.index(text)}",
+                        "give the index as a number in Python, or rename the labels",
+                    )
                 return int(text)
             raise AgnoscoError(
                 f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
@@ -192,7 +199,7 @@ class Classifier:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, buffers and normalisation, as they are now: the same number, the same function."""
+        """SHA-256 over weights, buffers and normalisation, as they are now; not over the architecture's code."""
         digest = hashlib.sha256(repr((self.shape[0], self.mean, self.std)).encode())
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         for key, tensor in sorted(tensors.items()):
@@ -207,6 +214,8 @@ class Classifier:
         try:
             with torch.no_grad():
                 return self(pixels)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             if self._layout is torch.channels_last:  # faster, but a view(N, -1) inside the model cannot read it
                 self._layout = torch.contiguous_format

@@ -147,12 +147,19 @@ class Output:
                 for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step):
                     finished.append(one)
                     self.say(_told(one))
+        except KeyboardInterrupt:
+            if not finished:
+                self.say("Interrupted before the first map was finished: nothing was written")
+            raise
         finally:
-            if run.entries:
-                run.write_contact_sheet()
-                made = f"{len(finished)}" if len(finished) == total else f"{len(finished)} of {total}"
-                self.say(f"Wrote {made} {'map' if total == 1 else 'maps'} to {run.path}. Look at {run.path / SHEET}")
+            if finished:
+                self._wrote(run, len(finished), total)
         return finished
+
+    def _wrote(self, run: Run, count: int, total: int) -> None:
+        run.write_contact_sheet()
+        made = f"{count}" if count == total else f"{count} of {total}"
+        self.say(f"Wrote {made} {'map' if total == 1 else 'maps'} to {run.path}. Look at {run.path / SHEET}")
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .ball import L2, AutoL2, Sparse
+from .ball import L2, AutoL2, Sparse, scaled
 from .classifier import Classifier
 from .concept import ConceptMap
 from .coordinates import Basis, Data, Pixel, Spectral
@@ -126,6 +126,8 @@ def map_classes(
         AgnoscoError: No such class or preset, or samples of another shape.
     """
     config = preset(config) if isinstance(config, str) else config
+    if isinstance(classes, str):
+        raise AgnoscoError(f"{classes!r} is one class, not several", f"write [{classes!r}], or use map_class")
     labels = [classifier.index(label) for label in classes]
     if samples.shape != classifier.shape:
         raise AgnoscoError(
@@ -248,18 +250,30 @@ def config_from_json(data: dict[str, Any]) -> Config:
         ) from error
 
 
-def describe(config: Config) -> str:
-    """The settings in one line, for captions: which dials a picture was made with, and what it cost."""
+def describe(config: Config, shape: tuple[int, int, int]) -> str:
+    """The settings in one line, for captions: which dials a picture was made with, and what it cost.
+
+    Args:
+        config: The settings.
+        shape: ``(C, H, W)`` of the images, to which a radius is scaled.
+    """
     mapper = config.mapper
+    eta = f" (η {scaled(mapper.ball.radius, shape):.1f} here)" if isinstance(mapper.ball, L2) else ""
     refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""
     cycles = f"{config.cycles} x " if config.cycles > 1 else ""
+    loop = _changed(mapper, ("step", "decay", "direction", "clip", "contrast"))
     return (
-        f"{_words(mapper.coordinates)}, {_words(mapper.views)}, {_words(mapper.ball)}, "
-        f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}"
+        f"{_words(mapper.coordinates)}, {_words(mapper.views)}, {_words(mapper.ball)}{eta}, "
+        f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}{''.join(f', {words}' for words in loop)}"
     )
 
 
 def _words(dial: Any) -> str:
     """A dial in words: its kind, and the settings in which it differs from its defaults."""
-    changed = [f"{f.name} {getattr(dial, f.name)}" for f in fields(dial) if getattr(dial, f.name) != f.default]
-    return " ".join([type(dial).__name__, *changed])
+    return " ".join([type(dial).__name__, *_changed(dial, [f.name for f in fields(dial)])])
+
+
+def _changed(settings: Any, names: Iterable[str]) -> list[str]:
+    """The settings of these names that are not at their defaults."""
+    defaults = {f.name: f.default for f in fields(settings)}
+    return [f"{name} {getattr(settings, name)}" for name in names if getattr(settings, name) != defaults[name]]

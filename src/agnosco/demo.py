@@ -42,15 +42,15 @@ ENOUGH = 0.97
 
 CONFIG = Config(
     MapperConfig(
-        batch=16,
-        steps=60,
+        batch=4,
+        steps=240,
         step=0.1,
         decay=1.0,
         direction="plus",
         clip="masked",
         contrast=(0.0, 1.0),
         coordinates=Data(),
-        views=Crops(area=(0.6, 1.0), flip=False, noise=0.3),  # a mirrored digit is none
+        views=Crops(area=(0.8, 1.0), flip=False, noise=0.3),  # a mirrored digit is none
         ball=L2(97.0),  # white on black: the paper's radius is too small for such contrast
     ),
     refine=None,

@@ -10,8 +10,7 @@ Symbols of the paper (arXiv 2303.17836), used as names here::
     η      eta         bound on ‖ν‖₂
     w      w           ν in the chosen coordinates (agnosco's; the paper has ν = w)
 
-This file is the plain twin: short, obvious, one map at a time. Whatever is made faster elsewhere is
-tested against it.
+Short, obvious, one map at a time.
 """
 
 from __future__ import annotations
@@ -85,10 +84,17 @@ class MapperConfig:
             raise AgnoscoError(f"no direction {self.direction!r}", f"choose from {', '.join(DIRECTIONS)}")
         if self.clip not in CLIPS:
             raise AgnoscoError(f"no clip {self.clip!r}", f"choose from {', '.join(CLIPS)}")
-        if not (self.step in ("literal", "unit") or (isinstance(self.step, int | float) and self.step > 0)):
+        if not (self.step in ("literal", "unit") or (isinstance(self.step, int | float) and 0 < self.step < math.inf)):
             raise AgnoscoError(
                 f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
             )
+        low, high = self.contrast
+        if not (0 <= self.decay <= 1 and 0 <= low <= high <= 1):
+            raise AgnoscoError(
+                f"decay {self.decay} and contrast {self.contrast} are no shares", "give numbers in [0, 1], in order"
+            )
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise AgnoscoError(f"no moments with {self.beta1} and {self.beta2}", "give betas in [0, 1)")
 
     @property
     def passes(self) -> int:
@@ -161,6 +167,9 @@ def saliency_map(
 
     Returns:
         ν, ``(C, H, W)`` float32 with ‖ν‖₂ ≤ η, and what every step did.
+
+    Raises:
+        AgnoscoError: The gradients are not finite.
     """
     moments = Moments(config.beta1, config.beta2)
     w = basis.coordinates(torch.zeros(basis.shape, device=basis.device) if start is None else start)  # line 1
@@ -180,10 +189,12 @@ def saliency_map(
             if on_step is not None:
                 on_step(trace[-1])
     nu = basis.pixels(w)
-    if trace[-1].norm == 0 or not math.isfinite(trace[-1].norm):
-        warnings.warn(
-            f"the gradients of class {label} vanish or are not finite: its map is empty", AgnoscoWarning, stacklevel=2
+    if not math.isfinite(trace[-1].norm):
+        raise AgnoscoError(
+            f"the gradients of class {label} are not finite", "check the weights and the mean and std of the model"
         )
+    if trace[-1].norm == 0:
+        warnings.warn(f"the gradients of class {label} vanish: its map is empty", AgnoscoWarning, stacklevel=2)
     return nu, trace
 
 

@@ -37,10 +37,11 @@ def to_picture(pixels: Tensor) -> Image.Image:
 def stretched(pattern: Tensor, *, tail: float = 0.01) -> Tensor:
     """A pattern ``(C, H, W)`` about zero as pixels in [0, 1] about mid-grey, for people to look at.
 
-    Scaled so that all but the ``tail`` largest magnitudes fit; one scale for all channels, and zero stays
-    mid-grey, so that hues are those of the pattern.
+    Scaled so that all but the ``tail`` largest of its magnitudes, zeros aside, fit; one scale for all channels,
+    and zero stays mid-grey, so that hues are those of the pattern.
     """
-    scale = torch.quantile(pattern.abs().flatten(), 1 - tail).clamp_min(torch.finfo(pattern.dtype).tiny)
+    magnitudes = pattern[pattern != 0].abs()
+    scale = torch.quantile(magnitudes, 1 - tail) if len(magnitudes) else 1
     return (0.5 + 0.5 * pattern / scale).clamp(0, 1)
 
 

@@ -197,7 +197,7 @@ class Samples:
         """Which images :meth:`split` puts into each of its two sets, in order."""
         count = round(held_out * len(self))
         if not 0 < count < len(self):
-            raise AgnoscoError(f"{len(self)} samples cannot be split at {held_out}", "give more images")
+            raise AgnoscoError(f"{len(self)} samples cannot be split at {held_out}", "give at least 3 images")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return order[count:].sort().values, order[:count].sort().values
 

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import tempfile
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -54,8 +55,8 @@ SPLIT_SEED = 0
 SIDE = 224
 """Display pictures of smaller inputs are enlarged to about this many pixels."""
 
-SLUG, SHOWN = 40, 200
-"""Longest class name in a file's name, and in a line that is printed."""
+SLUG, SHOWN, CAPTION = 40, 200, 31
+"""Longest class name in a file's name, in a line that is printed, and longest caption under a tile."""
 
 Entry = dict[str, Any]
 
@@ -106,10 +107,10 @@ class Run:
         if not (path / MANIFEST).exists():
             return cls(path, settings, [])
         run = cls.open(path)
-        differing = [key for key in settings if run.settings.get(key) != settings[key]]
+        differing = list(_differences(run.settings, settings))
         if differing:
             raise AgnoscoError(
-                f"{str(path)!r} holds a run with other settings ({', '.join(differing)})",
+                f"{str(path)!r} holds a run with other settings ({', '.join(differing[:4])})",
                 "choose another folder with --out, or remove this one",
             )
         return run
@@ -187,8 +188,9 @@ class Run:
         seeds = {entry["seed"] for entry in self.entries}
         captions = [_caption(entry, several=len(seeds) > 1) for entry in self.entries]
         model, samples = self.settings["model"], self.settings["samples"]
+        shape = tuple(model["shape"])
         footer = (
-            f"{model['name']} at {model['shape'][2]} px. {describe(self.config)}. Samples: {samples['source']}, "
+            f"{model['name']} at {shape[2]} px. {describe(self.config, shape)}. Samples: {samples['source']}, "
             f"{samples['count']}. p: what the model gives the picture; moves: share of held-out images that the map "
             "moves to its class."
         )
@@ -212,16 +214,22 @@ class Run:
             AgnoscoError: The file cannot be written.
         """
         path = self.path / name
-        part = path.with_name(f".{path.name}.part")
+        part = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
+            if path.parent != self.path and path.parent.is_symlink():
+                raise AgnoscoError(f"{str(path.parent)!r} is a link", "choose another folder with --out")
+            handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")  # a new file, whatever links lie there
+            with open(handle, "wb") as file:
+                file.write(content)
+            os.chmod(part, 0o666 & ~_umask())
             os.replace(part, path)
         except OSError as error:
             raise _unwritable(path, error) from error
         finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+            if part is not None:
+                with suppress(OSError):
+                    os.unlink(part)
         return path
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
@@ -232,7 +240,7 @@ class Run:
 
     def _write_manifest(self) -> None:
         data = self.settings | {"maps": self.entries}
-        self.write(MANIFEST, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+        self.write(MANIFEST, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -337,9 +345,8 @@ def check_target(path: str | Path) -> None:
             raise AgnoscoError(f"{str(path)!r} holds other things than a run", "choose another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".agnosco-probe"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=path):
+                pass
         finally:
             for folder in made:
                 with suppress(OSError):
@@ -381,6 +388,7 @@ def _settings(
             "mean": classifier.mean,
             "std": classifier.std,
             "classes": classifier.classes,
+            "features": classifier.features if config.refine else None,
         },
         "samples": {
             "source": samples.source,
@@ -393,6 +401,16 @@ def _settings(
         "config": config_to_json(config),
     }
     return json.loads(json.dumps(settings))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Where settings differ: ``threads 1, now 2``; a long value, such as a digest, by its name alone."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key), new.get(key), f"{name} {key}".strip())
+    elif old != new:
+        told = f"{name} {old}, now {new}"
+        yield told if len(told) < 60 else name
 
 
 def _version(package: str) -> str | None:
@@ -412,9 +430,9 @@ def _stem(entry: Entry) -> str:
 
 
 def _caption(entry: Entry, *, several: bool) -> str:
-    name = one_line(entry["class"], limit=18) + (f" s{entry['seed']}" if several else "")
     moves = "" if entry["nudge_success"] is None else f", moves {entry['nudge_success']:.0%}"
-    return f"{name}  p {entry['probability']:.2f}{moves}"
+    figures = (f" s{entry['seed']}" if several else "") + f"  p {entry['probability']:.2f}{moves}"
+    return one_line(entry["class"], limit=CAPTION - len(figures)) + figures
 
 
 def _tensors(concept: ConceptMap) -> dict[str, Tensor]:
@@ -443,6 +461,13 @@ def png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _unwritable(path: Path, error: OSError) -> AgnoscoError:

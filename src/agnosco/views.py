@@ -8,11 +8,14 @@ expectation over samples. Views hide a trigger that sits at a fixed place; scans
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .errors import AgnoscoError
 
 
 class Views(Protocol):
@@ -44,6 +47,11 @@ class Crops:
     area: tuple[float, float] = (0.1, 1.0)
     flip: bool = True
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.area
+        if not (0 < low <= high <= 1 and 0 <= self.noise < inf):
+            raise AgnoscoError(f"no views with {self}", "give 0 < least <= greatest area <= 1, and noise of at least 0")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         count = len(images)

@@ -89,6 +89,8 @@ def load(
         1
     """
     if isinstance(spec, Classifier):
+        if any(option is not None for option in (weights, size, mean, std, channels, labels, features, device)):
+            raise AgnoscoError("a Classifier is what it is", "pass its model to load, or use Classifier.to(device)")
         return spec
     where = None if device is None else resolve_device(device)
     names = _read_labels(Path(labels)) if isinstance(labels, str | Path) else labels
