@@ -9,6 +9,7 @@ from .errors import AgnoscoError, AgnoscoWarning
 from .mapper import MapperConfig, Step
 from .refine import RefineConfig
 from .samples import Samples
+from .store import Run, remake
 from .views import AsIs, Crops
 from .zoo import load
 
@@ -30,6 +31,7 @@ __all__ = [
     "Pixel",
     "Progress",
     "RefineConfig",
+    "Run",
     "Samples",
     "Sparse",
     "Spectral",
@@ -38,4 +40,5 @@ __all__ = [
     "map_class",
     "map_classes",
     "preset",
+    "remake",
 ]
