@@ -1,7 +1,8 @@
 """Do maps move held-out images? The paper's dials at a small budget, and `quick`, on four real networks.
 
-    python benchmarks/nudge.py          measure what is missing of benchmarks/results/nudge.json
-    python benchmarks/nudge.py --again  measure all of it
+    python benchmarks/nudge.py           measure what is missing of benchmarks/results/nudge.json
+    python benchmarks/nudge.py --again   measure all of it
+    python benchmarks/nudge.py --tables  write the table into docs/paper.md
 
 One map of each class. Held-out images are a fifth of the photographs, which no map was made with; those that the
 network already gives the class are left out.
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ablation import ASSETS, IMAGENET, RESULTS, TRIAL_CLASSES, about, cifar_network, imagenet_network
+from pages import markdown, put
 
 import agnosco
 from agnosco import Classifier, Config, MapperConfig, Samples
@@ -52,12 +54,27 @@ def measure(classifier: Classifier, folder: str, classes: tuple[int, ...], confi
     }
 
 
+def table(results: dict) -> str:
+    """The results as Markdown: means over classes, the least in brackets."""
+    found: dict[str, list[str]] = {}
+    for key, row in results["rows"].items():
+        network = key.split(": ")[0]
+        cells = found.setdefault(network, [network, str(row["classes"])])
+        cells.append(f"{row['nudge_success']:.3f} ({row['least_nudge_success']:.2f})")
+    rows = [cells + [""] * (2 + len(CONFIGS) - len(cells)) for cells in found.values()]
+    return markdown(["network", "classes", *CONFIGS], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", action="store_true")
-    again = parser.parse_args().again
+    parser.add_argument("--tables", action="store_true")
+    options = parser.parse_args()
     path = RESULTS / "nudge.json"
-    results = json.loads(path.read_text()) if path.exists() and not again else {"rows": {}}
+    results = json.loads(path.read_text()) if path.exists() and not options.again else {"rows": {}}
+    if options.tables:
+        put("paper.md", "nudge", table(results))
+        return
     results["about"] = about("one map of each class; b 16, K 150 with the paper's dials")
     for name, classifier, folder, classes in networks():
         for words, config in CONFIGS.items():
