@@ -193,7 +193,7 @@ def dial_rows() -> Iterator[Row]:
     yield Row("dials", "radius auto", mapped(ball=AutoL2()))
     yield Row("dials", "data spectrum as it is", mapped(coordinates=Data(exponent=1.0)))
     yield Row("dials", "clip straight-through", mapped(clip="straight-through"))
-    yield Row("dials", "samples at full contrast", mapped(contrast=(1.0, 1.0)))
+    yield Row("dials", "samples at contrasts of 0-1", mapped(contrast=(0.0, 1.0)))
     yield Row("dials", "steps of equal length", mapped(step=0.05, decay=0.0))
     yield Row("dials", "crops of 10-100 %", mapped(views=Crops((0.1, 1.0))))
     yield Row("dials", "views with noise of 0.03", mapped(views=Crops((0.3, 1.0), noise=0.03)))
@@ -259,7 +259,10 @@ def run(bank_name: str, only: str, again: bool) -> None:
         same = done["rows"].get(key, {}).get("config") == config_to_json(row.config)
         if same or only not in key:
             continue
-        done["rows"][key] = measure(bank, row)
+        result = measure(bank, row)
+        if path.exists():  # another process may have measured other rows meanwhile
+            done["rows"] |= json.loads(path.read_text())["rows"] if not again else {}
+        done["rows"][key] = result
         path.write_text(json.dumps(done, indent=1) + "\n")
         print(line(row.name, done["rows"][key]), flush=True)
 

@@ -350,6 +350,33 @@ def test_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
         Run.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("model", "shape", "3x12x10"),
+        ("model", "classes", None),
+        ("samples", "held_out", "all"),
+        ("maps", "probability", "high"),
+        ("maps", "stages", 3),
+        ("maps", "nudge_success", "many"),
+    ],
+)
+def test_manifest_of_other_types_is_refused(run: Run, part: str, key: str, value: object) -> None:
+    data = manifest(run)
+    (data["maps"][0] if part == "maps" else data[part])[key] = value
+    (run.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(AgnoscoError, match="no manifest of a run"):
+        Run.open(run.path)
+
+
+def test_map_of_another_shape_is_refused(run: Run) -> None:
+    data = manifest(run)
+    data["model"]["shape"] = [3, 10, 12]
+    (run.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(AgnoscoError, match=r"its map is \(3, 12, 10\)"):
+        Run.open(run.path).map(1)
+
+
 def test_paths_in_a_manifest_are_not_followed(run: Run, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.safetensors"
     shutil.move(run.path / "maps/0001-goldfish-gold-s0.safetensors", moved)

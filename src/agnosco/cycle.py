@@ -59,7 +59,6 @@ _SEEN = MapperConfig(
     decay=1.0,
     direction="plus",
     clip="masked",
-    contrast=(0.0, 1.0),
     coordinates=Data(),
     views=Crops(area=(0.3, 1.0)),
     ball=L2(60.0),

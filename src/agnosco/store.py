@@ -127,7 +127,9 @@ class Run:
             data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             entries = data.pop("maps")
             config_from_json(data["config"])
+            _check_shape(_SETTINGS, data)
             for entry in entries:
+                _check_shape(_ENTRY, entry)
                 _stem(entry)
             return cls(path, data, entries)
         except FileNotFoundError as error:
@@ -264,7 +266,10 @@ class Run:
             content = (self.path / name).read_bytes()
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise ValueError("its digest is not that of the manifest")
-            return _concept(safetensors.torch.load(content), entry)
+            concept = _concept(safetensors.torch.load(content), entry)
+            if list(concept.nu.shape) != self.settings["model"]["shape"] or concept.nu.dtype != torch.float32:
+                raise ValueError(f"its map is {tuple(concept.nu.shape)} of {concept.nu.dtype}")
+            return concept
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise AgnoscoError(f"cannot read {name} of {str(self.path)!r}: {error}", "make this map again") from error
 
@@ -401,6 +406,31 @@ def _settings(
         "config": config_to_json(config),
     }
     return json.loads(json.dumps(settings))
+
+
+_SETTINGS: dict[str, Any] = {
+    "command": str,
+    "device": str,
+    "threads": int,
+    "versions": dict,
+    "model": {"name": str, "weights": str | None, "fingerprint": str, "shape": list, "classes": int},
+    "samples": {
+        "source": str, "count": int, "fingerprint": str, "shape": list, "held_out": float, "split_seed": int,
+    },
+}  # fmt: skip
+_ENTRY: dict[str, Any] = {
+    "index": int, "class": str, "seed": int, "stages": list, "probability": float,
+    "nudge_success": float | None, "files": dict, "sha256": str,
+}  # fmt: skip
+
+
+def _check_shape(wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Make sure that what is read later is there and of its type; TypeError or KeyError where not."""
+    for key, kind in wanted.items():
+        if isinstance(kind, dict):
+            _check_shape(kind, found[key])
+        elif not isinstance(found[key], kind):
+            raise TypeError(f"{key} is {found[key]!r}")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
