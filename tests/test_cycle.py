@@ -230,7 +230,7 @@ def test_presets_describe_themselves(name: str) -> None:
 
 
 def test_descriptions_name_what_was_changed() -> None:
-    words = "Pixel, AsIs, L2 (η 15.0 here), 2 x 650 steps of 128 images, refined with λ 50"
+    words = "Pixel, AsIs, L2 (15.0 at this size), 2 x 650 steps of 128 images, refined with λ 50"
     assert describe(Config(), (3, 112, 112)) == words
     changed = Config(
         MapperConfig(batch=9, steps=70, coordinates=Spectral(1.5), views=Crops(flip=False), ball=Sparse(pixels=16)),

@@ -257,7 +257,7 @@ def describe(config: Config, shape: tuple[int, int, int]) -> str:
         shape: ``(C, H, W)`` of the images, to which a radius is scaled.
     """
     mapper = config.mapper
-    eta = f" (η {scaled(mapper.ball.radius, shape):.1f} here)" if isinstance(mapper.ball, L2) else ""
+    eta = f" ({scaled(mapper.ball.radius, shape):.1f} at this size)" if isinstance(mapper.ball, L2) else ""
     refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""
     cycles = f"{config.cycles} x " if config.cycles > 1 else ""
     loop = _changed(mapper, ("step", "decay", "direction", "clip", "contrast"))
