@@ -85,7 +85,7 @@ def run(out: Path, output: Output) -> Run:
     made.write_tensors("network.safetensors", model.state_dict())
     output.say(
         "Each tile is what the network looks for in one digit, drawn without looking at any one image. "
-        "Bright is ink, dark is where ink must not be; you should be able to read 0 to 9."
+        "Bright is ink, dark is where ink must not be; you should be able to read 0 to 9; 5 is the hardest."
     )
     return made
 
