@@ -73,15 +73,17 @@ def input_specific(network: Classifier) -> dict[str, Callable[[Tensor, Tensor], 
     gradients, integrated, cam = Saliency(network), IntegratedGradients(network), LayerGradCam(network, stage)
 
     def grad_cam(images: Tensor, labels: Tensor) -> Tensor:
-        grid = cam.attribute(images.requires_grad_(), labels, relu_attributions=True)
+        grid = cam.attribute(images.requires_grad_(), target=labels, relu_attributions=True)
         assert isinstance(grid, Tensor)  # one layer, one map
         return smoothed(F.interpolate(grid.detach(), size=images.shape[2:], mode="bilinear"))
 
     return {
-        "gradients": lambda images, labels: smoothed(gradients.attribute(images.requires_grad_(), labels).detach()),
+        "gradients": lambda images, labels: smoothed(
+            gradients.attribute(images.requires_grad_(), target=labels).detach()
+        ),
         "integrated gradients": lambda images, labels: torch.cat(
             [
-                smoothed(integrated.attribute(image[None], label[None], n_steps=24).detach())
+                smoothed(integrated.attribute(image[None], target=label[None], n_steps=24).detach())
                 for image, label in zip(images.detach(), labels, strict=True)
             ]
         ),
