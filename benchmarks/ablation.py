@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import put
+from pages import made_on, put
 from torch import Tensor, nn
 
 import agnosco
@@ -293,10 +293,7 @@ def tables() -> str:
         if not path.exists():
             continue
         results = json.loads(path.read_text())
-        about = results["about"]
-        parts.append(
-            f"### {about['bank']}\n\n{about['hardware']}, torch {about['versions']['torch']}, {about['date']}."
-        )
+        parts.append(f"### {results['about']['bank']}\n\n{made_on(results)}.")
         for group in dict.fromkeys(result["group"] for result in results["rows"].values()):
             body = [
                 line(key.removeprefix(f"{group}: "), result)

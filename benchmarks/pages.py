@@ -21,3 +21,9 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def made_on(results: dict) -> str:
+    """On what, with what and when the figures of a results file were measured, for the head of a table."""
+    told = results["about"]
+    return f"{told['hardware']}, torch {told['versions']['torch']}, {told['date']}"

@@ -29,7 +29,7 @@ from statistics import fmean
 import numpy as np
 import torch
 from ablation import ASSETS, RESULTS, ROOT, TRIAL_CLASSES, about, imagenet_network
-from pages import markdown, put
+from pages import made_on, markdown, put
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -203,12 +203,12 @@ def tables() -> str:
     parts = []
     for path in sorted(RESULTS.glob("peers-*.json")):
         results = json.loads(path.read_text())
-        told, rows = results["about"], results["rows"]
+        rows = results["rows"]
         names = list(next(iter(rows.values()))["others"])
         head = ["method", "own p", "nudged", *names, "s/map"]
+        body = markdown(head, [line(*row) for row in rows.items()])
         parts.append(
-            f"**{told['bank']}**; M_score / top-1 of all / top-1 of 10. {told['hardware']}, torch "
-            f"{told['versions']['torch']}, {told['date']}.\n\n{markdown(head, [line(*row) for row in rows.items()])}"
+            f"**{results['about']['bank']}**; M_score / top-1 of all / top-1 of 10. {made_on(results)}.\n\n{body}"
         )
     return "\n\n".join(parts)
 

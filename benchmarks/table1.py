@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from ablation import ASSETS, IMAGENET, RESULTS, ROOT, TRIAL_CLASSES, about, cifar_network, imagenet_network
-from pages import markdown, put
+from pages import made_on, markdown, put
 
 import agnosco
 from agnosco import Classifier, Config, Samples
@@ -110,11 +110,9 @@ def tables() -> str:
     parts = []
     for path in sorted(RESULTS.glob("table1-*.json")):
         results = json.loads(path.read_text())
-        told = results["about"]
         passes = next(iter(results["sources"].values()))["passes"]
         parts.append(
-            f"**{told['bank']}**, {passes:,} passes a map; {told['hardware']}, torch {told['versions']['torch']}, "
-            f"{told['date']}.\n\n{lines(results)}"
+            f"**{results['about']['bank']}**, {passes:,} passes a map; {made_on(results)}.\n\n{lines(results)}"
         )
     return "\n\n".join(parts)
 

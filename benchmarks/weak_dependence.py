@@ -7,10 +7,11 @@ The paper says that an input-specific map depends on the input's silhouette more
 chair and a queen on a throne get the same map. Here pairs of photographs are chosen whose silhouettes are alike and
 whose predictions are not. What should tell a panda from a queen is compared within each pair: the input-specific maps
 of the two photographs (gradients, integrated gradients, Grad-CAM, by Captum), and the input-agnostic maps of the two
-classes. All are turned into one non-negative map each and compared alike.
+classes. All are turned into one non-negative map of 14 x 14 values each and compared by correlation, beside pairs of
+other photographs of different predictions: what any two of these maps have in common.
 
-Silhouettes come from another network than the one that is explained: where MobileNetV2's last convolutional stage
-answers, whatever the class.
+Silhouettes come from networks other than the one that is explained: where the last convolutional stages of MobileNetV2
+and SqueezeNet answer, whatever the class. No photograph is used twice, and each must be predicted with p > 0.5.
 """
 
 from __future__ import annotations
@@ -23,23 +24,32 @@ from statistics import fmean
 import torch
 from ablation import ASSETS, RESULTS, ROOT, about, imagenet_network
 from captum.attr import IntegratedGradients, LayerGradCam, Saliency
-from pages import markdown, put
+from pages import made_on, markdown, put
 from torch import Tensor
 from torch.nn import functional as F
 
 import agnosco
-from agnosco import Classifier, Samples
+from agnosco import Classifier, ConceptMap, Samples
 from agnosco.render import contact_sheet, enlarged, stretched, to_picture
 
-PAIRS = 6
-RANDOM_PAIRS = 200
+SIZE = 224
+GRID = 14  # what all maps are compared on: grain is not compared
+PAIRS = 40
+SHOWN = 6  # pairs in the figure; the maps of their classes are made
 PATH = RESULTS / "weak-dependence.json"
 PICTURE = ROOT / "docs" / "pictures" / "weak-dependence.png"
+AGNOSTIC = "input-agnostic"
 
 
-def silhouettes(network: Classifier, images: Tensor) -> Tensor:
-    """Where a network's last convolutional stage answers, ``(N, h, w)``."""
-    return torch.cat([network.activations(part).mean(1) for part in images.split(64)])
+def silhouettes(images: Tensor) -> Tensor:
+    """Where two networks' last convolutional stages answer, ``(N, 14, 14)``."""
+    total = torch.zeros(len(images), GRID, GRID)
+    for name in ("mobilenet_v2", "squeezenet1_1"):
+        network = imagenet_network(name, SIZE)
+        seen = torch.cat([network.activations(part).mean(1, keepdim=True) for part in images.split(32)])
+        seen = F.interpolate(seen, size=(GRID, GRID), mode="bilinear", align_corners=False)[:, 0]
+        total += (seen - seen.mean((1, 2), keepdim=True)) / seen.std((1, 2), keepdim=True)
+    return total
 
 
 def alike(first: Tensor, second: Tensor) -> Tensor:
@@ -48,155 +58,159 @@ def alike(first: Tensor, second: Tensor) -> Tensor:
     return F.cosine_similarity(first, second)
 
 
-def chosen_pairs(masks: Tensor, logits: Tensor) -> list[tuple[int, int]]:
-    """The pairs of most alike silhouettes among photographs of different predictions, each photograph used once."""
-    flat = F.normalize(masks.flatten(1) - masks.flatten(1).mean(1, keepdim=True))
-    silhouette = flat @ flat.T
+def different(logits: Tensor) -> Tensor:
+    """Whether two photographs' predictions have nothing in common, ``(N, N)``."""
     prediction = F.normalize(logits - logits.mean(0))
-    silhouette[prediction @ prediction.T > 0.1] = -1  # alike predictions, and every photograph with itself
+    return prediction @ prediction.T < 0.1
+
+
+def chosen_pairs(masks: Tensor, allowed: Tensor) -> Tensor:
+    """The pairs of most alike silhouettes, each photograph used once, ``(2, pairs)``."""
+    flat = F.normalize(masks.flatten(1) - masks.flatten(1).mean(1, keepdim=True))
+    likeness = (flat @ flat.T).where(allowed, -1.0)
     pairs: list[tuple[int, int]] = []
     while len(pairs) < PAIRS:
-        i, j = divmod(int(silhouette.argmax()), len(silhouette))
+        i, j = divmod(int(likeness.argmax()), len(likeness))
         pairs.append((i, j))
-        silhouette[[i, j]] = silhouette[:, [i, j]] = -1
-    return pairs
+        likeness[[i, j]] = likeness[:, [i, j]] = -1
+    return torch.tensor(pairs).T
 
 
-def smoothed(maps: Tensor) -> Tensor:
-    """Magnitudes of maps ``(N, C, H, W)``, summed over channels and averaged to 14 × 14: grain is not compared."""
-    return F.adaptive_avg_pool2d(maps.abs().sum(1, keepdim=True), 14)[:, 0]
+def coarse(maps: Tensor) -> Tensor:
+    """Magnitudes of maps ``(N, C, H, W)``, summed over channels and averaged to 14 x 14."""
+    return F.adaptive_avg_pool2d(maps.abs().sum(1, keepdim=True), GRID)[:, 0]
 
 
 def input_specific(network: Classifier) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Maps of images ``(N, C, H, W)`` for their labels, ``(N, 14, 14)``."""
-    stage = network.model.get_submodule(network.features)
-    gradients, integrated, cam = Saliency(network), IntegratedGradients(network), LayerGradCam(network, stage)
+    gradients, integrated = Saliency(network), IntegratedGradients(network)
+    cam = LayerGradCam(network, network.model.get_submodule(network.features))
+
+    def integrated_gradients(images: Tensor, labels: Tensor) -> Tensor:
+        return coarse(integrated.attribute(images, target=labels, n_steps=24, internal_batch_size=32).detach())
 
     def grad_cam(images: Tensor, labels: Tensor) -> Tensor:
-        grid = cam.attribute(images.requires_grad_(), target=labels, relu_attributions=True)
+        grid = cam.attribute(images, target=labels, relu_attributions=True)
         assert isinstance(grid, Tensor)  # one layer, one map
-        return smoothed(F.interpolate(grid.detach(), size=images.shape[2:], mode="bilinear"))
+        return F.interpolate(grid.detach(), size=(GRID, GRID), mode="bilinear", align_corners=False)[:, 0]
 
     return {
-        "gradients": lambda images, labels: smoothed(
-            gradients.attribute(images.requires_grad_(), target=labels).detach()
-        ),
-        "integrated gradients": lambda images, labels: torch.cat(
-            [
-                smoothed(integrated.attribute(image[None], target=label[None], n_steps=24).detach())
-                for image, label in zip(images.detach(), labels, strict=True)
-            ]
-        ),
+        "gradients": lambda images, labels: coarse(gradients.attribute(images, target=labels).detach()),
+        "integrated gradients": integrated_gradients,
         "Grad-CAM": grad_cam,
     }
 
 
-def measure() -> None:
-    network, judge = imagenet_network("resnet18"), imagenet_network("mobilenet_v2")
+def measure(preset: str) -> None:
+    """Choose the pairs, make all maps, compare them, draw the figure."""
+    network = imagenet_network("resnet18", SIZE)
     photographs = Samples.from_folder(ASSETS / "imagenet-samples", network.shape)
-    kept, held_out = photographs.split()
-    images = torch.cat(list(held_out.batches(64)))
+    images = torch.cat(list(photographs.batches(64)))
     with torch.no_grad():
-        logits = torch.cat([network(part) for part in images.split(64)])
+        logits = torch.cat([network(part) for part in images.split(32)])
+    sure = logits.softmax(1).amax(1) > 0.5
+    images, logits = images[sure], logits[sure]
     labels = logits.argmax(1)
-    masks = silhouettes(judge, images)
-    pairs = chosen_pairs(masks, logits)
-    first, second = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    generator = torch.Generator().manual_seed(0)
-    chance = torch.randint(len(images), (2, RANDOM_PAIRS), generator=generator)
-    chance = chance[:, labels[chance[0]] != labels[chance[1]]]
+    masks = silhouettes(images)
+    allowed = different(logits)
+    pairs = chosen_pairs(masks, allowed)
+    chance = chance_pairs(pairs, allowed)
 
-    results: dict[str, dict[str, float]] = {
-        "silhouettes": {
-            "pairs": alike(masks[first], masks[second]).mean().item(),
-            "random pairs": alike(masks[chance[0]], masks[chance[1]]).mean().item(),
-        }
-    }
+    means = {"silhouettes": compared(masks, pairs, chance)}
     shown: dict[str, Tensor] = {}
-    few = torch.cat([first, second, *chance[:, :40]]).unique()
-    place = {int(i): k for k, i in enumerate(few)}
-
-    def of(maps: Tensor, indices: Tensor) -> Tensor:
-        return maps[[place[int(i)] for i in indices]]
-
+    used = pairs.flatten()
     with network.frozen():
         for name, explain in input_specific(network).items():
-            maps = explain(images[few].clone(), labels[few])
-            shown[name] = maps
-            results[name] = {
-                "pairs": alike(of(maps, first), of(maps, second)).mean().item(),
-                "random pairs": alike(of(maps, chance[0, :40]), of(maps, chance[1, :40])).mean().item(),
-            }
-            print(name, results[name], flush=True)
-    classes = sorted({int(labels[i]) for pair in pairs for i in pair})
-    concepts = {concept.label: concept for concept in agnosco.map_classes(network, classes, kept)}
-    agnostic = [[concepts[int(labels[i])] for i in side] for side in (first, second)]
-    patterns = [torch.stack([concept.pattern for concept in side]) for side in agnostic]
-    scrambled = [a for i, a in enumerate(patterns[0]) for j in range(PAIRS) if i != j]
-    others = [b for i in range(PAIRS) for j, b in enumerate(patterns[1]) if i != j]
-    results["input-agnostic (quick)"] = {
-        "pairs": alike(smoothed(patterns[0]), smoothed(patterns[1])).mean().item(),
-        "random pairs": alike(smoothed(torch.stack(scrambled)), smoothed(torch.stack(others))).mean().item(),
-    }
+            shown[name] = torch.zeros(len(images), GRID, GRID)
+            for part in used.split(16):
+                shown[name][part] = explain(images[part].clone().requires_grad_(), labels[part])
+            means[name] = compared(shown[name], pairs, chance)
+            print(name, means[name], flush=True)
+
+    few = pairs[:, :SHOWN]
+    classes = labels[few].unique().tolist()
+    kept, _ = photographs.split()
+    concepts = {c.label: c for c in agnosco.map_classes(network, classes, kept, preset)}
+    agnostic = torch.zeros(len(images), GRID, GRID)
+    for index in few.flatten().tolist():
+        agnostic[index] = coarse(concepts[int(labels[index])].pattern[None])[0]
+    means[AGNOSTIC] = compared(agnostic, few, chance_pairs(few, allowed))
     told = [
         {
-            "first": network.labels[int(labels[i])],
-            "second": network.labels[int(labels[j])],
-            "silhouettes": alike(masks[i : i + 1], masks[j : j + 1]).item(),
-            **{
-                name: alike(of(maps, first[k : k + 1]), of(maps, second[k : k + 1])).item()
-                for name, maps in shown.items()
-            },
-            "input-agnostic (quick)": alike(smoothed(patterns[0][k : k + 1]), smoothed(patterns[1][k : k + 1])).item(),
+            "classes": [network.labels[int(labels[i])] for i in pair],
+            "silhouettes": alike(masks[pair[:1]], masks[pair[1:]]).item(),
+            **{name: alike(maps[pair[:1]], maps[pair[1:]]).item() for name, maps in shown.items()},
+            AGNOSTIC: alike(agnostic[pair[:1]], agnostic[pair[1:]]).item(),
         }
-        for k, (i, j) in enumerate(pairs)
+        for pair in few.T
     ]
-    PATH.write_text(json.dumps({"about": about(__doc__ or ""), "means": results, "pairs": told}, indent=1) + "\n")
-    draw(images, pairs, {name: (of(maps, first), of(maps, second)) for name, maps in shown.items()}, agnostic)
+    header = about(f"ResNet-18 at {SIZE} px, {PAIRS} pairs of photographs; preset {preset} for the classes of {SHOWN}")
+    PATH.write_text(json.dumps({"about": header, "means": means, "pairs": told}, indent=1) + "\n")
+    draw(images, few, shown, [[concepts[int(labels[i])] for i in pair] for pair in few.T])
     print(table(), flush=True)
 
 
-def draw(images: Tensor, pairs: list[tuple[int, int]], maps: dict, agnostic: list[list]) -> None:
-    """A row for each pair: both photographs, their maps, the maps of their classes."""
+def chance_pairs(pairs: Tensor, allowed: Tensor) -> Tensor:
+    """Every other pair of the same photographs whose predictions differ, ``(2, n)``."""
+    everyone = pairs.flatten()
+    first, second = everyone[torch.triu_indices(len(everyone), len(everyone), offset=1)]
+    chosen = {frozenset(pair) for pair in pairs.T.tolist()}
+    other = torch.tensor([frozenset(pair) not in chosen for pair in zip(first.tolist(), second.tolist(), strict=True)])
+    other &= allowed[first, second]
+    return torch.stack([first[other], second[other]])
+
+
+def compared(maps: Tensor, pairs: Tensor, chance: Tensor) -> dict[str, float]:
+    """Mean correlation within the pairs, its standard error, and that of other pairs of the same photographs."""
+    within = alike(maps[pairs[0]], maps[pairs[1]])
+    return {
+        "pairs": within.mean().item(),
+        "error": (within.std() / len(within) ** 0.5).item(),
+        "other pairs": alike(maps[chance[0]], maps[chance[1]]).mean().item(),
+    }
+
+
+def draw(images: Tensor, pairs: Tensor, maps: dict[str, Tensor], concepts: list[list[ConceptMap]]) -> None:
+    """A row for each pair: both photographs, each kind of map of one beside that of the other."""
     tiles, captions = [], []
-    for k, pair in enumerate(pairs):
-        for side, index in enumerate(pair):
-            tiles.append(enlarged(to_picture(images[index].detach()), 224))
-            captions.append(agnostic[side][k].name)
-            for name, both in maps.items():
-                grid = both[side][k] / both[side][k].max()
-                tiles.append(enlarged(to_picture(grid[None]), 224))
-                captions.append(name)
-            tiles.append(enlarged(to_picture(stretched(agnostic[side][k].pattern)), 224))
-            captions.append("input-agnostic")
-    sheet = contact_sheet(tiles, captions, columns=2 * (len(maps) + 2), tile=160)
-    sheet.save(PICTURE)
+    for pair, both in zip(pairs.T, concepts, strict=True):
+        tiles += [to_picture(images[i]) for i in pair]
+        captions += [concept.name for concept in both]
+        for name, grids in maps.items():
+            tiles += [enlarged(to_picture(grids[i][None] / grids[i].max()), SIZE) for i in pair]
+            captions += [name] * 2
+        tiles += [to_picture(stretched(concept.pattern)) for concept in both]
+        captions += [AGNOSTIC] * 2
+    footer = "Photographs of alike silhouettes and different predictions; each kind of map of ResNet-18: first, second."
+    contact_sheet(tiles, captions, columns=2 * (len(maps) + 2), tile=SIZE, footer=footer).save(PICTURE)
 
 
 def table() -> str:
     """The results as Markdown."""
     results = json.loads(PATH.read_text())
     means = results["means"]
-    rows = [[name, f"{both['pairs']:.2f}", f"{both['random pairs']:.2f}"] for name, both in means.items()]
-    named = "; ".join(f"{pair['first']} and {pair['second']}" for pair in results["pairs"])
-    specific = fmean(
-        both["pairs"] for name, both in means.items() if name not in ("silhouettes", "input-agnostic (quick)")
-    )
+    rows = [
+        [name, f"{one['pairs']:.2f} ± {one['error']:.2f}", f"{one['other pairs']:.2f}"] for name, one in means.items()
+    ]
+    named = "; ".join(" and ".join(pair["classes"]) for pair in results["pairs"])
+    specific = fmean(one["pairs"] for name, one in means.items() if name not in ("silhouettes", AGNOSTIC))
     return (
-        f"Pairs: {named}.\n\n"
-        + markdown(["correlation of", "pairs of alike silhouettes and different predictions", "random pairs"], rows)
-        + f"\n\nInput-specific maps: {specific:.2f} on average; input-agnostic ones: "
-        f"{means['input-agnostic (quick)']['pairs']:.2f}."
+        f"**{results['about']['bank']}**; {made_on(results)}.\n\n"
+        + markdown(["correlation within", "pairs of alike silhouettes", "other pairs of the same photographs"], rows)
+        + f"\n\nInput-specific maps: {specific:.2f} on average; input-agnostic ones: {means[AGNOSTIC]['pairs']:.2f}. "
+        f"The pairs of the figure: {named}."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=agnosco.PRESETS, default="quick")
     parser.add_argument("--tables", action="store_true")
-    if parser.parse_args().tables:
+    options = parser.parse_args()
+    if options.tables:
         put("evidence.md", "weak-dependence", table())
     else:
-        measure()
+        measure(options.preset)
 
 
 if __name__ == "__main__":

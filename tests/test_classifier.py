@@ -397,6 +397,7 @@ def test_a_number_that_is_a_name_too_is_no_guess() -> None:
     classifier = Classifier(ChannelsLast(), size=6, labels=["1", "2", "3", "4", "0"])
     with pytest.raises(AgnoscoError, match="'1' is the index of '2' and the name of class 0"):
         classifier.index("1")
+    assert classifier.index(1) == 1  # a number is an index
 
 
 def test_models_of_other_precisions_are_fed_theirs() -> None:

@@ -174,17 +174,17 @@ class Classifier:
         """
         text = str(label).strip()
         if text.removeprefix("-").isdecimal():
-            if 0 <= int(text) < self.classes:
-                if text in self.labels and self.labels[int(text)] != text:
-                    raise AgnoscoError(
-                        f"{text!r} is the index of {self.labels[int(text)]!r} and the name of class "
-                        f"{self.labels.index(text)}",
-                        "give the index as a number in Python, or rename the labels",
-                    )
-                return int(text)
-            raise AgnoscoError(
-                f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
-            )
+            index = int(text)
+            if not 0 <= index < self.classes:
+                raise AgnoscoError(
+                    f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
+                )
+            if isinstance(label, str) and text in self.labels and self.labels[index] != text:
+                raise AgnoscoError(
+                    f"{text!r} is the index of {self.labels[index]!r} and the name of class {self.labels.index(text)}",
+                    "give the index as a number in Python, or rename the labels",
+                )
+            return index
         wanted = spelling(text)
         exact = [i for i, name in enumerate(self.labels) if spelling(name) == wanted]
         found = exact or [i for i, name in enumerate(self.labels) if f" {wanted} " in f" {spelling(name)} "]

@@ -63,6 +63,12 @@ def about(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the model expects subtracted.")]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that it expects divided out.")]
+Labels = Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map.")]
 
 
 @app.command("map")
@@ -85,14 +91,14 @@ def map_(
     radius: Annotated[float | None, typer.Option(help="L2 norm of the map at 3 x 224 x 224.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Maps of every class, with seeds from --seed on.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("agnosco-run"),
-    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the model expects subtracted.")] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that it expects divided out.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
     features: Annotated[str | None, typer.Option(help="Submodule that the refinement looks at.")] = None,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")] = False,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -123,7 +129,7 @@ def map_(
 @app.command("score")
 def score_(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map.")],
+    run: RunFolder,
     target: Annotated[
         list[str],
         typer.Option(metavar="MODEL[=WEIGHTS]", help="A network that judges: torchvision:NAME=FILE.safetensors ..."),
@@ -132,11 +138,11 @@ def score_(
         str | None, typer.Option(metavar="DIR|leaves|noise", help="Images to nudge; of the run's own, the held-out.")
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Input size of the targets; the run's if left out.")] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
-    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the targets expect subtracted.")] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that they expect divided out.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")] = None,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")] = False,
+    device: Device = "auto",
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -144,14 +150,11 @@ def score_(
     output: Output = context.obj
     output.quiet = quiet
     made = Run.open(run)
-    channels, height, width = made.settings["model"]["shape"]
     found: list[Judgement] = []
     for spec in target:
-        model, weights = model_and_weights(spec)
-        classifier = zoo.load(
-            model, weights=weights, size=size or (height, width), mean=numbers(mean, "--mean"),
-            std=numbers(std, "--std"), channels=channels, labels=labels, device=device, trust_code=trust_code,
-        )  # fmt: skip
+        classifier = _load_for(
+            made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code
+        )
         images = None if samples is None else _read(output, samples, classifier)
         found.append(judge(made, classifier, images=images))
     kept = keep(made, found)
@@ -162,17 +165,17 @@ def score_(
 @app.command("sanity")
 def sanity_(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map.")],
+    run: RunFolder,
     model: Annotated[str, typer.Option(metavar="MODEL[=WEIGHTS]", help="The network that the run was made with.")],
     samples: Annotated[str, typer.Option(metavar="DIR|leaves|noise", help="The images that it was made with.")] = (
         "leaves"
     ),
     classes: Annotated[int, typer.Option(min=2, help="How many classes are mapped again at every level.")] = 3,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
-    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the model expects subtracted.")] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that it expects divided out.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")] = None,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")] = False,
+    device: Device = "auto",
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -180,12 +183,7 @@ def sanity_(
     output: Output = context.obj
     output.quiet = quiet
     made = Run.open(run)
-    channels, height, width = made.settings["model"]["shape"]
-    name, weights = model_and_weights(model)
-    classifier = zoo.load(
-        name, weights=weights, size=(height, width), mean=numbers(mean, "--mean"), std=numbers(std, "--std"),
-        channels=channels, labels=labels, device=device, trust_code=trust_code,
-    )  # fmt: skip
+    classifier = _load_for(made, model, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code)
     images = _read(output, samples, classifier)
     with output.steps() as on_step:
         found = sanity.check(made, classifier, images, classes=classes, on_step=on_step)
@@ -210,6 +208,18 @@ def doctor_(context: typer.Context, as_json: AsJson = False) -> None:
     """Show versions, devices, and what is missing."""
     found = doctor.examine()
     context.obj.result(found if as_json else doctor.in_words(found))
+
+
+def _load_for(
+    run: Run, spec: str, *, size: int | None = None, mean: str | None, std: str | None, **options: Any
+) -> Classifier:
+    """The network MODEL[=WEIGHTS], for images as the run's are."""
+    model, weights = model_and_weights(spec)
+    channels, height, width = run.settings["model"]["shape"]
+    return zoo.load(
+        model, weights=weights, size=size or (height, width), channels=channels,
+        mean=numbers(mean, "--mean"), std=numbers(std, "--std"), **options,
+    )  # fmt: skip
 
 
 def _read(output: Output, source: str, classifier: Classifier) -> Samples:

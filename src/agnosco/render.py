@@ -89,13 +89,13 @@ def contact_sheet(
         x = GAP + i % columns * (width + GAP)
         y = GAP + i // columns * (height + line + GAP)
         sheet.paste(picture, (x, y))
-        draw.text((x, y + height + 2), _fitted(caption, font, width), fill=INK, font=font)
+        draw.text((x, y + height + 2), _cut_to(caption, font, width), fill=INK, font=font)
     for i, text in enumerate(footer_lines):
         draw.text((GAP, size[1] - (len(footer_lines) - i) * line), text, fill=FAINT, font=font)
     return sheet
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _cut_to(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Text cut to a width in pixels, with dots where something is left out."""
     if font.getlength(text) <= width:
         return text

@@ -413,7 +413,9 @@ _SETTINGS: dict[str, Any] = {
     "device": str,
     "threads": int,
     "versions": dict,
-    "model": {"name": str, "weights": str | None, "fingerprint": str, "shape": list, "classes": int},
+    "model": {
+        "name": str, "weights": str | None, "fingerprint": str, "shape": list, "classes": int, "features": str | None,
+    },
     "samples": {
         "source": str, "count": int, "fingerprint": str, "shape": list, "held_out": float, "split_seed": int,
     },

@@ -39,12 +39,12 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
     Raises:
         AgnoscoError: The target lacks a class of the run, or the run has fewer than two.
     """
-    maps = list(run.maps())
     labels = matched(run, target)
-    pictures = torch.stack([concept.pixels for concept in maps]) if maps else torch.empty(0, *target.shape)
-    fingerprint = target.fingerprint
     if len(set(labels)) < 2:
         raise AgnoscoError(f"{str(run.path)!r} has maps of {len(set(labels))} classes", "score at least two classes")
+    maps = list(run.maps())
+    pictures = torch.stack([concept.pixels for concept in maps])
+    fingerprint = target.fingerprint
     logits = logits_of(target, pictures)
     found = intervals(logits, labels)
     return {
