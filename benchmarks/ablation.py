@@ -45,7 +45,7 @@ from agnosco import (
     Samples,
     Spectral,
 )
-from agnosco.cycle import config_to_json
+from agnosco.cycle import config_from_json, config_to_json
 from agnosco.score import nudge_success, predictions, score
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,6 +195,9 @@ def dial_rows() -> Iterator[Row]:
     yield Row("dials", "clip straight-through", mapped(clip="straight-through"))
     yield Row("dials", "samples at contrasts of 0-1", mapped(contrast=(0.0, 1.0)))
     yield Row("dials", "steps of equal length", mapped(step=0.05, decay=0.0))
+    yield Row("dials", "averaged over the last half", mapped(average=0.5))
+    yield Row("dials", "averaged, steps of equal length", mapped(step=0.05, decay=0.0, average=0.5))
+    yield Row("dials", "coarse to fine over the first half", mapped(coarse=0.5))
     yield Row("dials", "crops of 10-100 %", mapped(views=Crops((0.1, 1.0))))
     yield Row("dials", "views with noise of 0.03", mapped(views=Crops((0.3, 1.0), noise=0.03)))
     yield Row("dials", "2 b, K / 2", mapped(batch=mapper.batch * 2, steps=mapper.steps // 2))
@@ -256,8 +259,7 @@ def run(bank_name: str, only: str, again: bool) -> None:
     done["about"] = about(inspect.cleandoc(BANKS[bank_name].__doc__ or ""))
     for row in rows(bank.base):
         key = f"{row.group}: {row.name}"
-        same = done["rows"].get(key, {}).get("config") == config_to_json(row.config)
-        if same or only not in key:
+        if only not in key or (key in done["rows"] and config_from_json(done["rows"][key]["config"]) == row.config):
             continue
         result = measure(bank, row)
         if path.exists():  # another process may have measured other rows meanwhile

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+MANIFESTS = ROOT / "benchmarks" / "results" / "manifests"
 
 
 def put(page: str, name: str, text: str) -> None:
@@ -27,3 +29,10 @@ def made_on(results: dict) -> str:
     """On what, with what and when the figures of a results file were measured, for the head of a table."""
     told = results["about"]
     return f"{told['hardware']}, torch {told['versions']['torch']}, {told['date']}"
+
+
+def keep_manifest(run: Path) -> None:
+    """Keep the manifest of a run folder beside the results; what lies in the repository is named from its root."""
+    MANIFESTS.mkdir(exist_ok=True)
+    text = (run / "manifest.json").read_text(encoding="utf-8")
+    (MANIFESTS / f"{run.name}.json").write_text(text.replace(f"{ROOT}/", ""), encoding="utf-8")

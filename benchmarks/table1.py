@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from ablation import ASSETS, IMAGENET, RESULTS, ROOT, TRIAL_CLASSES, about, cifar_network, imagenet_network
-from pages import made_on, markdown, put
+from pages import keep_manifest, made_on, markdown, put
 
 import agnosco
 from agnosco import Classifier, Config, Samples
@@ -62,6 +62,7 @@ def mapped(name: str, source: Classifier, images: Samples, config: Config, class
         for one in run_maps(run, source, images, lacking, seeds=[seed]) if lacking else ():
             print(f"{name}: {one.entry['class']}, seed {seed}, {one.seconds:.0f} s", flush=True)
     run.write_contact_sheet()
+    keep_manifest(run.path)
     return run
 
 

@@ -39,6 +39,10 @@ class Basis:
         """w = A⁻¹·ν."""
         return nu
 
+    def lowpass(self, share: float) -> Tensor | float:
+        """Which coordinates, as a factor 0 or 1, are frequencies up to this share of the highest; all, for pixels."""
+        return 1.0
+
     def norm(self, w: Tensor) -> Tensor:
         """‖A·w‖₂, accumulated in float64 where the device has it."""
         precision = torch.float32 if self.device.type == "mps" else torch.float64
@@ -63,6 +67,7 @@ class FourierBasis(Basis):
         self.spectrum = spectrum.to(device)
         self.colour = colour.to(device)
         self.colour_inverse = torch.linalg.inv(self.colour)
+        self.frequencies = _frequencies(*shape[1:]).to(device)
 
     def pixels(self, w: Tensor) -> Tensor:
         """ν from Fourier coefficients ``(C, H, W // 2 + 1, 2)``, last axis real and imaginary."""
@@ -73,6 +78,9 @@ class FourierBasis(Basis):
     def coordinates(self, nu: Tensor) -> Tensor:
         grey = torch.einsum("ij,jhw->ihw", self.colour_inverse, nu)
         return torch.view_as_real(torch.fft.rfft2(grey, norm="ortho") / self.spectrum).contiguous()
+
+    def lowpass(self, share: float) -> Tensor | float:
+        return (self.frequencies <= share * self.frequencies.max()).to(self.spectrum)[..., None]
 
 
 class Coordinates(Protocol):

@@ -51,6 +51,9 @@ class MapperConfig:
         step: Length of a step: ``"literal"`` adds v (lines 11, 13), ``"unit"`` adds v / ‖v‖₂ (the step that
             lines 8–9 probe), a number adds a step of that share of η (in pixels' L2 norm).
         decay: Share of the steps, at the end, over which the step length falls to zero (half a cosine).
+        average: Share of the steps, at the end, over which ν is averaged; 0 takes the last.
+        coarse: Share of the steps, at the beginning, over which detail is let in: they are confined to frequencies
+            below a limit that rises from an eighth of the highest to all. Not for :class:`Pixel` coordinates.
         direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` asks the
             sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
         clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
@@ -66,6 +69,8 @@ class MapperConfig:
     steps: int = 650
     step: str | float = "literal"
     decay: float = 0.0
+    average: float = 0.0
+    coarse: float = 0.0
     direction: str = "lookahead"
     clip: str = "straight-through"
     contrast: tuple[float, float] = (1.0, 1.0)
@@ -89,10 +94,13 @@ class MapperConfig:
                 f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
             )
         low, high = self.contrast
-        if not (0 <= self.decay <= 1 and 0 <= low <= high <= 1):
-            raise AgnoscoError(
-                f"decay {self.decay} and contrast {self.contrast} are no shares", "give numbers in [0, 1], in order"
-            )
+        for name in ("decay", "average", "coarse"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AgnoscoError(f"{name} {getattr(self, name)} is no share", "give a number in [0, 1]")
+        if not 0 <= low <= high <= 1:
+            raise AgnoscoError(f"no contrasts of {self.contrast}", "give the least and the greatest, in [0, 1]")
+        if self.coarse and isinstance(self.coordinates, Pixel):
+            raise AgnoscoError("pixels have no frequencies to let in", "choose Data() or Spectral(), or coarse 0")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise AgnoscoError(f"no moments with {self.beta1} and {self.beta2}", "give betas in [0, 1)")
 
@@ -173,6 +181,7 @@ def saliency_map(
     """
     moments = Moments(config.beta1, config.beta2)
     w = basis.coordinates(torch.zeros(basis.shape, device=basis.device) if start is None else start)  # line 1
+    late, averaged = torch.zeros_like(w), 0
     trace: list[Step] = []
     with classifier.frozen():
         for k in range(1, config.steps + 1):  # line 2
@@ -182,12 +191,18 @@ def saliency_map(
             x = basis.pullback(gradient)  # line 4
             v = moments(x)  # lines 5-7
             sign = _direction(classifier, label, images, nu, x, v, config, basis, generator)  # lines 8-14
+            if k < config.coarse * config.steps:
+                v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
             v = v * _length(v, config, basis, project.eta, k)
             w = project(w + sign * v, progress=k / config.steps, success=success)  # lines 11, 13, 15
+            if k > (1 - config.average) * config.steps:
+                late, averaged = late + w, averaged + 1
             norm = basis.norm(w).item()
             trace.append(Step(k, probability, success, norm, sign))
             if on_step is not None:
                 on_step(trace[-1])
+        if averaged:
+            w = project(late / averaged, progress=1.0, success=trace[-1].success)
     nu = basis.pixels(w)
     if not math.isfinite(trace[-1].norm):
         raise AgnoscoError(

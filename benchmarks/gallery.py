@@ -1,0 +1,104 @@
+"""The gallery: the paper's dials beside ``quick`` beside ``best``, for ten classes of a network.
+
+    python benchmarks/gallery.py                 ResNet-50 with the assets' weights, and the CIFAR ResNet-56
+    python benchmarks/gallery.py --bank cifar    only that
+    python benchmarks/gallery.py --full          the paper's own 204,800 passes a map: for a GPU
+    python benchmarks/gallery.py --unnamed DIR   the pictures once more, in random order and without names
+
+Writes docs/pictures/gallery-BANK.png. The runs are those of benchmarks/table1.py, in build/table1, and made where they
+are missing; their manifests go to benchmarks/results/manifests. Without ``--full``, the paper's dials get the passes of
+``quick``, which a CPU can pay: everything as the paper has it, but b and K.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from ablation import TRIAL_CLASSES
+from pages import DOCS
+from table1 import mapped, networks, samples
+
+import agnosco
+from agnosco import Config
+from agnosco.render import contact_sheet, stretched, to_picture
+from agnosco.store import Run
+
+SOURCES = {"imagenet": ("resnet50", 112), "cifar": ("resnet56", 32)}
+COLUMNS, TILE = 5, 224
+
+
+def affordable_paper() -> Config:
+    """The paper's dials at about the passes of ``quick``: two cycles of 96 steps and 24 of refinement, of 8 images."""
+    paper = agnosco.preset("paper")
+    assert paper.refine
+    return Config(replace(paper.mapper, batch=8, steps=96), replace(paper.refine, steps=24), paper.cycles)
+
+
+def runs(bank: str, full: bool) -> dict[str, Run]:
+    """A run of the ten classes for each setting; what is missing is made."""
+    name, size = SOURCES[bank]
+    source = networks(bank, size)[name]()
+    images = samples(bank, None, source)
+    settings = {
+        "paper" if full else "paper, few passes": agnosco.preset("paper") if full else affordable_paper(),
+        "quick": agnosco.preset("quick"),
+        "best": agnosco.preset("best"),
+    }
+    classes = TRIAL_CLASSES if bank == "imagenet" else range(10)
+    made = {}
+    for words, config in settings.items():
+        folder = f"{bank}-{words.replace(', ', '-').replace(' ', '-')}-{size}px-{name}"
+        made[words] = mapped(folder, source, images, config, classes, seeds=1)
+    return made
+
+
+def draw(bank: str, made: dict[str, Run]) -> None:
+    """Blocks of five classes, one row for each setting."""
+    columns = {words: [concept for concept in run.maps() if concept.seed == 0] for words, run in made.items()}
+    count = len(next(iter(columns.values())))
+    tiles, captions = [], []
+    for start in range(0, count, COLUMNS):
+        for words, concepts in columns.items():
+            for concept in concepts[start : start + COLUMNS]:
+                tiles.append(to_picture(stretched(concept.pattern)))
+                captions.append(f"{concept.name} ({words})")
+    name, size = SOURCES[bank]
+    passes = ", ".join(f"{words} {run.config.passes:,}" for words, run in made.items())
+    footer = f"{name} at {size} px, seed 0. Passes a map: {passes}."
+    contact_sheet(tiles, captions, columns=COLUMNS, tile=TILE, footer=footer).save(
+        DOCS / "pictures" / f"gallery-{bank}.png", optimize=True
+    )
+
+
+def unnamed(bank: str, made: dict[str, Run], folder: Path) -> None:
+    """A sheet for each setting in an order of its own, numbered; the key is in key-BANK.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = []
+    for words, run in made.items():
+        concepts = [concept for concept in run.maps() if concept.seed == 0]
+        random.Random(f"{bank} {words}").shuffle(concepts)
+        tiles = [to_picture(stretched(concept.pattern)) for concept in concepts]
+        sheet = contact_sheet(tiles, [str(i + 1) for i in range(len(tiles))], columns=COLUMNS, tile=TILE)
+        sheet.save(folder / f"{bank}-{words.replace(', ', '-').replace(' ', '-')}.png")
+        key.append(f"{words}: " + ", ".join(f"{i + 1} {concept.name}" for i, concept in enumerate(concepts)))
+    (folder / f"key-{bank}.txt").write_text("\n".join(key) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bank", choices=SOURCES)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--unnamed", type=Path, metavar="DIR")
+    options = parser.parse_args()
+    for bank in [options.bank] if options.bank else SOURCES:
+        made = runs(bank, options.full)
+        draw(bank, made)
+        if options.unnamed:
+            unnamed(bank, made, options.unnamed)
+
+
+if __name__ == "__main__":
+    main()
