@@ -256,6 +256,7 @@ mappers = st.builds(
     step=st.sampled_from(["literal", "unit"]) | numbers(0, 2),
     decay=st.floats(0, 1),
     average=st.floats(0, 1),
+    dropout=st.floats(0, 1),
     direction=st.sampled_from(["lookahead", "gradient", "plus"]),
     clip=st.sampled_from(["straight-through", "masked"]),
     contrast=ranges(0, 1),

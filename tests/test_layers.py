@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "agnosco"
 # A new module needs a place here, and a line in docs/design.md.
 LAYERS = (
     {"errors"},
-    {"classifier", "procedural", "render"},
+    {"classifier", "dropout", "procedural", "render"},
     {"decoding", "zoo"},
     {"samples"},
     {"coordinates", "views"},

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from .ball import L2, Ball, Projector
 from .classifier import Classifier
 from .coordinates import Basis, Coordinates, Pixel
+from .dropout import draw_gains, scaled_channels
 from .errors import AgnoscoError, AgnoscoWarning
 from .samples import Samples
 from .views import AsIs, Views
@@ -61,6 +62,8 @@ class MapperConfig:
         contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
         coordinates: Where moments, steps and ball live.
         views: How a nudged image is seen.
+        dropout: By whom: deviation of the random gain of every channel, anew for each image (see
+            :mod:`agnosco.dropout`); 0 is the network as it is.
         ball: Ψ of line 15.
         beta1, beta2: Decay of the moments (line 1).
     """
@@ -76,6 +79,7 @@ class MapperConfig:
     contrast: tuple[float, float] = (1.0, 1.0)
     coordinates: Coordinates = field(default_factory=Pixel)
     views: Views = field(default_factory=AsIs)
+    dropout: float = 0.0
     ball: Ball = field(default_factory=L2)
     beta1: float = 0.9
     beta2: float = 0.999
@@ -94,7 +98,7 @@ class MapperConfig:
                 f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
             )
         low, high = self.contrast
-        for name in ("decay", "average", "coarse"):
+        for name in ("decay", "average", "coarse", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise AgnoscoError(f"{name} {getattr(self, name)} is no share", "give a number in [0, 1]")
         if not 0 <= low <= high <= 1:
@@ -242,11 +246,14 @@ def loss_gradient(
     """
     clipped = nudged(images, nu).requires_grad_()
     seen = config.views(clipped, generator)
+    gains = draw_gains(classifier.model, config.dropout, len(images), classifier.classes, generator)
     gradients: list[Tensor] = []
     probability = success = 0.0
-    for part in seen.detach().split(MICRO_BATCH):
-        part.requires_grad_()
-        logits = classifier(part)
+    for start in range(0, len(images), MICRO_BATCH):
+        rows = slice(start, start + MICRO_BATCH)
+        part = seen.detach()[rows].requires_grad_()
+        with scaled_channels({module: gain[rows] for module, gain in gains.items()}):
+            logits = classifier(part)
         target = torch.full((len(part),), label, device=logits.device)
         gradients += torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), part)
         probability += logits.detach().softmax(1)[:, label].sum().item()
