@@ -177,7 +177,7 @@ def refine_rows(base: MapperConfig) -> Iterator[Row]:
 def dial_rows() -> Iterator[Row]:
     """Each setting of ``quick`` put back to the paper's or changed, at a quarter of its passes."""
     quick = agnosco.preset("quick")
-    mapper = replace(quick.mapper, batch=quick.mapper.batch // 2, steps=quick.mapper.steps // 2)
+    mapper = replace(quick.mapper, steps=quick.mapper.steps // 4)
 
     def mapped(**changes: Any) -> Config:
         return replace(quick, mapper=replace(mapper, **changes))
@@ -200,6 +200,9 @@ def dial_rows() -> Iterator[Row]:
     yield Row("dials", "coarse to fine over the first half", mapped(coarse=0.5))
     yield Row("dials", "crops of 10-100 %", mapped(views=Crops((0.1, 1.0))))
     yield Row("dials", "views with noise of 0.03", mapped(views=Crops((0.3, 1.0), noise=0.03)))
+    yield Row("dials", "channel dropout of 0.1", mapped(dropout=0.1))
+    yield Row("dials", "channel dropout of 0.2", mapped(dropout=0.2))
+    yield Row("dials", "b / 2, 2 K", mapped(batch=mapper.batch // 2, steps=mapper.steps * 2))
     yield Row("dials", "2 b, K / 2", mapped(batch=mapper.batch * 2, steps=mapper.steps // 2))
     yield Row("dials", "direction lookahead", mapped(direction="lookahead"))
     yield Row("dials", "refined", replace(mapped(), refine=RefineConfig(steps=mapper.steps // 2)))

@@ -72,8 +72,6 @@ def measure(options: argparse.Namespace) -> None:
     size = 32 if bank == "cifar" else options.size
     classes = range(10) if bank == "cifar" else TRIAL_CLASSES
     path = RESULTS / f"table1-{bank}-{options.preset}-{size}px.json"
-    results = json.loads(path.read_text()) if path.exists() else {"sources": {}}
-    results["about"] = about(f"{bank} networks at {size} px, preset {options.preset}")
     found = networks(bank, size)
     for name in options.sources or found:
         source = found[name]()
@@ -82,6 +80,8 @@ def measure(options: argparse.Namespace) -> None:
         run = mapped(f"{bank}-{options.preset}-{size}px-{name}", source, images, config, classes, options.seeds)
         seconds = time.perf_counter() - begun
         targets = {other: judge(run, load(), images=images) for other, load in found.items()}
+        results = json.loads(path.read_text()) if path.exists() else {"sources": {}}  # others may work beside us
+        results["about"] = about(f"{bank} networks at {size} px, preset {options.preset}")
         results["sources"][name] = {"seconds": round(seconds, 1), "passes": config.passes, "targets": targets}
         path.write_text(json.dumps(results, indent=1) + "\n")
         print(lines(results), flush=True)

@@ -53,8 +53,8 @@ class Config:
 
 
 _SEEN = MapperConfig(
-    batch=8,
-    steps=240,
+    batch=4,
+    steps=480,
     step=0.1,
     decay=1.0,
     direction="plus",
@@ -67,7 +67,7 @@ _SEEN = MapperConfig(
 PRESETS: dict[str, Config] = {
     "paper": Config(),
     "quick": Config(_SEEN, refine=None, cycles=1),
-    "draft": Config(replace(_SEEN, batch=4), refine=None, cycles=1),
+    "draft": Config(replace(_SEEN, steps=240), refine=None, cycles=1),
 }
 """``paper`` is the method to the letter, ``quick`` the one whose pictures people and other networks read at a
 hundredth of the cost, ``draft`` half of ``quick`` for a first look."""
