@@ -33,6 +33,7 @@ from agnosco import Classifier, ConceptMap, Samples
 from agnosco.render import contact_sheet, enlarged, stretched, to_picture
 
 SIZE = 224
+MAP_SIZE = 112  # of the input-agnostic maps, which cost more; all are compared on the same grid
 GRID = 14  # what all maps are compared on: grain is not compared
 PAIRS = 40
 SHOWN = 6  # pairs in the figure; the maps of their classes are made
@@ -129,8 +130,9 @@ def measure(preset: str) -> None:
 
     few = pairs[:, :SHOWN]
     classes = labels[few].unique().tolist()
-    kept, _ = photographs.split()
-    concepts = {c.label: c for c in agnosco.map_classes(network, classes, kept, preset)}
+    small = imagenet_network("resnet18", MAP_SIZE)
+    kept, _ = Samples.from_folder(ASSETS / "imagenet-samples", small.shape).split()
+    concepts = {c.label: c for c in agnosco.map_classes(small, classes, kept, preset)}
     agnostic = torch.zeros(len(images), GRID, GRID)
     for index in few.flatten().tolist():
         agnostic[index] = coarse(concepts[int(labels[index])].pattern[None])[0]
@@ -144,7 +146,9 @@ def measure(preset: str) -> None:
         }
         for pair in few.T
     ]
-    header = about(f"ResNet-18 at {SIZE} px, {PAIRS} pairs of photographs; preset {preset} for the classes of {SHOWN}")
+    header = about(
+        f"ResNet-18, {PAIRS} pairs of photographs at {SIZE} px; maps of the classes of {SHOWN}: {MAP_SIZE} px, {preset}"
+    )
     PATH.write_text(json.dumps({"about": header, "means": means, "pairs": told}, indent=1) + "\n")
     draw(images, few, shown, [[concepts[int(labels[i])] for i in pair] for pair in few.T])
     print(table(), flush=True)
@@ -204,7 +208,7 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=agnosco.PRESETS, default="quick")
+    parser.add_argument("--preset", choices=agnosco.PRESETS, default="draft")
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     if options.tables:
