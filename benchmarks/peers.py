@@ -131,7 +131,7 @@ def methods(network: Classifier, samples: Samples, spectrum: Path) -> dict[str, 
             for box in ((0.5, 0.9), (0.2, 0.25)):
                 words = f"Horama {kind}, {size} px, crops {box[0]:g}-{box[1]:g}"
                 found[words] = partial(horama, network, folder, size, box)
-    for tv in (1.0, 10.0, 100.0):
+    for tv in (10.0, 100.0):
         found[f"DeepInversion-style pixels, tv {tv:g}"] = partial(deep_inversion, network, tv, 8)
     found["Horama fourier, documented defaults: 1280 px, crops 0.2-0.25"] = partial(
         horama, network, None, 1280, (0.2, 0.25)
