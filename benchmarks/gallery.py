@@ -3,28 +3,33 @@
     python benchmarks/gallery.py                 ResNet-50 with the assets' weights, and the CIFAR ResNet-56
     python benchmarks/gallery.py --bank cifar    only that
     python benchmarks/gallery.py --full          the paper's own 204,800 passes a map: for a GPU
+    python benchmarks/gallery.py --bfloat16      maps of all settings but ``quick`` in bfloat16: half the time on a CPU
+    python benchmarks/gallery.py --tables        write the table into docs/evidence.md
     python benchmarks/gallery.py --unnamed DIR   the pictures once more, in random order and without names
 
 Writes docs/pictures/gallery-BANK.png. The runs are those of benchmarks/table1.py, in build/table1, and made where they
-are missing; their manifests go to benchmarks/results/manifests. Without ``--full``, the paper's dials get what a CPU can
-pay: everything as the paper has it, but b and K; with its probes of both directions, a map takes as long as ``quick``.
+are missing; their manifests go to benchmarks/results/manifests. Without ``--full``, the paper's dials get what a CPU
+can pay: everything as the paper has it, but b and K; with its probes of both directions, a map takes as long as
+``quick``. What the other networks of the bank say of each run goes to benchmarks/results/gallery-BANK.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 
-from ablation import TRIAL_CLASSES
-from pages import DOCS
-from table1 import mapped, networks, samples
+from ablation import RESULTS, TRIAL_CLASSES, HalfPrecision, about
+from pages import DOCS, made_on, markdown, put
+from table1 import cell, mapped, networks, samples
 
 import agnosco
-from agnosco import Config
+from agnosco import Classifier, Config
 from agnosco.render import contact_sheet, stretched, to_picture
 from agnosco.store import Run
+from agnosco.transfer import judge
 
 SOURCES = {"imagenet": ("resnet50", 112), "cifar": ("resnet56", 32)}
 COLUMNS, TILE = 5, 224
@@ -37,10 +42,19 @@ def affordable_paper() -> Config:
     return Config(replace(paper.mapper, batch=8, steps=60), replace(paper.refine, steps=14), paper.cycles)
 
 
-def runs(bank: str, full: bool) -> dict[str, Run]:
+def slug(words: str) -> str:
+    """Words as part of a file name."""
+    return words.replace(", ", "-").replace(" ", "-")
+
+
+def runs(bank: str, full: bool, half: bool) -> dict[str, Run]:
     """A run of the ten classes for each setting; what is missing is made."""
     name, size = SOURCES[bank]
     source = networks(bank, size)[name]()
+    fast = Classifier(
+        HalfPrecision(source.model), size=size, mean=source.mean, std=source.std, labels=source.labels,
+        features=f"model.{source.features}", name=f"{source.name} in bfloat16",
+    )  # fmt: skip
     images = samples(bank, None, source)
     settings = {
         "paper" if full else "paper, few passes": agnosco.preset("paper") if full else affordable_paper(),
@@ -50,9 +64,54 @@ def runs(bank: str, full: bool) -> dict[str, Run]:
     classes = TRIAL_CLASSES if bank == "imagenet" else range(10)
     made = {}
     for words, config in settings.items():
-        folder = f"{bank}-{words.replace(', ', '-').replace(' ', '-')}-{size}px-{name}"
-        made[words] = mapped(folder, source, images, config, classes, seeds=1)
+        halved = half and words != "quick"
+        folder = f"{bank}-{slug(words)}-{size}px-{name}{'-bfloat16' if halved else ''}"
+        made[words] = mapped(folder, fast if halved else source, images, config, classes, seeds=1)
     return made
+
+
+def measure(bank: str, made: dict[str, Run]) -> None:
+    """What all networks of the bank say of each run."""
+    name, size = SOURCES[bank]
+    found = {other: load() for other, load in networks(bank, size).items()}
+    images = samples(bank, None, found[name])
+    results = {
+        "about": about(f"{name} at {size} px, ten classes"),
+        "settings": {
+            words: {
+                "passes": run.config.passes,
+                "manifest": run.path.name,
+                "targets": {other: judge(run, target, images=images) for other, target in found.items()},
+            }
+            for words, run in made.items()
+        },
+    }
+    (RESULTS / f"gallery-{bank}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def tables() -> str:
+    """The results as Markdown."""
+    parts = []
+    for bank in SOURCES:
+        path = RESULTS / f"gallery-{bank}.json"
+        if not path.exists():
+            continue
+        results = json.loads(path.read_text())
+        names = list(next(iter(results["settings"].values()))["targets"])
+        rows = [
+            [
+                f"{words} ({one['targets'][names[0]]['maps']} maps)",
+                f"{one['passes']:,}",
+                *(cell(one["targets"][name]) for name in names),
+                f"`{one['manifest']}`",
+            ]
+            for words, one in results["settings"].items()
+        ]
+        parts.append(
+            f"**{results['about']['bank']}**; M_score / top-1 of 10 / top-1 of all / nudge success. "
+            f"{made_on(results)}.\n\n" + markdown(["settings", "passes", *names, "manifest"], rows)
+        )
+    return "\n\n".join(parts)
 
 
 def draw(bank: str, made: dict[str, Run]) -> None:
@@ -67,7 +126,8 @@ def draw(bank: str, made: dict[str, Run]) -> None:
                 captions.append(f"{concept.name} ({words})")
     name, size = SOURCES[bank]
     passes = ", ".join(f"{words} {run.config.passes:,}" for words, run in made.items())
-    footer = f"{name} at {size} px, seed 0. Passes a map: {passes}."
+    half = ", ".join(words for words, run in made.items() if "bfloat16" in run.settings["model"]["name"])
+    footer = f"{name} at {size} px, seed 0. Passes a map: {passes}." + (f" In bfloat16: {half}." if half else "")
     contact_sheet(tiles, captions, columns=COLUMNS, tile=TILE, footer=footer).save(
         DOCS / "pictures" / f"gallery-{bank}.png", optimize=True
     )
@@ -82,7 +142,7 @@ def unnamed(bank: str, made: dict[str, Run], folder: Path) -> None:
         random.Random(f"{bank} {words}").shuffle(concepts)
         tiles = [to_picture(stretched(concept.pattern)) for concept in concepts]
         sheet = contact_sheet(tiles, [str(i + 1) for i in range(len(tiles))], columns=COLUMNS, tile=TILE)
-        sheet.save(folder / f"{bank}-{words.replace(', ', '-').replace(' ', '-')}.png")
+        sheet.save(folder / f"{bank}-{slug(words)}.png")
         key.append(f"{words}: " + ", ".join(f"{i + 1} {concept.name}" for i, concept in enumerate(concepts)))
     (folder / f"key-{bank}.txt").write_text("\n".join(key) + "\n")
 
@@ -91,11 +151,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", choices=SOURCES)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--tables", action="store_true")
     parser.add_argument("--unnamed", type=Path, metavar="DIR")
     options = parser.parse_args()
+    if options.tables:
+        put("evidence.md", "gallery", tables())
+        return
     for bank in [options.bank] if options.bank else SOURCES:
-        made = runs(bank, options.full)
+        made = runs(bank, options.full, options.bfloat16)
         draw(bank, made)
+        measure(bank, made)
         if options.unnamed:
             unnamed(bank, made, options.unnamed)
 

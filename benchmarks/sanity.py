@@ -14,7 +14,7 @@ import argparse
 import json
 
 from ablation import RESULTS, TRIAL_CLASSES, about
-from gallery import affordable_paper
+from gallery import affordable_paper, slug
 from pages import made_on, markdown, put
 from table1 import mapped, networks, samples
 
@@ -42,7 +42,7 @@ def measure(only: str) -> None:
         source = networks(bank, size)[name]()
         images = samples(bank, None, source)
         config = affordable_paper() if settings.startswith("paper") else agnosco.preset(settings)
-        folder = f"{bank}-{settings.replace(', ', '-').replace(' ', '-')}-{size}px-{name}"
+        folder = f"{bank}-{slug(settings)}-{size}px-{name}"
         run = mapped(folder, source, images, config, range(10) if bank == "cifar" else TRIAL_CLASSES, SEEDS)
         found = check(run, source, images, classes=classes)
         results = json.loads(PATH.read_text()) if PATH.exists() else {"runs": {}}

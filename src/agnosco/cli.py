@@ -82,7 +82,9 @@ def map_(
     weights: Annotated[Path | None, typer.Option(help="Safetensors file; without it, the model's own weights.")] = None,
     samples: Annotated[str, typer.Option(metavar="DIR|leaves|noise", help="Images to average over.")] = "leaves",
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the model's own otherwise.")] = None,
-    preset: Annotated[str, typer.Option(metavar="paper|quick|draft", help="The settings to begin with.")] = "quick",
+    preset: Annotated[
+        str, typer.Option(metavar="paper|quick|best|draft", help="The settings to begin with.")
+    ] = "quick",
     coordinates: Annotated[str | None, typer.Option(metavar="pixel|data|spectral", help="Where steps live.")] = None,
     views: Annotated[str | None, typer.Option(metavar="as-is|crops", help="How nudged images are seen.")] = None,
     ball: Annotated[str | None, typer.Option(metavar="l2|sparse|auto", help="What bounds the map.")] = None,

@@ -67,10 +67,12 @@ _SEEN = MapperConfig(
 PRESETS: dict[str, Config] = {
     "paper": Config(),
     "quick": Config(_SEEN, refine=None, cycles=1),
+    "best": Config(replace(_SEEN, steps=960, ball=L2(80.0)), refine=None, cycles=1),
     "draft": Config(replace(_SEEN, steps=240), refine=None, cycles=1),
 }
 """``paper`` is the method to the letter, ``quick`` the one whose pictures people and other networks read at a
-hundredth of the cost, ``draft`` half of ``quick`` for a first look."""
+hundredth of the cost, ``best`` twice ``quick`` with a wider ball: sharper pictures, and nudges that move most
+images, named by other networks about as well; ``draft`` half of ``quick`` for a first look."""
 
 
 def preset(name: str) -> Config:
