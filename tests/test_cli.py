@@ -172,6 +172,79 @@ def test_model_and_weights() -> None:
         "python:n.py:Net(depth=20)",
         "w.safetensors",
     )
+    assert model_and_weights("timm:resnet18=/data/run=3/models (1)/w.safetensors") == (
+        "timm:resnet18",
+        "/data/run=3/models (1)/w.safetensors",
+    )
+    assert model_and_weights("python:n.py:Net(a=1, b=2)=/run=3/w (1).safetensors") == (
+        "python:n.py:Net(a=1, b=2)",
+        "/run=3/w (1).safetensors",
+    )
+
+
+def test_score_keeps_what_is_judged_before_a_target_that_is_not() -> None:
+    mapped("goldfish", "tench")
+    result = scored("--target", "python:net.py:build", "--target", "torchvision:resnet81")
+    assert result.exit_code == 2
+    assert len(json.loads(Path("agnosco-run/scores.json").read_text())["targets"]) == 1
+
+
+def test_score_says_when_a_target_is_fed_otherwise() -> None:
+    mapped("goldfish", "tench")
+    assert "--mean" not in scored("--target", "python:net.py:build").stderr
+    other = scored("--target", "python:net.py:build", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
+    assert "fed with mean (0.5, 0.5, 0.5)" in other.stderr
+
+
+def checked(*args: str) -> Result:
+    pytest.importorskip("skimage")
+    return call(
+        "sanity",
+        "agnosco-run",
+        "--trust-code",
+        "--labels",
+        "names.txt",
+        "--device",
+        "cpu",
+        "--samples",
+        "photos",
+        *args,
+    )
+
+
+def test_sanity_prints_and_keeps_what_it_found() -> None:
+    mapped("goldfish", "tench")
+    result = checked("--model", "python:net.py:build", "--classes", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "another seed, the same class" in result.stdout
+    assert "planted" in result.stdout
+    assert Path("agnosco-run/sanity.png").is_file()
+    kept = json.loads(Path("agnosco-run/sanity.json").read_text())
+    assert json.loads(checked("--model", "python:net.py:build", "--classes", "2", "--json").stdout) == kept
+
+
+def test_sanity_of_a_run_with_refinement() -> None:
+    mapped("goldfish", "tench", "--preset", "paper", "--features", "0")
+    result = checked("--model", "python:net.py:build", "--classes", "2")
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--model", "python:net.py:build", "--mean", "0.5,0.5,0.5"), "other model"),
+        (("--model", "torchvision:resnet81"), "has no classifier"),
+        ((), "Missing option '--model'"),
+    ],
+)
+def test_sanity_refuses_in_two_lines(args: tuple[str, ...], message: str) -> None:
+    mapped("goldfish", "tench")
+    result = checked(*args)
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert message in error
+    assert hint.startswith("Hint: ")
+    assert not Path("agnosco-run/sanity.json").exists()
 
 
 def test_quiet_says_nothing() -> None:
@@ -347,7 +420,7 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["goldfsh"], "no class 'goldfsh'", "did you mean 'goldfish'?"),
         (["3"], "no class 3", "give 0 to 2"),
         (["1", "--samples", "nowhere"], "no folder 'nowhere'", "leaves"),
-        (["1", "--preset", "best"], "no preset 'best'", "paper, quick"),
+        (["1", "--preset", "finest"], "no preset 'finest'", "paper, quick"),
         (["1", "--coordinates", "polar"], "no coordinates 'polar'", "pixel, data, spectral"),
         (["1", "--views", "all"], "no views 'all'", "as-is, crops"),
         (["1", "--ball", "l1"], "no ball 'l1'", "l2, sparse, auto"),

@@ -273,7 +273,9 @@ mappers = st.builds(
 refinements = st.none() | st.builds(RefineConfig, st.integers(1, 999), st.floats(0, 1e4), numbers(0, 1))
 
 
-@given(st.builds(Config, mappers, refinements, st.integers(1, 9)))
+@given(
+    st.builds(Config, mappers | st.just(replace(preset("quick").mapper, coarse=0.5)), refinements, st.integers(1, 9))
+)
 def test_settings_survive_json(config: Config) -> None:
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 

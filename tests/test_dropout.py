@@ -51,6 +51,11 @@ def test_every_channel_of_every_image_has_its_gain() -> None:
         torch.testing.assert_close(found[i], expected)
 
 
+def test_class_scores_of_a_convolution_stay_too() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # as SqueezeNet
+    assert list(gains_of(net)) == [net[0]]
+
+
 def test_gains_are_about_one() -> None:
     drawn = torch.cat([gain.flatten() for gain in gains_of(Net(), 0.3, 5000).values()])
     assert drawn.mean().item() == pytest.approx(1, abs=0.005)  # 0.3 / √105000 = 0.001

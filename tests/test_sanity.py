@@ -18,6 +18,7 @@ from agnosco.coordinates import Pixel
 from agnosco.cycle import Config, map_classes
 from agnosco.errors import AgnoscoError
 from agnosco.mapper import MapperConfig
+from agnosco.refine import RefineConfig
 from agnosco.samples import Samples
 from agnosco.store import Run
 from agnosco.views import AsIs
@@ -96,6 +97,35 @@ def test_stages_come_output_first() -> None:
         nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.Linear(3, 2)
     )
     assert sanity.stages_of(deep) == ("1", "0.3", "0.2", "0.0")
+    deep.token = nn.Parameter(torch.zeros(3))  # held by the model itself
+    assert sanity.stages_of(deep) == ("1", "0.3", "0.2", "0.0", "token")
+    with pytest.raises(AgnoscoError, match="without weights"):
+        sanity.stages_of(nn.Flatten())
+
+
+def test_every_parameter_is_redrawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torchvision's vision transformers, where a stage holds another and the model a parameter of its own."""
+
+    class Odd(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1))
+            self.encoder = nn.Module()
+            self.encoder.bias = nn.Parameter(torch.zeros(6, 1, 1))
+            self.encoder.layers = nn.Sequential(nn.Conv2d(6, 6, 1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.conv1(images).relu() + self.token
+            x = self.encoder.layers(x + self.encoder.bias)  # type: ignore[operator]
+            return 30 * self.fc(nn.functional.avg_pool2d(x, 2).flatten(1))
+
+    drawn: list[int] = []
+    redraw = sanity._redraw
+    monkeypatch.setattr(sanity, "_redraw", lambda p, g: (drawn.append(id(p)), redraw(p, g)))
+    classifier = Classifier(Odd(), size=SHAPE[1:], features="conv1")
+    levels = sanity.cascade(classifier, [0], samples(), CONFIG, pictures=pictures(classifier, [0]))
+    assert len(drawn) == len(set(drawn)) == len(list(classifier.model.parameters()))
+    assert levels[-1].stages[-1] == "token"
 
 
 def test_cascade_redraws_downwards_and_leaves_the_network_alone() -> None:
@@ -188,6 +218,18 @@ def test_planted_templates_come_back() -> None:
     assert (found - torch.diag(found.diagonal())).sum(1).max() < 0  # centred templates: unlike the others
 
 
+def test_planted_templates_come_back_through_a_refinement_too() -> None:
+    found = sanity.planted(samples(), Config(CONFIG.mapper, RefineConfig(steps=5), cycles=1))
+    assert found.diagonal().min() > 0.7
+
+
+def test_a_picture_of_one_grey_is_like_nothing() -> None:
+    flat = torch.full((1, *SHAPE), 0.5)
+    found = sanity.likeness(network(), flat, torch.rand(1, *SHAPE))
+    assert found.rank == 0
+    assert np.isfinite(found.ssim)
+
+
 # -- all of them ---------------------------------------------------------------------------------------
 
 
@@ -212,6 +254,35 @@ def test_check_writes_what_it_found(tmp_path: Path) -> None:
     assert sanity.table(found).count("redrawn") == 4
     again = sanity.check(run, network(), samples(), classes=2)
     assert again == found
+
+
+def test_check_takes_classes_of_uneven_seeds(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", seeds=(1,))
+    kept, _ = samples().split(0.2, seed=0)
+    for concept in map_classes(network(), [1, 2], kept, CONFIG, seeds=[0]):
+        run.add(concept, nudge_success=0.5)
+    found = sanity.check(run, network(), samples(), classes=3)
+    assert found["classes"] == ["0", "1", "2"]
+    maps = [concept for concept in run.maps() if concept.label == 2]
+    alike = sanity.likeness(network(), maps[0].pixels[None], maps[1].pixels[None])
+    assert found["seeds"]["one class"]["rank"] == pytest.approx(alike.rank)  # of class 2 alone
+
+
+def test_check_compares_maps_that_share_no_chance(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", seeds=(0, 1))
+    seeds: list[int] = []
+    sanity.check(run, network(), samples(), classes=2, on_step=lambda progress: seeds.append(progress.seed))
+    assert set(seeds) == {2}  # neither of the run's
+
+
+def test_check_wants_two_classes_before_it_works(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=CONFIG)
+    never = lambda _: pytest.fail("a map was made")  # noqa: E731
+    for count in (0, 1):
+        with pytest.raises(AgnoscoError, match=f"maps of {count} classes"):
+            sanity.check(run, network(), samples(), on_step=never)
+        for concept in map_classes(network(), [0], samples().split(0.2, seed=0)[0], CONFIG):
+            run.add(concept, nudge_success=0.5)
 
 
 def test_check_wants_the_runs_own_network_and_samples(tmp_path: Path) -> None:

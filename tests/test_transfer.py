@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,52 @@ def test_a_class_that_the_target_lacks_is_named(run: Run) -> None:
         judge(run, network(labels=("red", "green", "violet")))
 
 
+def test_numbers_of_other_networks_say_nothing(tmp_path: Path) -> None:
+    config = Config(MapperConfig(batch=1, steps=1), refine=None, cycles=1)
+    run = Run.create(tmp_path / "run", classifier=network(labels=None), samples=samples(), config=config)
+    for label in (0, 1):
+        nameless = replace(planted(label, 0), name=str(label))
+        run.add(nameless, nudge_success=1.0)
+    wider = nn.Sequential(Channels(), nn.Linear(3, 5))
+    with pytest.raises(AgnoscoError, match="no class '0'"):
+        matched(run, Classifier(wider, size=8, features="0.conv"))
+
+
+def test_names_that_several_classes_share_are_refused(run: Run) -> None:
+    """ImageNet has a Cardigan, the dog, and a cardigan."""
+    wider = Classifier(
+        nn.Sequential(Channels(), nn.Linear(3, 4)), size=8, labels=("Red", "red", "green", "blue"), features="0.conv"
+    )
+    assert matched(run, wider) == [1, 1, 2, 2, 3, 3]  # the name to the letter goes first
+    wider.labels = ("Red", "RED", "green", "blue")
+    with pytest.raises(AgnoscoError, match="several classes 'red'"):
+        matched(run, wider)
+
+
+def test_judgements_of_other_maps_are_dropped(run: Run) -> None:
+    keep(run, [judge(run, network((2, 0, 1), labels=("blue", "red", "green")))])
+    run.add(planted(0, 2), nudge_success=1.0)
+    (kept,) = keep(run, [judge(run, network())])
+    assert kept["maps"] == 7
+
+
+class Flat(nn.Module):
+    """The means of the channels, and no feature map on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(192, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scores(images.flatten(1))
+
+
+def test_a_network_without_feature_maps_judges_too(run: Run) -> None:
+    found = judge(run, Classifier(Flat(), size=8, labels=NAMES))
+    assert found["diversity"] is None
+    assert 1 / 3 <= found["m_score"] <= 1
+
+
 def test_pictures_are_resized_to_the_target(run: Run) -> None:
     found = judge(run, network(size=16))
     assert found["shape"] == [3, 16, 16]
@@ -143,11 +190,15 @@ def test_judgements_gather_in_the_run(run: Run) -> None:
     assert (run.path / SCORES).read_bytes() == before  # the same judgement replaces itself
 
 
-def test_a_damaged_file_is_not_overwritten(run: Run) -> None:
-    (run.path / SCORES).write_text('{"targets": 3}')
+@pytest.mark.parametrize(
+    "rest", ['{"targets": 3}', '{"targets": [{"fingerprint": "x", "shape": [3, 8, 8], "run": RUN}]}']
+)
+def test_a_damaged_file_is_not_overwritten(run: Run, rest: str) -> None:
+    rest = rest.replace("RUN", json.dumps(judge(run, network())["run"]))
+    (run.path / SCORES).write_text(rest)
     with pytest.raises(AgnoscoError, match="cannot read"):
         keep(run, [judge(run, network())])
-    assert (run.path / SCORES).read_text() == '{"targets": 3}'
+    assert (run.path / SCORES).read_text() == rest
 
 
 def test_table_has_a_line_for_each_network(run: Run) -> None:

@@ -152,16 +152,17 @@ def score_(
     output: Output = context.obj
     output.quiet = quiet
     made = Run.open(run)
-    found: list[Judgement] = []
+    kept: list[Judgement] = []
     for spec in target:
         classifier = _load_for(
             made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code
         )
         images = None if samples is None else _read(output, samples, classifier)
-        found.append(judge(made, classifier, images=images))
-    kept = keep(made, found)
+        kept = keep(made, [judge(made, classifier, images=images)])  # what is judged stays, whatever comes next
+        if (classifier.mean, classifier.std) != tuple(tuple(made.settings["model"][name]) for name in ("mean", "std")):
+            output.say(f"{classifier.name} is fed with mean {classifier.mean}, std {classifier.std}: --mean, --std")
     output.result({"run": str(run), "targets": kept} if as_json else table(kept))
-    output.say(f"Kept in {run / SCORES}. In brackets: where other seeds would have put the figure, 95 times of 100.")
+    output.say(f"Kept in {run / SCORES}. In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
 
 
 @app.command("sanity")
@@ -185,7 +186,10 @@ def sanity_(
     output: Output = context.obj
     output.quiet = quiet
     made = Run.open(run)
-    classifier = _load_for(made, model, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code)
+    features = made.settings["model"]["features"]
+    classifier = _load_for(
+        made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code
+    )
     images = _read(output, samples, classifier)
     with output.steps() as on_step:
         found = sanity.check(made, classifier, images, classes=classes, on_step=on_step)

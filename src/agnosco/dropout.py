@@ -19,22 +19,20 @@ Gains = dict[nn.Module, Tensor]
 
 
 def draw_gains(model: nn.Module, deviation: float, count: int, classes: int, generator: torch.Generator) -> Gains:
-    """Random gains of all convolutions and hidden linear layers of a network.
+    """Random gains of all convolutions and linear layers but the class scores of a network.
 
     Args:
         model: The network.
         deviation: Standard deviation of a gain; the mean is 1. 0 draws nothing.
         count: N, images.
-        classes: Outputs of the network; linear layers of so many are the class scores, and stay as they are.
+        classes: Outputs of the network; layers of so many are the class scores, and stay as they are.
         generator: A CPU generator, so that the gains are the same on every device.
     """
     if not deviation:
         return {}
-    widths = {
-        module: module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and module.out_features != classes)
-    }
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    widths = {layer: layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features for layer in layers}
+    widths = {layer: width for layer, width in widths.items() if width != classes}
     drawn = 1 + deviation * torch.randn(count, sum(widths.values()), generator=generator)
     return dict(zip(widths, drawn.split(list(widths.values()), dim=1), strict=True))
 

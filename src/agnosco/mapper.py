@@ -194,9 +194,9 @@ def saliency_map(
             gradient, probability, success = loss_gradient(classifier, label, images, nu, config, generator)
             x = basis.pullback(gradient)  # line 4
             v = moments(x)  # lines 5-7
-            sign = _direction(classifier, label, images, nu, x, v, config, basis, generator)  # lines 8-14
             if k < config.coarse * config.steps:
                 v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
+            sign = _direction(classifier, label, images, nu, x, v, config, basis, generator)  # lines 8-14
             v = v * _length(v, config, basis, project.eta, k)
             w = project(w + sign * v, progress=k / config.steps, success=success)  # lines 11, 13, 15
             if k > (1 - config.average) * config.steps:

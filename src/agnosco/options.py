@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -77,9 +78,12 @@ def chosen_samples(source: str, shape: Shape, *, progress: Callable[[int, int], 
 
 def model_and_weights(spec: str) -> tuple[str, str | None]:
     """``MODEL=WEIGHTS`` as the two; the calls of ``python:FILE.py:Net(depth=20)`` may hold other equals signs."""
-    model, equals, weights = spec.rpartition("=")
-    if not equals or ")" in weights:
+    call = re.match(r"python:[^=]*?:\w+\([^)]*\)", spec)
+    end = call.end() if call else 0
+    model, equals, weights = spec[end:].partition("=")
+    if not equals:
         return spec, None
+    model = spec[:end] + model
     if not (model and weights):
         raise AgnoscoError(f"no target {spec!r}", "write MODEL or MODEL=WEIGHTS.safetensors")
     return model, weights

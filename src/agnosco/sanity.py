@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -45,9 +45,9 @@ class Likeness:
 
     Args:
         ssim: Structural similarity (Wang et al. 2004), in [−1, 1], about 0 for unrelated pictures.
-        rank: Spearman's rank correlation of all values, in [−1, 1].
-        features: Cosine between channel means of the network's last convolutional stage, in [−1, 1], wherever things
-            are in the pictures.
+        rank: Spearman's rank correlation of all values, in [−1, 1]; 0 with a picture of one grey.
+        features: Cosine between channel means of the network's last convolutional stage, wherever things are in the
+            pictures. Those of two classes are far from 0 where activations are positive: compare, do not count from 0.
     """
 
     ssim: float
@@ -62,7 +62,7 @@ class Level:
     Args:
         stages: Names of what was redrawn, output first.
         pictures: ``(L, C, H, W)``: the maps' raw pictures, one of each class.
-        likeness: To the pictures of the network as it is, class by class averaged.
+        likeness: To the pictures of the network as it is, of other seeds; class by class, averaged.
         probability: Mean softmax probability that the network as it is gives the classes for these pictures.
     """
 
@@ -104,28 +104,31 @@ def check(run: Run, classifier: Classifier, samples: Samples, *, classes: int = 
         AgnoscoError: The run was made with another classifier or other samples, or has one class only.
     """
     run.check_origin(classifier, samples)
-    kept, _ = samples.split(run.settings["samples"]["held_out"], seed=run.settings["samples"]["split_seed"])
     maps = list(run.maps())
-    seed = min(concept.seed for concept in maps)
-    first = [concept for concept in maps if concept.seed == seed][:classes]
-    chosen = [concept.label for concept in first]
-    others = [concept for concept in maps if concept.label in chosen and concept.seed != seed]
+    names = {concept.label: concept.name for concept in maps}
+    if len(names) < 2:
+        raise AgnoscoError(f"{str(run.path)!r} has maps of {len(names)} classes", "map at least two classes")
+    kept, _ = samples.split(run.settings["samples"]["held_out"], seed=run.settings["samples"]["split_seed"])
+    chosen = sorted(names)[:classes]
+    first = [next(concept for concept in maps if concept.label == label) for label in chosen]  # least seeds first
+    others = [concept for concept in maps if concept.label in chosen and all(concept is not one for one in first)]
+    another = 1 + max(concept.seed for concept in maps)  # a seed that no map has
     if not others:
-        others = list(map_classes(classifier, chosen, kept, run.config, seeds=[seed + 1], on_step=on_step))
+        others = list(map_classes(classifier, chosen, kept, run.config, seeds=[another], on_step=on_step))
     pictures = torch.stack([concept.pixels for concept in first])
     again = torch.stack([concept.pixels for concept in [*first, *others]])
     same, other = seeds_check(classifier, again, [concept.label for concept in [*first, *others]])
-    levels = cascade(classifier, chosen, kept, run.config, pictures=pictures, seed=seed, on_step=on_step)
     found = {
-        "classes": [concept.name for concept in first],
+        "classes": [names[label] for label in chosen],
         "labels": to_json(labels_check(classifier, torch.stack([m.pixels for m in maps]), [m.label for m in maps])),
         "seeds": {"one class": to_json(same), "two classes": to_json(other)},
-        "cascade": [to_json(level) for level in levels],
-        "planted": planted(kept, run.config, seed=seed, on_step=on_step).tolist(),
+        "planted": planted(kept, run.config, seed=another, on_step=on_step).tolist(),
     }
-    run.write(FILE, (json.dumps(found, indent=1) + "\n").encode())
-    captions = ["as it is", *(f"without {level.stages[-1]}" for level in levels)]
-    rows = list(zip(*(part for part in (pictures, *(level.pictures for level in levels))), strict=True))
+    levels = cascade(classifier, chosen, kept, run.config, pictures=pictures, seed=another, on_step=on_step)
+    found["cascade"] = [to_json(level) for level in levels]
+    run.write(FILE, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    captions = ["as it is", *(words(level.stages) for level in levels)]
+    rows = list(zip(pictures, *(level.pictures for level in levels), strict=True))
     shown = [enlarged(to_picture(stretched(picture - 0.5)), SIDE) for row in rows for picture in row]
     footer = f"{classifier.name}, weights redrawn from the output downwards; classes: {', '.join(found['classes'])}."
     sheet = contact_sheet(shown, captions * len(rows), columns=len(captions), tile=SIDE, footer=footer)
@@ -144,11 +147,7 @@ def table(found: dict) -> str:
     ]
     rows = [(f"another seed, {name}", seeds[key], None) for name, key in
             (("the same class", "one class"), ("another class", "two classes")) if seeds[key]]  # fmt: skip
-    rows += [
-        (f"redrawn: {level['stages'][-1]}" + (" and all above" if len(level["stages"]) > 1 else " alone"),
-         level["likeness"], level["probability"])
-        for level in found["cascade"]
-    ]  # fmt: skip
+    rows += [(words(level["stages"]), level["likeness"], level["probability"]) for level in found["cascade"]]
     for name, alike, probability in rows:
         p = "" if probability is None else f"{probability:8.3f}"
         lines.append(f"{name:44s}{alike['ssim']:8.3f}{alike['rank']:8.3f}{alike['features']:10.3f}{p}")
@@ -180,7 +179,7 @@ def likeness(judge: Classifier, first: Tensor, second: Tensor) -> Likeness:
     pairs = list(zip(first.double().numpy(), second.double().numpy(), strict=True))
     side = min(7, *(n - (n + 1) % 2 for n in first.shape[2:]))  # its window: odd, and inside the picture
     ssim = [structural_similarity(a, b, channel_axis=0, data_range=1.0, win_size=side) for a, b in pairs]
-    rank = [np.corrcoef(rankdata(a), rankdata(b))[0, 1] for a, b in pairs]
+    rank = [np.corrcoef(rankdata(a), rankdata(b))[0, 1] if np.ptp(a) and np.ptp(b) else 0.0 for a, b in pairs]
     seen, other = (judge.activations(part.to(judge.device)).mean((2, 3)).cpu() for part in (first, second))
     return Likeness(float(np.mean(ssim)), float(np.mean(rank)), F.cosine_similarity(seen, other).mean().item())
 
@@ -206,7 +205,8 @@ def cascade(
         classes: Indices.
         samples: Those that the maps were made with.
         config: Settings of the maps.
-        pictures: ``(L, C, H, W)``, the raw pictures of the network as it is.
+        pictures: ``(L, C, H, W)``, the raw pictures of the network as it is. Their seeds should not be ``seed``, so
+            that chance is no more shared than between two seeds of the network as it is.
         seed: Of the maps, and of the redrawn weights.
         on_level: Called after every level.
         on_step: Called after every step of every map.
@@ -217,14 +217,14 @@ def cascade(
         model, size=classifier.shape[1:], mean=classifier.mean, std=classifier.std, channels=classifier.shape[0],
         labels=classifier.labels, features=classifier.features, name=f"{classifier.name}, redrawn",
     )  # fmt: skip
-    redrawn.to(classifier.device)
     generator = torch.Generator().manual_seed(seed)
     levels: list[Level] = []
+    left = dict(model.named_parameters())
     done = 0
     for depth in _depths(len(stages)):
         for stage in stages[done:depth]:
-            for parameter in model.get_submodule(stage).parameters():
-                _redraw(parameter, generator)
+            for name in [name for name in left if name == stage or name.startswith(f"{stage}.")]:
+                _redraw(left.pop(name), generator)
         done = depth
         maps = map_classes(redrawn, classes, samples, config, seeds=[seed], on_step=on_step)
         made = torch.stack([concept.pixels for concept in maps])
@@ -239,14 +239,31 @@ def cascade(
 def stages_of(model: nn.Module) -> tuple[str, ...]:
     """Names of a network's stages that have weights, output first; in the order in which they were registered.
 
-    The children of the model; where these are fewer than four, the children of those.
+    The children of the model, and the parameters that it holds itself; where these are fewer than four, the
+    children of those.
+
+    Raises:
+        AgnoscoError: The network has no weights.
     """
-    owners = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters(False))]
+    names = [name for name, _ in model.named_parameters()]
+    if not names:
+        raise AgnoscoError("a network without weights has none to redraw", "check another")
     for depth in (1, 2, 99):
-        stages = list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in owners))
+        stages = list(dict.fromkeys(_stage(name, depth) for name in names))
         if len(stages) >= 4:
             break
     return tuple(reversed(stages))
+
+
+def _stage(parameter: str, depth: int) -> str:
+    """The module, at most so deep, that a parameter belongs to; itself, if that is the model."""
+    *modules, own = parameter.split(".")
+    return ".".join(modules[:depth]) or own
+
+
+def words(stages: Sequence[str]) -> str:
+    """What a level of the cascade has redrawn."""
+    return f"redrawn: {stages[-1]}" + (" and all above" if len(stages) > 1 else " alone")
 
 
 def labels_check(classifier: Classifier, pictures: Tensor, labels: Sequence[int]) -> Labels:
@@ -274,7 +291,7 @@ def seeds_check(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> t
     """
     pairs = list(combinations(range(len(labels)), 2))
     same = [(i, j) for i, j in pairs if labels[i] == labels[j]]
-    other = [(i, j) for i, j in pairs if labels[i] != labels[j]][:200]
+    other = [(i, j) for i, j in pairs if labels[i] != labels[j]]
 
     def of(chosen: list[tuple[int, int]]) -> Likeness:
         first, second = torch.tensor(chosen).T
@@ -303,7 +320,7 @@ def planted(samples: Samples, config: Config, *, classes: int = 4, seed: int = 0
 
     Args:
         samples: Those that the maps are made with.
-        config: Settings of the maps.
+        config: Settings of the maps; the refinement is left out, for a template has no stages to look at.
         classes: Number of templates.
         seed: Of templates and maps.
         on_step: Called after every step of every map.
@@ -320,6 +337,7 @@ def planted(samples: Samples, config: Config, *, classes: int = 4, seed: int = 0
     templates -= templates.mean(0, keepdim=True)
     templates /= torch.linalg.vector_norm(templates, dim=(1, 2, 3), keepdim=True)
     network = Classifier(Templates(templates, gain=1.0), size=(height, width), channels=channels)
+    config = replace(config, refine=None)
     maps = [map_class(network, label, samples, config, seed=seed, on_step=on_step) for label in range(classes)]
     patterns = torch.stack([concept.pattern for concept in maps]).flatten(1)
     return torch.corrcoef(torch.cat([patterns, templates.flatten(1)]))[:classes, classes:]

@@ -81,10 +81,11 @@ def m_score(conditional: Tensor) -> float:
 def intervals(
     logits: Tensor, labels: Sequence[int], *, share: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]] | None:
-    """Bootstrap intervals of the figures of :class:`Score`: how far other seeds would have moved them.
+    """Percentile bootstrap intervals of the figures of :class:`Score`, over the seeds of these classes.
 
     Maps are drawn again with replacement within their class, so that every resample has all concepts; the
-    choice of classes is no part of it.
+    choice of classes is no part of it. With few seeds they are too narrow: at a true top-1 of 0.9 on ten classes,
+    95 % intervals hold it 83 times of 100 with 3 seeds, 90 times with 10.
 
     Args:
         logits: The target's, ``(N, classes)``.

@@ -293,8 +293,14 @@ class Run:
                 raise AgnoscoError(
                     f"{str(self.path)!r} was made with other {what}: {_identity(made[what])}, "
                     f"not {_identity(now[what])}",
-                    "load what its manifest names, at the same size",
+                    "load what its manifest names, at the same size, with the same mean and std",
                 )
+        if made["model"]["features"] != now["model"]["features"]:  # a refinement looks at them
+            raise AgnoscoError(
+                f"{str(self.path)!r} was refined with features {made['model']['features']!r}, "
+                f"not {now['model']['features']!r}",
+                "load the classifier with those features",
+            )
         return now
 
     def _entry(self, index: int, seed: int) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .classifier import Classifier, spelling
 from .errors import AgnoscoError
@@ -31,10 +33,10 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
         images: Samples of the target's shape to nudge; of the run's own, only those held out are used.
 
     Returns:
-        Plain values for JSON: ``target``, ``fingerprint``, ``shape``, ``source`` (whether it is the network that
-        the maps were made with), ``maps``, ``classes``, ``seeds``, the figures of
-        :class:`~agnosco.score.Score`, ``interval`` (their 95 % bootstrap intervals, or None), ``diversity``
-        and ``nudge_success`` (or None).
+        Plain values for JSON: ``target``, ``fingerprint``, ``shape``, ``run`` (a digest of the maps judged),
+        ``source`` (whether it is the network that the maps were made with), ``maps``, ``classes``, ``seeds``, the
+        figures of :class:`~agnosco.score.Score`, ``interval`` (their 95 % bootstrap intervals, or None),
+        ``diversity`` (or None) and ``nudge_success`` (or None).
 
     Raises:
         AgnoscoError: The target lacks a class of the run, or the run has fewer than two.
@@ -51,13 +53,14 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
         "target": target.name,
         "fingerprint": fingerprint,
         "shape": list(target.shape),
+        "run": _state(run),
         "source": fingerprint == run.settings["model"]["fingerprint"],
         "maps": len(maps),
         "classes": len(set(labels)),
         "seeds": len({concept.seed for concept in maps}),
         **asdict(score_of_logits(logits, labels)),
         "interval": found and {figure: list(ends) for figure, ends in found.items()},
-        "diversity": diversity(target, pictures, labels),
+        "diversity": _diversity(target, pictures, labels),
         "nudge_success": None if images is None else _moved(run, target, labels, images),
     }
 
@@ -76,27 +79,36 @@ def matched(run: Run, target: Classifier) -> list[int]:
         _same(entry["class"], target.labels[entry["index"]]) for entry in entries
     ):
         return [entry["index"] for entry in entries]
-    by_name = {spelling(name): index for index, name in enumerate(target.labels)}
-    for entry in entries:
-        if spelling(entry["class"]) not in by_name:
-            raise AgnoscoError(
-                f"{target.name} has no class {entry['class']!r}",
-                "choose a network with the same classes; --labels gives names to one that carries none",
-            )
-    return [by_name[spelling(entry["class"])] for entry in entries]
+    return [_by_name(entry["class"], target) for entry in entries]
+
+
+def _by_name(name: str, target: Classifier) -> int:
+    exact = [index for index, label in enumerate(target.labels) if label == name]
+    found = exact or [index for index, label in enumerate(target.labels) if spelling(label) == spelling(name)]
+    if len(found) == 1 and not name.isdecimal():  # the numbers of another network's classes say nothing
+        return found[0]
+    raise AgnoscoError(
+        f"{target.name} has {'several classes' if len(found) > 1 else 'no class'} {name!r}",
+        "choose a network with the same classes; --labels gives names to one that carries none",
+    )
 
 
 def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     """Write judgements into a run beside those already there, newer ones in place of older.
 
+    Those of other maps than the run now holds are dropped: it has grown, or maps were made again.
+
     Returns:
         All that the run now holds: the source first, then the others by name.
     """
     path = run.path / SCORES
+    state = _state(run)
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.exists() else []
-        known = {(one["fingerprint"], *one["shape"]): one for one in before}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = {(one["fingerprint"], *one["shape"]): one for one in before if one["run"] == state}
+        if not all(one.keys() == judgement.keys() for one in known.values() for judgement in judgements):
+            raise KeyError("figures of another version")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AgnoscoError(f"cannot read {str(path)!r}", "remove it, and score again") from error
     known |= {(one["fingerprint"], *one["shape"]): one for one in judgements}
     kept = sorted(known.values(), key=lambda one: (not one["source"], one["target"], one["shape"]))
@@ -117,6 +129,19 @@ def table(judgements: Sequence[Judgement]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _state(run: Run) -> str:
+    """Which maps a run holds: a digest of theirs."""
+    return hashlib.sha256("".join(entry["sha256"] for entry in run.entries).encode()).hexdigest()
+
+
+def _diversity(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> float | None:
+    """None for a network that has no feature map, too: the other figures need none."""
+    try:
+        return diversity(target, pictures, labels)
+    except AgnoscoError:
+        return None
 
 
 def _with_interval(one: Judgement, name: str) -> str:

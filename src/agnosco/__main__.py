@@ -1,0 +1,5 @@
+"""``python -m agnosco``: the command line."""
+
+from .cli import main
+
+main()
