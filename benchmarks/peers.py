@@ -11,6 +11,9 @@ and image sizes; and a pixel baseline in the manner of DeepInversion (Yin et al.
 total variation and L2), whose batch-norm prior the networks here cannot serve, since their batch norms are folded. A
 pass is one image forward and back through the source. All pictures are made in bfloat16, which halves the time, and
 judged in float32; they go to build/peers.
+
+Horama 0.3.0 draws a crop's side between the larger of ``box_size`` and that plus their difference: (0.2, 0.25), its
+default, sees 0.25 to 0.30 of the picture's side, (0.1, 0.5) 0.5 to 0.9, (0.5, 0.9) 0.9 to 1.3, beyond its borders.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,10 +42,12 @@ from torchvision.utils import save_image
 import agnosco
 from agnosco import Classifier, Config, Data, Samples
 from agnosco.coordinates import FourierBasis
+from agnosco.cycle import config_to_json
 from agnosco.score import nudge_success, predictions, score
 
 PASSES = agnosco.preset("quick").passes
 CROPS_PER_STEP = 6  # Horama's default
+BOXES = ((0.5, 0.9), (0.1, 0.5), (0.2, 0.25))
 Method = Callable[[int, int], tuple[Tensor, Tensor | None]]
 """From class and seed, a picture ``(C, H, W)`` in [0, 1], and ν where the method has one."""
 
@@ -128,12 +134,12 @@ def methods(network: Classifier, samples: Samples, spectrum: Path) -> dict[str, 
     found: dict[str, Method] = {"agnosco quick": partial(ours, network, samples, agnosco.preset("quick"))}
     for kind, folder in (("fourier", None), ("maco", spectrum)):
         for size in (side, 2 * side) if kind == "fourier" else (side,):
-            for box in ((0.5, 0.9), (0.2, 0.25)):
-                words = f"Horama {kind}, {size} px, crops {box[0]:g}-{box[1]:g}"
+            for box in BOXES:
+                words = f"Horama {kind}, {size} px, box_size {box}"
                 found[words] = partial(horama, network, folder, size, box)
     for tv in (10.0, 100.0):
         found[f"DeepInversion-style pixels, tv {tv:g}"] = partial(deep_inversion, network, tv, 8)
-    found["Horama fourier, documented defaults: 1280 px, crops 0.2-0.25"] = partial(
+    found["Horama fourier, documented defaults: 1280 px, box_size (0.2, 0.25)"] = partial(
         horama, network, None, 1280, (0.2, 0.25)
     )
     return found
@@ -156,7 +162,9 @@ def measure(source: str, only: str, seeds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_spectrum(kept, Path(folder))
         for name, method in methods(fast, kept, Path(folder)).items():
-            if only not in name or results["rows"].get(name, {"seeds": 0})["seeds"] >= seeds:
+            config = config_to_json(agnosco.preset("quick")) if "quick" in name else None
+            have = results["rows"].get(name, {"seeds": 0})
+            if only not in name or (have["seeds"] >= seeds and have["config"] == config):
                 continue
             begun = time.perf_counter()
             made = [method(label, seed) for seed in range(seeds) for label in TRIAL_CLASSES]
@@ -170,6 +178,7 @@ def measure(source: str, only: str, seeds: int) -> None:
             ]
             results["rows"][name] = {
                 "seeds": seeds,
+                "config": config,
                 "seconds_per_map": round(seconds, 1),
                 "norm": fmean(nu.norm().item() for nu in nudges),
                 "nudge_success": fmean(moved),
@@ -178,7 +187,9 @@ def measure(source: str, only: str, seeds: int) -> None:
             }
             path.write_text(json.dumps(results, indent=1) + "\n")
             save_image(
-                pictures, out(source) / f"{name.replace(' ', '-').replace(':', '')}.png", nrow=len(TRIAL_CLASSES)
+                pictures,
+                out(source) / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}.png",
+                nrow=len(TRIAL_CLASSES),
             )
             print(name, line(name, results["rows"][name]), flush=True)
 
@@ -199,6 +210,7 @@ def line(name: str, row: dict) -> list[str]:
         f"{name} ({len(TRIAL_CLASSES) * row['seeds']})",
         f"{row['own']['probability']:.2f}",
         f"{row['nudge_success']:.2f}",
+        f"{row['norm']:.0f}",
         *cells,
         f"{row['seconds_per_map']:.0f}",
     ]
@@ -211,7 +223,7 @@ def tables() -> str:
         results = json.loads(path.read_text())
         rows = results["rows"]
         names = list(next(iter(rows.values()))["others"])
-        head = ["method (pictures)", "own p", "nudged", *names, "s/map"]
+        head = ["method (pictures)", "own p", "nudged", "norm", *names, "s/map"]
         body = markdown(head, [line(*row) for row in rows.items()])
         parts.append(
             f"**{results['about']['bank']}**; M_score / top-1 of all / top-1 of 10. {made_on(results)}.\n\n{body}"

@@ -19,7 +19,8 @@ from pages import made_on, markdown, put
 from table1 import mapped, networks, samples
 
 import agnosco
-from agnosco.sanity import check
+from agnosco.cycle import config_to_json
+from agnosco.sanity import check, words
 
 PATH = RESULTS / "sanity.json"
 SEEDS = 2
@@ -37,17 +38,18 @@ def measure(only: str) -> None:
     for bank, name, size, settings, classes in RUNS:
         key = f"{name} at {size} px, {settings}"
         results = json.loads(PATH.read_text()) if PATH.exists() else {"runs": {}}
-        if key in results["runs"] or only not in f"{bank} {key}":
+        config = affordable_paper() if settings.startswith("paper") else agnosco.preset(settings)
+        have = results["runs"].get(key, {}).get("config")
+        if have == config_to_json(config) or only not in f"{bank} {key}":
             continue
         source = networks(bank, size)[name]()
         images = samples(bank, None, source)
-        config = affordable_paper() if settings.startswith("paper") else agnosco.preset(settings)
         folder = f"{bank}-{slug(settings)}-{size}px-{name}"
         run = mapped(folder, source, images, config, range(10) if bank == "cifar" else TRIAL_CLASSES, SEEDS)
         found = check(run, source, images, classes=classes)
         results = json.loads(PATH.read_text()) if PATH.exists() else {"runs": {}}
         results["about"] = about("sanity checks")
-        results["runs"][key] = found | {"manifest": f"{folder}.json"}
+        results["runs"][key] = found | {"manifest": f"{folder}.json", "config": config_to_json(config)}
         PATH.write_text(json.dumps(results, indent=1) + "\n")
         print(table(key, results["runs"][key]), flush=True)
 
@@ -56,25 +58,22 @@ def table(key: str, found: dict) -> str:
     """One run's checks as Markdown."""
     seeds, labels, planted = found["seeds"], found["labels"], found["planted"]
     rows = [("another seed, same class", seeds["one class"], None), ("another class", seeds["two classes"], None)]
-    rows += [
-        (f"redrawn: {level['stages'][-1]}" + (" and above" if len(level["stages"]) > 1 else " alone"),
-         level["likeness"], level["probability"])
-        for level in found["cascade"]
-    ]  # fmt: skip
+    rows += [(words(level["stages"]), level["likeness"], level["probability"]) for level in found["cascade"]]
     cells = [
         [name, *(f"{alike[measure]:.3f}" for measure in ("ssim", "rank", "features")), "" if p is None else f"{p:.3f}"]
         for name, alike, p in rows
     ]
-    top = found["cascade"][0]["likeness"]
-    same = seeds["one class"]
+    top, same, other = found["cascade"][0]["likeness"], seeds["one class"], seeds["two classes"]
+    left = (top["features"] - other["features"]) / (same["features"] - other["features"])
     own = sum(row[i] for i, row in enumerate(planted)) / len(planted)
     right = sum(max(row) == row[i] for i, row in enumerate(planted))
     return (
         f"**{key}** ({len(found['classes'])} classes; `benchmarks/results/manifests/{found['manifest']}`). Labels: "
         f"{labels['right']:.0%} of the pictures are given their own class of the run; the most that another class gets "
         f"is p {labels['other']:.3f}. Planted templates: {right} of {len(planted)} maps are most like their own, "
-        f"correlation {own:.2f}. Top layer redrawn, as a share of another seed's likeness: SSIM "
-        f"{top['ssim'] / same['ssim']:.2f}, features {top['features'] / same['features']:.2f}.\n\n"
+        f"correlation {own:.2f}. Top layer redrawn: SSIM {top['ssim']:.3f}, where another seed has {same['ssim']:.3f} "
+        f"and another class {other['ssim']:.3f}; of what a class's features have in common beyond another class's, "
+        f"{left:.0%} is left.\n\n"
         + markdown(["likeness of a map to that of", "SSIM", "rank correlation", "features", "p of the class"], cells)
     )
 
@@ -83,7 +82,7 @@ def tables() -> str:
     """All runs as Markdown."""
     results = json.loads(PATH.read_text())
     return "\n\n".join(
-        [f"{made_on(results).capitalize()}.", *(table(key, found) for key, found in results["runs"].items())]
+        [f"Measured on {made_on(results)}.", *(table(key, found) for key, found in results["runs"].items())]
     )
 
 

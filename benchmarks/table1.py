@@ -4,7 +4,7 @@
     python benchmarks/table1.py --bank imagenet          the four real ImageNet networks of the assets, at --size
     python benchmarks/table1.py --bank cifar             the CIFAR ResNets of the assets, ten classes
     python benchmarks/table1.py --sources resnet18 ...   only these sources
-    python benchmarks/table1.py --preset paper --seeds 10 --size 224   the paper's own numbers of everything
+    python benchmarks/table1.py --preset paper --seeds 10 --samples IMAGENET   the paper's own numbers of everything
     python benchmarks/table1.py --tables                 write the tables into docs/evidence.md
 
 Every source has a run folder in build/table1, with its pictures and its manifest; maps that are there already are not
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -76,13 +75,11 @@ def measure(options: argparse.Namespace) -> None:
     for name in options.sources or found:
         source = found[name]()
         images = samples(bank, options.samples, source)
-        begun = time.perf_counter()
         run = mapped(f"{bank}-{options.preset}-{size}px-{name}", source, images, config, classes, options.seeds)
-        seconds = time.perf_counter() - begun
         targets = {other: judge(run, load(), images=images) for other, load in found.items()}
         results = json.loads(path.read_text()) if path.exists() else {"sources": {}}  # others may work beside us
         results["about"] = about(f"{bank} networks at {size} px, preset {options.preset}")
-        results["sources"][name] = {"seconds": round(seconds, 1), "passes": config.passes, "targets": targets}
+        results["sources"][name] = {"passes": config.passes, "targets": targets}
         path.write_text(json.dumps(results, indent=1) + "\n")
         print(lines(results), flush=True)
 

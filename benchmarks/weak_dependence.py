@@ -7,8 +7,9 @@ The paper says that an input-specific map depends on the input's silhouette more
 chair and a queen on a throne get the same map. Here pairs of photographs are chosen whose silhouettes are alike and
 whose predictions are not. What should tell a panda from a queen is compared within each pair: the input-specific maps
 of the two photographs (gradients, integrated gradients, Grad-CAM, by Captum), and the input-agnostic maps of the two
-classes. All are turned into one non-negative map of 14 x 14 values each and compared by correlation, beside pairs of
-other photographs of different predictions: what any two of these maps have in common.
+classes. All are turned into one non-negative map of 14 x 14 values each and compared by correlation, beside other pairs
+of the same photographs, of different predictions: what any two of these maps have in common; and, since a map of mere
+noise would differ most from all others, beside the map of the same class with another seed.
 
 Silhouettes come from networks other than the one that is explained: where the last convolutional stages of MobileNetV2
 and SqueezeNet answer, whatever the class. No photograph is used twice, and each must be predicted with p > 0.5.
@@ -70,7 +71,7 @@ def chosen_pairs(masks: Tensor, allowed: Tensor) -> Tensor:
     flat = F.normalize(masks.flatten(1) - masks.flatten(1).mean(1, keepdim=True))
     likeness = (flat @ flat.T).where(allowed, -1.0)
     pairs: list[tuple[int, int]] = []
-    while len(pairs) < PAIRS:
+    while len(pairs) < PAIRS and likeness.max() > -1:
         i, j = divmod(int(likeness.argmax()), len(likeness))
         pairs.append((i, j))
         likeness[[i, j]] = likeness[:, [i, j]] = -1
@@ -132,11 +133,16 @@ def measure(preset: str) -> None:
     classes = labels[few].unique().tolist()
     small = imagenet_network("resnet18", MAP_SIZE)
     kept, _ = Samples.from_folder(ASSETS / "imagenet-samples", small.shape).split()
-    concepts = {c.label: c for c in agnosco.map_classes(small, classes, kept, preset)}
+    concepts, again = (
+        {c.label: c for c in agnosco.map_classes(small, classes, kept, preset, seeds=[seed])} for seed in (0, 1)
+    )
     agnostic = torch.zeros(len(images), GRID, GRID)
     for index in few.flatten().tolist():
         agnostic[index] = coarse(concepts[int(labels[index])].pattern[None])[0]
     means[AGNOSTIC] = compared(agnostic, few, chance_pairs(few, allowed))
+    both = [torch.stack([coarse(found[label].pattern[None])[0] for label in classes]) for found in (concepts, again)]
+    seeds = alike(*both).mean().item()
+    shown_pairs = {name: alike(maps[few[0]], maps[few[1]]).mean().item() for name, maps in shown.items()}
     told = [
         {
             "classes": [network.labels[int(labels[i])] for i in pair],
@@ -149,7 +155,10 @@ def measure(preset: str) -> None:
     header = about(
         f"ResNet-18, {PAIRS} pairs of photographs at {SIZE} px; maps of the classes of {SHOWN}: {MAP_SIZE} px, {preset}"
     )
-    PATH.write_text(json.dumps({"about": header, "means": means, "pairs": told}, indent=1) + "\n")
+    PATH.write_text(
+        json.dumps({"about": header, "means": means, "shown": shown_pairs, "seeds": seeds, "pairs": told}, indent=1)
+        + "\n"
+    )
     draw(images, few, shown, [[concepts[int(labels[i])] for i in pair] for pair in few.T])
     print(table(), flush=True)
 
@@ -181,7 +190,7 @@ def draw(images: Tensor, pairs: Tensor, maps: dict[str, Tensor], concepts: list[
         tiles += [to_picture(images[i]) for i in pair]
         captions += [concept.name for concept in both]
         for name, grids in maps.items():
-            tiles += [enlarged(to_picture(grids[i][None] / grids[i].max()), SIZE) for i in pair]
+            tiles += [enlarged(to_picture(grids[i][None] / grids[i].max().clamp_min(1e-12)), SIZE) for i in pair]
             captions += [name] * 2
         tiles += [to_picture(stretched(concept.pattern)) for concept in both]
         captions += [AGNOSTIC] * 2
@@ -197,12 +206,12 @@ def table() -> str:
         [name, f"{one['pairs']:.2f} ± {one['error']:.2f}", f"{one['other pairs']:.2f}"] for name, one in means.items()
     ]
     named = "; ".join(" and ".join(pair["classes"]) for pair in results["pairs"])
-    specific = fmean(one["pairs"] for name, one in means.items() if name not in ("silhouettes", AGNOSTIC))
     return (
         f"**{results['about']['bank']}**; {made_on(results)}.\n\n"
         + markdown(["correlation within", "pairs of alike silhouettes", "other pairs of the same photographs"], rows)
-        + f"\n\nInput-specific maps: {specific:.2f} on average; input-agnostic ones: {means[AGNOSTIC]['pairs']:.2f}. "
-        f"The pairs of the figure: {named}."
+        + f"\n\nWithin the {len(results['pairs'])} pairs of the figure: input-specific maps "
+        f"{fmean(results['shown'].values()):.2f} on average, input-agnostic ones {means[AGNOSTIC]['pairs']:.2f}; the same "
+        f"class with another seed: {results['seeds']:.2f}. The pairs: {named}."
     )
 
 
