@@ -210,8 +210,8 @@ def table() -> str:
         f"**{results['about']['bank']}**; {made_on(results)}.\n\n"
         + markdown(["correlation within", "pairs of alike silhouettes", "other pairs of the same photographs"], rows)
         + f"\n\nWithin the {len(results['pairs'])} pairs of the figure: input-specific maps "
-        f"{fmean(results['shown'].values()):.2f} on average, input-agnostic ones {means[AGNOSTIC]['pairs']:.2f}; the same "
-        f"class with another seed: {results['seeds']:.2f}. The pairs: {named}."
+        f"{fmean(results['shown'].values()):.2f} on average, input-agnostic ones {means[AGNOSTIC]['pairs']:.2f}; "
+        f"the same class with another seed: {results['seeds']:.2f}. The pairs: {named}."
     )
 
 
