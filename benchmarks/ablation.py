@@ -90,7 +90,8 @@ def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:
     """One of the assets' CIFAR networks; without mean and std, for pixels as they are."""
     weights = ASSETS / "models" / f"{name}-cifar10.safetensors"
     spec = f"python:{ARCHITECTURES}:{factory}"
-    return agnosco.load(spec, weights=weights, size=32, trust_code=True, **normalisation)
+    names = sorted(folder.name for folder in (ASSETS / "cifar10-test").iterdir())  # in the order of the classes
+    return agnosco.load(spec, weights=weights, size=32, labels=names, trust_code=True, **normalisation)
 
 
 class HalfPrecision(nn.Module):

@@ -14,6 +14,7 @@ made again, so that a run that was stopped goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -22,8 +23,9 @@ from ablation import ASSETS, IMAGENET, RESULTS, ROOT, TRIAL_CLASSES, about, cifa
 from pages import keep_manifest, made_on, markdown, put
 
 import agnosco
-from agnosco import Classifier, Config, Samples
+from agnosco import AgnoscoError, Classifier, Config, Samples
 from agnosco.jobs import run_maps
+from agnosco.score import predictions
 from agnosco.store import Run
 from agnosco.transfer import Judgement, judge
 
@@ -44,12 +46,28 @@ def networks(bank: str, size: int) -> Networks:
     return {name: lambda name=name: agnosco.load(f"torchvision:{name}", size=size) for name in names}
 
 
+FOLDERS = {"cifar": ASSETS / "cifar10-test", "imagenet": ASSETS / "imagenet-samples"}
+
+
 def samples(bank: str, folder: str | None, classifier: Classifier) -> Samples:
     """The images of a bank, or of a folder."""
-    known = {"cifar": ASSETS / "cifar10-test", "imagenet": ASSETS / "imagenet-samples"}
-    if folder is None and bank not in known:
+    if folder is None and bank not in FOLDERS:
         return Samples.leaves(classifier.shape)
-    return Samples.from_folder(folder or known[bank], classifier.shape)
+    return Samples.from_folder(folder or FOLDERS[bank], classifier.shape)
+
+
+def photographs(bank: str, classifier: Classifier) -> float | None:
+    """Share of a bank's photographs that a network gives their class: something to hold the maps against."""
+    if bank not in FOLDERS:
+        return None
+    names = sorted(path.relative_to(FOLDERS[bank]) for path in FOLDERS[bank].rglob("*.*"))  # as Samples has them
+    told = predictions(classifier, samples(bank, None, classifier)).tolist()
+    right: list[bool] = []
+    for name, found in zip(names, told, strict=True):
+        own = name.parts[0] if len(name.parts) > 1 else name.stem.split("_", 1)[1].replace("_", " ")
+        with contextlib.suppress(AgnoscoError):  # the Cardigan and the cardigan
+            right.append(classifier.index(own) == found)
+    return fmean(right)
 
 
 def mapped(name: str, source: Classifier, images: Samples, config: Config, classes: Sequence[int], seeds: int) -> Run:
@@ -80,6 +98,7 @@ def measure(options: argparse.Namespace) -> None:
         results = json.loads(path.read_text()) if path.exists() else {"sources": {}}  # others may work beside us
         results["about"] = about(f"{bank} networks at {size} px, preset {options.preset}")
         results["sources"][name] = {"passes": config.passes, "targets": targets}
+        results["photographs"] = {other: photographs(bank, load()) for other, load in found.items()}
         path.write_text(json.dumps(results, indent=1) + "\n")
         print(lines(results), flush=True)
 
@@ -100,6 +119,8 @@ def lines(results: dict) -> str:
         mean = f"{fmean(one['m_score'] for one in others):.3f} / {fmean(one['top1'] for one in others):.2f}"
         maps = next(iter(result["targets"].values()))["maps"]
         rows.append([f"{name} ({maps} maps)", *(cell(result["targets"][target]) for target in names), mean])
+    known = results.get("photographs", {})
+    rows.append(["photographs", *(f"- / - / {known[name]:.2f} / -" if known.get(name) else "-" for name in names), ""])
     return markdown(["source", *names, "others: mean M_score / top-1 of all"], rows)
 
 
