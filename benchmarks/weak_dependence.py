@@ -1,6 +1,8 @@
 """Proposition 1, weak dependence, with real photographs.
 
-    python benchmarks/weak_dependence.py           measure; also draws docs/pictures/weak-dependence.png
+    python benchmarks/weak_dependence.py           measure; also draws docs/pictures/weak-dependence.png, where silhouettes
+                                                   stand for the photographs, which are not ours to publish; with
+                                                   the photographs, build/weak-dependence.png
     python benchmarks/weak_dependence.py --tables  write the table into docs/evidence.md
 
 The paper says that an input-specific map depends on the input's silhouette more than on the classifier: a panda on a
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -159,7 +162,9 @@ def measure(preset: str) -> None:
         json.dumps({"about": header, "means": means, "shown": shown_pairs, "seeds": seeds, "pairs": told}, indent=1)
         + "\n"
     )
-    draw(images, few, shown, [[concepts[int(labels[i])] for i in pair] for pair in few.T])
+    named = [[concepts[int(labels[i])] for i in pair] for pair in few.T]
+    draw(PICTURE, shaded(masks), few, shown, named)
+    draw(ROOT / "build" / PICTURE.name, images, few, shown, named)
     print(table(), flush=True)
 
 
@@ -183,19 +188,25 @@ def compared(maps: Tensor, pairs: Tensor, chance: Tensor) -> dict[str, float]:
     }
 
 
-def draw(images: Tensor, pairs: Tensor, maps: dict[str, Tensor], concepts: list[list[ConceptMap]]) -> None:
+def shaded(maps: Tensor) -> Tensor:
+    """Maps ``(N, h, w)`` as grey pictures ``(N, 1, h, w)``, each from black to white."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return ((maps - low) / (high - low).clamp_min(1e-12))[:, None]
+
+
+def draw(path: Path, images: Tensor, pairs: Tensor, maps: dict[str, Tensor], concepts: list[list[ConceptMap]]) -> None:
     """A row for each pair: both photographs, each kind of map of one beside that of the other."""
     tiles, captions = [], []
     for pair, both in zip(pairs.T, concepts, strict=True):
-        tiles += [to_picture(images[i]) for i in pair]
+        tiles += [enlarged(to_picture(images[i]), SIZE) for i in pair]
         captions += [concept.name for concept in both]
         for name, grids in maps.items():
-            tiles += [enlarged(to_picture(grids[i][None] / grids[i].max().clamp_min(1e-12)), SIZE) for i in pair]
+            tiles += [enlarged(to_picture(shaded(grids[i][None])[0]), SIZE) for i in pair]
             captions += [name] * 2
         tiles += [to_picture(stretched(concept.pattern)) for concept in both]
         captions += [AGNOSTIC] * 2
     footer = "Photographs of alike silhouettes and different predictions; each kind of map of ResNet-18: first, second."
-    contact_sheet(tiles, captions, columns=2 * (len(maps) + 2), tile=SIZE, footer=footer).save(PICTURE)
+    contact_sheet(tiles, captions, columns=2 * (len(maps) + 2), tile=SIZE, footer=footer).save(path)
 
 
 def table() -> str:
