@@ -1,9 +1,9 @@
 """Proposition 1, weak dependence, with real photographs.
 
-    python benchmarks/weak_dependence.py           measure; also draws docs/pictures/weak-dependence.png, where silhouettes
-                                                   stand for the photographs, which are not ours to publish; with
-                                                   the photographs, build/weak-dependence.png
+    python benchmarks/weak_dependence.py           measure, and draw docs/pictures/weak-dependence.png
     python benchmarks/weak_dependence.py --tables  write the table into docs/evidence.md
+
+In the figure, silhouettes stand for the photographs, which are not ours to publish; build/weak-dependence.png has them.
 
 The paper says that an input-specific map depends on the input's silhouette more than on the classifier: a panda on a
 chair and a queen on a throne get the same map. Here pairs of photographs are chosen whose silhouettes are alike and
