@@ -7,7 +7,7 @@
     python benchmarks/gallery.py --tables        write the table into docs/evidence.md
     python benchmarks/gallery.py --unnamed DIR   the pictures once more, in random order and without names
 
-Writes docs/pictures/gallery-BANK.png. The runs are those of benchmarks/table1.py, in build/table1, and made where they
+Writes docs/pictures/gallery-BANK.jpg. The runs are those of benchmarks/table1.py, in build/table1, and made where they
 are missing; their manifests go to benchmarks/results/manifests. Without ``--full``, the paper's dials get what a CPU
 can pay: everything as the paper has it, but b and K; with its probes of both directions, a map takes as long as
 ``quick``. What the other networks of the bank say of each run goes to benchmarks/results/gallery-BANK.json.
@@ -129,7 +129,7 @@ def draw(bank: str, made: dict[str, Run]) -> None:
     half = ", ".join(words for words, run in made.items() if "bfloat16" in run.settings["model"]["name"])
     footer = f"{name} at {size} px, seed 0. Passes a map: {passes}." + (f" In bfloat16: {half}." if half else "")
     contact_sheet(tiles, captions, columns=COLUMNS, tile=TILE, footer=footer).save(
-        DOCS / "pictures" / f"gallery-{bank}.png", optimize=True
+        DOCS / "pictures" / f"gallery-{bank}.jpg", quality=88, optimize=True
     )
 
 
