@@ -199,6 +199,10 @@ def dial_rows() -> Iterator[Row]:
     yield Row("dials", "averaged, steps of equal length", mapped(step=0.05, decay=0.0, average=0.5))
     yield Row("dials", "coarse to fine over the first half", mapped(coarse=0.5))
     yield Row("dials", "crops of 10-100 %", mapped(views=Crops((0.1, 1.0))))
+    yield Row("dials", "crops of 30-170 %", mapped(views=Crops((0.3, 1.7))))
+    yield Row(
+        "dials", "crops of 30-170 %, radius x 1.33", mapped(views=Crops((0.3, 1.7)), ball=L2(round(radius * 4 / 3)))
+    )
     yield Row("dials", "views with noise of 0.03", mapped(views=Crops((0.3, 1.0), noise=0.03)))
     yield Row("dials", "channel dropout of 0.1", mapped(dropout=0.1))
     yield Row("dials", "channel dropout of 0.2", mapped(dropout=0.2))

@@ -91,6 +91,20 @@ def test_crops_lie_anywhere_inside_the_image() -> None:
     assert abs(np.corrcoef(x, y)[0, 1]) < 0.1
 
 
+def test_a_crop_greater_than_the_image_holds_all_of_it() -> None:
+    # Four times the area is twice the side: the image fills 16 of 32 pixels, somewhere, and its borders go on around it.
+    seen = Crops(area=(4.0, 4.0), flip=False)(ramps(500), seeded())
+    lowest, highest = 0.5 / SIDE, 1 - 0.5 / SIDE  # the centres of the outermost pixels
+    for ramp in (seen[:, 0, 0].numpy(), seen[:, 1, :, 0].numpy()):
+        assert (np.diff(ramp, axis=1) > -1e-6).all()
+        np.testing.assert_allclose(ramp.min(1), lowest, atol=0.5 / SIDE)
+        np.testing.assert_allclose(ramp.max(1), highest, atol=0.5 / SIDE)
+        before = (np.abs(ramp - lowest) < 1e-4).sum(1)  # pixels left of the image, or above it
+        assert before.min() <= 1
+        assert before.max() >= SIDE / 2 - 1
+        assert before.mean() == pytest.approx(SIDE / 4, abs=1)
+
+
 def test_half_of_the_views_are_flipped() -> None:
     width, height, _, _ = crops_of(Crops()(ramps(2000), seeded()))
     assert (width < 0).mean() == pytest.approx(0.5, abs=0.045)  # four sd
@@ -122,7 +136,7 @@ def test_generator_decides() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"area": (0.0, 1.0)}, {"area": (0.5, 0.2)}, {"area": (0.5, 1.2)}, {"noise": -0.1}]
+    "settings", [{"area": (0.0, 1.0)}, {"area": (0.5, 0.2)}, {"area": (0.5, math.inf)}, {"noise": -0.1}]
 )
 def test_views_without_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(AgnoscoError, match="no views"):

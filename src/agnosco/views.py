@@ -39,7 +39,8 @@ class Crops:
     """A random crop of each image, resized back (bilinear), flipped half the time, with some noise.
 
     Args:
-        area: Least and greatest share of the image's area in a crop, in (0, 1].
+        area: Least and greatest area of a crop, as a share of the image's. Above 1 a crop holds the whole image and
+            what lies around it, where the colours of its borders go on: the image is seen from further away.
         flip: Whether to mirror half of the views left to right.
         noise: Standard deviation of Gaussian noise added to the view, in [0, 1] pixel units.
     """
@@ -50,8 +51,8 @@ class Crops:
 
     def __post_init__(self) -> None:
         low, high = self.area
-        if not (0 < low <= high <= 1 and 0 <= self.noise < inf):
-            raise AgnoscoError(f"no views with {self}", "give 0 < least <= greatest area <= 1, and noise of at least 0")
+        if not (0 < low <= high < inf and 0 <= self.noise < inf):
+            raise AgnoscoError(f"no views with {self}", "give 0 < least <= greatest area, and noise of at least 0")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         count = len(images)
