@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,7 +33,18 @@ def made_on(results: dict) -> str:
 
 
 def keep_manifest(run: Path) -> None:
-    """Keep the manifest of a run folder beside the results; what lies in the repository is named from its root."""
+    """Keep the manifest of a run folder beside the results; what lies in the repository is named from its root.
+
+    A kept one of the same settings that names these maps and more stays: it is what larger figures were made from.
+    """
     MANIFESTS.mkdir(exist_ok=True)
-    text = (run / "manifest.json").read_text(encoding="utf-8")
-    (MANIFESTS / f"{run.name}.json").write_text(text.replace(f"{ROOT}/", ""), encoding="utf-8")
+    path = MANIFESTS / f"{run.name}.json"
+    text = (run / "manifest.json").read_text(encoding="utf-8").replace(f"{ROOT}/", "")
+    if not path.exists() or not _holds(json.loads(path.read_text(encoding="utf-8")), json.loads(text)):
+        path.write_text(text, encoding="utf-8")
+
+
+def _holds(kept: dict, manifest: dict) -> bool:
+    """Whether a manifest has the settings of another, all of its maps, and more."""
+    had, has = ({(one["index"], one["seed"]) for one in each["maps"]} for each in (kept, manifest))
+    return had > has and all(kept[part] == manifest[part] for part in ("config", "model", "samples"))
