@@ -1,6 +1,6 @@
 """Every ambiguity of the paper and every dial, one changed at a time, on the real networks of the assets.
 
-    python benchmarks/ablation.py BANK            run what is missing of a bank: imagenet or cifar
+    python benchmarks/ablation.py BANK            run what is missing of a bank: imagenet, resnet50, cifar
     python benchmarks/ablation.py BANK --only X   only the rows whose name contains X
     python benchmarks/ablation.py BANK --again    all rows, from the beginning
     python benchmarks/ablation.py --tables        write the tables into docs/paper.md
@@ -111,8 +111,21 @@ def imagenet() -> Bank:
 
     Maps of all rows but the presets' are made in bfloat16; every judgement is float32.
     """
-    judges = {name: imagenet_network(name) for name in ("resnet50", "mobilenet_v2", "squeezenet1_1")}
-    source = imagenet_network("resnet18")
+    return _imagenet("resnet18")
+
+
+def resnet50() -> Bank:
+    """ResNet-50 at 112 px, judged by three others; ten classes, 800 photographs.
+
+    What bears on pictures that other networks read: `--only` chooses those rows. Maps in bfloat16, as above.
+    """
+    return _imagenet("resnet50")
+
+
+def _imagenet(name: str) -> Bank:
+    names = ("resnet50", "resnet18", "mobilenet_v2", "squeezenet1_1")
+    judges = {other: imagenet_network(other) for other in names if other != name}
+    source = imagenet_network(name)
     fast = Classifier(HalfPrecision(source.model), size=112, mean=source.mean, std=source.std, features="model.layer4")
     photographs = Samples.from_folder(ASSETS / "imagenet-samples", source.shape)
     return Bank(source, judges, TRIAL_CLASSES, photographs, base=MapperConfig(batch=8, steps=20), fast=fast)
@@ -129,7 +142,7 @@ def cifar() -> Bank:
     return Bank(source, judges, tuple(range(10)), photographs, base=MapperConfig(batch=16, steps=80), fast=source)
 
 
-BANKS: dict[str, Callable[[], Bank]] = {"imagenet": imagenet, "cifar": cifar}
+BANKS: dict[str, Callable[[], Bank]] = {"imagenet": imagenet, "resnet50": resnet50, "cifar": cifar}
 
 
 def rows(base: MapperConfig) -> Iterator[Row]:

@@ -4,6 +4,7 @@
     python benchmarks/peers.py --source resnet50         another source
     python benchmarks/peers.py --only quick --seeds 3    rows of this name with more seeds: for the best ones
     python benchmarks/peers.py --tables                  write the tables into docs/evidence.md
+    python benchmarks/peers.py --picture                 draw docs/pictures/peers-SOURCE.jpg: the best row of each
 
 Peers: Horama's ``fourier`` and ``maco`` (0.3.0; the latter's spectrum is averaged from the photographs that ours works
 with, as its own is not to be had without a network), each at its documented settings and over a small grid of crops
@@ -35,7 +36,8 @@ from statistics import fmean
 import numpy as np
 import torch
 from ablation import ASSETS, RESULTS, ROOT, TRIAL_CLASSES, HalfPrecision, about, imagenet_network
-from pages import made_on, markdown, put
+from pages import DOCS, made_on, markdown, put
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -43,9 +45,11 @@ import agnosco
 from agnosco import Classifier, Config, Data, Samples
 from agnosco.coordinates import FourierBasis
 from agnosco.cycle import config_to_json
+from agnosco.render import contact_sheet
 from agnosco.score import nudge_success, predictions, score
 
 PASSES = agnosco.preset("quick").passes
+TILE = 160  # of a picture in the figure
 CROPS_PER_STEP = 6  # Horama's default
 BOXES = ((0.5, 0.9), (0.1, 0.5), (0.2, 0.25))
 Method = Callable[[int, int], tuple[Tensor, Tensor | None]]
@@ -188,17 +192,46 @@ def measure(source: str, only: str, seeds: int) -> None:
             path.write_text(json.dumps(results, indent=1) + "\n")
             save_image(
                 pictures,
-                out(source) / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}.png",
+                out(source, name),
                 nrow=len(TRIAL_CLASSES),
+                padding=0,
             )
             print(name, line(name, results["rows"][name]), flush=True)
 
 
-def out(source: str) -> Path:
-    """Where the pictures go."""
+def out(source: str, name: str) -> Path:
+    """Where the pictures of a row go: a file of as many rows as there are seeds."""
     folder = ROOT / "build" / "peers" / source
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')}.png"
+
+
+def draw(source: str) -> None:
+    """The first seed of the best row of each method: of that whose pictures other networks name most often."""
+    network = imagenet_network(source)
+    side = network.shape[1]
+    rows = json.loads((RESULTS / f"peers-{source}.json").read_text())["rows"]
+    best: dict[str, str] = {}
+    for name in sorted(rows, key=lambda name: named(rows[name])):  # the last of a method wins
+        best[name.split(",")[0]] = name
+    tiles, captions = [], []
+    for name in (name for name in rows if name in best.values()):
+        with Image.open(out(source, name)) as sheet:
+            for column, label in enumerate(TRIAL_CLASSES):
+                tile = sheet.crop((column * side, 0, (column + 1) * side, side))
+                tiles.append(tile.resize((TILE, TILE), Image.Resampling.BICUBIC))
+                captions.append(network.labels[label])
+    footer = f"{source} at {side} px, {PASSES:,} passes, as they are measured. Rows: " + "; ".join(
+        name for name in rows if name in best.values()
+    )
+    contact_sheet(tiles, captions, columns=len(TRIAL_CLASSES), tile=TILE, footer=footer).save(
+        DOCS / "pictures" / f"peers-{source}.jpg", quality=88, optimize=True
+    )
+
+
+def named(row: dict) -> float:
+    """Mean over the other networks of the share of pictures that they name among all classes."""
+    return fmean(one["top1"] for one in row["others"].values())
 
 
 def line(name: str, row: dict) -> list[str]:
@@ -237,9 +270,12 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--picture", action="store_true")
     options = parser.parse_args()
     if options.tables:
         put("evidence.md", "peers", tables())
+    elif options.picture:
+        draw(options.source)
     else:
         measure(options.source, options.only, options.seeds)
 
