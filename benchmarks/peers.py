@@ -10,8 +10,9 @@ Peers: Horama's ``fourier`` and ``maco`` (0.3.0; the latter's spectrum is averag
 with, as its own is not to be had without a network), each at its documented settings and over a small grid of crops,
 image sizes and steps; and a pixel baseline in the manner of DeepInversion (Yin et al. 2020: Adam on pixels, jitter,
 flips, total variation and L2), whose batch-norm prior the networks here cannot serve, since their batch norms are
-folded. A pass is one image forward and back through the source; all get those of ``quick``, and one row of Horama's its
-own 1,000 steps. All pictures are made in bfloat16, which halves the time, and judged in float32; they go to build/peers.
+folded. A pass is one image forward and back through the source; all get those of ``quick``, and one row of Horama's
+its own 1,000 steps. All pictures are made in bfloat16, which halves the time, and judged in float32; they go
+to build/peers.
 
 Horama 0.3.0 draws a crop's side between the larger of ``box_size`` and that plus their difference: (0.2, 0.25), its
 default, sees 0.25 to 0.30 of the picture's side, (0.1, 0.5) 0.5 to 0.9, (0.5, 0.9) 0.9 to 1.3, beyond its borders.
