@@ -184,7 +184,7 @@ def measure(source: str, only: str, seeds: int) -> None:
                 nudge_success(network, nu, label, held_out, before=before)
                 for nu, label in zip(nudges, labels, strict=True)
             ]
-            results["rows"][name] = {
+            row = {
                 "seeds": seeds,
                 "config": config,
                 "seconds_per_map": round(seconds, 1),
@@ -193,6 +193,9 @@ def measure(source: str, only: str, seeds: int) -> None:
                 "own": asdict(score(network, pictures, labels)),
                 "others": {target: asdict(score(judge, pictures, labels)) for target, judge in judges.items()},
             }
+            if path.exists():  # another process may have measured other rows meanwhile
+                results["rows"] |= json.loads(path.read_text())["rows"]
+            results["rows"][name] = row
             path.write_text(json.dumps(results, indent=1) + "\n")
             save_image(
                 pictures,
@@ -200,7 +203,7 @@ def measure(source: str, only: str, seeds: int) -> None:
                 nrow=len(TRIAL_CLASSES),
                 padding=0,
             )
-            print(name, line(name, results["rows"][name]), flush=True)
+            print(*line(name, row), sep=" | ", flush=True)
 
 
 def out(source: str, name: str) -> Path:
