@@ -1,9 +1,9 @@
 """Proposition 1, weak dependence, with real photographs.
 
-    python benchmarks/weak_dependence.py           measure, and draw docs/pictures/weak-dependence.png
+    python benchmarks/weak_dependence.py           measure, and draw docs/pictures/weak-dependence.jpg
     python benchmarks/weak_dependence.py --tables  write the table into docs/evidence.md
 
-In the figure, silhouettes stand for the photographs, which are not ours to publish; build/weak-dependence.png has them.
+In the figure, silhouettes stand for the photographs, which are not ours to publish; build/weak-dependence.jpg has them.
 
 The paper says that an input-specific map depends on the input's silhouette more than on the classifier: a panda on a
 chair and a queen on a throne get the same map. Here pairs of photographs are chosen whose silhouettes are alike and
@@ -42,7 +42,7 @@ GRID = 14  # what all maps are compared on: grain is not compared
 PAIRS = 40
 SHOWN = 6  # pairs in the figure; the maps of their classes are made
 PATH = RESULTS / "weak-dependence.json"
-PICTURE = ROOT / "docs" / "pictures" / "weak-dependence.png"
+PICTURE = ROOT / "docs" / "pictures" / "weak-dependence.jpg"
 AGNOSTIC = "input-agnostic"
 
 
@@ -206,7 +206,9 @@ def draw(path: Path, images: Tensor, pairs: Tensor, maps: dict[str, Tensor], con
         tiles += [to_picture(stretched(concept.pattern)) for concept in both]
         captions += [AGNOSTIC] * 2
     footer = "Photographs of alike silhouettes and different predictions; each kind of map of ResNet-18: first, second."
-    contact_sheet(tiles, captions, columns=2 * (len(maps) + 2), tile=SIZE, footer=footer).save(path)
+    contact_sheet(tiles, captions, columns=2 * (len(maps) + 2), tile=SIZE, footer=footer).save(
+        path, quality=88, optimize=True
+    )
 
 
 def table() -> str:
