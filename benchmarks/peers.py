@@ -3,6 +3,7 @@
     python benchmarks/peers.py                           ResNet-18 at 112 px, ten classes, one seed
     python benchmarks/peers.py --source resnet50         another source
     python benchmarks/peers.py --only quick --seeds 3    rows of this name with more seeds: for the best ones
+    python benchmarks/peers.py --fresh --only NAME       ten classes drawn by lot, by which nothing was ever chosen
     python benchmarks/peers.py --tables                  write the tables into docs/evidence.md
     python benchmarks/peers.py --picture                 draw docs/pictures/peers-SOURCE.jpg: the best row of each
 
@@ -25,6 +26,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import tempfile
 import time
@@ -52,6 +54,7 @@ from agnosco.score import nudge_success, predictions, score
 PASSES = agnosco.preset("quick").passes
 TILE = 160  # of a picture in the figure
 CROPS_PER_STEP = 6  # Horama's default
+FRESH_CLASSES = random.Random("classes by which nothing was chosen").sample(range(1000), 10)
 BOXES = ((0.5, 0.9), (0.1, 0.5), (0.2, 0.25))
 Method = Callable[[int, int], tuple[Tensor, Tensor | None]]
 """From class and seed, a picture ``(C, H, W)`` in [0, 1], and ν where the method has one."""
@@ -144,7 +147,7 @@ def methods(network: Classifier, samples: Samples, spectrum: Path) -> dict[str, 
                 found[words] = partial(horama, network, folder, size, box, PASSES // CROPS_PER_STEP)
     for tv in (10.0, 100.0):
         found[f"DeepInversion-style pixels, tv {tv:g}"] = partial(deep_inversion, network, tv, 8)
-    found["Horama fourier, documented defaults: 1280 px, box_size (0.2, 0.25)"] = partial(
+    found["Horama fourier, its default crops and image size: 1280 px, box_size (0.2, 0.25)"] = partial(
         horama, network, None, 1280, BOXES[-1], PASSES // CROPS_PER_STEP
     )
     found[f"Horama fourier, its own 1,000 steps, {side} px, box_size {BOXES[0]}"] = partial(
@@ -153,7 +156,7 @@ def methods(network: Classifier, samples: Samples, spectrum: Path) -> dict[str, 
     return found
 
 
-def measure(source: str, only: str, seeds: int) -> None:
+def measure(source: str, only: str, seeds: int, fresh: bool) -> None:
     """All methods that are not measured yet, in one run."""
     network = imagenet_network(source)
     fast = Classifier(
@@ -163,10 +166,12 @@ def measure(source: str, only: str, seeds: int) -> None:
     judges = {name: imagenet_network(name) for name in names}
     kept, held_out = Samples.from_folder(ASSETS / "imagenet-samples", network.shape).split()
     before = predictions(network, held_out)
-    path = RESULTS / f"peers-{source}.json"
+    classes = FRESH_CLASSES if fresh else TRIAL_CLASSES
+    which = "ten classes drawn by lot" if fresh else "ten classes"
+    path = RESULTS / f"peers-{source}{'-fresh' if fresh else ''}.json"
     results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    results["about"] = about(f"{source} at 112 px, ten classes, {PASSES:,} passes a picture, made in bfloat16")
-    labels = [label for _ in range(seeds) for label in TRIAL_CLASSES]
+    results["about"] = about(f"{source} at 112 px, {which}, {PASSES:,} passes a picture, made in bfloat16")
+    labels = [label for _ in range(seeds) for label in classes]
     with tempfile.TemporaryDirectory() as folder:
         save_spectrum(kept, Path(folder))
         for name, method in methods(fast, kept, Path(folder)).items():
@@ -175,7 +180,7 @@ def measure(source: str, only: str, seeds: int) -> None:
             if only not in name or (have["seeds"] >= seeds and have["config"] == config):
                 continue
             begun = time.perf_counter()
-            made = [method(label, seed) for seed in range(seeds) for label in TRIAL_CLASSES]
+            made = [method(label, seed) for seed in range(seeds) for label in classes]
             seconds = (time.perf_counter() - begun) / len(made)
             pictures = torch.stack([picture for picture, _ in made])
             # A picture is used as a nudge as ours are: what it adds to mid-grey is added to photographs.
@@ -199,8 +204,8 @@ def measure(source: str, only: str, seeds: int) -> None:
             path.write_text(json.dumps(results, indent=1) + "\n")
             save_image(
                 pictures,
-                out(source, name),
-                nrow=len(TRIAL_CLASSES),
+                out(path.stem.removeprefix("peers-"), name),
+                nrow=len(classes),
                 padding=0,
             )
             print(*line(name, row), sep=" | ", flush=True)
@@ -245,7 +250,7 @@ def named(row: dict) -> float:
 def line(name: str, row: dict) -> list[str]:
     """A result as cells."""
     cells = [
-        f"{one['m_score']:.3f} / {one['top1']:.2f} / {one['top1_of_concepts']:.2f}" for one in row["others"].values()
+        f"{one['m_score']:.3f} / {one['top1_of_concepts']:.2f} / {one['top1']:.2f}" for one in row["others"].values()
     ]
     return [
         f"{name} ({len(TRIAL_CLASSES) * row['seeds']})",
@@ -267,7 +272,7 @@ def tables() -> str:
         head = ["method (pictures)", "own p", "nudged", "norm", *names, "s/map"]
         body = markdown(head, [line(*row) for row in rows.items()])
         parts.append(
-            f"**{results['about']['bank']}**; M_score / top-1 of all / top-1 of 10. {made_on(results)}.\n\n{body}"
+            f"**{results['about']['bank']}**; M_score / top-1 of 10 / top-1 of all. {made_on(results)}.\n\n{body}"
         )
     return "\n\n".join(parts)
 
@@ -277,6 +282,7 @@ def main() -> None:
     parser.add_argument("--source", default="resnet18")
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("--picture", action="store_true")
     options = parser.parse_args()
@@ -285,7 +291,7 @@ def main() -> None:
     elif options.picture:
         draw(options.source)
     else:
-        measure(options.source, options.only, options.seeds)
+        measure(options.source, options.only, options.seeds, options.fresh)
 
 
 if __name__ == "__main__":

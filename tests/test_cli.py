@@ -615,8 +615,8 @@ def test_doctor_names_versions_and_what_is_missing(monkeypatch: pytest.MonkeyPat
     assert found["devices"][-1] == "cpu"
     assert found["threads"] == torch.get_num_threads()
     assert found["cache"] == os.environ["AGNOSCO_CACHE"]
-    assert {one["package"]: one["command"] for one in found["missing"]}["timm"] == "pip install agnosco[timm]"
-    assert "missing: timm, for models named timm:NAME: pip install agnosco[timm]" in call("doctor").stdout
+    assert {one["package"]: one["command"] for one in found["missing"]}["timm"] == "pip install '.[timm]'"
+    assert "missing: timm, for models named timm:NAME: pip install '.[timm]'" in call("doctor").stdout
 
 
 def test_version() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,11 +280,23 @@ def test_check_compares_maps_that_share_no_chance(tmp_path: Path) -> None:
 def test_check_wants_two_classes_before_it_works(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=CONFIG)
     never = lambda _: pytest.fail("a map was made")  # noqa: E731
-    for count in (0, 1):
-        with pytest.raises(AgnoscoError, match=f"maps of {count} classes"):
+    for _ in (0, 1):
+        with pytest.raises(AgnoscoError, match="maps of fewer than two classes"):
             sanity.check(run, network(), samples(), on_step=never)
         for concept in map_classes(network(), [0], samples().split(0.2, seed=0)[0], CONFIG):
             run.add(concept, nudge_success=0.5)
+
+
+def test_check_says_what_is_missing_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path / "run", seeds=(0, 1))
+    never = lambda _: pytest.fail("a map was made")  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        with pytest.raises(AgnoscoError, match="cannot write into"):
+            sanity.check(run, network(), samples(), on_step=never)
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    with pytest.raises(AgnoscoError, match="skimage"):
+        sanity.check(run, network(), samples(), on_step=never)
 
 
 def test_check_wants_the_runs_own_network_and_samples(tmp_path: Path) -> None:

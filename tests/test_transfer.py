@@ -172,7 +172,7 @@ def test_one_class_is_no_comparison(tmp_path: Path) -> None:
     config = Config(MapperConfig(batch=1, steps=1), refine=None, cycles=1)
     run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=config)
     run.add(planted(0, 0), nudge_success=1.0)
-    with pytest.raises(AgnoscoError, match="maps of 1 classes"):
+    with pytest.raises(AgnoscoError, match="maps of fewer than two classes"):
         judge(run, network())
 
 
@@ -199,6 +199,12 @@ def test_a_damaged_file_is_not_overwritten(run: Run, rest: str) -> None:
     with pytest.raises(AgnoscoError, match="cannot read"):
         keep(run, [judge(run, network())])
     assert (run.path / SCORES).read_text() == rest
+
+
+def test_a_judgement_without_images_keeps_the_nudges_of_an_earlier_one(run: Run) -> None:
+    moved = keep(run, [judge(run, network(), images=samples())])[0]["nudge_success"]
+    assert moved is not None
+    assert [one["nudge_success"] for one in keep(run, [judge(run, network())])] == [moved]
 
 
 def test_table_has_a_line_for_each_network(run: Run) -> None:

@@ -92,7 +92,7 @@ def test_crops_lie_anywhere_inside_the_image() -> None:
 
 
 def test_a_crop_greater_than_the_image_holds_all_of_it() -> None:
-    # Four times the area is twice the side: the image fills 16 of 32 pixels, somewhere, and its borders go on around it.
+    # Four times the area is twice the side: the image fills 16 of 32 pixels, somewhere, and its borders go on.
     seen = Crops(area=(4.0, 4.0), flip=False)(ramps(500), seeded())
     lowest, highest = 0.5 / SIDE, 1 - 0.5 / SIDE  # the centres of the outermost pixels
     for ramp in (seen[:, 0, 0].numpy(), seen[:, 1, :, 0].numpy()):

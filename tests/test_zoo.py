@@ -319,7 +319,7 @@ def test_no_weights_file(tmp_path: Path) -> None:
 
 def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    fails("timm is not installed", "pip install agnosco[timm]", "timm:resnet18")
+    fails("timm is not installed", "pip install '.[timm]' in the clone of agnosco", "timm:resnet18")
 
 
 @pytest.mark.parametrize(

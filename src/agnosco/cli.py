@@ -160,9 +160,12 @@ def score_(
         images = None if samples is None else _read(output, samples, classifier)
         kept = keep(made, [judge(made, classifier, images=images)])  # what is judged stays, whatever comes next
         if (classifier.mean, classifier.std) != tuple(tuple(made.settings["model"][name]) for name in ("mean", "std")):
-            output.say(f"{classifier.name} is fed with mean {classifier.mean}, std {classifier.std}: --mean, --std")
+            fed = f"mean {classifier.mean}, std {classifier.std}"
+            output.say(f"{classifier.name} is fed with {fed}: change it with --mean, --std")
     output.result({"run": str(run), "targets": kept} if as_json else table(kept))
-    output.say(f"Kept in {run / SCORES}. In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
+    output.say(f"Kept in {run / SCORES}. p: probability of the class; moved: share of images moved to it by the nudge.")
+    if any(one["interval"] for one in kept):
+        output.say("In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
 
 
 @app.command("sanity")

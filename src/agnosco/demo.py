@@ -100,7 +100,8 @@ def digits() -> tuple[Samples, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise AgnoscoError(
-            "the demo's digits come with scikit-learn, which is missing", "pip install agnosco[demo]"
+            "the demo's digits come with scikit-learn, which is missing",
+            "pip install '.[demo]' in the clone of agnosco",
         ) from error
     data: Any = load_digits()
     images = torch.from_numpy(np.asarray(data["images"])).float()[:, None] / 16

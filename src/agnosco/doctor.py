@@ -15,8 +15,8 @@ from .zoo import resolve_device
 
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "typer", "rich")
 OPTIONAL = {
-    "timm": ("models named timm:NAME", "pip install agnosco[timm]"),
-    "scikit-learn": ("agnosco demo", "pip install agnosco[demo]"),
+    "timm": ("models named timm:NAME", "pip install '.[timm]'"),
+    "scikit-learn": ("agnosco demo", "pip install '.[demo]'"),
 }
 
 

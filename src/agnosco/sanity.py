@@ -101,13 +101,16 @@ def check(run: Run, classifier: Classifier, samples: Samples, *, classes: int = 
         Plain values for JSON, as written.
 
     Raises:
-        AgnoscoError: The run was made with another classifier or other samples, or has one class only.
+        AgnoscoError: The run was made with another classifier or other samples, has one class only, or cannot be
+            written; or scikit-image or SciPy is not installed.
     """
+    _metrics()  # what is missing is said before hours of work, not after
     run.check_origin(classifier, samples)
     maps = list(run.maps())
     names = {concept.label: concept.name for concept in maps}
     if len(names) < 2:
-        raise AgnoscoError(f"{str(run.path)!r} has maps of {len(names)} classes", "map at least two classes")
+        raise AgnoscoError(f"{str(run.path)!r} has maps of fewer than two classes", "map at least two classes")
+    run.check_writable()
     kept, _ = samples.split(run.settings["samples"]["held_out"], seed=run.settings["samples"]["split_seed"])
     chosen = sorted(names)[:classes]
     first = [next(concept for concept in maps if concept.label == label) for label in chosen]  # least seeds first
@@ -141,7 +144,7 @@ def table(found: dict) -> str:
     labels, seeds = found["labels"], found["seeds"]
     lines = [
         f"labels   {labels['right']:.0%} of the pictures are given their own class of the run (p {labels['own']:.3f}); "
-        f"the most that another gets is p {labels['other']:.3f}",
+        f"the highest probability of any other class is {labels['other']:.3f}",
         "",
         f"{'likeness to the map as it is':44s}{'SSIM':>8s}{'rank':>8s}{'features':>10s}{'p':>8s}",
     ]
@@ -161,6 +164,18 @@ def table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def _metrics() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """SciPy's ``rankdata`` and scikit-image's ``structural_similarity``, which are extras."""
+    try:
+        from scipy.stats import rankdata
+        from skimage.metrics import structural_similarity
+    except ModuleNotFoundError as error:
+        raise AgnoscoError(
+            f"{error.name} is not installed", "pip install '.[evidence]' in the clone of agnosco"
+        ) from error
+    return rankdata, structural_similarity
+
+
 def likeness(judge: Classifier, first: Tensor, second: Tensor) -> Likeness:
     """How alike pictures are in pairs, ``(N, C, H, W)`` each; means over pairs.
 
@@ -171,11 +186,7 @@ def likeness(judge: Classifier, first: Tensor, second: Tensor) -> Likeness:
     Raises:
         AgnoscoError: scikit-image or SciPy is not installed.
     """
-    try:
-        from scipy.stats import rankdata
-        from skimage.metrics import structural_similarity
-    except ModuleNotFoundError as error:
-        raise AgnoscoError(f"{error.name} is not installed", "pip install 'agnosco[evidence]'") from error
+    rankdata, structural_similarity = _metrics()
     pairs = list(zip(first.double().numpy(), second.double().numpy(), strict=True))
     side = min(7, *(n - (n + 1) % 2 for n in first.shape[2:]))  # its window: odd, and inside the picture
     ssim = [structural_similarity(a, b, channel_axis=0, data_range=1.0, win_size=side) for a, b in pairs]

@@ -234,6 +234,15 @@ class Run:
                     os.unlink(part)
         return path
 
+    def check_writable(self) -> None:
+        """Fail now, rather than when there is something to write.
+
+        Raises:
+            AgnoscoError: The folder cannot be written.
+        """
+        if not os.access(self.path, os.W_OK):
+            raise AgnoscoError(f"cannot write into {str(self.path)!r}", "make it writable, or choose another folder")
+
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
         """Write a safetensors file, as :meth:`write` does, and give its SHA-256."""
         content = safetensors.torch.save(tensors)
@@ -510,4 +519,4 @@ def _umask() -> int:
 
 def _unwritable(path: Path, error: OSError) -> AgnoscoError:
     reason = (error.strerror or str(error)).lower()
-    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", "choose another folder with --out")
+    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", "make it writable, or choose another folder")

@@ -43,7 +43,7 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
     """
     labels = matched(run, target)
     if len(set(labels)) < 2:
-        raise AgnoscoError(f"{str(run.path)!r} has maps of {len(set(labels))} classes", "score at least two classes")
+        raise AgnoscoError(f"{str(run.path)!r} has maps of fewer than two classes", "score at least two classes")
     maps = list(run.maps())
     pictures = torch.stack([concept.pixels for concept in maps])
     fingerprint = target.fingerprint
@@ -110,7 +110,11 @@ def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
             raise KeyError("figures of another version")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AgnoscoError(f"cannot read {str(path)!r}", "remove it, and score again") from error
-    known |= {(one["fingerprint"], *one["shape"]): one for one in judgements}
+    for one in judgements:
+        key = (one["fingerprint"], *one["shape"])
+        if one["nudge_success"] is None and key in known:  # judged without images this time
+            one = one | {"nudge_success": known[key]["nudge_success"]}
+        known[key] = one
     kept = sorted(known.values(), key=lambda one: (not one["source"], one["target"], one["shape"]))
     run.write(SCORES, (json.dumps({"targets": kept}, indent=1, sort_keys=True) + "\n").encode())
     return kept

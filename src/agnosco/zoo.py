@@ -222,7 +222,7 @@ def _from_timm(name: str, weights: Path | None) -> _Found:
     try:
         import timm
     except ImportError as error:
-        raise AgnoscoError("timm is not installed", "pip install agnosco[timm]") from error
+        raise AgnoscoError("timm is not installed", "pip install '.[timm]' in the clone of agnosco") from error
     names = [*timm.list_models(), *timm.list_models(pretrained=True)]  # and no name of a hub or a folder
     if name not in names:
         raise AgnoscoError(f"timm has no model {name!r}", nearest(name, names))
