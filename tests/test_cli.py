@@ -189,6 +189,14 @@ def test_score_keeps_what_is_judged_before_a_target_that_is_not() -> None:
     assert len(json.loads(Path("agnosco-run/scores.json").read_text())["targets"]) == 1
 
 
+def test_score_says_when_a_target_has_no_class_names() -> None:
+    mapped("goldfish", "tench")
+    assert "class names" not in scored("--target", "python:net.py:build").stderr
+    unnamed = call("score", "agnosco-run", "--trust-code", "--device", "cpu", "--target", "python:net.py:build")
+    assert unnamed.exit_code == 0
+    assert "has no class names" in unnamed.stderr
+
+
 def test_score_says_when_a_target_is_fed_otherwise() -> None:
     mapped("goldfish", "tench")
     assert "--mean" not in scored("--target", "python:net.py:build").stderr

@@ -159,6 +159,8 @@ def score_(
         )
         images = None if samples is None else _read(output, samples, classifier)
         kept = keep(made, [judge(made, classifier, images=images)])  # what is judged stays, whatever comes next
+        if all(label.isdecimal() for label in classifier.labels):
+            output.say(f"{classifier.name} has no class names: classes are taken in the run's order (--labels)")
         if (classifier.mean, classifier.std) != tuple(tuple(made.settings["model"][name]) for name in ("mean", "std")):
             fed = f"mean {classifier.mean}, std {classifier.std}"
             output.say(f"{classifier.name} is fed with {fed}: change it with --mean, --std")
