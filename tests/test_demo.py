@@ -55,7 +55,7 @@ def test_moved_against_raises_the_loss() -> None:
 
 def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(AgnoscoError, match=r"pip install agnosco\[demo\]"):
+    with pytest.raises(AgnoscoError, match=r"pip install '.\[demo\]'"):
         demo.digits()
 
 

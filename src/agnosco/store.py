@@ -241,7 +241,7 @@ class Run:
             AgnoscoError: The folder cannot be written.
         """
         if not os.access(self.path, os.W_OK):
-            raise AgnoscoError(f"cannot write into {str(self.path)!r}", "make it writable, or choose another folder")
+            raise AgnoscoError(f"cannot write into {str(self.path)!r}", "make it writable, or map into another folder with --out")
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
         """Write a safetensors file, as :meth:`write` does, and give its SHA-256."""
@@ -519,4 +519,4 @@ def _umask() -> int:
 
 def _unwritable(path: Path, error: OSError) -> AgnoscoError:
     reason = (error.strerror or str(error)).lower()
-    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", "make it writable, or choose another folder")
+    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", "make it writable, or map into another folder with --out")
