@@ -58,6 +58,9 @@ SIDE = 224
 SLUG, SHOWN, CAPTION = 40, 200, 31
 """Longest class name in a file's name, in a line that is printed, and longest caption under a tile."""
 
+WRITABLE = "make it writable, or map into another folder with --out"
+"""Hint for a folder that cannot be written."""
+
 Entry = dict[str, Any]
 
 
@@ -241,7 +244,7 @@ class Run:
             AgnoscoError: The folder cannot be written.
         """
         if not os.access(self.path, os.W_OK):
-            raise AgnoscoError(f"cannot write into {str(self.path)!r}", "make it writable, or map into another folder with --out")
+            raise AgnoscoError(f"cannot write into {str(self.path)!r}", WRITABLE)
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
         """Write a safetensors file, as :meth:`write` does, and give its SHA-256."""
@@ -519,4 +522,4 @@ def _umask() -> int:
 
 def _unwritable(path: Path, error: OSError) -> AgnoscoError:
     reason = (error.strerror or str(error)).lower()
-    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", "make it writable, or map into another folder with --out")
+    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", WRITABLE)
