@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from pages import made_on, put
-from torch import Tensor, nn
 
 import agnosco
 from agnosco import (
@@ -46,6 +45,7 @@ from agnosco import (
     Spectral,
 )
 from agnosco.cycle import config_from_json, config_to_json
+from agnosco.prepare import resolve_precision
 from agnosco.score import nudge_success, predictions, score
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +78,6 @@ class Bank:
     classes: tuple[int, ...]
     photographs: Samples
     base: MapperConfig  # the paper's dials at a budget that a CPU can pay
-    fast: Classifier  # the source as the rows but the presets' run it
 
 
 def imagenet_network(name: str, size: int = 112) -> Classifier:
@@ -94,22 +93,10 @@ def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:
     return agnosco.load(spec, weights=weights, size=32, labels=names, trust_code=True, **normalisation)
 
 
-class HalfPrecision(nn.Module):
-    """A network in bfloat16 where that is safe: twice as fast on CPUs that have it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16):
-            return self.model(images)
-
-
 def imagenet() -> Bank:
     """ResNet-18 at 112 px, judged by three others; ten classes, 800 photographs.
 
-    Maps of all rows but the presets' are made in bfloat16; every judgement is float32.
+    Maps are made in bfloat16 where the CPU has it; every judgement is float32.
     """
     return _imagenet("resnet18")
 
@@ -117,7 +104,7 @@ def imagenet() -> Bank:
 def resnet50() -> Bank:
     """ResNet-50 at 112 px, judged by three others; ten classes, 800 photographs.
 
-    What bears on pictures that other networks read: `--only` chooses those rows. Maps in bfloat16, as above.
+    What bears on pictures that other networks read: `--only` chooses those rows. Precision as above.
     """
     return _imagenet("resnet50")
 
@@ -126,9 +113,8 @@ def _imagenet(name: str) -> Bank:
     names = ("resnet50", "resnet18", "mobilenet_v2", "squeezenet1_1")
     judges = {other: imagenet_network(other) for other in names if other != name}
     source = imagenet_network(name)
-    fast = Classifier(HalfPrecision(source.model), size=112, mean=source.mean, std=source.std, features="model.layer4")
     photographs = Samples.from_folder(ASSETS / "imagenet-samples", source.shape)
-    return Bank(source, judges, TRIAL_CLASSES, photographs, base=MapperConfig(batch=8, steps=20), fast=fast)
+    return Bank(source, judges, TRIAL_CLASSES, photographs, base=MapperConfig(batch=8, steps=20))
 
 
 def cifar() -> Bank:
@@ -139,7 +125,7 @@ def cifar() -> Bank:
     }
     source = cifar_network("CifarResNet(20)", "resnet20", **IMAGENET)
     photographs = Samples.from_folder(ASSETS / "cifar10-test", source.shape)
-    return Bank(source, judges, tuple(range(10)), photographs, base=MapperConfig(batch=16, steps=80), fast=source)
+    return Bank(source, judges, tuple(range(10)), photographs, base=MapperConfig(batch=16, steps=80))
 
 
 BANKS: dict[str, Callable[[], Bank]] = {"imagenet": imagenet, "resnet50": resnet50, "cifar": cifar}
@@ -241,8 +227,8 @@ def measure(bank: Bank, row: Row) -> dict[str, object]:
     """Run one row."""
     mapping, held_out = sample_set(bank, row.samples)
     began = time.perf_counter()
-    network = bank.source if row.group == "presets" else bank.fast
-    maps = list(agnosco.map_classes(network, bank.classes, mapping, row.config, seeds=row.seeds))
+    config = replace(row.config, precision="auto")
+    maps = list(agnosco.map_classes(bank.source, bank.classes, mapping, config, seeds=row.seeds))
     seconds = (time.perf_counter() - began) / len(maps)
     pictures = torch.stack([(0.5 + row.sign * m.nu).clamp(0, 1) for m in maps])
     labels = [m.label for m in maps]
@@ -250,7 +236,7 @@ def measure(bank: Bank, row: Row) -> dict[str, object]:
     nudges = [nudge_success(bank.source, -row.sign * m.nu, m.label, held_out, before=before) for m in maps]
     return {
         "group": row.group,
-        "config": config_to_json(row.config),
+        "config": config_to_json(replace(config, precision=resolve_precision("auto", bank.source.device))),
         "samples": row.samples,
         "seeds": len(row.seeds),
         "passes": row.config.passes,
@@ -279,7 +265,7 @@ def run(bank_name: str, only: str, again: bool) -> None:
     done["about"] = about(inspect.cleandoc(BANKS[bank_name].__doc__ or ""))
     for row in rows(bank.base):
         key = f"{row.group}: {row.name}"
-        if only not in key or (key in done["rows"] and config_from_json(done["rows"][key]["config"]) == row.config):
+        if only not in key or (key in done["rows"] and _same(done["rows"][key]["config"], row.config)):
             continue
         result = measure(bank, row)
         if path.exists():  # another process may have measured other rows meanwhile
@@ -287,6 +273,11 @@ def run(bank_name: str, only: str, again: bool) -> None:
         done["rows"][key] = result
         path.write_text(json.dumps(done, indent=1) + "\n")
         print(line(row.name, done["rows"][key]), flush=True)
+
+
+def _same(made: dict, config: Config) -> bool:
+    """Whether a row was made with these settings, in whatever precision."""
+    return replace(config_from_json(made), precision=config.precision) == config
 
 
 COLUMNS = ("row", "passes", "own p", "nudged", "other networks: M_score", "top-1 of 10", "top-1 of all", "s/map")
@@ -337,7 +328,7 @@ def main() -> None:
     if options.bank:
         run(options.bank, options.only, options.again)
     if options.tables:
-        put("paper.md", "ablation", tables())
+        put("docs/paper.md", "ablation", tables())
     if not (options.bank or options.tables):
         parser.print_usage(sys.stderr)
 

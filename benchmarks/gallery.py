@@ -3,7 +3,6 @@
     python benchmarks/gallery.py                 ResNet-50 with the assets' weights, and the CIFAR ResNet-56
     python benchmarks/gallery.py --bank cifar    only that
     python benchmarks/gallery.py --full          the paper's own 204,800 passes a map: for a GPU
-    python benchmarks/gallery.py --bfloat16      maps of all settings but ``quick`` in bfloat16: half the time on a CPU
     python benchmarks/gallery.py --tables        write the table into docs/evidence.md
     python benchmarks/gallery.py --unnamed DIR   the pictures once more, in random order and without names
 
@@ -21,12 +20,12 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from ablation import RESULTS, TRIAL_CLASSES, HalfPrecision, about
+from ablation import RESULTS, TRIAL_CLASSES, about
 from pages import DOCS, made_on, markdown, put
 from table1 import cell, mapped, networks, samples
 
 import agnosco
-from agnosco import Classifier, Config
+from agnosco import Config
 from agnosco.render import contact_sheet, stretched, to_picture
 from agnosco.store import Run
 from agnosco.transfer import judge
@@ -39,7 +38,7 @@ def affordable_paper() -> Config:
     """The paper's dials at about the time of ``quick``: two cycles of 60 steps and 14 of refinement, of 8 images."""
     paper = agnosco.preset("paper")
     assert paper.refine
-    return Config(replace(paper.mapper, batch=8, steps=60), replace(paper.refine, steps=14), paper.cycles)
+    return replace(paper, mapper=replace(paper.mapper, batch=8, steps=60), refine=replace(paper.refine, steps=14))
 
 
 def slug(words: str) -> str:
@@ -47,14 +46,10 @@ def slug(words: str) -> str:
     return words.replace(", ", "-").replace(" ", "-")
 
 
-def runs(bank: str, full: bool, half: bool) -> dict[str, Run]:
+def runs(bank: str, full: bool) -> dict[str, Run]:
     """A run of the ten classes for each setting; what is missing is made."""
     name, size = SOURCES[bank]
     source = networks(bank, size)[name]()
-    fast = Classifier(
-        HalfPrecision(source.model), size=size, mean=source.mean, std=source.std, labels=source.labels,
-        features=f"model.{source.features}", name=f"{source.name} in bfloat16",
-    )  # fmt: skip
     images = samples(bank, None, source)
     settings = {
         "paper" if full else "paper, few passes": agnosco.preset("paper") if full else affordable_paper(),
@@ -64,9 +59,7 @@ def runs(bank: str, full: bool, half: bool) -> dict[str, Run]:
     classes = TRIAL_CLASSES if bank == "imagenet" else range(10)
     made = {}
     for words, config in settings.items():
-        halved = half and words != "quick"
-        folder = f"{bank}-{slug(words)}-{size}px-{name}{'-bfloat16' if halved else ''}"
-        made[words] = mapped(folder, fast if halved else source, images, config, classes, seeds=1)
+        made[words] = mapped(f"{bank}-{slug(words)}-{size}px-{name}", source, images, config, classes, seeds=1)
     return made
 
 
@@ -126,8 +119,8 @@ def draw(bank: str, made: dict[str, Run]) -> None:
                 captions.append(f"{concept.name} ({words})")
     name, size = SOURCES[bank]
     passes = ", ".join(f"{words} {run.config.passes:,}" for words, run in made.items())
-    half = ", ".join(words for words, run in made.items() if "bfloat16" in run.settings["model"]["name"])
-    footer = f"{name} at {size} px, seed 0. Passes a map: {passes}." + (f" In bfloat16: {half}." if half else "")
+    precision = next(iter(made.values())).config.precision
+    footer = f"{name} at {size} px, seed 0. Passes a map: {passes}. Network in {precision}."
     contact_sheet(tiles, captions, columns=COLUMNS, tile=TILE, footer=footer).save(
         DOCS / "pictures" / f"gallery-{bank}.jpg", quality=88, optimize=True
     )
@@ -151,15 +144,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", choices=SOURCES)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("--unnamed", type=Path, metavar="DIR")
     options = parser.parse_args()
     if options.tables:
-        put("evidence.md", "gallery", tables())
+        put("docs/evidence.md", "gallery", tables())
         return
     for bank in [options.bank] if options.bank else SOURCES:
-        made = runs(bank, options.full, options.bfloat16)
+        made = runs(bank, options.full)
         draw(bank, made)
         measure(bank, made)
         if options.unnamed:

@@ -71,7 +71,7 @@ def main() -> None:
     path = RESULTS / "nudge.json"
     results = json.loads(path.read_text()) if path.exists() and not options.again else {"rows": {}}
     if options.tables:
-        put("paper.md", "nudge", table(results))
+        put("docs/paper.md", "nudge", table(results))
         return
     results["about"] = about("one map of each class; b 16, K 150 with the paper's dials")
     for name, classifier, folder, classes in networks():

@@ -12,8 +12,8 @@ MANIFESTS = ROOT / "benchmarks" / "results" / "manifests"
 
 
 def put(page: str, name: str, text: str) -> None:
-    """Replace what stands between the markers of a name in a page of ``docs``."""
-    path = DOCS / page
+    """Replace what stands between the markers of a name in a page, named from the root."""
+    path = ROOT / page
     opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     before, rest = path.read_text(encoding="utf-8").split(opening, 1)
     after = rest.split(closing, 1)[1]

@@ -8,12 +8,11 @@
     python benchmarks/peers.py --picture                 draw docs/pictures/peers-SOURCE.jpg: the best row of each
 
 Peers: Horama's ``fourier`` and ``maco`` (0.3.0; the latter's spectrum is averaged from the photographs that ours works
-with, as its own is not to be had without a network), each at its documented settings and over a small grid of crops,
-image sizes and steps; and a pixel baseline in the manner of DeepInversion (Yin et al. 2020: Adam on pixels, jitter,
-flips, total variation and L2), whose batch-norm prior the networks here cannot serve, since their batch norms are
-folded. A pass is one image forward and back through the source; all get those of ``quick``, and one row of Horama's
-its own 1,000 steps. All pictures are made in bfloat16, which halves the time, and judged in float32; they go
-to build/peers.
+with, as its own is not to be had without a network) over a small grid of crops and image sizes, ``fourier`` at its own
+defaults as well; and a pixel baseline in the manner of DeepInversion (Yin et al. 2020: Adam on pixels, jitter, flips,
+total variation and L2), whose batch-norm prior the networks here cannot serve, since their batch norms are folded.
+A pass is one image forward and back through the source; all get those of ``quick``, and one row of Horama's its own
+1,000 steps. Pictures are made in bfloat16 where the CPU has it, and judged in float32; they go to build/peers.
 
 Horama 0.3.0 draws a crop's side between the larger of ``box_size`` and that plus their difference: (0.2, 0.25), its
 default, sees 0.25 to 0.30 of the picture's side, (0.1, 0.5) 0.5 to 0.9, (0.5, 0.9) 0.9 to 1.3, beyond its borders.
@@ -31,14 +30,14 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
-from ablation import ASSETS, RESULTS, ROOT, TRIAL_CLASSES, HalfPrecision, about, imagenet_network
+from ablation import ASSETS, RESULTS, ROOT, TRIAL_CLASSES, about, imagenet_network
 from pages import DOCS, made_on, markdown, put
 from PIL import Image
 from torch import Tensor
@@ -48,6 +47,7 @@ import agnosco
 from agnosco import Classifier, Config, Data, Samples
 from agnosco.coordinates import FourierBasis
 from agnosco.cycle import config_to_json
+from agnosco.prepare import prepared, resolve_precision
 from agnosco.render import contact_sheet
 from agnosco.score import nudge_success, predictions, score
 
@@ -159,9 +159,8 @@ def methods(network: Classifier, samples: Samples, spectrum: Path) -> dict[str, 
 def measure(source: str, only: str, seeds: int, fresh: bool) -> None:
     """All methods that are not measured yet, in one run."""
     network = imagenet_network(source)
-    fast = Classifier(
-        HalfPrecision(network.model), size=network.shape[1], mean=network.mean, std=network.std, labels=network.labels
-    )
+    precision = resolve_precision("auto", network.device)
+    fast = prepared(network, precision=precision)
     names = [name for name in ("resnet50", "resnet18", "mobilenet_v2", "squeezenet1_1") if name != source]
     judges = {name: imagenet_network(name) for name in names}
     kept, held_out = Samples.from_folder(ASSETS / "imagenet-samples", network.shape).split()
@@ -170,12 +169,13 @@ def measure(source: str, only: str, seeds: int, fresh: bool) -> None:
     which = "ten classes drawn by lot" if fresh else "ten classes"
     path = RESULTS / f"peers-{source}{'-fresh' if fresh else ''}.json"
     results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    results["about"] = about(f"{source} at 112 px, {which}, {PASSES:,} passes a picture, made in bfloat16")
+    results["about"] = about(f"{source} at 112 px, {which}, {PASSES:,} passes a picture, made in {precision}")
     labels = [label for _ in range(seeds) for label in classes]
     with tempfile.TemporaryDirectory() as folder:
         save_spectrum(kept, Path(folder))
         for name, method in methods(fast, kept, Path(folder)).items():
-            config = config_to_json(agnosco.preset("quick")) if "quick" in name else None
+            quick = replace(agnosco.preset("quick"), precision=precision)
+            config = config_to_json(quick) if "quick" in name else None
             have = results["rows"].get(name, {"seeds": 0})
             if only not in name or (have["seeds"] >= seeds and have["config"] == config):
                 continue
@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--picture", action="store_true")
     options = parser.parse_args()
     if options.tables:
-        put("evidence.md", "peers", tables())
+        put("docs/evidence.md", "peers", tables())
     elif options.picture:
         draw(options.source)
     else:

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     if options.tables:
-        put("evidence.md", "sanity", tables())
+        put("docs/evidence.md", "sanity", tables())
     else:
         measure(options.only)
 

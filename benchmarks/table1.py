@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     if options.tables:
-        put("evidence.md", "table1", tables())
+        put("docs/evidence.md", "table1", tables())
     else:
         measure(options)
 

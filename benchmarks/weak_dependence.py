@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     if options.tables:
-        put("evidence.md", "weak-dependence", table())
+        put("docs/evidence.md", "weak-dependence", table())
     else:
         measure(options.preset)
 

@@ -83,10 +83,10 @@ def test_auto_grows_by_its_factor_until_the_limit() -> None:
 def test_auto_stops_growing_while_success_is_high() -> None:
     # The average starts at 0 and is 1 − 0.9ᵏ after k full successes: past 0.9 from k = 22 on (0.9²² = 0.098).
     project = AutoL2(start=10.0, limit=1e9, success=0.9, growth=1.1).projector(pixels((3, 8, 8)))
-    etas = [project.eta]
+    etas = [float(project.eta)]
     for success in [1.0] * 40 + [0.0] * 5:
         project(torch.ones(3, 8, 8), progress=0.1, success=success)
-        etas.append(project.eta)
+        etas.append(float(project.eta))
     grew = np.diff(etas) > 0
     assert grew[:21].all()
     assert not grew[21:40].any()

@@ -127,12 +127,16 @@ def test_a_map_alone_is_the_map_among_others(config: Config) -> None:
     assert len({one.nu.numpy().tobytes() for one in among}) == 6  # another seed or class, another map
 
 
-def test_maps_are_made_one_at_a_time() -> None:
+def test_maps_are_made_in_groups_when_asked_for() -> None:
     steps: list[Progress] = []
-    maps = map_classes(classifier(), [0, 1], SAMPLES, SMALL, on_step=steps.append)
+    maps = map_classes(classifier(), [0, 1, 2], SAMPLES, SMALL, together=2, on_step=steps.append)
     assert steps == []
     next(maps)
-    assert {p.label for p in steps} == {0}
+    assert [(p.label, p.done) for p in steps] == [(label, k) for k in range(1, SMALL.steps + 1) for label in (0, 1)]
+    next(maps)
+    assert len(steps) == 2 * SMALL.steps
+    next(maps)
+    assert {p.label for p in steps[2 * SMALL.steps :]} == {2}
 
 
 def test_result_is_the_pattern_on_grey() -> None:

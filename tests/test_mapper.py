@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,12 +32,12 @@ class Recording:
     basis: Basis
     arrived: list[Array] = field(default_factory=list)
     left: list[Array] = field(default_factory=list)
-    eta: float = field(init=False)
+    eta: float | Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.eta = self.inner.eta
 
-    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
+    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
         self.arrived.append(self.basis.pixels(w).double().numpy())
         w = self.inner(w, progress=progress, success=success)
         self.left.append(self.basis.pixels(w).double().numpy())
@@ -208,17 +209,20 @@ def test_steps_are_taken_in_coordinates() -> None:
 
 
 def test_both_probes_are_seen_through_the_same_views() -> None:
-    drawn: list[float] = []
+    seen: list[float] = []
 
     @dataclass(frozen=True)
     class Noting:
-        def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-            drawn.append(torch.rand((), generator=generator).item())
+        def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+            return (torch.rand(shape[0], generator=generator),)
+
+        def see(self, images: Tensor, *drawn: Tensor) -> Tensor:
+            seen.append(drawn[0].tolist()[0])
             return images
 
     config = MapperConfig(batch=4, steps=3, views=Noting())
     mapped(random_linear((3, 8, 8)).classifier(), natural_samples(8, (3, 8, 8), seed=0), config)
-    gradient, plus, minus = drawn[0::3], drawn[1::3], drawn[2::3]
+    gradient, plus, minus = seen[0::3], seen[1::3], seen[2::3]
     assert plus == minus
     assert len({*gradient, *plus}) == 6  # and each step looks anew
 

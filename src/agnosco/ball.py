@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .coordinates import Basis
+from .coordinates import Basis, each
 from .errors import AgnoscoError
 from .procedural import Shape
 
@@ -23,18 +23,18 @@ REFERENCE_VALUES = 3 * 224 * 224
 
 
 class Projector(Protocol):
-    """Ψ for one map: projects w in place of line 15."""
+    """Ψ for one map, or for several side by side: projects w in place of line 15."""
 
-    eta: float
-    """Bound on ‖ν‖₂ that holds after the last projection."""
+    eta: float | Tensor
+    """Bound on ‖ν‖₂ that holds after the last projection; of each map, where they differ."""
 
-    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
+    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
         """Project w.
 
         Args:
-            w: Coordinates of the map.
+            w: Coordinates of the map, or of several along leading axes.
             progress: Share of the steps done, in (0, 1].
-            success: Share of this step's mini-batch that was given the class before the step.
+            success: Share of this step's mini-batch that was given the class before the step; of each map.
         """
         ...
 
@@ -129,27 +129,27 @@ class Sparse:
 @dataclass
 class _WithinL2:
     basis: Basis
-    eta: float
+    eta: float | Tensor
 
-    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
-        norm = self.basis.norm(w).item()
-        return w * (self.eta / norm) if norm > self.eta else w
+    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
+        return w * each((self.eta / self.basis.norm(w)).clamp(max=1), w)
 
 
 @dataclass
 class _Growing:
     basis: Basis
     ball: AutoL2
-    eta: float = field(init=False)
-    average: float = 0.0
+    eta: float | Tensor = field(init=False)
+    average: float | Tensor = 0.0
 
     def __post_init__(self) -> None:
         self.eta = scaled(self.ball.start, self.basis.shape)
 
-    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
-        self.average = 0.9 * self.average + 0.1 * success
-        if progress < 1 and self.average < self.ball.success:  # the last projection keeps the radius it finds
-            self.eta = min(self.eta * self.ball.growth, scaled(self.ball.limit, self.basis.shape))
+    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
+        self.average = 0.9 * self.average + 0.1 * torch.as_tensor(success, device=w.device)
+        if progress < 1:  # the last projection keeps the radius it finds
+            growth = torch.where(self.average < self.ball.success, self.ball.growth, 1.0)
+            self.eta = (self.eta * growth).clamp(max=scaled(self.ball.limit, self.basis.shape))
         return _WithinL2(self.basis, self.eta)(w, progress=progress, success=success)
 
 
@@ -159,11 +159,11 @@ class _FewPixels:
         self.shape = shape
         self.eta = (shape[0] * ball.pixels) ** 0.5
 
-    def __call__(self, w: Tensor, *, progress: float, success: float) -> Tensor:
-        energy = F.avg_pool2d(w.square().sum(0, keepdim=True)[None], 3, stride=1, padding=1).flatten()
-        kept = torch.zeros_like(energy)
-        kept[energy.topk(self._pixels(progress)).indices] = 1
-        return (w * kept.view(1, *self.shape[1:])).clamp(-1, 1)
+    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
+        maps = w.view(-1, *self.shape)
+        energy = F.avg_pool2d(maps.square().sum(1, keepdim=True), 3, stride=1, padding=1).flatten(1)
+        kept = torch.zeros_like(energy).scatter(1, energy.topk(self._pixels(progress)).indices, 1.0)
+        return (maps * kept.view(-1, 1, *self.shape[1:])).clamp(-1, 1).view_as(w)
 
     def _pixels(self, progress: float) -> int:
         """k falls geometrically from its start to its end, then holds."""

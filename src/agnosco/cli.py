@@ -94,6 +94,12 @@ def map_(
     runs: Annotated[int, typer.Option(min=1, help="Maps of every class, with seeds from --seed on.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     device: Device = "auto",
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|float32|bfloat16", help="Of the network; auto: the device's fastest.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first: a minute, for many maps on a GPU.")
+    ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("agnosco-run"),
     mean: Mean = None,
     std: Std = None,
@@ -109,8 +115,9 @@ def map_(
     output.quiet = quiet
     check_target(out)
     config = chosen_config(
-        preset, coordinates=coordinates, views=views, ball=ball, steps=steps, batch=batch, radius=radius
-    )
+        preset, coordinates=coordinates, views=views, ball=ball, steps=steps, batch=batch, radius=radius,
+        precision=precision,
+    )  # fmt: skip
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
         labels=labels, features=features, device=device, trust_code=trust_code,
@@ -122,8 +129,9 @@ def map_(
         output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
     if not classes:
         output.say("No class given, so all of them.")
-        output.say_how_long(seconds_per_map(classifier, images, config), len(wanted) * runs)
-    finished = output.make(run, classifier, images, wanted, seeds=range(seed, seed + runs))
+        count = len(wanted) * runs
+        output.say_how_long(seconds_per_map(classifier, images, config, count=count), count)
+    finished = output.make(run, classifier, images, wanted, seeds=range(seed, seed + runs), compiled=compiled)
     if as_json:
         output.result({"run": str(out), "maps": [_summary(run, one) for one in finished]})
 

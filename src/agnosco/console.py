@@ -131,20 +131,30 @@ class Output:
             yield lambda step: show(f"class {step.label}", _state(step), step.done, step.total)
 
     def make(
-        self, run: Run, classifier: Classifier, samples: Samples, classes: Sequence[int], *, seeds: Sequence[int] = (0,)
+        self,
+        run: Run,
+        classifier: Classifier,
+        samples: Samples,
+        classes: Sequence[int],
+        *,
+        seeds: Sequence[int] = (0,),
+        compiled: bool = False,
     ) -> list[Finished]:
         """Maps, made under a bar and with a line for each; finished ones are kept if it is interrupted."""
         finished: list[Finished] = []
+        done: dict[tuple[int, int], int] = {}
         total = len(classes) * len(seeds)
         try:
             with self.bar() as show:
 
                 def on_step(step: cycle.Progress) -> None:
-                    done = len(finished) * step.total + step.done
-                    title = f"{classifier.labels[step.label]} ({len(finished) + 1}/{total})"
-                    show(title, _state(step), done, total * step.total)
+                    done[step.label, step.seed] = step.done
+                    making = len(done) - len(finished)
+                    which = classifier.labels[step.label] if making == 1 else f"{making} maps at once"
+                    title = f"{which} ({len(done)}/{total})"
+                    show(title, _state(step), sum(done.values()), total * step.total)
 
-                for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step):
+                for one in run_maps(run, classifier, samples, classes, seeds=seeds, compiled=compiled, on_step=on_step):
                     finished.append(one)
                     self.say(_told(one))
         except KeyboardInterrupt:

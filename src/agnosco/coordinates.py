@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Basis:
     """The linear map ν = A·w for images of one shape; this one is the identity.
 
+    Both may have leading axes, for several maps at once.
+
     Args:
         shape: ``(C, H, W)`` of ν.
         device: Where ν and w live.
@@ -44,14 +46,19 @@ class Basis:
         return 1.0
 
     def norm(self, w: Tensor) -> Tensor:
-        """‖A·w‖₂, accumulated in float64 where the device has it."""
+        """‖A·w‖₂ of every map, accumulated in float64 where the device has it."""
         precision = torch.float32 if self.device.type == "mps" else torch.float64
-        return torch.linalg.vector_norm(self.pixels(w), dtype=precision)
+        return torch.linalg.vector_norm(self.pixels(w), dim=(-3, -2, -1), dtype=precision)
 
     def pullback(self, gradient: Tensor) -> Tensor:
         """Aᵀ·g: a gradient with respect to ν, ``(C, H, W)``, as a gradient with respect to w."""
         w = self.coordinates(torch.zeros_like(gradient)).requires_grad_()
         return torch.autograd.grad(self.pixels(w), w, gradient)[0]
+
+
+def each(factor: Tensor, w: Tensor) -> Tensor:
+    """One factor for each map, in the shape and type in which it multiplies coordinates w."""
+    return factor.to(w).view(*factor.shape, *[1] * (w.ndim - factor.ndim))
 
 
 class FourierBasis(Basis):
@@ -73,10 +80,10 @@ class FourierBasis(Basis):
         """ν from Fourier coefficients ``(C, H, W // 2 + 1, 2)``, last axis real and imaginary."""
         waves = torch.view_as_complex(w) * self.spectrum
         grey = torch.fft.irfft2(waves, s=self.shape[1:], norm="ortho")
-        return torch.einsum("ij,jhw->ihw", self.colour, grey)
+        return torch.einsum("ij,...jhw->...ihw", self.colour, grey)
 
     def coordinates(self, nu: Tensor) -> Tensor:
-        grey = torch.einsum("ij,jhw->ihw", self.colour_inverse, nu)
+        grey = torch.einsum("ij,...jhw->...ihw", self.colour_inverse, nu)
         return torch.view_as_real(torch.fft.rfft2(grey, norm="ortho") / self.spectrum).contiguous()
 
     def lowpass(self, share: float) -> Tensor | float:

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .ball import L2, AutoL2, Sparse, scaled
 from .classifier import Classifier
 from .concept import ConceptMap
 from .coordinates import Basis, Data, Pixel, Spectral
 from .errors import AgnoscoError
-from .mapper import MapperConfig, Step, saliency_map
-from .refine import RefineConfig, refine
+from .lockstep import Lockstep
+from .mapper import MapperConfig, Step, check_ended
+from .prepare import PRECISIONS, images_at_once, prepared, resolve_precision
+from .refine import RefineConfig
 from .samples import Samples
 from .views import AsIs, Crops
 
@@ -31,13 +34,18 @@ class Config:
         mapper: Settings of Algorithm 1.
         refine: Settings of the refinement that follows it, or None for none.
         cycles: How often the two are run in turn.
+        precision: Arithmetic of the network while maps are made: ``"float32"``, ``"bfloat16"``, or ``"auto"``
+            for bfloat16 where the device has it in hardware. Everything else is float32 always.
     """
 
     mapper: MapperConfig = field(default_factory=MapperConfig)
     refine: RefineConfig | None = field(default_factory=RefineConfig)
     cycles: int = 2
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise AgnoscoError(f"no precision {self.precision!r}", f"choose from {', '.join(PRECISIONS)}")
         if self.cycles < 1:
             raise AgnoscoError(f"{self.cycles} cycles leave nothing to do", "give at least 1")
 
@@ -65,10 +73,10 @@ _SEEN = MapperConfig(
 )
 
 PRESETS: dict[str, Config] = {
-    "paper": Config(),
-    "quick": Config(_SEEN, refine=None, cycles=1),
-    "best": Config(replace(_SEEN, steps=960, ball=L2(80.0)), refine=None, cycles=1),
-    "draft": Config(replace(_SEEN, steps=240), refine=None, cycles=1),
+    "paper": Config(precision="auto"),
+    "quick": Config(_SEEN, refine=None, cycles=1, precision="auto"),
+    "best": Config(replace(_SEEN, steps=960, ball=L2(80.0)), refine=None, cycles=1, precision="auto"),
+    "draft": Config(replace(_SEEN, steps=240), refine=None, cycles=1, precision="auto"),
 }
 """``paper`` is the method to the letter, ``quick`` the one whose pictures people and other networks read at a
 hundredth of the cost, ``best`` twice ``quick`` with a wider ball: sharper pictures, and nudges that move most
@@ -109,11 +117,14 @@ def map_classes(
     config: Config | str = "quick",
     *,
     seeds: Iterable[int] = (0,),
+    together: int | None = None,
+    compiled: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Iterator[ConceptMap]:
     """The maps of several classes and seeds, each as soon as it is finished.
 
-    Every map has its own generator, so it is the same whether made alone or among others.
+    As many are made side by side as fill the device. Every map has its own generator, so it is the same whether made
+    alone or among others, but for the rounding of sums.
 
     Args:
         classifier: The network.
@@ -121,7 +132,9 @@ def map_classes(
         samples: Images to average over, of the classifier's shape.
         config: Settings, or the name of a preset.
         seeds: One map of every class for each.
-        on_step: Called after every step.
+        together: Maps to make side by side; None fills the device.
+        compiled: Whether to run the network through ``torch.compile``; pays for many maps on a GPU.
+        on_step: Called after every step, for every map.
 
     Raises:
         AgnoscoError: No such class or preset, or samples of another shape.
@@ -135,13 +148,11 @@ def map_classes(
             f"samples of shape {samples.shape} for a classifier of {classifier.shape}",
             "make them with classifier.shape",
         )
-    basis = config.mapper.coordinates.fit(samples, classifier.device)
+    if together is not None and together < 1:
+        raise AgnoscoError(f"{together} maps at once leave nothing to do", "give at least 1, or None")
     seeds = list(seeds)
-    return (
-        _map_class(classifier, label, samples, config, seed=seed, basis=basis, on_step=on_step)
-        for label in labels
-        for seed in seeds
-    )
+    maps = [(label, seed) for label in labels for seed in seeds]
+    return _in_groups(classifier, maps, samples, config, together, compiled, on_step)
 
 
 def map_class(
@@ -157,46 +168,75 @@ def map_class(
     return next(map_classes(classifier, [label], samples, config, seeds=[seed], on_step=on_step))
 
 
-def _map_class(
+def maps_together(classifier: Classifier, config: Config) -> int:
+    """How many maps to make side by side, so that their mini-batches fill the device."""
+    return max(images_at_once(classifier) // config.mapper.batch, 1)
+
+
+def _in_groups(
     classifier: Classifier,
-    label: int,
+    maps: list[tuple[int, int]],
     samples: Samples,
     config: Config,
-    *,
-    seed: int,
+    together: int | None,
+    compiled: bool,
+    on_step: Callable[[Progress], None] | None,
+) -> Iterator[ConceptMap]:
+    plain = config.mapper.dropout > 0  # which scales the network's own layers
+    basis = config.mapper.coordinates.fit(samples, classifier.device)
+    precision = resolve_precision(config.precision, classifier.device)
+    faster = prepared(classifier, precision=precision, fold=not plain, compiled=compiled and not plain)
+    size = together or maps_together(faster, config)
+    for start in range(0, len(maps), size):
+        yield from _group(classifier, faster, maps[start : start + size], samples, config, basis, on_step)
+
+
+def _group(
+    classifier: Classifier,
+    faster: Classifier,
+    maps: list[tuple[int, int]],
+    samples: Samples,
+    config: Config,
     basis: Basis,
     on_step: Callable[[Progress], None] | None,
-) -> ConceptMap:
+) -> Iterator[ConceptMap]:
+    """Maps that are made side by side, one after the other as they are handed out."""
     mapper = config.mapper
-    generator = generator_for(label, seed)
     project = mapper.ball.projector(basis)
-    stages: dict[str, torch.Tensor] = {}
-    trace: list[Step] = []
-    nu = torch.zeros(basis.shape, device=basis.device)  # line 1: the black image
+    stages: list[tuple[str, Tensor]] = []
+    traces: list[list[Step]] = [[] for _ in maps]
+    nu = torch.zeros(len(maps), *basis.shape, device=basis.device)  # line 1: the black image
 
-    def told(step: Step) -> None:
+    def told(steps: list[Step]) -> None:
         if on_step is not None:
-            on_step(Progress(label, seed, stage, len(trace) + step.step, config.steps, step))
+            for (label, seed), before, step in zip(maps, traces, steps, strict=True):
+                on_step(Progress(label, seed, stage, len(before) + step.step, config.steps, step))
 
-    for cycle in range(1, config.cycles + 1):
-        stage = f"map {cycle}"
-        nu, seen = saliency_map(
-            classifier, label, samples, mapper,
-            basis=basis, project=project, generator=generator, start=nu, on_step=told,
+    with faster.frozen():
+        side_by_side = Lockstep(
+            faster, [label for label, _ in maps], samples, mapper,
+            basis=basis, generators=[generator_for(*one) for one in maps], micro_batch=images_at_once(faster),
         )  # fmt: skip
-        stages[stage] = nu.cpu()
-        trace += seen
-        if config.refine is None:
-            continue
-        stage = f"refine {cycle}"
-        nu, seen = refine(
-            classifier, label, samples, nu, config.refine, mapper,
-            basis=basis, project=project, generator=generator, on_step=told,
-        )  # fmt: skip
-        stages[stage] = nu.cpu()
-        trace += seen
-    probability = classifier.probabilities((0.5 - nu).clamp(0, 1)[None])[0, label].item()
-    return ConceptMap(nu.cpu(), label, classifier.labels[label], seed, probability, stages, tuple(trace))
+        for cycle in range(1, config.cycles + 1):
+            stage = f"map {cycle}"
+            nu, seen = side_by_side.map(nu, project, told)
+            for trace, steps in zip(traces, seen, strict=True):
+                trace += steps
+            stages.append((stage, nu.cpu()))
+            if config.refine is None:
+                continue
+            stage = f"refine {cycle}"
+            nu, seen = side_by_side.refine(nu, config.refine, project, classifier, told)
+            for trace, steps in zip(traces, seen, strict=True):
+                trace += steps
+            stages.append((stage, nu.cpu()))
+    for place, (label, seed) in enumerate(maps):
+        check_ended(label, traces[place][-1])
+        own = {stage: all_maps[place].clone() for stage, all_maps in stages}
+        pixels = (0.5 - nu[place]).clamp(0, 1)[None]
+        probability = classifier.probabilities(pixels)[0, label].item()
+        name = classifier.labels[label]
+        yield ConceptMap(nu[place].cpu().clone(), label, name, seed, probability, own, tuple(traces[place]))
 
 
 def generator_for(label: int, seed: int) -> torch.Generator:
@@ -262,7 +302,8 @@ def describe(config: Config, shape: tuple[int, int, int]) -> str:
     eta = f" ({scaled(mapper.ball.radius, shape):.1f} at this size)" if isinstance(mapper.ball, L2) else ""
     refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""
     cycles = f"{config.cycles} x " if config.cycles > 1 else ""
-    loop = _changed(mapper, ("step", "decay", "average", "coarse", "direction", "clip", "contrast", "dropout"))
+    loop = ["network in bfloat16"] if config.precision == "bfloat16" else []
+    loop += _changed(mapper, ("step", "decay", "average", "coarse", "direction", "clip", "contrast", "dropout"))
     return (
         f"{_words(mapper.coordinates)}, {_words(mapper.views)}, {_words(mapper.ball)}{eta}, "
         f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}{''.join(f', {words}' for words in loop)}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .classifier import Classifier
-from .cycle import Config, Progress, map_class, map_classes
+from .cycle import Config, Progress, map_classes, maps_together
 from .errors import AgnoscoWarning
 from .samples import Samples
 from .score import nudge_success, predictions
@@ -38,6 +38,7 @@ def run_maps(
     classes: Sequence[int | str],
     *,
     seeds: Sequence[int] = (0,),
+    compiled: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Iterator[Finished]:
     """Make maps and store each as soon as it is finished.
@@ -48,10 +49,11 @@ def run_maps(
         samples: All samples; see :func:`agnosco.store.split`.
         classes: Indices or names.
         seeds: One map of every class for each.
-        on_step: Called after every step.
+        compiled: Whether to run the network through ``torch.compile``.
+        on_step: Called after every step, for every map.
     """
     kept, held_out = split(samples)
-    maps = map_classes(classifier, classes, kept, run.config, seeds=seeds, on_step=on_step)
+    maps = map_classes(classifier, classes, kept, run.config, seeds=seeds, compiled=compiled, on_step=on_step)
     before = predictions(classifier, held_out)
     begun = time.perf_counter()
     for concept in maps:
@@ -61,11 +63,24 @@ def run_maps(
         begun = time.perf_counter()
 
 
-def seconds_per_map(classifier: Classifier, samples: Samples, config: Config) -> float:
-    """About how long a map takes on this machine now: real steps, measured after a warm-up, times their number."""
-    short = Config(replace(config.mapper, steps=TIMED), refine=None, cycles=1)
+def seconds_per_map(classifier: Classifier, samples: Samples, config: Config, *, count: int = 1) -> float:
+    """About how long each of so many maps takes here and now: real steps, measured after a warm-up, times their number.
+
+    Args:
+        classifier: The network.
+        samples: All samples.
+        config: Settings of the maps.
+        count: How many maps will be made; several are made side by side.
+    """
+    short = replace(config, mapper=replace(config.mapper, steps=TIMED), refine=None, cycles=1)
+    together = min(count, maps_together(classifier, config))
     moments: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AgnoscoWarning)  # what there is to say, the maps themselves will say
-        map_class(classifier, 0, samples, short, on_step=lambda _: moments.append(time.perf_counter()))
-    return config.steps * (moments[-1] - moments[0]) / (TIMED - 1)
+        list(
+            map_classes(
+                classifier, [0], samples, short, seeds=range(together), together=together,
+                on_step=lambda _: moments.append(time.perf_counter()),
+            )
+        )  # fmt: skip
+    return config.steps * (moments[-1] - moments[together - 1]) / (TIMED - 1) / together

@@ -10,7 +10,7 @@ Symbols of the paper (arXiv 2303.17836), used as names here::
     η      eta         bound on ‖ν‖₂
     w      w           ν in the chosen coordinates (agnosco's; the paper has ν = w)
 
-Short, obvious, one map at a time.
+Short, obvious, one map at a time: what :mod:`agnosco.lockstep`, which makes the maps, is held to by the tests.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from .ball import L2, Ball, Projector
 from .classifier import Classifier
-from .coordinates import Basis, Coordinates, Pixel
+from .coordinates import Basis, Coordinates, Pixel, each
 from .dropout import draw_gains, scaled_channels
 from .errors import AgnoscoError, AgnoscoWarning
 from .samples import Samples
-from .views import AsIs, Views
+from .views import AsIs, Views, look
 
 MICRO_BATCH = 32
 """Images whose activations are held at once; bounds memory and changes nothing else."""
@@ -197,7 +197,7 @@ def saliency_map(
             if k < config.coarse * config.steps:
                 v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
             sign = _direction(classifier, label, images, nu, x, v, config, basis, generator)  # lines 8-14
-            v = v * _length(v, config, basis, project.eta, k)
+            v = v * each(step_length(v, config, basis, project.eta, k), v)
             w = project(w + sign * v, progress=k / config.steps, success=success)  # lines 11, 13, 15
             if k > (1 - config.average) * config.steps:
                 late, averaged = late + w, averaged + 1
@@ -207,28 +207,41 @@ def saliency_map(
                 on_step(trace[-1])
         if averaged:
             w = project(late / averaged, progress=1.0, success=trace[-1].success)
-    nu = basis.pixels(w)
-    if not math.isfinite(trace[-1].norm):
+    check_ended(label, trace[-1])
+    return basis.pixels(w), trace
+
+
+def check_ended(label: int, last: Step) -> None:
+    """Say so if a map came to nothing.
+
+    Raises:
+        AgnoscoError: Its gradients are not finite.
+    """
+    if not math.isfinite(last.norm):
         raise AgnoscoError(
             f"the gradients of class {label} are not finite", "check the weights and the mean and std of the model"
         )
-    if trace[-1].norm == 0:
-        warnings.warn(f"the gradients of class {label} vanish: its map is empty", AgnoscoWarning, stacklevel=2)
-    return nu, trace
+    if last.norm == 0:
+        warnings.warn(f"the gradients of class {label} vanish: its map is empty", AgnoscoWarning, stacklevel=3)
 
 
 def nudged(images: Tensor, nu: Tensor) -> Tensor:
-    """Clip(I − ν): samples ``(N, C, H, W)`` moved towards the class, in [0, 1] (line 3)."""
+    """Clip(I − ν): samples ``(..., C, H, W)`` moved towards the class, in [0, 1] (line 3)."""
     return (images - nu).clamp(0, 1)
 
 
 def faded(images: Tensor, contrast: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Samples at random contrasts about mid-grey; ``(1, 1)`` leaves them as they are."""
+    factor = draw_contrasts(len(images), contrast, generator)
+    return images if factor is None else 0.5 + factor * (images - 0.5)
+
+
+def draw_contrasts(count: int, contrast: tuple[float, float], generator: torch.Generator) -> Tensor | None:
+    """Random contrasts ``(count, 1, 1, 1)``, or None where all are 1."""
     low, high = contrast
     if low == high == 1:
-        return images
-    factor = low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator)
-    return 0.5 + factor * (images - 0.5)
+        return None
+    return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
 
 
 def loss_gradient(
@@ -245,7 +258,7 @@ def loss_gradient(
         The gradient ``(C, H, W)``, the mean probability of the class, the share given the class.
     """
     clipped = nudged(images, nu).requires_grad_()
-    seen = config.views(clipped, generator)
+    seen = look(config.views, clipped, generator)
     gains = draw_gains(classifier.model, config.dropout, len(images), classifier.classes, generator)
     gradients: list[Tensor] = []
     probability = success = 0.0
@@ -280,7 +293,7 @@ def _direction(
         return 1
     if config.direction == "gradient":
         return 1 if (x * v).sum() >= 0 else -1
-    unit = basis.pixels(v) / max(basis.norm(v).item(), TINY)
+    unit = basis.pixels(unit_step(v, basis))
     state = generator.get_state()
     means: list[float] = []
     for probe in (nu + unit, nu - unit):
@@ -293,18 +306,24 @@ def _mean_probability(
     classifier: Classifier, label: int, images: Tensor, views: Views, generator: torch.Generator
 ) -> float:
     """E[K(I) → ℓ]: mean softmax probability of the class over images (line 10)."""
-    seen = views(images, generator)
+    seen = look(views, images, generator)
     parts = [classifier.probabilities(part)[:, label] for part in seen.split(MICRO_BATCH)]
     return torch.cat(parts).mean().item()
 
 
-def _length(v: Tensor, config: MapperConfig, basis: Basis, eta: float, k: int) -> float:
-    """The factor on v: 1 for a literal step, otherwise what gives it the length asked for."""
+def unit_step(v: Tensor, basis: Basis) -> Tensor:
+    """v / ‖v‖₂ (lines 8–9), of every map; zero stays zero."""
+    return v * each(1 / basis.norm(v).clamp_min(TINY), v)
+
+
+def step_length(v: Tensor, config: MapperConfig, basis: Basis, eta: float | Tensor, k: int) -> Tensor:
+    """The factor on v, of every map: 1 for a literal step, otherwise what gives it the length asked for."""
     decay = 1.0
     left = config.steps - k + 1
     if left <= config.decay * config.steps:
         decay = (1 - math.cos(math.pi * left / (config.decay * config.steps + 1))) / 2
+    norm = basis.norm(v)
     if config.step == "literal":
-        return decay
+        return torch.full_like(norm, decay)
     length = 1.0 if config.step == "unit" else float(config.step) * eta
-    return decay * length / max(basis.norm(v).item(), TINY)
+    return decay * length / norm.clamp_min(TINY)

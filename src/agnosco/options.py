@@ -31,6 +31,7 @@ def chosen_config(
     steps: int | None = None,
     batch: int | None = None,
     radius: float | None = None,
+    precision: str | None = None,
 ) -> Config:
     """A preset with single dials replaced; None leaves what the preset has.
 
@@ -41,6 +42,7 @@ def chosen_config(
         steps: K, of Algorithm 1 in every cycle.
         batch: b.
         radius: η at 3×224×224; the limit of a ball that grows.
+        precision: Arithmetic of the network.
 
     Raises:
         AgnoscoError: No such preset or dial, or a radius for a ball that has none.
@@ -53,7 +55,7 @@ def chosen_config(
         "ball": _with_radius(_dial(BALLS, "ball", ball, mapper.ball), radius),
     }
     changes |= {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
-    return replace(config, mapper=replace(mapper, **changes))
+    return replace(config, mapper=replace(mapper, **changes), precision=precision or config.precision)
 
 
 def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> list[int]:

@@ -170,8 +170,11 @@ class Samples:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """A mini-batch ``(count, C, H, W)`` of float32 in [0, 1], with replacement."""
-        chosen = torch.randint(len(self.images), (count,), generator=generator)
-        return self.images[chosen].float() / 255
+        return self.images[self.choose(count, generator)].float() / 255
+
+    def choose(self, count: int, generator: torch.Generator) -> Tensor:
+        """Which images :meth:`draw` takes, ``(count,)``."""
+        return torch.randint(len(self.images), (count,), generator=generator)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, as float32 in [0, 1], ``size`` at a time."""

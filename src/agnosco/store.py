@@ -24,7 +24,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import metadata
 from math import ceil, isfinite, sqrt
 from pathlib import Path
@@ -41,6 +41,7 @@ from .concept import ConceptMap
 from .cycle import Config, config_from_json, config_to_json, describe, map_class
 from .errors import AgnoscoError, AgnoscoWarning
 from .mapper import Step
+from .prepare import resolve_precision
 from .render import contact_sheet, enlarged
 from .samples import Samples
 
@@ -97,7 +98,7 @@ class Run:
             path: Where; a new or empty folder, or that of a run with the same settings.
             classifier: Whose maps these are.
             samples: All samples; maps are made with those that :func:`split` keeps.
-            config: Settings of every map.
+            config: Settings of every map; the precision ``auto`` is noted as what it is here.
             command: What makes the run, without paths.
             weights: The file of the classifier's weights; its base name is noted.
 
@@ -106,6 +107,7 @@ class Run:
         """
         path = Path(path)
         check_target(path)
+        config = replace(config, precision=resolve_precision(config.precision, classifier.device))
         settings = _settings(classifier, samples, config, command, weights)
         if not (path / MANIFEST).exists():
             return cls(path, settings, [])
@@ -325,7 +327,7 @@ class Run:
 
 
 def remake(path: str | Path, index: int, seed: int, classifier: Classifier, samples: Samples) -> ConceptMap:
-    """A map of a run, made again from its manifest: bit-identical on a CPU, with the versions noted there.
+    """A map of a run, made again from its manifest, alone: the same but for the rounding of sums.
 
     Args:
         path: The run folder.

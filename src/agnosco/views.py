@@ -7,6 +7,7 @@ expectation over samples. Views hide a trigger that sits at a fixed place; scans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -19,9 +20,16 @@ from .errors import AgnoscoError
 
 
 class Views(Protocol):
-    """A way to see images."""
+    """A way to see images: what chance decides, and what is seen then.
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    The two are apart so that the views of several maps, each with a generator of its own, are seen at once.
+    """
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What chance decides for images of shape ``(N, C, H, W)``: tensors of N rows, drawn on the CPU."""
+        ...
+
+    def see(self, images: Tensor, *drawn: Tensor) -> Tensor:
         """Differentiable views ``(N, C, H, W)`` of images of that shape."""
         ...
 
@@ -30,7 +38,10 @@ class Views(Protocol):
 class AsIs:
     """The image as it is: the paper."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        return ()
+
+    def see(self, images: Tensor, *drawn: Tensor) -> Tensor:
         return images
 
 
@@ -54,10 +65,10 @@ class Crops:
         if not (0 < low <= high < inf and 0 <= self.noise < inf):
             raise AgnoscoError(f"no views with {self}", "give 0 < least <= greatest area, and noise of at least 0")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        count = len(images)
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The affine map of each view, ``(N, 2, 3)``, and its noise where there is any."""
+        count = shape[0]
         low, high = self.area
-        # Drawn on the CPU, so that a map is the same on every device.
         share, *place = torch.rand(3, count, generator=generator)
         scale = (low + (high - low) * share).sqrt()
         mirror = torch.ones(count)
@@ -67,8 +78,15 @@ class Crops:
         affine[:, 0, 0] = scale * mirror
         affine[:, 1, 1] = scale
         affine[:, :, 2] = (1 - scale)[:, None] * (2 * torch.stack(place, 1) - 1)
-        grid = F.affine_grid(affine.to(images.device), list(images.shape), align_corners=False)
+        return (affine, self.noise * torch.randn(*shape, generator=generator)) if self.noise else (affine,)
+
+    def see(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        affine, *noise = drawn
+        grid = F.affine_grid(affine, list(images.shape), align_corners=False)
         seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        if self.noise:
-            seen = seen + self.noise * torch.randn(seen.shape, generator=generator).to(seen.device)
-        return seen
+        return seen + noise[0] if noise else seen
+
+
+def look(views: Views, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images as these views see them."""
+    return views.see(images, *(part.to(images.device) for part in views.draw(images.shape, generator)))

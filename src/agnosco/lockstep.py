@@ -1,0 +1,235 @@
+"""Several maps side by side: what :mod:`agnosco.mapper` and :mod:`agnosco.refine` say, fast.
+
+One step of all maps is one batch through the network, and both directions of the sign test are one batch
+without gradients. Samples lie on the device as bytes. Every map draws from a generator of its own, in the order
+of the plain loop: it is the map that it would be alone, but for the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .ball import Projector
+from .classifier import Classifier
+from .coordinates import Basis, each
+from .dropout import Gains, draw_gains, scaled_channels
+from .mapper import MapperConfig, Moments, Step, draw_contrasts, nudged, step_length, unit_step
+from .refine import RefineConfig, attention
+from .samples import Samples
+
+OnSteps = Callable[[list[Step]], None] | None
+
+
+class Lockstep:
+    """Maps of one classifier that take their steps together.
+
+    Args:
+        classifier: The network; its weights must be frozen by the caller.
+        labels: The class ℓ of each of the M maps.
+        samples: The sample set Ī.
+        config: Settings of Algorithm 1.
+        basis: ``config.coordinates`` fitted to the samples.
+        generators: One CPU generator for each map.
+        micro_batch: Images whose activations are held at once; bounds memory and changes nothing else.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        labels: Sequence[int],
+        samples: Samples,
+        config: MapperConfig,
+        *,
+        basis: Basis,
+        generators: Sequence[torch.Generator],
+        micro_batch: int,
+    ) -> None:
+        self.classifier = classifier
+        self.samples = samples
+        self.config = config
+        self.basis = basis
+        self.generators = generators
+        self.micro_batch = micro_batch
+        self.resident = samples.images.to(basis.device)
+        self.targets = torch.tensor(labels, device=basis.device).repeat_interleave(config.batch)
+
+    # -- Algorithm 1 ---------------------------------------------------------------------------
+
+    def map(self, start: Tensor, project: Projector, on_steps: OnSteps = None) -> tuple[Tensor, list[list[Step]]]:
+        """Algorithm 1 for every map; the letters and lines are those of :func:`agnosco.mapper.saliency_map`.
+
+        Args:
+            start: ν to begin with, ``(M, C, H, W)``.
+            project: Ψ, for all of them.
+            on_steps: Called after every step, with what it did for each map.
+
+        Returns:
+            ν, ``(M, C, H, W)``, and what every step did, for each map.
+        """
+        config, basis = self.config, self.basis
+        moments = Moments(config.beta1, config.beta2)
+        w = basis.coordinates(start)
+        late, averaged = torch.zeros_like(w), 0
+        trace: list[list[Step]] = []
+        success = torch.zeros(len(w), device=basis.device)
+        for k in range(1, config.steps + 1):
+            images = self._images()
+            nu = basis.pixels(w)
+            gradient, probability, success = self._gradient(images, nu)
+            x = basis.pullback(gradient)
+            v = moments(x)
+            if k < config.coarse * config.steps:
+                v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
+            sign = self._direction(images, nu, x, v)
+            v = v * each(sign * step_length(v, config, basis, project.eta, k), v)
+            w = project(w + v, progress=k / config.steps, success=success)
+            if k > (1 - config.average) * config.steps:
+                late, averaged = late + w, averaged + 1
+            self._note(trace, k, probability, success, basis.norm(w), sign, on_steps)
+        if averaged:
+            w = project(late / averaged, progress=1.0, success=success)
+        return basis.pixels(w), _by_map(trace)
+
+    # -- Eq. 2 ---------------------------------------------------------------------------------
+
+    def refine(
+        self,
+        nu: Tensor,
+        config: RefineConfig,
+        project: Projector,
+        original: Classifier,
+        on_steps: OnSteps = None,
+    ) -> tuple[Tensor, list[list[Step]]]:
+        """The refinement of every map, as :func:`agnosco.refine.refine` does it.
+
+        Args:
+            nu: ``(M, C, H, W)``.
+            config: Its settings.
+            project: Ψ, for all of them.
+            original: The network whose activations Ξ is made of.
+            on_steps: As above.
+        """
+        basis = self.basis
+        xi = torch.stack([attention(original, one) for one in nu])
+        w = basis.coordinates(nu).clone()
+        adam = torch.optim.Adam([w], lr=config.rate)
+        trace: list[list[Step]] = []
+        success = torch.zeros(len(w), device=basis.device)
+        for k in range(1, config.steps + 1):
+            nu = basis.pixels(w)
+            gradient, probability, success = self._gradient(self._images(), nu)
+            shrink = config.weight * nu.sign() * (1 - xi) / nu[0].numel()
+            w.grad = basis.pullback(shrink - gradient)
+            adam.step()
+            self._note(trace, k, probability, success, basis.norm(w), torch.zeros_like(success), on_steps)
+        w = basis.coordinates(basis.pixels(w).clamp(-1, 1))
+        return basis.pixels(project(w, progress=1.0, success=success)), _by_map(trace)
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _images(self) -> Tensor:
+        """Mini-batches of all maps, ``(M, b, C, H, W)``, at their contrasts (line 3)."""
+        batch, contrast = self.config.batch, self.config.contrast
+        chosen = torch.stack([self.samples.choose(batch, generator) for generator in self.generators])
+        images = self.resident[chosen.to(self.basis.device)].float() / 255
+        factors = [draw_contrasts(batch, contrast, generator) for generator in self.generators]
+        drawn = [factor for factor in factors if factor is not None]
+        return 0.5 + torch.stack(drawn).to(images.device) * (images - 0.5) if drawn else images
+
+    def _gradient(self, images: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Line 4 for every map: the gradient ``(M, C, H, W)``, mean probability and success ``(M,)``."""
+        maps, batch = images.shape[:2]
+        moved = (images - nu[:, None]).flatten(0, 1)
+        clipped = moved.clamp(0, 1).requires_grad_()
+        seen = self._see(clipped, self._draw_views())
+        gains = self._draw_gains()
+        slopes, logits = torch.empty_like(seen), []
+        for start in range(0, len(seen), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            part = seen.detach()[rows].requires_grad_()
+            with scaled_channels({module: gain[rows] for module, gain in gains.items()}):
+                answer = self.classifier(part)
+            loss = F.cross_entropy(answer, self.targets[rows], reduction="sum")
+            slopes[rows] = torch.autograd.grad(loss, part)[0]
+            logits.append(answer.detach())
+        (gradient,) = torch.autograd.grad(seen, clipped, slopes)
+        if self.config.clip == "masked":
+            gradient = gradient * (clipped == moved)
+        answers = torch.cat(logits)
+        probability = answers.softmax(1).gather(1, self.targets[:, None])
+        success = (answers.argmax(1) == self.targets).float()
+        means = [values.view(maps, batch).mean(1) for values in (probability, success)]
+        return gradient.view_as(images).mean(1), means[0], means[1]
+
+    def _direction(self, images: Tensor, nu: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """Lines 8–14: +1 or −1 for every map, ``(M,)``."""
+        maps = len(images)
+        ones = torch.ones(maps, device=images.device)
+        if self.config.direction == "plus":
+            return ones
+        if self.config.direction == "gradient":
+            return torch.where((x * v).flatten(1).sum(1) >= 0, ones, -ones)
+        unit = self.basis.pixels(unit_step(v, self.basis))
+        probes = torch.stack([nu + unit, nu - unit])
+        twice = [torch.cat([part, part]) for part in self._draw_views()]  # both are looked at through the same views
+        seen = self._see(nudged(images, probes[:, :, None]).flatten(0, 2), twice)
+        plus, minus = self._probability(seen).view(2, maps, -1).mean(2)
+        return torch.where(plus >= minus, ones, -ones)
+
+    def _probability(self, seen: Tensor) -> Tensor:
+        """Softmax probability of its map's class for images of all maps, once or several times over."""
+        targets = self.targets.repeat(len(seen) // len(self.targets))
+        size = 2 * self.micro_batch  # nothing is kept for a backward pass
+        return torch.cat(
+            [
+                self.classifier.probabilities(part).gather(1, wanted[:, None])[:, 0]
+                for part, wanted in zip(seen.split(size), targets.split(size), strict=True)
+            ]
+        )
+
+    # -- chance --------------------------------------------------------------------------------
+
+    def _draw_views(self) -> list[Tensor]:
+        """What chance decides of the views of all mini-batches, on the device."""
+        shape = (self.config.batch, *self.basis.shape)
+        drawn = [self.config.views.draw(shape, generator) for generator in self.generators]
+        return [torch.cat(parts).to(self.basis.device) for parts in zip(*drawn, strict=True)]
+
+    def _see(self, images: Tensor, drawn: list[Tensor]) -> Tensor:
+        return self.config.views.see(images, *drawn)
+
+    def _draw_gains(self) -> Gains:
+        if not self.config.dropout:
+            return {}
+        drawn = [
+            draw_gains(self.classifier.model, self.config.dropout, self.config.batch, self.classifier.classes, one)
+            for one in self.generators
+        ]
+        return {layer: torch.cat([gains[layer] for gains in drawn]) for layer in drawn[0]}
+
+    # -- what it did ---------------------------------------------------------------------------
+
+    @staticmethod
+    def _note(
+        trace: list[list[Step]],
+        k: int,
+        probability: Tensor,
+        success: Tensor,
+        norm: Tensor,
+        sign: Tensor,
+        on_steps: OnSteps,
+    ) -> None:
+        """Bring a step's numbers over from the device, all in one transfer."""
+        numbers = torch.stack([probability, success, norm.to(success), sign], 1).tolist()
+        trace.append([Step(k, p, s, n, int(direction)) for p, s, n, direction in numbers])
+        if on_steps is not None:
+            on_steps(trace[-1])
+
+
+def _by_map(trace: list[list[Step]]) -> list[list[Step]]:
+    """Steps of each map, from maps of each step."""
+    return [list(steps) for steps in zip(*trace, strict=True)]
