@@ -50,8 +50,9 @@ from agnosco.score import nudge_success, predictions, score
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("AGNOSCO_ASSETS", ROOT / "build" / "assets"))
-ARCHITECTURES = ROOT.parent / "shared" / "tools" / "cifar_archs.py"
-RESULTS = ROOT / "benchmarks" / "results"
+ARCHITECTURES = Path(os.environ.get("AGNOSCO_ARCHITECTURES", ROOT.parent / "shared" / "tools" / "cifar_archs.py"))
+RESULTS = Path(os.environ.get("AGNOSCO_RESULTS", ROOT / "benchmarks" / "results"))
+DEVICE = os.environ.get("AGNOSCO_DEVICE", "cpu")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 TRIAL_CLASSES = (219, 697, 255, 597, 442, 87, 112, 156, 296, 469)  # method.md's ten
 TRANSFER_SEEDS = (0, 1)
@@ -82,7 +83,8 @@ class Bank:
 
 def imagenet_network(name: str, size: int = 112) -> Classifier:
     """A torchvision network with the assets' weights; they were trained at 224 px."""
-    return agnosco.load(f"torchvision:{name}", weights=ASSETS / "models" / f"{name}-imagenet.safetensors", size=size)
+    weights = ASSETS / "models" / f"{name}-imagenet.safetensors"
+    return agnosco.load(f"torchvision:{name}", weights=weights, size=size, device=DEVICE)
 
 
 def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:
@@ -90,7 +92,7 @@ def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:
     weights = ASSETS / "models" / f"{name}-cifar10.safetensors"
     spec = f"python:{ARCHITECTURES}:{factory}"
     names = sorted(folder.name for folder in (ASSETS / "cifar10-test").iterdir())  # in the order of the classes
-    return agnosco.load(spec, weights=weights, size=32, labels=names, trust_code=True, **normalisation)
+    return agnosco.load(spec, weights=weights, size=32, labels=names, trust_code=True, device=DEVICE, **normalisation)
 
 
 def imagenet() -> Bank:
@@ -249,9 +251,10 @@ def measure(bank: Bank, row: Row) -> dict[str, object]:
 
 def about(what: str) -> dict[str, object]:
     """What a results file says of itself: what was measured, on what, with what, and when."""
+    hardware = f"{os.cpu_count()} x {platform.machine()} CPU cores, {torch.get_num_threads()} threads"
     return {
         "bank": what,
-        "hardware": f"{os.cpu_count()} x {platform.machine()} CPU cores, {torch.get_num_threads()} threads",
+        "hardware": hardware if DEVICE == "cpu" else torch.cuda.get_device_name(DEVICE),
         "versions": {"agnosco": agnosco.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "date": date.today().isoformat(),
     }

@@ -17,7 +17,8 @@ paper's dials 204,800. Measured are passes per second of
 
 in rounds: each measures a few steps after warming up, one after the other, so that what else the machine does falls on
 all alike; ratios are medians of the rounds' ratios, with the least and greatest. Weights are random where no trained
-ones are at hand: they cost the same. ``--paths`` measures single measures of the fast path instead.
+ones are at hand: they cost the same. ``--paths`` measures single measures of the fast path
+instead. AGNOSCO_DEVICE says where: ``cpu`` if not set.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import ASSETS, IMAGENET, RESULTS, about, cifar_network
+from ablation import ASSETS, DEVICE, IMAGENET, RESULTS, about, cifar_network
 from pages import made_on, markdown, put
 from torch import nn
 
@@ -259,9 +261,10 @@ def measure(case: Case, device: torch.device, toy: bool) -> dict[str, Any]:
     ways = {
         "plain": plain(network, samples, config),
         "product": side_by_side(network, samples, config),
-        "Horama": horama(network),
         "floor": bare,
     }
+    if find_spec("horama"):
+        ways["Horama"] = horama(network)
     if case.dials == "paper":
         thinned = replace(config, mapper=replace(config.mapper, direction="gradient"))
         ways["product, first-order direction"] = side_by_side(network, samples, thinned)
@@ -337,7 +340,7 @@ def line(row: dict) -> list[str]:
         f"{product:.1f}",
         ratio(row, "product", "plain"),
         ratio(row, best, "plain") if best != "product" else "-",
-        ratio(row, "product", "Horama"),
+        ratio(row, "product", "Horama") if "Horama" in speeds else "-",
         ratio(row, best, "floor"),
         f"{row['passes_per_map'] / statistics.median(speeds[best]):,.0f}",
         f"{min(row['cosine_to_plain']):.4f}",
@@ -371,7 +374,6 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--paths", action="store_true")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tables", action="store_true")
@@ -379,11 +381,10 @@ def main() -> None:
     if options.tables:
         put("benchmarks/README.md", "speed", tables())
         return
-    device = torch.device(options.device)
-    path = options.out or RESULTS / f"speed-{device.type}.json"
+    device = torch.device(DEVICE)
+    path = options.out or RESULTS / f"speed-{'gpu' if device.type == 'cuda' else 'cpu'}.json"
     results = json.loads(path.read_text()) if path.exists() and not options.again else {"rows": {}}
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    results["about"] = about(f"passes per second on {where}")
+    results["about"] = about(f"Passes per second, {device.type}")
     if options.paths:
         results["paths"] = paths(device, options.toy)
     else:

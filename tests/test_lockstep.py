@@ -31,6 +31,7 @@ SETTINGS = {
     "paper": PAPER,
     "unit steps, first-order direction": replace(PAPER, step="unit", direction="gradient"),
     "masked clip, steps falling": replace(PAPER, clip="masked", step=0.1, decay=0.5, direction="plus"),
+    "log-odds": replace(PAPER, loss="odds"),
     "faded samples": replace(PAPER, contrast=(0.2, 0.9)),
     "crops with noise": replace(PAPER, views=Crops((0.3, 1.0), noise=0.02)),
     "data coordinates": replace(PAPER, coordinates=Data(), step=0.1, direction="plus"),

@@ -17,7 +17,17 @@ from agnosco.ball import L2, AutoL2, Ball, Projector
 from agnosco.classifier import Classifier
 from agnosco.coordinates import Basis, Coordinates, Data, FourierBasis, Pixel, Spectral
 from agnosco.errors import AgnoscoError
-from agnosco.mapper import MapperConfig, Moments, Step, faded, loss_gradient, nudged, saliency_map
+from agnosco.mapper import (
+    LOSSES,
+    MapperConfig,
+    Moments,
+    Step,
+    class_loss,
+    faded,
+    loss_gradient,
+    nudged,
+    saliency_map,
+)
 from agnosco.samples import Samples
 from agnosco.views import AsIs, Crops, Views
 
@@ -165,6 +175,26 @@ def test_masked_gradient_passes_where_the_clip_changes_nothing() -> None:
         model.classifier(), 2, images, torch.zeros(3, 6, 8), MapperConfig(clip="masked"), torch.Generator()
     )
     np.testing.assert_allclose(gradient, model.gradient(images.numpy(), 2)[0], atol=1e-6)
+
+
+def test_losses_are_what_their_names_say() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (6, 5))
+    targets = np.array([0, 4, 2, 2, 1, 3])
+    own = logits[np.arange(6), targets]
+    p = np.exp(own) / np.exp(logits).sum(1)
+    expected = {"cross-entropy": -np.log(p).sum(), "odds": -np.log(p / (1 - p)).sum(), "logit": -own.sum()}
+    assert set(expected) == set(LOSSES)
+    for loss, value in expected.items():
+        found = class_loss(torch.from_numpy(logits), torch.from_numpy(targets), loss)
+        assert found.item() == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize(("loss", "slope"), [("cross-entropy", 0.0), ("odds", -1.0), ("logit", -1.0)])
+def test_gradient_of_an_image_that_is_given_its_class(loss: str, slope: float) -> None:
+    logits = torch.tensor([[60.0, 1.0, 1.0]], requires_grad=True)  # p differs from 1 by 1e-25
+    (gradient,) = torch.autograd.grad(class_loss(logits, torch.tensor([0]), loss), logits)
+    rivals = 0.5 if loss == "odds" else 0.0
+    torch.testing.assert_close(gradient, torch.tensor([[slope, rivals, rivals]]), rtol=0, atol=1e-6)
 
 
 def test_nudged_subtracts_and_clips() -> None:
@@ -407,6 +437,7 @@ def test_a_whole_radius_is_a_step() -> None:
         ({"batch": 0}, "batch 0 and steps 650"),
         ({"steps": 0}, "batch 128 and steps 0"),
         ({"direction": "minus"}, "no direction 'minus'"),
+        ({"loss": "hinge"}, "no loss 'hinge'"),
         ({"clip": "none"}, "no clip 'none'"),
         ({"step": "long"}, "no step 'long'"),
         ({"step": 0}, "no step 0"),

@@ -303,7 +303,7 @@ def describe(config: Config, shape: tuple[int, int, int]) -> str:
     refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""
     cycles = f"{config.cycles} x " if config.cycles > 1 else ""
     loop = ["network in bfloat16"] if config.precision == "bfloat16" else []
-    loop += _changed(mapper, ("step", "decay", "average", "coarse", "direction", "clip", "contrast", "dropout"))
+    loop += _changed(mapper, ("step", "decay", "average", "coarse", "loss", "direction", "clip", "contrast", "dropout"))
     return (
         f"{_words(mapper.coordinates)}, {_words(mapper.views)}, {_words(mapper.ball)}{eta}, "
         f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}{''.join(f', {words}' for words in loop)}"

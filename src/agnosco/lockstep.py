@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .ball import Projector
 from .classifier import Classifier
 from .coordinates import Basis, each
 from .dropout import Gains, draw_gains, scaled_channels
-from .mapper import MapperConfig, Moments, Step, draw_contrasts, nudged, step_length, unit_step
+from .mapper import MapperConfig, Moments, Step, class_loss, draw_contrasts, nudged, step_length, unit_step
 from .refine import RefineConfig, attention
 from .samples import Samples
 
@@ -153,7 +152,7 @@ class Lockstep:
             part = seen.detach()[rows].requires_grad_()
             with scaled_channels({module: gain[rows] for module, gain in gains.items()}):
                 answer = self.classifier(part)
-            loss = F.cross_entropy(answer, self.targets[rows], reduction="sum")
+            loss = class_loss(answer, self.targets[rows], self.config.loss)
             slopes[rows] = torch.autograd.grad(loss, part)[0]
             logits.append(answer.detach())
         (gradient,) = torch.autograd.grad(seen, clipped, slopes)

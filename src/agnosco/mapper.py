@@ -38,6 +38,7 @@ MICRO_BATCH = 32
 TINY = 1e-30
 """Keeps a zero step from being divided by its norm."""
 
+LOSSES = ("cross-entropy", "odds", "logit")
 DIRECTIONS = ("lookahead", "gradient", "plus")
 CLIPS = ("straight-through", "masked")
 
@@ -57,6 +58,10 @@ class MapperConfig:
             below a limit that rises from an eighth of the highest to all. Not for :class:`Pixel` coordinates.
         direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` asks the
             sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
+        loss: What is descended in line 4: the ``"cross-entropy"`` (the paper), whose gradient vanishes for an image
+            that is given the class already; minus the log-odds of the class, ``"odds"``, whose gradient never does;
+            minus its ``"logit"``, which leaves the other classes out of account (Zhao et al. 2021, for perturbations
+            that other networks share).
         clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
             there, ``"masked"`` not at all where the nudged image is clipped.
         contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
@@ -74,6 +79,7 @@ class MapperConfig:
     decay: float = 0.0
     average: float = 0.0
     coarse: float = 0.0
+    loss: str = "cross-entropy"
     direction: str = "lookahead"
     clip: str = "straight-through"
     contrast: tuple[float, float] = (1.0, 1.0)
@@ -89,6 +95,8 @@ class MapperConfig:
             raise AgnoscoError(
                 f"batch {self.batch} and steps {self.steps} leave nothing to do", "give at least 1 of each"
             )
+        if self.loss not in LOSSES:
+            raise AgnoscoError(f"no loss {self.loss!r}", f"choose from {', '.join(LOSSES)}")
         if self.direction not in DIRECTIONS:
             raise AgnoscoError(f"no direction {self.direction!r}", f"choose from {', '.join(DIRECTIONS)}")
         if self.clip not in CLIPS:
@@ -252,7 +260,7 @@ def loss_gradient(
     config: MapperConfig,
     generator: torch.Generator,
 ) -> tuple[Tensor, float, float]:
-    """Line 4: the mean over a mini-batch of ∇ of the cross-entropy, at the clipped images.
+    """Line 4: the mean over a mini-batch of ∇ of the loss, at the clipped images.
 
     Returns:
         The gradient ``(C, H, W)``, the mean probability of the class, the share given the class.
@@ -268,13 +276,30 @@ def loss_gradient(
         with scaled_channels({module: gain[rows] for module, gain in gains.items()}):
             logits = classifier(part)
         target = torch.full((len(part),), label, device=logits.device)
-        gradients += torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), part)
+        gradients += torch.autograd.grad(class_loss(logits, target, config.loss), part)
         probability += logits.detach().softmax(1)[:, label].sum().item()
         success += (logits.argmax(1) == label).sum().item()
     (gradient,) = torch.autograd.grad(seen, clipped, torch.cat(gradients))  # back through the views
     if config.clip == "masked":
         gradient = gradient * (clipped == images - nu)
     return gradient.mean(0), probability / len(images), success / len(images)
+
+
+def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
+    """The sum over images of how far each is from its target; see :class:`MapperConfig`.
+
+    Args:
+        logits: ``(N, classes)``.
+        targets: ``(N,)``.
+        loss: One of :data:`LOSSES`.
+    """
+    if loss == "cross-entropy":
+        return F.cross_entropy(logits, targets, reduction="sum")
+    own = logits.gather(1, targets[:, None])
+    if loss == "logit":
+        return -own.sum()
+    rivals = logits.scatter(1, targets[:, None], -math.inf).logsumexp(1, keepdim=True)
+    return (rivals - own).sum()
 
 
 def _direction(
