@@ -12,7 +12,8 @@ with, as its own is not to be had without a network) over a small grid of crops 
 defaults as well; and a pixel baseline in the manner of DeepInversion (Yin et al. 2020: Adam on pixels, jitter, flips,
 total variation and L2), whose batch-norm prior the networks here cannot serve, since their batch norms are folded.
 A pass is one image forward and back through the source; all get those of ``quick``, and one row of Horama's its own
-1,000 steps. Pictures are made in bfloat16 where the CPU has it, and judged in float32; they go to build/peers.
+1,000 steps. Pictures are made in bfloat16 where the CPU has it, and judged in float32; they go to build/peers. What
+they cost in seconds is measured by benchmarks/speed.py.
 
 Horama 0.3.0 draws a crop's side between the larger of ``box_size`` and that plus their difference: (0.2, 0.25), its
 default, sees 0.25 to 0.30 of the picture's side, (0.1, 0.5) 0.5 to 0.9, (0.5, 0.9) 0.9 to 1.3, beyond its borders.
@@ -28,10 +29,9 @@ import os
 import random
 import re
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -40,11 +40,12 @@ import torch
 from ablation import ASSETS, RESULTS, ROOT, TRIAL_CLASSES, about, imagenet_network
 from pages import DOCS, made_on, markdown, put
 from PIL import Image
+from table1 import mapped
 from torch import Tensor
 from torchvision.utils import save_image
 
 import agnosco
-from agnosco import Classifier, Config, Data, Samples
+from agnosco import Classifier, ConceptMap, Data, Samples
 from agnosco.coordinates import FourierBasis
 from agnosco.cycle import config_to_json
 from agnosco.prepare import prepared, resolve_precision
@@ -60,10 +61,15 @@ Method = Callable[[int, int], tuple[Tensor, Tensor | None]]
 """From class and seed, a picture ``(C, H, W)`` in [0, 1], and ν where the method has one."""
 
 
-def ours(network: Classifier, samples: Samples, config: Config, label: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """A map of agnosco."""
-    concept = agnosco.map_class(network, label, samples, config, seed=seed)
-    return concept.pixels, concept.nu
+def ours(folder: str, network: Classifier, images: Samples, classes: Sequence[int], seeds: int) -> Method:
+    """Maps of agnosco: those of benchmarks/table1.py, in build/table1, where they are there already."""
+
+    @cache
+    def concepts() -> dict[tuple[int, int], ConceptMap]:
+        run = mapped(folder, network, images, agnosco.preset("quick"), classes, seeds)
+        return {(concept.label, concept.seed): concept for concept in run.maps()}
+
+    return lambda label, seed: (concepts()[label, seed].pixels, concepts()[label, seed].nu)
 
 
 def horama(
@@ -136,10 +142,10 @@ def save_spectrum(samples: Samples, folder: Path) -> None:
     np.save(folder / "spectrum_decorrelated.npy", basis.spectrum.expand(3, -1, -1).numpy())
 
 
-def methods(network: Classifier, samples: Samples, spectrum: Path) -> dict[str, Method]:
-    """Everything that is compared."""
+def peers(network: Classifier, spectrum: Path) -> dict[str, Method]:
+    """Everything that ours is compared with."""
     side = network.shape[1]
-    found: dict[str, Method] = {"agnosco quick": partial(ours, network, samples, agnosco.preset("quick"))}
+    found: dict[str, Method] = {}
     for kind, folder in (("fourier", None), ("maco", spectrum)):
         for size in (side, 2 * side) if kind == "fourier" else (side,):
             for box in BOXES:
@@ -163,25 +169,26 @@ def measure(source: str, only: str, seeds: int, fresh: bool) -> None:
     fast = prepared(network, precision=precision)
     names = [name for name in ("resnet50", "resnet18", "mobilenet_v2", "squeezenet1_1") if name != source]
     judges = {name: imagenet_network(name) for name in names}
-    kept, held_out = Samples.from_folder(ASSETS / "imagenet-samples", network.shape).split()
+    images = Samples.from_folder(ASSETS / "imagenet-samples", network.shape)
+    kept, held_out = images.split()
     before = predictions(network, held_out)
     classes = FRESH_CLASSES if fresh else TRIAL_CLASSES
     which = "ten classes drawn by lot" if fresh else "ten classes"
     path = RESULTS / f"peers-{source}{'-fresh' if fresh else ''}.json"
     results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    results["about"] = about(f"{source} at 112 px, {which}, {PASSES:,} passes a picture, made in {precision}")
+    results["about"] = about(f"{source} at 112 px, {which}, {PASSES:,} passes a picture")
     labels = [label for _ in range(seeds) for label in classes]
     with tempfile.TemporaryDirectory() as folder:
         save_spectrum(kept, Path(folder))
-        for name, method in methods(fast, kept, Path(folder)).items():
+        run = f"imagenet-quick-112px-{source}{'-fresh' if fresh else ''}"
+        methods = {"agnosco quick": ours(run, network, images, classes, seeds)} | peers(fast, Path(folder))
+        for name, method in methods.items():
             quick = replace(agnosco.preset("quick"), precision=precision)
             config = config_to_json(quick) if "quick" in name else None
             have = results["rows"].get(name, {"seeds": 0})
             if only not in name or (have["seeds"] >= seeds and have["config"] == config):
                 continue
-            begun = time.perf_counter()
             made = [method(label, seed) for seed in range(seeds) for label in classes]
-            seconds = (time.perf_counter() - begun) / len(made)
             pictures = torch.stack([picture for picture, _ in made])
             # A picture is used as a nudge as ours are: what it adds to mid-grey is added to photographs.
             nudges = [0.5 - picture if nu is None else nu for picture, nu in made]
@@ -192,7 +199,7 @@ def measure(source: str, only: str, seeds: int, fresh: bool) -> None:
             row = {
                 "seeds": seeds,
                 "config": config,
-                "seconds_per_map": round(seconds, 1),
+                "precision": precision,
                 "norm": fmean(nu.norm().item() for nu in nudges),
                 "nudge_success": fmean(moved),
                 "own": asdict(score(network, pictures, labels)),
@@ -258,7 +265,7 @@ def line(name: str, row: dict) -> list[str]:
         f"{row['nudge_success']:.2f}",
         f"{row['norm']:.0f}",
         *cells,
-        f"{row['seconds_per_map']:.0f}",
+        row["precision"],
     ]
 
 
@@ -269,7 +276,7 @@ def tables() -> str:
         results = json.loads(path.read_text())
         rows = results["rows"]
         names = list(next(iter(rows.values()))["others"])
-        head = ["method (pictures)", "own p", "nudged", "norm", *names, "s/map"]
+        head = ["method (pictures)", "own p", "nudged", "norm", *names, "made in"]
         body = markdown(head, [line(*row) for row in rows.items()])
         parts.append(
             f"**{results['about']['bank']}**; M_score / top-1 of 10 / top-1 of all. {made_on(results)}.\n\n{body}"

@@ -363,6 +363,34 @@ def test_option_replaces_one_dial(base: str, changes: dict[str, Any], attribute:
     assert (config.refine, config.cycles) == (PRESETS[base].refine, PRESETS[base].cycles)
 
 
+def test_precision_is_noted_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    for options, noted in (
+        ((), "bfloat16"),
+        (("--precision", "auto"), "bfloat16"),
+        (("--precision", "float32"), "float32"),
+    ):
+        out = f"run{len(options)}{noted}"
+        mapped("1", "--out", out, *options)
+        assert manifest(out)["config"]["precision"] == noted
+
+
+def test_no_such_precision_is_two_lines() -> None:
+    result = call("map", *MODEL, "1", "--precision", "half")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: no precision 'half'\nHint: choose from float32, bfloat16, auto\n"
+
+
+def test_compiled_maps_are_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    mapped("1", "--out", "plain")
+    assert compiled == []
+    mapped("1", "--out", "compiled", "--compile")
+    assert len(compiled) == 1
+    assert files("plain")["maps/0001-goldfish-s0.safetensors"] == files("compiled")["maps/0001-goldfish-s0.safetensors"]
+
+
 def test_options_reach_the_manifest() -> None:
     mapped(
         "1", "--preset", "paper", "--coordinates", "spectral", "--views", "crops", "--ball", "auto", "--radius", "50",
@@ -593,6 +621,17 @@ def test_estimate_is_step_time_after_warm_up_times_steps(monkeypatch: pytest.Mon
     samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
     config = Config(MapperConfig(batch=2, steps=40), RefineConfig(steps=10), cycles=2)
     assert jobs.seconds_per_map(classifier, samples, config) == 2.0 * (40 + 10) * 2
+
+
+def test_estimate_of_several_maps_is_that_of_maps_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four maps take three steps together: each step is told of four times, the last time when all have taken it.
+    ends = [100.0, 106.0, 112.0]
+    clock = iter([end for end in ends for _ in range(4)])
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=2, channels=3)
+    samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
+    config = Config(MapperConfig(batch=2, steps=40), refine=None, cycles=1)
+    assert jobs.seconds_per_map(classifier, samples, config, count=4) == 6.0 * 40 / 4
 
 
 @pytest.mark.parametrize(
