@@ -34,12 +34,15 @@ check: $(VENV)/dev.stamp  ## ruff and pyright
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-bench: $(VENV)/dev.stamp assets  ## measure the ablations of docs/paper.md again (hours)
+bench: $(VENV)/dev.stamp assets  ## measure the ablations of docs/paper.md and the speed of benchmarks/README.md again (hours)
 	$(PY) benchmarks/ablation.py cifar --again
 	$(PY) benchmarks/ablation.py imagenet --again
 	$(PY) benchmarks/nudge.py --again
 	$(PY) benchmarks/ablation.py --tables
 	$(PY) benchmarks/nudge.py --tables
+	$(PY) benchmarks/speed.py --again
+	$(PY) benchmarks/speed.py --paths
+	$(PY) benchmarks/speed.py --tables
 
 # Real models and images for the tests; they may not be part of this repository, and no test fails without them.
 ifneq ($(AGNOSCO_ASSETS),)

@@ -1,6 +1,6 @@
 """Every ambiguity of the paper and every dial, one changed at a time, on the real networks of the assets.
 
-    python benchmarks/ablation.py BANK            run what is missing of a bank: imagenet, resnet50, cifar
+    python benchmarks/ablation.py BANK            run what is missing of a bank: imagenet, resnet50, cifar, development
     python benchmarks/ablation.py BANK --only X   only the rows whose name contains X
     python benchmarks/ablation.py BANK --again    all rows, from the beginning
     python benchmarks/ablation.py --tables        write the tables into docs/paper.md
@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -55,6 +56,12 @@ RESULTS = Path(os.environ.get("AGNOSCO_RESULTS", ROOT / "benchmarks" / "results"
 DEVICE = os.environ.get("AGNOSCO_DEVICE", "cpu")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 TRIAL_CLASSES = (219, 697, 255, 597, 442, 87, 112, 156, 296, 469)  # method.md's ten
+FRESH_CLASSES = tuple(random.Random("classes by which nothing was chosen").sample(range(1000), 10))
+DEVELOPMENT_CLASSES = tuple(
+    label
+    for label in random.Random("development").sample(range(1000), 60)
+    if label not in (*FRESH_CLASSES, *TRIAL_CLASSES)
+)[:12]
 TRANSFER_SEEDS = (0, 1)
 
 
@@ -130,7 +137,20 @@ def cifar() -> Bank:
     return Bank(source, judges, tuple(range(10)), photographs, base=MapperConfig(batch=16, steps=80))
 
 
-BANKS: dict[str, Callable[[], Bank]] = {"imagenet": imagenet, "resnet50": resnet50, "cifar": cifar}
+def development() -> Bank:
+    """ResNet-18 at 112 px, judged by three others; twelve classes drawn by lot, to choose dials by; 800 photographs.
+
+    Maps are made in bfloat16 where the CPU has it; every judgement is float32.
+    """
+    return replace(_imagenet("resnet18"), classes=DEVELOPMENT_CLASSES)
+
+
+BANKS: dict[str, Callable[[], Bank]] = {
+    "imagenet": imagenet,
+    "resnet50": resnet50,
+    "cifar": cifar,
+    "development": development,
+}
 
 
 def rows(base: MapperConfig) -> Iterator[Row]:
@@ -138,6 +158,26 @@ def rows(base: MapperConfig) -> Iterator[Row]:
     yield Row("presets", "draft", agnosco.preset("draft"), seeds=TRANSFER_SEEDS)  # the others: docs/evidence.md
     yield from dial_rows()
     yield from paper_rows(base)
+
+
+def choice_rows() -> Iterator[Row]:
+    """What loss, contrast and radius of the presets are to be chosen from, at half of ``quick``'s passes."""
+    half = agnosco.preset("draft")
+    before = replace(half.mapper, loss="cross-entropy", contrast=(1.0, 1.0), ball=L2(60.0))
+
+    def mapped(**changes: Any) -> Config:
+        return replace(half, mapper=replace(before, **changes))
+
+    yield Row("choice", "cross-entropy, full contrast, radius 60", mapped())
+    yield Row("choice", "contrasts 0-1", mapped(contrast=(0.0, 1.0)))
+    yield Row("choice", "views with noise of 0.06", mapped(views=Crops((0.3, 1.0), noise=0.06)))
+    yield Row("choice", "logit", mapped(loss="logit"))
+    yield Row("choice", "logit, contrasts 0-1", mapped(loss="logit", contrast=(0.0, 1.0)))
+    yield Row("choice", "log-odds", mapped(loss="odds"))
+    yield Row("choice", "log-odds, contrasts 0-1", mapped(loss="odds", contrast=(0.0, 1.0)))
+    for low, radius in ((0.5, 70.0), (0.25, 80.0)):
+        changes = {"contrast": (low, 1.0), "ball": L2(radius)}
+        yield Row("choice", f"log-odds, contrasts {low:g}-1, radius {radius:g}", mapped(loss="odds", **changes))
 
 
 def paper_rows(base: MapperConfig) -> Iterator[Row]:
@@ -152,6 +192,7 @@ def paper_rows(base: MapperConfig) -> Iterator[Row]:
     yield Row("paper", "step 0.05 of the radius", mapped(step=0.05))
     yield Row("paper", "steps falling to 0", mapped(decay=1.0))
     yield Row("paper", "clip masked", mapped(clip="masked"))
+    yield Row("paper", "loss odds", mapped(loss="odds"))
     yield Row("paper", "direction gradient", mapped(direction="gradient"))
     yield Row("paper", "direction plus", mapped(direction="plus"))
     for factor in (0.5, 2, 3):
@@ -195,6 +236,8 @@ def dial_rows() -> Iterator[Row]:
     yield Row("dials", "data spectrum as it is", mapped(coordinates=Data(exponent=1.0)))
     yield Row("dials", "clip straight-through", mapped(clip="straight-through"))
     yield Row("dials", "samples at contrasts of 0-1", mapped(contrast=(0.0, 1.0)))
+    yield Row("dials", "loss log-odds", mapped(loss="odds"))
+    yield Row("dials", "loss logit", mapped(loss="logit"))
     yield Row("dials", "steps of equal length", mapped(step=0.05, decay=0.0))
     yield Row("dials", "averaged over the last half", mapped(average=0.5))
     yield Row("dials", "averaged, steps of equal length", mapped(step=0.05, decay=0.0, average=0.5))
@@ -266,7 +309,7 @@ def run(bank_name: str, only: str, again: bool) -> None:
     done = json.loads(path.read_text()) if path.exists() and not again else {"rows": {}}
     bank = BANKS[bank_name]()
     done["about"] = about(inspect.cleandoc(BANKS[bank_name].__doc__ or ""))
-    for row in rows(bank.base):
+    for row in choice_rows() if bank_name == "development" else rows(bank.base):
         key = f"{row.group}: {row.name}"
         if only not in key or (key in done["rows"] and _same(done["rows"][key]["config"], row.config)):
             continue

@@ -26,7 +26,6 @@ import contextlib
 import io
 import json
 import os
-import random
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from ablation import ASSETS, RESULTS, ROOT, TRIAL_CLASSES, about, imagenet_network
+from ablation import ASSETS, FRESH_CLASSES, RESULTS, ROOT, TRIAL_CLASSES, about, imagenet_network
 from pages import DOCS, made_on, markdown, put
 from PIL import Image
 from table1 import mapped
@@ -55,7 +54,6 @@ from agnosco.score import nudge_success, predictions, score
 PASSES = agnosco.preset("quick").passes
 TILE = 160  # of a picture in the figure
 CROPS_PER_STEP = 6  # Horama's default
-FRESH_CLASSES = random.Random("classes by which nothing was chosen").sample(range(1000), 10)
 BOXES = ((0.5, 0.9), (0.1, 0.5), (0.2, 0.25))
 Method = Callable[[int, int], tuple[Tensor, Tensor | None]]
 """From class and seed, a picture ``(C, H, W)`` in [0, 1], and ν where the method has one."""
