@@ -15,6 +15,7 @@ import json
 import resource
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pages import DOCS, made_on, markdown, put
 from torch import nn
 
 import agnosco
-from agnosco import L2, Classifier, Config, Crops, Data, MapperConfig, Samples
+from agnosco import Classifier, Config, Samples
 
 REPEATS = 3
 LEAK_MAPS = 200
@@ -45,10 +46,7 @@ def network(size: int, classes: int = 10) -> Classifier:
 
 def config(batch: int = 8, steps: int = 20) -> Config:
     """The dials of ``quick``."""
-    mapper = MapperConfig(
-        batch=batch, steps=steps, step=0.1, decay=1.0, direction="plus", clip="masked",
-        coordinates=Data(), views=Crops((0.3, 1.0)), ball=L2(60.0),
-    )  # fmt: skip
+    mapper = replace(agnosco.preset("quick").mapper, batch=batch, steps=steps)
     return Config(mapper, refine=None, cycles=1)
 
 

@@ -65,17 +65,19 @@ _SEEN = MapperConfig(
     steps=480,
     step=0.1,
     decay=1.0,
+    loss="odds",
     direction="plus",
     clip="masked",
+    contrast=(0.5, 1.0),
     coordinates=Data(),
     views=Crops(area=(0.3, 1.0)),
-    ball=L2(60.0),
+    ball=L2(70.0),
 )
 
 PRESETS: dict[str, Config] = {
     "paper": Config(precision="auto"),
     "quick": Config(_SEEN, refine=None, cycles=1, precision="auto"),
-    "best": Config(replace(_SEEN, steps=960, ball=L2(80.0)), refine=None, cycles=1, precision="auto"),
+    "best": Config(replace(_SEEN, steps=960, ball=L2(90.0)), refine=None, cycles=1, precision="auto"),
     "draft": Config(replace(_SEEN, steps=240), refine=None, cycles=1, precision="auto"),
 }
 """``paper`` is the method to the letter, ``quick`` the one whose pictures people and other networks read at a

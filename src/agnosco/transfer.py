@@ -96,7 +96,8 @@ def _by_name(name: str, target: Classifier) -> int:
 def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     """Write judgements into a run beside those already there, newer ones in place of older.
 
-    Those of other maps than the run now holds are dropped: it has grown, or maps were made again.
+    Those of other maps than the run now holds are dropped: it has grown, or maps were made again. A judgement made
+    without images keeps the nudge success that the same network was found to have with them.
 
     Returns:
         All that the run now holds: the source first, then the others by name.
