@@ -351,6 +351,8 @@ QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
         ("paper", {"radius": 7.0}, "ball", L2(7.0)),
         ("paper", {"ball": "auto", "radius": 90.0}, "ball", AutoL2(limit=90.0)),
         ("paper", {"ball": "auto", "radius": 9.0}, "ball", AutoL2(start=9.0, limit=9.0)),
+        ("paper", {"loss": "odds"}, "loss", "odds"),
+        ("quick", {"loss": "cross-entropy"}, "loss", "cross-entropy"),
         ("paper", {"steps": 5}, "steps", 5),
         ("quick", {"batch": 6}, "batch", 6),
     ],
@@ -394,12 +396,14 @@ def test_compiled_maps_are_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_reach_the_manifest() -> None:
     mapped(
         "1", "--preset", "paper", "--coordinates", "spectral", "--views", "crops", "--ball", "auto", "--radius", "50",
+        "--loss", "logit",
     )  # fmt: skip
     config = manifest()["config"]
     assert config["cycles"] == PAPER.cycles
     assert config["refine"] is not None
     dials = {name: config["mapper"][name]["type"] for name in ("coordinates", "views", "ball")}
     assert dials == {"coordinates": "Spectral", "views": "Crops", "ball": "AutoL2"}
+    assert config["mapper"]["loss"] == "logit"
     assert (config["mapper"]["ball"]["limit"], config["mapper"]["steps"], config["mapper"]["batch"]) == (50.0, 3, 4)
 
 
@@ -459,6 +463,7 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["1", "--preset", "finest"], "no preset 'finest'", "paper, quick"),
         (["1", "--coordinates", "polar"], "no coordinates 'polar'", "pixel, data, spectral"),
         (["1", "--views", "all"], "no views 'all'", "as-is, crops"),
+        (["1", "--loss", "hinge"], "no loss 'hinge'", "cross-entropy, odds, logit"),
         (["1", "--ball", "l1"], "no ball 'l1'", "l2, sparse, auto"),
         (["1", "--ball", "sparse", "--radius", "3"], "a sparse ball has no radius", "--ball l2"),
         (

@@ -88,6 +88,7 @@ def map_(
     coordinates: Annotated[str | None, typer.Option(metavar="pixel|data|spectral", help="Where steps live.")] = None,
     views: Annotated[str | None, typer.Option(metavar="as-is|crops", help="How nudged images are seen.")] = None,
     ball: Annotated[str | None, typer.Option(metavar="l2|sparse|auto", help="What bounds the map.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="cross-entropy|odds|logit", help="What a step descends.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of Algorithm 1, in each cycle.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     radius: Annotated[float | None, typer.Option(help="L2 norm of the map at 3 x 224 x 224.")] = None,
@@ -115,8 +116,8 @@ def map_(
     output.quiet = quiet
     check_target(out)
     config = chosen_config(
-        preset, coordinates=coordinates, views=views, ball=ball, steps=steps, batch=batch, radius=radius,
-        precision=precision,
+        preset, coordinates=coordinates, views=views, ball=ball, loss=loss, steps=steps, batch=batch,
+        radius=radius, precision=precision,
     )  # fmt: skip
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,

@@ -58,10 +58,10 @@ class MapperConfig:
             below a limit that rises from an eighth of the highest to all. Not for :class:`Pixel` coordinates.
         direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` asks the
             sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
-        loss: What is descended in line 4: the ``"cross-entropy"`` (the paper), whose gradient vanishes for an image
-            that is given the class already; minus the log-odds of the class, ``"odds"``, whose gradient never does;
-            minus its ``"logit"``, which leaves the other classes out of account (Zhao et al. 2021, for perturbations
-            that other networks share).
+        loss: What is descended in line 4: the ``"cross-entropy"`` (the paper); minus the log-odds of the class,
+            ``"odds"``, whose gradient is the same but for the factor 1 − p, with which cross-entropy forgets an
+            image that is given the class already; minus its ``"logit"``, which leaves the other classes out of
+            account (Zhao et al. 2021, for perturbations that other networks share).
         clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
             there, ``"masked"`` not at all where the nudged image is clipped.
         contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.

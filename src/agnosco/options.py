@@ -28,6 +28,7 @@ def chosen_config(
     coordinates: str | None = None,
     views: str | None = None,
     ball: str | None = None,
+    loss: str | None = None,
     steps: int | None = None,
     batch: int | None = None,
     radius: float | None = None,
@@ -39,13 +40,14 @@ def chosen_config(
         base: Name of the preset.
         coordinates, views, ball: Kind of each dial. One that the preset has already keeps the
             preset's settings; another comes with its own defaults.
+        loss: What a step descends.
         steps: K, of Algorithm 1 in every cycle.
         batch: b.
         radius: η at 3×224×224; the limit of a ball that grows.
         precision: Arithmetic of the network.
 
     Raises:
-        AgnoscoError: No such preset or dial, or a radius for a ball that has none.
+        AgnoscoError: No such preset, dial or loss, or a radius for a ball that has none.
     """
     config = preset(base)
     mapper = config.mapper
@@ -54,7 +56,8 @@ def chosen_config(
         "views": _dial(VIEWS, "views", views, mapper.views),
         "ball": _with_radius(_dial(BALLS, "ball", ball, mapper.ball), radius),
     }
-    changes |= {name: value for name, value in (("steps", steps), ("batch", batch)) if value is not None}
+    values = {"loss": loss, "steps": steps, "batch": batch}
+    changes |= {name: value for name, value in values.items() if value is not None}
     return replace(config, mapper=replace(mapper, **changes), precision=precision or config.precision)
 
 
