@@ -23,14 +23,14 @@ from ablation import ASSETS, DEVICE, IMAGENET, RESULTS, TRIAL_CLASSES, about, im
 import agnosco
 from agnosco import Classifier, Config, Samples
 from agnosco.cycle import maps_together
-from agnosco.prepare import prepared, resolve_precision
+from agnosco.prepare import resolve_precision
 from agnosco.score import nudge_success, predictions, score
 
 
 def whole(toy: bool) -> dict:
     """Seconds of the runs that the paper, and the issue "Speed", speak of."""
     size, classes = (64, 8) if toy else (224, 1000)
-    quick, paper = agnosco.preset("quick"), agnosco.preset("paper")
+    quick, paper = agnosco.preset("quick"), replace(agnosco.preset("paper"), precision="auto")
     if toy:
         quick = replace(quick, mapper=replace(quick.mapper, steps=2))
         assert paper.refine
@@ -50,7 +50,7 @@ def whole(toy: bool) -> dict:
             if DEVICE != "cpu":
                 torch.cuda.reset_peak_memory_stats()
             begun = time.perf_counter()
-            maps = agnosco.map_classes(network, range(count), samples, config, compiled=compiled)
+            maps = agnosco.map_classes(network, range(count), samples, replace(config, compiled=compiled))
             made = sum(1 for _ in maps)
             seconds = time.perf_counter() - begun
             key = f"{name} at {size} px, {what}{', compiled' if compiled else ''}"
@@ -58,7 +58,7 @@ def whole(toy: bool) -> dict:
                 "maps": made,
                 "passes": made * config.passes,
                 "seconds": round(seconds, 2),
-                "together": maps_together(prepared(network, precision=_precision(config)), config),
+                "together": maps_together(network, config),
                 "precision": _precision(config),
                 "peak_gigabytes": torch.cuda.max_memory_allocated() / 2**30 if DEVICE != "cpu" else None,
             }

@@ -172,6 +172,10 @@ def test_model_and_weights() -> None:
         "python:n.py:Net(depth=20)",
         "w.safetensors",
     )
+    assert model_and_weights("python:n.py:Net(a=(1,2), b=3)=w.safetensors") == (
+        "python:n.py:Net(a=(1,2), b=3)",
+        "w.safetensors",
+    )
     assert model_and_weights("timm:resnet18=/data/run=3/models (1)/w.safetensors") == (
         "timm:resnet18",
         "/data/run=3/models (1)/w.safetensors",
@@ -385,11 +389,12 @@ def test_no_such_precision_is_two_lines() -> None:
 
 def test_compiled_maps_are_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
     mapped("1", "--out", "plain")
     assert compiled == []
     mapped("1", "--out", "compiled", "--compile")
     assert len(compiled) == 1
+    assert [manifest(out)["config"]["compiled"] for out in ("plain", "compiled")] == [False, True]
     assert files("plain")["maps/0001-goldfish-s0.safetensors"] == files("compiled")["maps/0001-goldfish-s0.safetensors"]
 
 

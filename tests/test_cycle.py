@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from oracle import LinearSoftmax, natural, natural_samples
 from torch import Tensor, nn
 
+from agnosco import cycle, lockstep
 from agnosco.ball import L2, AutoL2, Sparse
 from agnosco.classifier import Classifier
 from agnosco.coordinates import Data, Pixel, Spectral
@@ -28,10 +29,12 @@ from agnosco.cycle import (
     generator_for,
     map_class,
     map_classes,
+    maps_together,
     preset,
 )
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.mapper import MapperConfig, saliency_map
+from agnosco.prepare import prepared
 from agnosco.refine import RefineConfig, refine
 from agnosco.views import AsIs, Crops
 
@@ -206,6 +209,84 @@ def test_gradients_that_lead_nowhere_are_told(mapper: MapperConfig) -> None:
 def test_one_class_in_place_of_several_is_refused() -> None:
     with pytest.raises(AgnoscoError, match=r"'10' is one class, not several.*\['10'\]"):
         map_classes(classifier(), "10", SAMPLES, SMALL)
+
+
+class HalfBroken(nn.Module):
+    """Sound for the classes but the first, whose gradient is not a number."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits = pixels.flatten(1)[:, :3] * 4
+        if logits.requires_grad:
+            logits.register_hook(lambda slope: torch.where(slope[:, :1] < 0, torch.nan, slope))
+        return logits
+
+
+def test_sound_maps_are_handed_out_before_an_error_of_another() -> None:
+    config = Config(MapperConfig(batch=4, steps=3), None, cycles=1)
+    maps = map_classes(Classifier(HalfBroken(), size=8), [0, 1, 2], SAMPLES, config)
+    assert [next(maps).label, next(maps).label] == [1, 2]
+    with pytest.raises(AgnoscoError, match="gradients of class 0 are not finite"):
+        next(maps)
+
+
+def test_each_map_has_the_trace_of_its_own_class() -> None:
+    network = classifier()
+    maps = list(map_classes(network, [0, 1, 2], SAMPLES, SMALL))
+    assert len({one.trace for one in maps}) == 3
+    assert all(one.trace == map_class(network, one.label, SAMPLES, SMALL).trace for one in maps)
+
+
+def test_as_many_maps_as_fill_the_device_are_made_in_equal_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycle, "images_at_once", lambda _network: 13)
+    assert maps_together(classifier(), SMALL) == 3  # of 4 images each
+    steps: list[Progress] = []
+    list(map_classes(classifier(), range(4), SAMPLES, SMALL, on_step=steps.append))
+    assert [p.label for p in steps if p.done == 1] == [0, 1, 2, 3]
+    assert [p.done for p in steps[: 2 * SMALL.steps]] == [k for k in range(1, SMALL.steps + 1) for _ in range(2)]
+    monkeypatch.setattr(cycle, "images_at_once", lambda _network: 1)
+    assert maps_together(classifier(), SMALL) == 1
+
+
+def test_no_maps_at_once_are_refused() -> None:
+    with pytest.raises(AgnoscoError, match="0 maps at once"):
+        map_classes(classifier(), [0], SAMPLES, SMALL, together=0)
+    assert list(map_classes(classifier(), [], SAMPLES, SMALL)) == []
+
+
+def test_the_network_alone_runs_in_bfloat16() -> None:
+    network, kinds = classifier(), set()
+    original = network.model.forward
+
+    def watched(pixels: Tensor) -> Tensor:
+        kinds.add((torch.is_autocast_enabled("cpu"), pixels.dtype))
+        return original(pixels)
+
+    network.model.forward = watched
+    made = map_class(network, 1, SAMPLES, replace(SMALL, precision="bfloat16"))
+    assert (True, torch.float32) in kinds  # pixels as they are, in autocast
+    network.model.forward = original
+    assert made.nu.dtype == torch.float32
+    assert made.probability == network.probabilities(made.pixels[None])[0, 1].item()  # by the network as it was given
+    exact = map_class(network, 1, SAMPLES, SMALL)
+    assert not torch.equal(made.nu, exact.nu)
+    assert list(made.stages) == list(exact.stages)
+
+
+def test_refinement_looks_at_the_network_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, looked = classifier(), []
+    monkeypatch.setattr(lockstep, "attention", lambda one, nu: looked.append(one) or torch.ones(nu.shape[-2:]))
+    map_class(network, 1, SAMPLES, replace(SMALL, precision="bfloat16"))
+    assert looked == [network] * SMALL.cycles
+
+
+def test_dropout_scales_the_layers_of_a_network_that_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(cycle, "prepared", lambda one, *, precision, fold: asked.append(fold) or prepared(one))
+    map_class(classifier(), 1, SAMPLES, SMALL)
+    map_class(classifier(), 1, SAMPLES, replace(SMALL, mapper=replace(SMALL.mapper, dropout=0.1)))
+    assert asked == [True, False]
+    with pytest.raises(AgnoscoError, match="compiled network has no channels to drop"):
+        replace(SMALL, mapper=replace(SMALL.mapper, dropout=0.1), compiled=True)
 
 
 # -- presets and settings -----------------------------------------------------------------------------

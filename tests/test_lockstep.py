@@ -144,12 +144,25 @@ def test_both_directions_are_one_batch_without_gradients(monkeypatch: pytest.Mon
 
 def test_memory_is_bounded_by_the_micro_batch() -> None:
     network, samples = classifier(), natural_samples(30, SHAPE, seed=4)
-    with_gradients: list[int] = []
+    sizes: dict[bool, list[int]] = {True: [], False: []}
     hook = network.model.register_forward_hook(
-        lambda _module, inputs, _output: with_gradients.append(len(inputs[0])) if torch.is_grad_enabled() else None
+        lambda _module, inputs, _output: sizes[torch.is_grad_enabled()].append(len(inputs[0]))
     )
     group = side_by_side(network, samples, replace(PAPER, steps=1), 6)
     with network.frozen():
         group.map(START, L2().projector(group.basis))
     hook.remove()
-    assert with_gradients == [6, 6, 6, 2]
+    assert sizes == {True: [6, 6, 6, 2], False: [12, 12, 12, 4]}  # nothing is kept of the probes
+
+
+def test_a_tie_of_the_probes_goes_to_plus() -> None:
+    # A network that gives all images the same: both directions serve the class alike (line 10: at least).
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 10, 4))
+    with torch.no_grad():
+        for parameter in flat.parameters():
+            parameter.zero_()
+    network, samples = Classifier(flat, size=(12, 10)), natural_samples(30, SHAPE, seed=4)
+    group = side_by_side(network, samples, replace(PAPER, steps=2), 100)
+    with network.frozen():
+        _, traces = group.map(START, L2().projector(group.basis))
+    assert {step.direction for trace in traces for step in trace} == {1}

@@ -23,6 +23,7 @@ from agnosco.mapper import (
     Moments,
     Step,
     class_loss,
+    draw_contrasts,
     faded,
     loss_gradient,
     nudged,
@@ -326,7 +327,9 @@ def test_detail_is_let_in_from_coarse_to_fine() -> None:
 
 def test_faded_samples_keep_their_share_of_contrast() -> None:
     images = torch.randint(2, (2000, 1, 2, 3), generator=torch.Generator().manual_seed(1)).float()  # ½ from mid-grey
-    shares = ((faded(images, (0.2, 0.6), torch.Generator().manual_seed(0)) - 0.5) / (images - 0.5)).flatten(1)
+    shares = (
+        (faded(images, draw_contrasts(2000, (0.2, 0.6), torch.Generator().manual_seed(0))) - 0.5) / (images - 0.5)
+    ).flatten(1)
     torch.testing.assert_close(shares, shares[:, :1].expand_as(shares))  # one for each image
     assert shares.min() > 0.199
     assert shares.max() < 0.601
@@ -336,7 +339,7 @@ def test_faded_samples_keep_their_share_of_contrast() -> None:
 def test_full_contrast_takes_no_chance() -> None:
     images, generator = torch.rand(3, 1, 2, 2), torch.Generator().manual_seed(0)
     state = generator.get_state()
-    assert torch.equal(faded(images, (1.0, 1.0), generator), images)
+    assert torch.equal(faded(images, draw_contrasts(3, (1.0, 1.0), generator)), images)
     assert torch.equal(generator.get_state(), state)
 
 

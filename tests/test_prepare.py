@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from agnosco import prepare
 from agnosco.classifier import Classifier
 from agnosco.errors import AgnoscoError
-from agnosco.prepare import activation_bytes, images_at_once, prepared, resolve_precision
+from agnosco.prepare import activation_bytes, compiled, images_at_once, prepared, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -111,9 +112,14 @@ def test_bfloat16_is_near_and_coarser() -> None:
     assert 1e-5 < difference < 0.03  # 8 bits of mantissa
 
 
-@pytest.mark.parametrize(("has", "auto"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_is_bfloat16_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch, has: bool, auto: str) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has}, raising=False)
+@pytest.mark.parametrize(
+    ("extra", "auto"), [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")]
+)
+def test_auto_is_bfloat16_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, extra: dict[str, bool], auto: str
+) -> None:
+    has = {"avx2": True, "avx512_bf16": False} | extra
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert resolve_precision("auto", CPU) == auto
     assert resolve_precision("float32", CPU) == "float32"
     assert resolve_precision("bfloat16", CPU) == "bfloat16"
@@ -122,6 +128,54 @@ def test_auto_is_bfloat16_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch, 
 def test_an_older_torch_that_cannot_say_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert resolve_precision("auto", CPU) == "float32"
+
+
+def test_bfloat16_weights_are_stored_once_and_are_no_activations() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 64, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4))  # few activations
+    classifier = Classifier(wide, size=16)
+    halved = prepared(classifier, precision="bfloat16", fold=False)
+    assert {tensor.dtype for tensor in halved.model.parameters()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in wide.parameters()} == {torch.float32}
+    assert activation_bytes(halved) < activation_bytes(classifier)
+    exact = prepared(classifier, fold=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = wide(classifier_input := images())
+    assert torch.equal(halved.model(classifier_input), expected)
+    assert exact.model is wide
+
+
+class Uncopyable(Residual):
+    """Holds what cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> Residual:
+        raise TypeError("a handle")
+
+
+def test_a_network_that_cannot_be_copied_runs_in_bfloat16_all_the_same() -> None:
+    classifier = Classifier(Uncopyable(), size=16)
+    halved = prepared(classifier, precision="bfloat16")
+    assert {tensor.dtype for tensor in classifier.model.parameters()} == {torch.float32}
+    difference = (halved(images()) - classifier(images())).abs().max()
+    assert 0 < difference < 0.03 * classifier(images()).abs().max()
+
+
+def test_a_fold_that_changes_the_answers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(model: nn.Module) -> nn.Module:
+        folded = fuse(model)
+        for tensor in folded.parameters():
+            tensor.data *= 1.01
+        return folded
+
+    classifier = Classifier(Residual(), size=16)
+    monkeypatch.setattr(prepare, "fuse", careless)
+    assert prepared(classifier).model is classifier.model
+
+
+def test_a_compiled_network_answers_alike() -> None:
+    classifier = Classifier(Residual(), size=16)
+    torch.testing.assert_close(
+        compiled(classifier, backend="aot_eager")(images()), classifier(images()), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_no_such_precision() -> None:

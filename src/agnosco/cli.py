@@ -117,7 +117,7 @@ def map_(
     check_target(out)
     config = chosen_config(
         preset, coordinates=coordinates, views=views, ball=ball, loss=loss, steps=steps, batch=batch,
-        radius=radius, precision=precision,
+        radius=radius, precision=precision, compiled=compiled,
     )  # fmt: skip
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
@@ -132,7 +132,7 @@ def map_(
         output.say("No class given, so all of them.")
         count = len(wanted) * runs
         output.say_how_long(seconds_per_map(classifier, images, config, count=count), count)
-    finished = output.make(run, classifier, images, wanted, seeds=range(seed, seed + runs), compiled=compiled)
+    finished = output.make(run, classifier, images, wanted, seeds=range(seed, seed + runs))
     if as_json:
         output.result({"run": str(out), "maps": [_summary(run, one) for one in finished]})
 

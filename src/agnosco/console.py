@@ -138,7 +138,6 @@ class Output:
         classes: Sequence[int],
         *,
         seeds: Sequence[int] = (0,),
-        compiled: bool = False,
     ) -> list[Finished]:
         """Maps, made under a bar and with a line for each; finished ones are kept if it is interrupted."""
         finished: list[Finished] = []
@@ -154,7 +153,7 @@ class Output:
                     title = f"{which} ({len(done)}/{total})"
                     show(title, _state(step), sum(done.values()), total * step.total)
 
-                for one in run_maps(run, classifier, samples, classes, seeds=seeds, compiled=compiled, on_step=on_step):
+                for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step):
                     finished.append(one)
                     self.say(_told(one))
         except KeyboardInterrupt:

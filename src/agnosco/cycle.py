@@ -6,6 +6,7 @@ The presets are chosen from the figures in ``docs/paper.md``, which ``benchmarks
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -16,11 +17,11 @@ from torch import Tensor
 from .ball import L2, AutoL2, Sparse, scaled
 from .classifier import Classifier
 from .concept import ConceptMap
-from .coordinates import Basis, Data, Pixel, Spectral
+from .coordinates import Data, Pixel, Spectral
 from .errors import AgnoscoError
 from .lockstep import Lockstep
 from .mapper import MapperConfig, Step, check_ended
-from .prepare import PRECISIONS, images_at_once, prepared, resolve_precision
+from .prepare import PRECISIONS, compiled, images_at_once, placed, prepared, resolve_precision
 from .refine import RefineConfig
 from .samples import Samples
 from .views import AsIs, Crops
@@ -35,19 +36,24 @@ class Config:
         refine: Settings of the refinement that follows it, or None for none.
         cycles: How often the two are run in turn.
         precision: Arithmetic of the network while maps are made: ``"float32"``, ``"bfloat16"``, or ``"auto"``
-            for bfloat16 where the device has it in hardware. Everything else is float32 always.
+            for bfloat16 where the device has it in hardware. Everything else is float32 always (on a GPU, PyTorch
+            lets convolutions have TF32 by default).
+        compiled: Whether to run the network through ``torch.compile`` first; pays for many maps on a GPU.
     """
 
     mapper: MapperConfig = field(default_factory=MapperConfig)
     refine: RefineConfig | None = field(default_factory=RefineConfig)
     cycles: int = 2
     precision: str = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise AgnoscoError(f"no precision {self.precision!r}", f"choose from {', '.join(PRECISIONS)}")
         if self.cycles < 1:
             raise AgnoscoError(f"{self.cycles} cycles leave nothing to do", "give at least 1")
+        if self.compiled and self.mapper.dropout:
+            raise AgnoscoError("a compiled network has no channels to drop", "leave compiled out, or dropout at 0")
 
     @property
     def steps(self) -> int:
@@ -75,7 +81,7 @@ _SEEN = MapperConfig(
 )
 
 PRESETS: dict[str, Config] = {
-    "paper": Config(precision="auto"),
+    "paper": Config(),
     "quick": Config(_SEEN, refine=None, cycles=1, precision="auto"),
     "best": Config(replace(_SEEN, steps=960, ball=L2(90.0)), refine=None, cycles=1, precision="auto"),
     "draft": Config(replace(_SEEN, steps=240), refine=None, cycles=1, precision="auto"),
@@ -120,13 +126,13 @@ def map_classes(
     *,
     seeds: Iterable[int] = (0,),
     together: int | None = None,
-    compiled: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Iterator[ConceptMap]:
     """The maps of several classes and seeds, each as soon as it is finished.
 
     As many are made side by side as fill the device. Every map has its own generator, so it is the same whether made
-    alone or among others, but for the rounding of sums.
+    alone or among others, but for the rounding of sums; which many steps amplify, most where it decides something
+    (a direction of lines 8-14, the pixels of a sparse ball).
 
     Args:
         classifier: The network.
@@ -135,11 +141,11 @@ def map_classes(
         config: Settings, or the name of a preset.
         seeds: One map of every class for each.
         together: Maps to make side by side; None fills the device.
-        compiled: Whether to run the network through ``torch.compile``; pays for many maps on a GPU.
         on_step: Called after every step, for every map.
 
     Raises:
-        AgnoscoError: No such class or preset, or samples of another shape.
+        AgnoscoError: No such class or preset, or samples of another shape; or, once the sound maps made beside it
+            are handed out, that the gradients of a class are not finite.
     """
     config = preset(config) if isinstance(config, str) else config
     if isinstance(classes, str):
@@ -154,7 +160,7 @@ def map_classes(
         raise AgnoscoError(f"{together} maps at once leave nothing to do", "give at least 1, or None")
     seeds = list(seeds)
     maps = [(label, seed) for label in labels for seed in seeds]
-    return _in_groups(classifier, maps, samples, config, together, compiled, on_step)
+    return _in_groups(classifier, maps, samples, config, together, on_step)
 
 
 def map_class(
@@ -172,7 +178,17 @@ def map_class(
 
 def maps_together(classifier: Classifier, config: Config) -> int:
     """How many maps to make side by side, so that their mini-batches fill the device."""
-    return max(images_at_once(classifier) // config.mapper.batch, 1)
+    return _ready(classifier, config)[1]
+
+
+def _ready(classifier: Classifier, config: Config) -> tuple[Classifier, int, int]:
+    """The network as the settings ask for it, how many maps to make with it side by side, how many images to hold."""
+    own_layers = config.mapper.dropout > 0  # which it scales
+    precision = resolve_precision(config.precision, classifier.device)
+    faster = prepared(classifier, precision=precision, fold=not own_layers)
+    images = images_at_once(faster)
+    maps = max(images // config.mapper.batch, 1)
+    return compiled(faster) if config.compiled else faster, maps, images
 
 
 def _in_groups(
@@ -181,30 +197,31 @@ def _in_groups(
     samples: Samples,
     config: Config,
     together: int | None,
-    compiled: bool,
     on_step: Callable[[Progress], None] | None,
 ) -> Iterator[ConceptMap]:
-    plain = config.mapper.dropout > 0  # which scales the network's own layers
     basis = config.mapper.coordinates.fit(samples, classifier.device)
-    precision = resolve_precision(config.precision, classifier.device)
-    faster = prepared(classifier, precision=precision, fold=not plain, compiled=compiled and not plain)
-    size = together or maps_together(faster, config)
+    faster, fitting, micro_batch = _ready(classifier, config)
+    resident = placed(samples, classifier.device)
+    size = math.ceil(len(maps) / math.ceil(len(maps) / (together or fitting))) if maps else 1  # of equal groups
     for start in range(0, len(maps), size):
-        yield from _group(classifier, faster, maps[start : start + size], samples, config, basis, on_step)
+        group = maps[start : start + size]
+        side_by_side = Lockstep(
+            faster, [label for label, _ in group], resident, config.mapper,
+            basis=basis, generators=[generator_for(*one) for one in group], micro_batch=micro_batch,
+        )  # fmt: skip
+        yield from _group(classifier, group, side_by_side, config, on_step)
 
 
 def _group(
     classifier: Classifier,
-    faster: Classifier,
     maps: list[tuple[int, int]],
-    samples: Samples,
+    side_by_side: Lockstep,
     config: Config,
-    basis: Basis,
     on_step: Callable[[Progress], None] | None,
 ) -> Iterator[ConceptMap]:
     """Maps that are made side by side, one after the other as they are handed out."""
-    mapper = config.mapper
-    project = mapper.ball.projector(basis)
+    basis = side_by_side.basis
+    project = config.mapper.ball.projector(basis)
     stages: list[tuple[str, Tensor]] = []
     traces: list[list[Step]] = [[] for _ in maps]
     nu = torch.zeros(len(maps), *basis.shape, device=basis.device)  # line 1: the black image
@@ -214,11 +231,7 @@ def _group(
             for (label, seed), before, step in zip(maps, traces, steps, strict=True):
                 on_step(Progress(label, seed, stage, len(before) + step.step, config.steps, step))
 
-    with faster.frozen():
-        side_by_side = Lockstep(
-            faster, [label for label, _ in maps], samples, mapper,
-            basis=basis, generators=[generator_for(*one) for one in maps], micro_batch=images_at_once(faster),
-        )  # fmt: skip
+    with side_by_side.classifier.frozen():
         for cycle in range(1, config.cycles + 1):
             stage = f"map {cycle}"
             nu, seen = side_by_side.map(nu, project, told)
@@ -232,8 +245,9 @@ def _group(
             for trace, steps in zip(traces, seen, strict=True):
                 trace += steps
             stages.append((stage, nu.cpu()))
-    for place, (label, seed) in enumerate(maps):
-        check_ended(label, traces[place][-1])
+    for place in sorted(range(len(maps)), key=lambda place: not math.isfinite(traces[place][-1].norm)):
+        label, seed = maps[place]
+        check_ended(label, traces[place][-1])  # those that raise come last
         own = {stage: all_maps[place].clone() for stage, all_maps in stages}
         pixels = (0.5 - nu[place]).clamp(0, 1)[None]
         probability = classifier.probabilities(pixels)[0, label].item()

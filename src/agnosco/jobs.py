@@ -24,7 +24,7 @@ class Finished:
 
     Args:
         entry: Its entry in the manifest.
-        seconds: What making and judging it took.
+        seconds: Its share of what making it and those beside it took, and what judging it took.
     """
 
     entry: Entry
@@ -38,10 +38,9 @@ def run_maps(
     classes: Sequence[int | str],
     *,
     seeds: Sequence[int] = (0,),
-    compiled: bool = False,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Iterator[Finished]:
-    """Make maps and store each as soon as it is finished.
+    """Make maps and store each as soon as it is finished; maps made side by side are finished together.
 
     Args:
         run: Where they go; its settings are used.
@@ -49,17 +48,27 @@ def run_maps(
         samples: All samples; see :func:`agnosco.store.split`.
         classes: Indices or names.
         seeds: One map of every class for each.
-        compiled: Whether to run the network through ``torch.compile``.
         on_step: Called after every step, for every map.
     """
     kept, held_out = split(samples)
-    maps = map_classes(classifier, classes, kept, run.config, seeds=seeds, compiled=compiled, on_step=on_step)
+    side_by_side: set[tuple[int, int]] = set()
+
+    def told(progress: Progress) -> None:
+        side_by_side.add((progress.label, progress.seed))
+        if on_step is not None:
+            on_step(progress)
+
+    maps = map_classes(classifier, classes, kept, run.config, seeds=seeds, on_step=told)
     before = predictions(classifier, held_out)
-    begun = time.perf_counter()
+    begun, share = time.perf_counter(), 0.0
     for concept in maps:
+        if side_by_side:  # the first of them
+            share = (time.perf_counter() - begun) / len(side_by_side)
+            side_by_side.clear()
+        begun = time.perf_counter()
         success = nudge_success(classifier, concept.nu, concept.label, held_out, before=before)
         entry = run.add(concept, nudge_success=success)
-        yield Finished(entry, time.perf_counter() - begun)
+        yield Finished(entry, share + time.perf_counter() - begun)
         begun = time.perf_counter()
 
 

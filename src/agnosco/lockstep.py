@@ -16,7 +16,7 @@ from .ball import Projector
 from .classifier import Classifier
 from .coordinates import Basis, each
 from .dropout import Gains, draw_gains, scaled_channels
-from .mapper import MapperConfig, Moments, Step, class_loss, draw_contrasts, nudged, step_length, unit_step
+from .mapper import MapperConfig, Moments, Step, class_loss, draw_contrasts, faded, nudged, step_length, unit_step
 from .refine import RefineConfig, attention
 from .samples import Samples
 
@@ -29,7 +29,7 @@ class Lockstep:
     Args:
         classifier: The network; its weights must be frozen by the caller.
         labels: The class ℓ of each of the M maps.
-        samples: The sample set Ī.
+        samples: The sample set Ī; fastest where its bytes lie on the device.
         config: Settings of Algorithm 1.
         basis: ``config.coordinates`` fitted to the samples.
         generators: One CPU generator for each map.
@@ -53,7 +53,6 @@ class Lockstep:
         self.basis = basis
         self.generators = generators
         self.micro_batch = micro_batch
-        self.resident = samples.images.to(basis.device)
         self.targets = torch.tensor(labels, device=basis.device).repeat_interleave(config.batch)
 
     # -- Algorithm 1 ---------------------------------------------------------------------------
@@ -134,10 +133,11 @@ class Lockstep:
         """Mini-batches of all maps, ``(M, b, C, H, W)``, at their contrasts (line 3)."""
         batch, contrast = self.config.batch, self.config.contrast
         chosen = torch.stack([self.samples.choose(batch, generator) for generator in self.generators])
-        images = self.resident[chosen.to(self.basis.device)].float() / 255
+        kept = self.samples.images
+        images = kept[chosen.to(kept.device)].to(self.basis.device).float() / 255
         factors = [draw_contrasts(batch, contrast, generator) for generator in self.generators]
         drawn = [factor for factor in factors if factor is not None]
-        return 0.5 + torch.stack(drawn).to(images.device) * (images - 0.5) if drawn else images
+        return faded(images, torch.stack(drawn).to(images.device) if drawn else None)
 
     def _gradient(self, images: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Line 4 for every map: the gradient ``(M, C, H, W)``, mean probability and success ``(M,)``."""
@@ -202,8 +202,6 @@ class Lockstep:
         return self.config.views.see(images, *drawn)
 
     def _draw_gains(self) -> Gains:
-        if not self.config.dropout:
-            return {}
         drawn = [
             draw_gains(self.classifier.model, self.config.dropout, self.config.batch, self.classifier.classes, one)
             for one in self.generators

@@ -67,7 +67,7 @@ class MapperConfig:
         contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
         coordinates: Where moments, steps and ball live.
         views: How a nudged image is seen.
-        dropout: By whom: deviation of the random gain of every channel, anew for each image (see
+        dropout: Deviation of a random gain on every channel of the network, anew for each image (see
             :mod:`agnosco.dropout`); 0 is the network as it is.
         ball: Ψ of line 15.
         beta1, beta2: Decay of the moments (line 1).
@@ -197,7 +197,8 @@ def saliency_map(
     trace: list[Step] = []
     with classifier.frozen():
         for k in range(1, config.steps + 1):  # line 2
-            images = faded(samples.draw(config.batch, generator), config.contrast, generator).to(basis.device)  # line 3
+            images = samples.draw(config.batch, generator)
+            images = faded(images, draw_contrasts(len(images), config.contrast, generator)).to(basis.device)  # line 3
             nu = basis.pixels(w)
             gradient, probability, success = loss_gradient(classifier, label, images, nu, config, generator)
             x = basis.pullback(gradient)  # line 4
@@ -238,10 +239,9 @@ def nudged(images: Tensor, nu: Tensor) -> Tensor:
     return (images - nu).clamp(0, 1)
 
 
-def faded(images: Tensor, contrast: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Samples at random contrasts about mid-grey; ``(1, 1)`` leaves them as they are."""
-    factor = draw_contrasts(len(images), contrast, generator)
-    return images if factor is None else 0.5 + factor * (images - 0.5)
+def faded(images: Tensor, contrasts: Tensor | None) -> Tensor:
+    """Samples ``(..., C, H, W)`` at contrasts ``(..., 1, 1, 1)`` about mid-grey; None leaves them as they are."""
+    return images if contrasts is None else 0.5 + contrasts * (images - 0.5)
 
 
 def draw_contrasts(count: int, contrast: tuple[float, float], generator: torch.Generator) -> Tensor | None:

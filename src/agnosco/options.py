@@ -33,6 +33,7 @@ def chosen_config(
     batch: int | None = None,
     radius: float | None = None,
     precision: str | None = None,
+    compiled: bool = False,
 ) -> Config:
     """A preset with single dials replaced; None leaves what the preset has.
 
@@ -45,9 +46,10 @@ def chosen_config(
         batch: b.
         radius: η at 3×224×224; the limit of a ball that grows.
         precision: Arithmetic of the network.
+        compiled: Whether to run it through ``torch.compile``.
 
     Raises:
-        AgnoscoError: No such preset, dial or loss, or a radius for a ball that has none.
+        AgnoscoError: No such preset, dial, loss or precision, or a radius for a ball that has none.
     """
     config = preset(base)
     mapper = config.mapper
@@ -58,7 +60,8 @@ def chosen_config(
     }
     values = {"loss": loss, "steps": steps, "batch": batch}
     changes |= {name: value for name, value in values.items() if value is not None}
-    return replace(config, mapper=replace(mapper, **changes), precision=precision or config.precision)
+    precision = config.precision if precision is None else precision
+    return replace(config, mapper=replace(mapper, **changes), precision=precision, compiled=compiled)
 
 
 def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> list[int]:
@@ -83,7 +86,7 @@ def chosen_samples(source: str, shape: Shape, *, progress: Callable[[int, int], 
 
 def model_and_weights(spec: str) -> tuple[str, str | None]:
     """``MODEL=WEIGHTS`` as the two; the calls of ``python:FILE.py:Net(depth=20)`` may hold other equals signs."""
-    call = re.match(r"python:[^=]*?:\w+\([^)]*\)", spec)
+    call = re.match(r"python:[^=]*?:\w+\(.*\)(?==|$)", spec)
     end = call.end() if call else 0
     model, equals, weights = spec[end:].partition("=")
     if not equals:

@@ -18,7 +18,7 @@ from .ball import Projector
 from .classifier import Classifier
 from .coordinates import Basis
 from .errors import AgnoscoError
-from .mapper import MapperConfig, Step, faded, loss_gradient
+from .mapper import MapperConfig, Step, draw_contrasts, faded, loss_gradient
 from .samples import Samples
 
 
@@ -76,7 +76,8 @@ def refine(
     with classifier.frozen():
         for k in range(1, config.steps + 1):
             nu = basis.pixels(w)
-            images = faded(samples.draw(mapper.batch, generator), mapper.contrast, generator).to(basis.device)
+            images = samples.draw(mapper.batch, generator)
+            images = faded(images, draw_contrasts(len(images), mapper.contrast, generator)).to(basis.device)
             gradient, probability, success = loss_gradient(classifier, label, images, nu, mapper, generator)
             shrink = config.weight * nu.sign() * (1 - xi) / nu.numel()  # of λ · mean |ν ⊙ (1 − Ξ)|
             w.grad = basis.pullback(shrink - gradient)  # samples are nudged by −ν, hence the minus

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .classifier import Classifier, spelling
+from .concept import ConceptMap
 from .errors import AgnoscoError
 from .samples import Samples
 from .score import diversity, intervals, logits_of, nudge_success, predictions, score_of_logits
@@ -61,7 +62,7 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
         **asdict(score_of_logits(logits, labels)),
         "interval": found and {figure: list(ends) for figure, ends in found.items()},
         "diversity": _diversity(target, pictures, labels),
-        "nudge_success": None if images is None else _moved(run, target, labels, images),
+        "nudge_success": None if images is None else _moved(run, target, maps, labels, images),
     }
 
 
@@ -156,7 +157,9 @@ def _with_interval(one: Judgement, name: str) -> str:
     return f"{one[name]:.3f} [{low:.2f}, {high:.2f}]"
 
 
-def _moved(run: Run, target: Classifier, labels: Sequence[int], images: Samples) -> float | None:
+def _moved(
+    run: Run, target: Classifier, maps: Sequence[ConceptMap], labels: Sequence[int], images: Samples
+) -> float | None:
     """Mean nudge success; maps at another size than the target's input are no nudges for it."""
     made = run.settings["samples"]
     if tuple(run.settings["model"]["shape"]) != target.shape:
@@ -170,7 +173,7 @@ def _moved(run: Run, target: Classifier, labels: Sequence[int], images: Samples)
     before = predictions(target, images)
     found = [
         nudge_success(target, concept.nu, label, images, before=before)
-        for concept, label in zip(run.maps(), labels, strict=True)
+        for concept, label in zip(maps, labels, strict=True)
     ]
     known = [share for share in found if share == share]  # NaN: every image had the class already
     return fmean(known) if known else None
