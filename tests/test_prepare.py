@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -181,6 +183,21 @@ def test_a_compiled_network_answers_alike() -> None:
 def test_no_such_precision() -> None:
     with pytest.raises(AgnoscoError, match="no precision 'half'"):
         resolve_precision("half", CPU)
+
+
+def test_counting_activation_bytes_leaves_nothing_behind() -> None:
+    """A ReLU keeps its own result, so that a hook which keeps it too holds the graph for ever."""
+    classifier = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5)), size=16)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+    activation_bytes(classifier)
+    before = alive()
+    for _ in range(3):
+        activation_bytes(classifier)
+    assert alive() == before
 
 
 def test_activation_bytes_are_those_kept_for_the_backward_pass() -> None:

@@ -113,7 +113,7 @@ def activation_bytes(classifier: Classifier) -> int:
     def keep(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in weights:
             kept[tensor.data_ptr(), tensor.nbytes] = tensor.nbytes
-        return tensor
+        return tensor.detach()  # the tensor itself may hold the graph that holds it, which Python cannot see
 
     pixels = torch.full((1, *classifier.shape), 0.5, device=classifier.device, requires_grad=True)
     with classifier.frozen(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
