@@ -43,6 +43,9 @@ bench: $(VENV)/dev.stamp assets  ## measure the ablations of docs/paper.md and t
 	$(PY) benchmarks/speed.py --again
 	$(PY) benchmarks/speed.py --paths
 	$(PY) benchmarks/speed.py --tables
+	$(PY) benchmarks/growth.py
+	$(PY) benchmarks/growth.py --figure
+	$(PY) benchmarks/growth.py --tables
 
 # Real models and images for the tests; they may not be part of this repository, and no test fails without them.
 ifneq ($(AGNOSCO_ASSETS),)
