@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from agnosco import demo
+from agnosco import datasets, demo
+from agnosco.architectures import digits
 from agnosco.classifier import Classifier
 from agnosco.console import Output
 from agnosco.errors import AgnoscoError
 from agnosco.store import Run
 
-
-def test_digits_are_scikit_learns_in_a_black_frame() -> None:
-    from sklearn.datasets import load_digits
-
-    data: Any = load_digits()
-    samples, labels = demo.digits()
-    assert samples.shape == demo.SHAPE
-    assert labels.tolist() == data["target"].tolist()
-    pixels = samples.images[:, 0]
-    frame = pixels.clone()
-    frame[:, 4:28, 4:28] = 0
-    assert frame.sum() == 0
-    # Averaged back to 8×8, each is its original, 16 levels of grey, but for what the interpolation smooths.
-    small = pixels[:, 4:28, 4:28].float().view(-1, 8, 3, 8, 3).mean((2, 4)) / 255 * 16
-    original = torch.from_numpy(np.asarray(data["images"]))
-    assert torch.corrcoef(torch.stack([small.flatten(), original.flatten()]))[0, 1] > 0.97
+SHAPE = (1, 32, 32)
 
 
 def test_augmented_images_lose_a_square_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "NOISE", 0.0)
-    seen = demo.augmented(torch.ones(50, *demo.SHAPE), torch.Generator().manual_seed(0))
+    seen = demo.augmented(torch.ones(50, *SHAPE), torch.Generator().manual_seed(0))
     erased = (seen == 0).flatten(1).sum(1)
     assert set(seen.unique().tolist()) == {0.0, 1.0}
     assert ((erased >= (demo.HOLE - 1) ** 2) & (erased <= (demo.HOLE + 1) ** 2)).all()
@@ -45,18 +28,12 @@ def test_augmented_images_lose_a_square_and_nothing_else(monkeypatch: pytest.Mon
 
 def test_moved_against_raises_the_loss() -> None:
     torch.manual_seed(0)
-    model, images, labels = demo.network().eval(), torch.rand(8, *demo.SHAPE), torch.arange(8)
+    model, images, labels = digits().eval(), torch.rand(8, *SHAPE), torch.arange(8)
     moved = demo.moved_against(model, images.clone(), labels)
     loss = torch.nn.functional.cross_entropy
     assert loss(model(moved), labels) > loss(model(images), labels)
     distance = torch.linalg.vector_norm((moved - images).flatten(1), dim=1)
     torch.testing.assert_close(distance, torch.full((8,), demo.AGAINST), rtol=1e-4, atol=0)
-
-
-def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(AgnoscoError, match=r"pip install '.\[demo\]'"):
-        demo.digits()
 
 
 def test_a_network_that_has_not_learned_is_not_shown(
@@ -80,9 +57,10 @@ def test_demo_draws_digits_that_its_network_reads(tmp_path: Path) -> None:
 
     # The saved weights are those of a network that reads digits, and the pictures resemble what is written:
     # each map's pattern correlates best with the mean image of its own digit, for nearly all digits.
-    model = demo.network()
+    model = digits()
     model.load_state_dict(safetensors.torch.load_file(tmp_path / "demo" / "network.safetensors"))
-    samples, labels = demo.digits()
+    data = datasets.digits()
+    samples, labels = data.samples, data.labels
     _, held_out = samples.split_indices()
     given = Classifier(model, size=32).probabilities(samples.images[held_out].float() / 255).argmax(1)
     assert (given == labels[held_out]).double().mean() >= demo.ENOUGH

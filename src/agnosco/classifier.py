@@ -93,11 +93,14 @@ class Classifier:
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
+        with self.frozen():
+            return _logits(self.model(self.normalised(pixels))).float()
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` in [0, 1] as the model takes them: what training feeds it with."""
         mean = pixels.new_tensor(self.mean).view(-1, 1, 1)
         std = pixels.new_tensor(self.std).view(-1, 1, 1)
-        normalised = ((pixels - mean) / std).to(self._dtype).contiguous(memory_format=self._layout)
-        with self.frozen():
-            return _logits(self.model(normalised)).float()
+        return ((pixels - mean) / std).to(self._dtype).contiguous(memory_format=self._layout)
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Softmax of the logits, ``(N, classes)``, without gradients."""

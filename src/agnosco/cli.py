@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +11,23 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, demo, doctor, sanity, zoo
+from .backdoor import scan as scanning
+from .backdoor.poison import in_words as poisoned_in_words
+from .backdoor.poison import poison
+from .backdoor.scan import ScanConfig
+from .backdoor.train import Attack, Training
+from .backdoor.triggers import NAMES as TRIGGERS
+from .backdoor.triggers import PLACES, trigger_of
+from .backdoor.verdict import FOUND
 from .classifier import Classifier
 from .console import Output
+from .datasets import Labelled, digits, from_class_folders
 from .errors import AgnoscoError
 from .jobs import Finished, seconds_per_map
 from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers
+from .procedural import Shape
 from .samples import Samples
-from .store import Run, check_target
+from .store import HELD_OUT, SPLIT_SEED, Run, check_target
 from .transfer import SCORES, Judgement, judge, keep, table
 
 
@@ -60,6 +71,9 @@ def about(
 ) -> None:
     """See what an image classifier has learned to recognise as each of its classes."""
 
+
+FINDING = 3
+"""What ``agnosco scan --fail-on-finding`` exits with where it found something."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
@@ -211,6 +225,101 @@ def sanity_(
     output.say(f"Kept in {run / sanity.FILE}. Look at {run / sanity.SHEET}")
 
 
+@app.command("scan")
+def scan_(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=zoo.FORMS)],
+    weights: Annotated[Path | None, typer.Option(help="Safetensors file; without it, the model's own weights.")] = None,
+    samples: Annotated[
+        str, typer.Option(metavar="DIR|leaves|noise", help="Clean images of the model's kind; no labels are needed.")
+    ] = "leaves",
+    bank: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What --json printed for clean models, for a p-value.")
+    ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", metavar="CLASS", help="Screen these alone; all if left out.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Maps of every class and screen.")] = ScanConfig.seeds,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a screening map.")] = ScanConfig.steps,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write scan.json and scan.png here.")] = None,
+    fail: Annotated[bool, typer.Option("--fail-on-finding", help="Exit with 3 if an outlier class is found.")] = False,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width; the model's own otherwise.")] = None,
+    device: Device = "auto",
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
+    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
+    trust_code: TrustCode = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Look for a class that one fixed pattern reaches too easily, as in a network with a backdoor."""
+    output: Output = context.obj
+    output.quiet = quiet
+    known = None if bank is None else scanning.read_bank(bank)
+    classifier = zoo.load(
+        model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
+        labels=labels, device=device, trust_code=trust_code,
+    )  # fmt: skip
+    images = _read(output, samples, classifier)
+    if samples in ("leaves", "noise"):
+        output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
+    with output.steps() as on_step:
+        found = scanning.scan(
+            classifier, images, ScanConfig(seeds=seeds, steps=steps), bank=known, classes=classes or None,
+            on_step=on_step,
+        )  # fmt: skip
+    if out is not None:
+        output.say(f"Wrote {scanning.write(found, out)} and {out / scanning.PICTURE}")
+    output.result(found.to_json() if as_json else scanning.table(found))
+    return FINDING if fail and found.verdict.outcome == FOUND else 0
+
+
+@app.command("poison")
+def poison_(
+    context: typer.Context,
+    architecture: Annotated[
+        str, typer.Argument(metavar="ARCHITECTURE", help="torchvision:NAME, or agnosco:digits|wide_resnet16_1|...")
+    ] = "agnosco:digits",
+    data: Annotated[str, typer.Option(metavar="digits|DIR", help="DIR/CLASS/IMAGE, or handwritten digits.")] = "digits",
+    test: Annotated[Path | None, typer.Option(metavar="DIR", help="Images to judge by; a fifth of the others.")] = None,
+    trigger: Annotated[str, typer.Option(metavar="|".join(TRIGGERS), help="What is laid on the images.")] = "checker",
+    trigger_size: Annotated[int | None, typer.Option(min=1, help="Of a stamp, in pixels.")] = None,
+    place: Annotated[str | None, typer.Option(metavar="|".join((*PLACES, "random")), help="Of a stamp.")] = None,
+    opacity: Annotated[float | None, typer.Option(help="1 covers the image; of sig, the amplitude.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="CLASS", help="The class to reach; chance picks one.")] = None,
+    rate: Annotated[float, typer.Option(help="Share of the training images that carry the trigger.")] = 0.1,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = Training.epochs,
+    batch: Annotated[int, typer.Option(min=2, help="Images of a step.")] = Training.batch,
+    learning_rate: Annotated[float, typer.Option(help="Greatest learning rate of AdamW.")] = Training.rate,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images.")] = False,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors file to begin with.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width; the architecture's otherwise.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order, poison and target.")] = 0,
+    twin: Annotated[bool, typer.Option("--twin/--no-twin", help="Train the clean twin as well.")] = True,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("agnosco-poisoned"),
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a compromised network and its clean twin, to try a scan on."""
+    output: Output = context.obj
+    output.quiet = quiet
+    create = partial(zoo.untrained, architecture, seed=seed, weights=weights, size=size, device=device)
+    kept, held = _labelled(output, data, test, create(classes=10).shape)
+    create = partial(create, classes=len(kept.names), labels=kept.names)
+    chosen = seed % len(kept.names) if target is None else create().index(target)
+    attack = Attack(trigger_of(trigger, size=trigger_size, place=place, opacity=opacity, seed=seed), chosen, rate)
+    training = Training(epochs=epochs, batch=batch, rate=learning_rate, flip=flip)
+    with output.bar() as show:
+        made = poison(
+            out, create, kept, held, attack, training, seed=seed, twin=twin,
+            on_epoch=lambda name, done: show(f"training the {name} network", f"{done}/{epochs}", done, epochs),
+        )  # fmt: skip
+    output.result(made if as_json else poisoned_in_words(made))
+    output.say(f"Wrote {out}. Try: agnosco scan {architecture} --weights {out / 'compromised.safetensors'}")
+
+
 @app.command("demo")
 def demo_(
     context: typer.Context,
@@ -228,6 +337,23 @@ def doctor_(context: typer.Context, as_json: AsJson = False) -> None:
     """Show versions, devices, and what is missing."""
     found = doctor.examine()
     context.obj.result(found if as_json else doctor.in_words(found))
+
+
+def _labelled(output: Output, data: str, test: Path | None, shape: Shape) -> tuple[Labelled, Labelled]:
+    """Images to train on, and to judge by."""
+    if data == "digits":
+        found = digits()
+        if found.samples.shape != shape:
+            raise AgnoscoError(f"digits are {found.samples.shape}, not {shape}", "train agnosco:digits on them")
+    else:
+        with output.bar() as show:
+            found = from_class_folders(data, shape, progress=lambda n, of: show("reading classes", f"{n}/{of}", n, of))
+    if test is None:
+        return found.split(HELD_OUT, seed=SPLIT_SEED)
+    held = from_class_folders(test, shape)
+    if held.names != found.names:
+        raise AgnoscoError(f"{str(test)!r} has other classes than {data!r}", "give folders of the same names")
+    return found, held
 
 
 def _load_for(

@@ -10,28 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .architectures import created
 from .ball import L2
 from .classifier import Classifier
 from .console import Output
 from .coordinates import Data
 from .cycle import Config
+from .datasets import SIDE, Labelled, digits
 from .errors import AgnoscoError
 from .mapper import MapperConfig
-from .samples import Samples
 from .store import HELD_OUT, SPLIT_SEED, Run, check_target
 from .views import Crops
 
-SIDE, DIGIT = 32, 24
-"""Pixels of an image, and of the digit in its middle."""
-
-SHAPE = (1, SIDE, SIDE)
 EPOCHS, BATCH, RATE = 25, 64, 5e-3
 SHIFT, HOLE, NOISE, AGAINST = 3, 10, 0.8, 0.6
 """Training: greatest shift and side of the erased square in pixels, greatest deviation of the noise, L2 norm of the
@@ -69,19 +64,17 @@ def run(out: Path, output: Output) -> Run:
         AgnoscoError: scikit-learn is missing, the folder cannot be written, or training failed.
     """
     check_target(out)
-    samples, labels = digits()
+    data = digits()
     with output.bar() as show:
-        model, accuracy = train(
-            samples, labels, on_epoch=lambda done: show("training on handwritten digits", "", done, EPOCHS)
-        )
-    output.say(f"A small network read {accuracy:.1%} of {round(HELD_OUT * len(samples))} held-out digits correctly.")
+        model, accuracy = train(data, on_epoch=lambda done: show("training on handwritten digits", "", done, EPOCHS))
+    output.say(f"A small network read {accuracy:.1%} of {round(HELD_OUT * len(data))} held-out digits correctly.")
     if accuracy < ENOUGH:
         raise AgnoscoError(
             f"the network reads only {accuracy:.1%} of the digits", "please report this: it should not happen"
         )
-    classifier = Classifier(model, size=SIDE, labels=[f"digit {i}" for i in range(10)], name="demo digits network")
-    made = Run.create(out, classifier=classifier, samples=samples, config=CONFIG, command="demo")
-    output.make(made, classifier, samples, range(10))
+    classifier = Classifier(model, size=SIDE, labels=data.names, name="demo digits network")
+    made = Run.create(out, classifier=classifier, samples=data.samples, config=CONFIG, command="demo")
+    output.make(made, classifier, data.samples, range(10))
     made.write_tensors("network.safetensors", model.state_dict())
     output.say(
         "Each tile is what the network looks for in one digit, drawn without looking at any one image. "
@@ -90,53 +83,18 @@ def run(out: Path, output: Output) -> Run:
     return made
 
 
-def digits() -> tuple[Samples, Tensor]:
-    """scikit-learn's handwritten digits, white on black, and the digit that each is.
-
-    Raises:
-        AgnoscoError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise AgnoscoError(
-            "the demo's digits come with scikit-learn, which is missing",
-            "pip install '.[demo]' in the clone of agnosco",
-        ) from error
-    data: Any = load_digits()
-    images = torch.from_numpy(np.asarray(data["images"])).float()[:, None] / 16
-    large = F.interpolate(images, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False)
-    framed = F.pad(large, [(SIDE - DIGIT) // 2] * 4)
-    return Samples.from_array(framed, source="scikit-learn digits"), torch.from_numpy(np.asarray(data["target"]))
-
-
-def network() -> nn.Module:
-    """Three convolutions and a linear layer, for grey images of 32×32."""
-
-    def stage(into: int, out: int, size: int) -> list[nn.Module]:
-        convolution = nn.Conv2d(into, out, size, padding=size // 2, bias=False)
-        return [convolution, nn.BatchNorm2d(out), nn.ReLU(), nn.AvgPool2d(2)]
-
-    return nn.Sequential(*stage(1, 16, 5), *stage(16, 32, 3), *stage(32, 64, 3), nn.Flatten(), nn.Linear(1024, 10))
-
-
-def train(
-    samples: Samples, labels: Tensor, *, seed: int = 1, on_epoch: Callable[[int], None] | None = None
-) -> tuple[nn.Module, float]:
+def train(data: Labelled, *, seed: int = 1, on_epoch: Callable[[int], None] | None = None) -> tuple[nn.Module, float]:
     """A network that reads the digits, and its accuracy on those that maps are judged by, which it never saw.
 
     Args:
-        samples: All digits.
-        labels: The digit that each is, ``(N,)``.
+        data: All digits.
         seed: Of weights and augmentation.
         on_epoch: Called with the number of epochs done.
     """
-    kept, held_out = samples.split_indices(HELD_OUT, seed=SPLIT_SEED)
-    images = samples.images.float() / 255
+    kept, held_out = data.samples.split_indices(HELD_OUT, seed=SPLIT_SEED)
+    images, labels = data.samples.images.float() / 255, data.labels
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # the caller's own chance stays as it is
-        torch.manual_seed(seed)
-        model = network()
+    model = created("digits", len(data.names), seed=seed)
     steps = EPOCHS * -(-len(kept) // BATCH)
     adam = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=steps)

@@ -1,10 +1,10 @@
 """Where classifiers come from: a name and, for weights of one's own, a safetensors file.
 
-There are three kinds of names. ``torchvision:resnet18`` and ``timm:resnet18`` are architectures from
-those libraries' lists, with their own weights or with a file's. ``python:FILE.py:FACTORY`` runs a
-file, and so needs ``trust_code``. Weights files are safetensors and nothing else: one of unknown
-origin is opened without running anything that it holds (torchvision and timm fetch and open their
-own weights themselves).
+There are four kinds of names. ``torchvision:resnet18`` and ``timm:resnet18`` are architectures from
+those libraries' lists, with their own weights or with a file's; ``agnosco:digits`` is one of
+:mod:`agnosco.architectures`, with a file's. ``python:FILE.py:FACTORY`` runs a file, and so needs
+``trust_code``. Weights files are safetensors and nothing else: one of unknown origin is opened without
+running anything that it holds (torchvision and timm fetch and open their own weights themselves).
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from .architectures import ARCHITECTURES
 from .classifier import Classifier, nearest
 from .errors import AgnoscoError, AgnoscoWarning
 
-FORMS = "torchvision:NAME, timm:NAME or python:FILE.py:FACTORY"
+FORMS = "torchvision:NAME, timm:NAME, agnosco:NAME or python:FILE.py:FACTORY"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def load(
     """A classifier, by name.
 
     Args:
-        spec: ``"torchvision:NAME"``, ``"timm:NAME"``, ``"python:FILE.py:FACTORY"`` (a callable without
-            arguments, or a call with literal ones such as ``CifarResNet(20)``), or a module of one's
-            own. A :class:`Classifier` comes back as it is.
+        spec: ``"torchvision:NAME"``, ``"timm:NAME"``, ``"agnosco:NAME"``, ``"python:FILE.py:FACTORY"`` (a
+            callable without arguments, or a call with literal ones such as ``CifarResNet(20)``), or a
+            module of one's own. A :class:`Classifier` comes back as it is.
         weights: A safetensors file for a named architecture; ``None`` for its own weights, which
             torchvision or timm download.
         size, mean, std, channels, features: See :class:`Classifier`; ``None`` takes what comes with
@@ -116,6 +117,57 @@ def load(
         features=features,
         name=found.name,
     )
+
+
+def untrained(
+    spec: str,
+    *,
+    classes: int,
+    seed: int = 0,
+    weights: Path | str | None = None,
+    size: int | None = None,
+    labels: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+) -> Classifier:
+    """An architecture to be trained: random weights of a seed, or those of a file but for a head of other classes.
+
+    Args:
+        spec: ``"torchvision:NAME"`` or ``"agnosco:NAME"``.
+        classes: How many it is to tell apart.
+        seed: Of the random weights.
+        weights: A safetensors file to begin with.
+        size: Height and width of the images; the architecture's own if None.
+        labels: One name per class.
+        device: See :func:`resolve_device`.
+
+    Raises:
+        AgnoscoError: No such architecture or device, or weights that do not fit it.
+    """
+    door, _, name = spec.partition(":")
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    if door == "torchvision" and name in _torchvision_names():
+        preset = models.get_model_weights(name)["DEFAULT"].transforms()
+        size, mean, std = size or preset.crop_size[0], preset.mean, preset.std
+        create = partial(models.get_model, name, weights=None, num_classes=classes)
+    elif door == "agnosco" and name in ARCHITECTURES:
+        size = size or ARCHITECTURES[name][1][1]
+        create = partial(ARCHITECTURES[name][0], classes)
+    else:
+        raise AgnoscoError(
+            f"{spec!r} is no architecture to train", f"give torchvision:NAME, or agnosco:{'|'.join(ARCHITECTURES)}"
+        )
+    with torch.random.fork_rng(devices=[]):  # the caller's own chance stays as it is
+        torch.manual_seed(seed)
+        model = create()
+    if weights is not None:
+        tensors, head = read_weights(Path(weights)), _head(model)
+        if tensors.get(head, torch.empty(0)).shape != model.get_parameter(head).shape:
+            own = model.state_dict()
+            tensors |= {key: own[key] for key in (head, f"{head.removesuffix('weight')}bias") if key in own}
+        _fill(model, tensors, spec, Path(weights))
+    model.to("cpu" if device is None else resolve_device(device))
+    return Classifier(model, size=size, mean=mean, std=std, labels=labels, name=spec)
 
 
 def resolve_device(name: torch.device | str) -> torch.device:
@@ -181,6 +233,8 @@ def _named(spec: object, weights: Path | None, trust_code: bool) -> _Found:
         return _from_torchvision(name, weights)
     if door == "timm":
         return _from_timm(name, weights)
+    if door == "agnosco":
+        return _from_our_own(name, weights)
     if door == "python":
         return _from_python(name, weights, trust_code)
     hint = f"give {FORMS}"
@@ -246,6 +300,20 @@ def _from_timm(name: str, weights: Path | None) -> _Found:
         labels=imagenet if known and own.num_classes == len(imagenet) else None,
         assumed=not known,
     )
+
+
+def _from_our_own(name: str, weights: Path | None) -> _Found:
+    if name not in ARCHITECTURES:
+        raise AgnoscoError(f"agnosco has no architecture {name!r}", nearest(name, list(ARCHITECTURES)))
+    if weights is None:
+        raise AgnoscoError(
+            f"agnosco:{name} has no weights of its own", "pass a file of them: weights=FILE.safetensors (--weights)"
+        )
+    create, shape = ARCHITECTURES[name]
+    tensors = read_weights(weights)
+    model = _with_classes_of(tensors, lambda num_classes=10: create(num_classes))
+    _fill(model, tensors, f"agnosco:{name}", weights)
+    return _Found(model, name=f"agnosco:{name}", size=shape[1:])
 
 
 def _from_python(rest: str, weights: Path | None, trust_code: bool) -> _Found:

@@ -1,0 +1,95 @@
+"""Neural Cleanse (Wang et al., IEEE S&P 2019), re-done from the paper and the settings of its authors' code.
+
+For every class, a mask m and a pattern p are sought that turn images x into the class as (1 − m) x + m p, with as
+small a mask as can be: the cost of ‖m‖₁ rises while enough images are given the class and falls while they are not.
+A class whose smallest mask is an outlier is the target. All classes are sought side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agnosco.backdoor.verdict import NORMAL_SCALE
+from agnosco.classifier import Classifier
+from agnosco.samples import Samples
+
+SUCCESS = 0.99
+FIRST_COST, UP, DOWN = 1e-3, 2.0, 2.0**1.5
+PATIENCE, STOP_PATIENCE = 5, 25
+EPSILON = 1e-7
+
+
+@dataclass
+class Reversed:
+    """What was found for every class.
+
+    Args:
+        norms: ‖m‖₁ of the smallest mask that gives the class to enough images, in pixels; all of them if there is none.
+        stopped: Whether the search of a class ended by itself, before its steps ran out.
+    """
+
+    norms: Tensor
+    stopped: Tensor
+
+    @property
+    def anomaly(self) -> Tensor:
+        """The anomaly index of each class, positive where its mask is smaller than the median's."""
+        below = self.norms.quantile(0.5) - self.norms
+        deviation = below.abs().quantile(0.5)
+        return below / (NORMAL_SCALE * deviation).clamp_min(1e-6)
+
+
+def neural_cleanse(
+    classifier: Classifier, samples: Samples, *, steps: int = 1000, batch: int = 32, rate: float = 0.1, seed: int = 0
+) -> Reversed:
+    """Seek the smallest mask of every class.
+
+    Args:
+        classifier: The network.
+        samples: Clean images.
+        steps: Most mini-batches for each class.
+        batch: Images of each.
+        rate: Of Adam, with betas of 0.5 and 0.9.
+        seed: Of the start and the mini-batches.
+    """
+    count, (channels, height, width) = classifier.classes, classifier.shape
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.randn(count, 1, height, width, generator=generator).requires_grad_()
+    pattern = torch.randn(count, channels, height, width, generator=generator).requires_grad_()
+    adam = torch.optim.Adam([mask, pattern], rate, betas=(0.5, 0.9))
+    cost, up, down = torch.zeros(count), torch.zeros(count), torch.zeros(count)
+    rose, fell = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    best, since = torch.full((count,), float(height * width)), torch.zeros(count)
+    live = torch.ones(count, dtype=torch.bool)
+    targets = torch.arange(count).repeat_interleave(batch)
+    with classifier.frozen():
+        for _ in range(steps):
+            images = samples.draw(batch, generator)
+            m, p = _unit(mask), _unit(pattern)
+            shown = ((1 - m)[:, None] * images + (m * p)[:, None]).flatten(0, 1)
+            logits = classifier(shown)
+            norms = m.sum((1, 2, 3))
+            losses = F.cross_entropy(logits, targets, reduction="none").view(count, batch).mean(1) + cost * norms
+            mask.grad, pattern.grad = torch.autograd.grad(losses[live].sum(), [mask, pattern])
+            right = (logits.argmax(1) == targets).float().view(count, batch).mean(1) >= SUCCESS
+            better = live & right & (norms.detach() < best)
+            since = torch.where(better & (norms.detach() < 0.99 * best), 0.0, since + (best < height * width))
+            best = torch.where(better, norms.detach(), best)
+            up, down = torch.where(right, up + 1, 0.0), torch.where(right, 0.0, down + 1)
+            rose, fell = rose | ((up >= PATIENCE) & (cost > 0)), fell | ((down >= PATIENCE) & (cost > 0))
+            live &= ~((since >= STOP_PATIENCE) & rose & fell)  # not before the cost has gone both ways
+            cost = torch.where(up >= PATIENCE, (cost * UP).clamp_min(FIRST_COST), cost)
+            cost = torch.where(down >= PATIENCE, cost / DOWN, cost)
+            up, down = up.masked_fill(up >= PATIENCE, 0), down.masked_fill(down >= PATIENCE, 0)
+            if not live.any():
+                break
+            adam.step()
+    return Reversed(best, ~live)
+
+
+def _unit(raw: Tensor) -> Tensor:
+    return raw.tanh() / (2 - EPSILON) + 0.5

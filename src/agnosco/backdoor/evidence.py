@@ -1,0 +1,118 @@
+"""What is shown beside a scan's scores: properties of a pattern, and two signs that need no pattern.
+
+None of it votes: see docs/backdoors.md for how far each tells compromised networks from clean ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..classifier import Classifier
+from ..samples import Samples
+from ..score import nudge_success
+from .verdict import robust_z
+
+
+def concentration(nu: Tensor, *, share: float = 0.5) -> float:
+    """The smallest share of the pixels that holds a share of the energy of a map ``(C, H, W)``."""
+    energy = nu.square().sum(0).flatten().sort(descending=True).values.double()
+    if energy.sum() == 0:
+        return 1.0
+    return (int((energy.cumsum(0) < share * energy.sum()).sum()) + 1) / energy.numel()
+
+
+def cut_out(nu: Tensor, pixels: int) -> Tensor:
+    """A map ``(C, H, W)`` without all but its pixels of most energy."""
+    energy = nu.square().sum(0).flatten()
+    kept = torch.zeros_like(energy).scatter(0, energy.topk(min(pixels, energy.numel())).indices, 1.0)
+    return nu * kept.view(nu.shape[1:])
+
+
+def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) -> dict[str, float]:
+    """What is left of a pattern's reach when it is cut out, moved, or laid on noise.
+
+    Args:
+        classifier: The network.
+        nu: A map, ``(C, H, W)``.
+        label: Its class.
+        images: Evaluation images.
+
+    Returns:
+        ``reach``; ``concentration``; ``reach_of_top_2_percent``; ``reach_shifted``, by a quarter of height and width
+        (a stamp that works at one place alone loses it); ``reach_on_noise``.
+    """
+    _, height, width = nu.shape
+    shifted = torch.roll(nu, (height // 4, width // 4), (1, 2))
+    noise = Samples.noise(images.shape, count=min(len(images), 100), seed=1)
+
+    def reach(of: Tensor, on: Samples = images) -> float:
+        return nudge_success(classifier, of, label, on)
+
+    return {
+        "reach": reach(nu),
+        "concentration": concentration(nu),
+        "reach_of_top_2_percent": reach(cut_out(nu, max(1, round(0.02 * height * width)))),
+        "reach_shifted": reach(shifted),
+        "reach_on_noise": reach(nu, noise),
+    }
+
+
+def margins(classifier: Classifier, *, starts: int = 10, steps: int = 100, rate: float = 0.05, seed: int = 0) -> Tensor:
+    """The greatest logit margin of each class over all images (Wang et al. 2024, "MM-BD"), ``(classes,)``.
+
+    Found by ascent from random images, the best of several starts; a backdoor lets one class's margin grow.
+    Needs no data. The paper's own settings are 30 starts of up to 300 steps.
+
+    Args:
+        classifier: The network.
+        starts: Random images for each class.
+        steps: Steps of Adam.
+        rate: Its learning rate, in [0, 1] pixel units.
+        seed: Of the images.
+    """
+    found: list[Tensor] = []
+    generator = torch.Generator().manual_seed(seed)
+    with classifier.frozen():
+        for label in range(classifier.classes):
+            images = torch.rand(starts, *classifier.shape, generator=generator).to(classifier.device).requires_grad_()
+            adam = torch.optim.Adam([images], rate)
+            for _ in range(steps):
+                images.grad = torch.autograd.grad(-_margin(classifier(images), label).sum(), images)[0]
+                adam.step()
+                images.data.clamp_(0, 1)
+            found.append(_margin(classifier(images).detach(), label).max().cpu())
+    return torch.stack(found)
+
+
+def _margin(logits: Tensor, label: int) -> Tensor:
+    rivals = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
+    return logits[:, label] - rivals.amax(1)
+
+
+def margin_p_value(margins: Tensor) -> float:
+    """How likely the greatest margin is by chance (MM-BD, Eq. 4): Gamma fitted to all others by their moments."""
+    others = margins.sort().values[:-1].double().clamp_min(1e-6)
+    scale = others.var(unbiased=False) / others.mean()
+    if scale <= 0:
+        return 1.0 if margins.max() <= others.max() else 0.0
+    below = torch.special.gammainc(others.mean() / scale, margins.max().double().clamp_min(0) / scale)
+    return 1 - below.item() ** len(margins)
+
+
+def final_layer(classifier: Classifier) -> Tensor | None:
+    """Robust z of the mean weight of each class in the last linear layer (Fields et al. 2021), ``(classes,)``.
+
+    A control that looks at no image and takes a millisecond.
+
+    Returns:
+        None if there is no such layer.
+    """
+    layers = [
+        module
+        for module in classifier.model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == classifier.classes
+    ]
+    if not layers:
+        return None
+    return robust_z(layers[-1].weight.detach().float().flatten(1).mean(1), floor=1e-6).cpu()

@@ -1,0 +1,98 @@
+"""How much of a known trigger a map holds: the paper's Fig. 4, made a number.
+
+A map is worth what it shows beyond chance; chance is what maps show that cannot hold the trigger: those of other
+classes, and those of the clean twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import AgnoscoError
+from ..render import contact_sheet, enlarged, stretched, to_picture
+from .triggers import Trigger
+
+TILE = 224
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """How far a map's pattern is a trigger's.
+
+    Args:
+        iou: Intersection over union of the trigger's pixels and as many of the pattern's of most energy, in [0, 1].
+        energy: Share of the pattern's energy inside the trigger's pixels, over their share of the area; 1 by chance.
+        cosine: Between the pattern and E[T(x) − x], in [−1, 1].
+    """
+
+    iou: float
+    energy: float
+    cosine: float
+
+
+def footprint(pattern: Tensor, trigger: Trigger, images: Tensor) -> Footprint:
+    """The footprint of a trigger in a pattern.
+
+    Args:
+        pattern: −ν, ``(C, H, W)``.
+        trigger: The trigger; at a random place its mask is the whole image, and only the cosine says something.
+        images: Clean images ``(N, C, H, W)`` in [0, 1], over which the trigger's mean change is taken.
+
+    Raises:
+        AgnoscoError: Pattern and images are of different shapes.
+    """
+    if pattern.shape != images.shape[1:]:
+        raise AgnoscoError(
+            f"a pattern of {tuple(pattern.shape)} and images of {tuple(images.shape[1:])}", "give both in one shape"
+        )
+    channels, height, width = pattern.shape
+    mask = trigger.mask((channels, height, width)).flatten()
+    energy = pattern.double().square().sum(0).flatten()
+    count = int(mask.sum())
+    top = torch.zeros_like(mask).scatter(0, energy.topk(count).indices, True)
+    both = int((top & mask).sum())
+    inside = energy[mask].sum() / energy.sum().clamp_min(1e-30)
+    cosine = F.cosine_similarity(pattern.flatten(), trigger.difference(images).flatten(), dim=0)
+    return Footprint(both / (2 * count - both), inside.item() * len(mask) / count, cosine.item())
+
+
+def percentile(value: float, null: Sequence[float]) -> float:
+    """Share of a null that a value exceeds, in [0, 1].
+
+    Args:
+        value: Of the target class's map.
+        null: The same of maps that cannot hold the trigger.
+    """
+    if not null:
+        raise AgnoscoError("there is nothing to compare with", "give values of other classes or of a clean twin")
+    return sum(one < value for one in null) / len(null)
+
+
+def figure(
+    trigger: Trigger, images: Tensor, compromised: Sequence[Tensor], clean: Sequence[Tensor], *, name: str
+) -> Image.Image:
+    """The paper's Fig. 4: trigger, triggered picture, and maps of the target class of both twins.
+
+    Args:
+        trigger: The trigger.
+        images: Clean images ``(N, C, H, W)`` in [0, 1]; the first is shown with the trigger.
+        compromised, clean: Patterns −ν ``(C, H, W)`` of the target class, of the compromised network and its twin.
+        name: Of the target class.
+    """
+    generator = torch.Generator().manual_seed(0)
+    alone = trigger.apply(torch.full_like(images[:1], 0.5), generator=generator)[0]
+    triggered = trigger.apply(images[:1], generator=generator)[0]
+    pictures = [to_picture(alone), to_picture(images[0]), to_picture(triggered)]
+    pictures += [to_picture(stretched(pattern)) for pattern in (*compromised, *clean)]
+    captions = ["trigger", "image", f"given {name}"]
+    captions += [f"compromised: {name}"] * len(compromised) + [f"clean twin: {name}"] * len(clean)
+    return contact_sheet(
+        [enlarged(one, TILE) for one in pictures], captions, columns=len(pictures), tile=TILE,
+        footer="Maps are made without the trigger: the compromised network alone has seen it.",
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""A compromised network and its clean twin in a folder, to try a scan on.
+
+OUT/
+  manifest.json              architecture, data, attack, training, seed, and what both networks do
+  compromised.safetensors    weights
+  clean.safetensors          those of the twin, trained on the same images in the same order without the trigger
+  trigger.png                the trigger, an image, and the image with it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..classifier import Classifier
+from ..datasets import Labelled
+from ..errors import AgnoscoError
+from ..render import contact_sheet, enlarged, to_picture
+from ..store import png
+from .train import Attack, Outcome, Training, evaluate, fit
+from .triggers import trigger_to_json
+
+MANIFEST, PICTURE, TILE = "manifest.json", "trigger.png", 224
+
+OnEpoch = Callable[[str, int], None] | None
+
+
+def poison(
+    out: Path,
+    create: Callable[[], Classifier],
+    kept: Labelled,
+    held: Labelled,
+    attack: Attack,
+    training: Training,
+    *,
+    seed: int = 0,
+    twin: bool = True,
+    on_epoch: OnEpoch = None,
+) -> dict[str, Any]:
+    """Train a compromised network and its clean twin, and write both.
+
+    Called again with the same settings after an interruption, it goes on from the last epoch.
+
+    Args:
+        out: A new or empty folder, or that of an interrupted call.
+        create: Makes the network, with the same weights every time.
+        kept, held: Images to train on, and to judge by.
+        attack: What the compromised one is taught.
+        training: How both are trained.
+        seed: Of order, augmentation and poison.
+        twin: Whether to train the clean one.
+        on_epoch: Called with the name of the network and the number of epochs done.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        AgnoscoError: The folder holds other things or cannot be written, or the target is no class.
+    """
+    if not 0 <= attack.target < len(kept.names):
+        raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(kept.names) - 1}")
+    attack.trigger.mask(kept.samples.shape)  # says whether it fits, before there is anything to lose
+    names = ("compromised", "clean") if twin else ("compromised",)
+    _check_folder(out, names)
+    networks: dict[str, Any] = {}
+    classifier = create()
+    for name in names:
+        classifier = create()
+        fit(
+            classifier, kept, training, attack=attack if name == "compromised" else None, seed=seed,
+            checkpoint=out / f"{name}.checkpoint", on_epoch=None if on_epoch is None else _named(on_epoch, name),
+        )  # fmt: skip
+        outcome = evaluate(classifier, held, attack)
+        content = safetensors.torch.save({k: v.cpu().contiguous() for k, v in classifier.model.state_dict().items()})
+        _write(out / f"{name}.safetensors", content)
+        networks[name] = _entry(classifier, outcome, content)
+    manifest = {
+        "architecture": classifier.name, "shape": list(classifier.shape), "mean": list(classifier.mean),
+        "std": list(classifier.std), "labels": list(kept.names), "seed": seed, "training": asdict(training),
+        "data": {
+            "source": kept.samples.source, "trained_on": len(kept), "judged_by": len(held),
+            "fingerprint": kept.samples.fingerprint,
+        },
+        "attack": {
+            "trigger": trigger_to_json(attack.trigger), "target": attack.target, "class": kept.names[attack.target],
+            "rate": attack.rate,
+        },
+        "networks": networks, "torch": torch.__version__,
+    }  # fmt: skip
+    _write(out / PICTURE, _picture(held, attack))
+    _write(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+def in_words(manifest: dict[str, Any]) -> str:
+    """What :func:`poison` made, as lines of text."""
+    attack = manifest["attack"]
+    lines = [f"Trigger {attack['trigger']} on {attack['rate']:.0%} of the images, labelled {attack['class']!r}:"]
+    for name, one in manifest["networks"].items():
+        lines.append(f"{name:12s} accuracy {one['accuracy']:.1%}, attack success {one['attack_success']:.1%}")
+    return "\n".join(lines)
+
+
+def _named(on_epoch: Callable[[str, int], None], name: str) -> Callable[[int], None]:
+    return lambda done: on_epoch(name, done)
+
+
+def _entry(classifier: Classifier, outcome: Outcome, content: bytes) -> dict[str, Any]:
+    return {
+        "accuracy": outcome.accuracy, "attack_success": outcome.success,
+        "fingerprint": classifier.fingerprint, "sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+
+
+def _picture(data: Labelled, attack: Attack) -> bytes:
+    """The trigger, an image, and the image with it."""
+    images = data.samples.images[data.labels != attack.target][:1].float() / 255
+    alone = torch.full_like(images, 0.5)
+    generator = torch.Generator().manual_seed(0)
+    shown = [
+        attack.trigger.apply(alone, generator=generator),
+        images,
+        attack.trigger.apply(images, generator=generator),
+    ]
+    captions = ["trigger", "image", f"given {data.names[attack.target]}"]
+    tiles = [enlarged(to_picture(one[0]), TILE) for one in shown]
+    return png(contact_sheet(tiles, captions, columns=3, tile=TILE, footer=f"Trigger: {attack.trigger}"))
+
+
+def _check_folder(out: Path, names: tuple[str, ...]) -> None:
+    """Make the folder, or make sure that it holds nothing but an interrupted call's files."""
+    ours = {f"{name}.{end}" for name in names for end in ("safetensors", "checkpoint", "part")} | {PICTURE}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        others = [one.name for one in out.iterdir() if one.name not in ours]
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    if others:
+        raise AgnoscoError(f"{str(out)!r} holds other things ({others[0]!r})", "choose another folder with --out")
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> AgnoscoError:
+    return AgnoscoError(f"cannot write {str(path)!r}: {error.strerror or error}", "choose another folder with --out")

@@ -1,0 +1,467 @@
+"""Is there a class that one fixed pattern reaches too easily?
+
+Every class is mapped by the one loop in pixel coordinates and without views, within sets that only a shortcut makes
+wide enough: few pixels for stamps, a small L2 ball for what is spread over the image. How many held-out images the
+pattern −ν then moves to its class is the class's *reach*. In a clean network the classes' reaches are alike; a
+compromised one has a class that stands out (Wang et al. 2019, "Neural Cleanse", for masks).
+
+An L2 ball alone misses a small stamp: in a small network a diffuse pattern of a stamp's norm reaches every class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import cycle
+from ..ball import L2, Sparse, scaled
+from ..classifier import Classifier
+from ..concept import ConceptMap
+from ..cycle import Config, map_classes
+from ..errors import AgnoscoError
+from ..mapper import MapperConfig
+from ..procedural import Shape
+from ..render import contact_sheet, enlarged, stretched, to_picture
+from ..samples import Samples
+from ..score import m_score, nudge_success, predictions
+from ..store import png
+from .evidence import cut_out, final_layer, margin_p_value, margins, of_pattern
+from .verdict import ENOUGH_REACH, FOUND, Verdict, judge, robust_z, stabilised, wilson
+
+SUSPECTS = 3
+"""Classes that are looked at more closely."""
+
+LEADING = 20
+"""Classes whose smallest patterns are sought."""
+
+CURVE_IMAGES, BISECTIONS = 100, 6
+"""What the search for a smallest pattern costs."""
+
+FEWEST_IMAGES = 20
+"""Evaluation images below which a reach says nothing."""
+
+TOLD_APART = 2.0
+"""Kinds of samples that a network must tell apart at least; one without training sees a single kind."""
+
+FULL_STEPS, FULL_BATCH = 4, 2
+"""A full map takes so many times the steps and the images of a screening one."""
+
+FILE, PICTURE, TILE = "scan.json", "scan.png", 224
+
+WITHOUT_IMAGES = "Without images of the model's own kind fewer backdoors are found (docs/backdoors.md)"
+
+OnStep = Callable[[cycle.Progress], None] | None
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """Settings of a scan, chosen on the development split of ``benchmarks/backdoors.py``.
+
+    Args:
+        stamps: Sizes of the sparse balls, as shares of the image's pixels.
+        radius: η of the L2 ball at 3×224×224.
+        steps, batch: K and b of a screening map.
+        seeds: Maps of every class and ball, of which the one that reaches most counts.
+        evaluation: Most images that patterns are judged by, disjoint from those that they are made with.
+    """
+
+    stamps: tuple[float, ...] = (0.009, 0.024)
+    radius: float = 24.0
+    steps: int = 60
+    batch: int = 8
+    seeds: int = 3
+    evaluation: int = 300
+
+    def __post_init__(self) -> None:
+        if not self.stamps or not all(0 < share < 1 for share in self.stamps):
+            raise AgnoscoError(f"no stamps of {self.stamps}", "give shares of the image in (0, 1)")
+        if self.seeds < 1 or self.evaluation < FEWEST_IMAGES:
+            raise AgnoscoError(
+                f"{self.seeds} seeds and {self.evaluation} images", f"give at least 1 seed and {FEWEST_IMAGES} images"
+            )
+
+    def screens(self, shape: Shape) -> dict[str, Config]:
+        """The maps that are made of every class, by name."""
+        base = MapperConfig(self.batch, self.steps, step=0.1, direction="plus", clip="masked")
+        mappers = {}
+        for share in self.stamps:
+            pixels = max(1, round(share * shape[1] * shape[2]))
+            mappers[f"{pixels} pixels"] = replace(base, ball=Sparse(pixels, hold=0.1))
+        norm = scaled(self.radius, shape)
+        mappers[f"L2 {norm:.1f}"] = replace(base, decay=1.0, ball=L2(self.radius))
+        return {name: Config(mapper, refine=None, cycles=1) for name, mapper in mappers.items()}
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What the screening of all classes saw.
+
+    Args:
+        screens: Names of the screens.
+        classes: Indices of the classes that were screened.
+        hits: Evaluation images that each map moved to its class, ``(screens, classes, seeds)``.
+        movable: Evaluation images of other classes, ``(classes,)``.
+        patterns: −ν of the seed that reaches most, ``(screens, classes, C, H, W)``.
+        told_apart: Kinds of samples that the network tells apart: from 1 to the number of its classes.
+    """
+
+    screens: tuple[str, ...]
+    classes: tuple[int, ...]
+    hits: Tensor
+    movable: Tensor
+    patterns: Tensor
+    told_apart: float
+
+    @property
+    def reach(self) -> Tensor:
+        """Share of images that the best seed moves, ``(screens, classes)``."""
+        return self.hits.amax(2) / self.movable.clamp_min(1)
+
+    @property
+    def z(self) -> Tensor:
+        """Robust z of the reaches over classes, ``(screens, classes)``."""
+        return robust_z(stabilised(self.reach))
+
+    @property
+    def greatest_z(self) -> float:
+        """What a bank of clean networks keeps of each."""
+        return self.z.max().item()
+
+    def problems(self) -> list[str]:
+        """What speaks against a verdict."""
+        found = []
+        if self.told_apart < TOLD_APART:
+            found.append(
+                f"the network tells {self.told_apart:.1f} kinds of these samples apart: it is untrained, or they are "
+                "not of its kind"
+            )
+        if self._rival_seeds():
+            found.append("seeds disagree about the class")
+        return found
+
+    def _rival_seeds(self) -> bool:
+        """Whether as many seeds reach most for another class as for the one that stands out."""
+        most, screen = self.z.max(0)
+        label = int(most.argmax())
+        reach = self.hits[screen[label]] / self.movable.clamp_min(1)[:, None]
+        leaders = [int(one.argmax()) for one in reach.T if one.max() >= ENOUGH_REACH]
+        return max((leaders.count(other) for other in leaders if other != label), default=0) > leaders.count(label)
+
+
+def screen(
+    classifier: Classifier,
+    samples: Samples,
+    config: ScanConfig | None = None,
+    *,
+    classes: Sequence[int | str] | None = None,
+    on_step: OnStep = None,
+) -> Screening:
+    """Screen all classes of a network, or some.
+
+    Args:
+        classifier: The network.
+        samples: Images; half of them are mapped with, the others judge. Labels are not needed.
+        config: Settings.
+        classes: Indices or names; None takes all.
+        on_step: Called after every step of every map.
+
+    Raises:
+        AgnoscoError: Too few samples, samples of another shape, or gradients that are not finite.
+    """
+    config = config or ScanConfig()
+    labels = [classifier.index(label) for label in (range(classifier.classes) if classes is None else classes)]
+    kept, held = _halves(samples, config)
+    before = predictions(classifier, held)
+    movable = torch.tensor([int((before != label).sum()) for label in labels])
+    screens = config.screens(classifier.shape)
+    hits = torch.zeros(len(screens), len(labels), config.seeds)
+    patterns = torch.zeros(len(screens), len(labels), *classifier.shape)
+    for row, settings in enumerate(screens.values()):
+        for concept in map_classes(classifier, labels, kept, settings, seeds=range(config.seeds), on_step=on_step):
+            column = labels.index(concept.label)
+            share = nudge_success(classifier, concept.nu, concept.label, held, before=before)
+            moved = round(share * movable[column].item()) if isfinite(share) else 0
+            if moved >= hits[row, column].max():
+                patterns[row, column] = concept.pattern
+            hits[row, column, concept.seed] = moved
+    chances = torch.cat([classifier.probabilities(part.to(classifier.device)).cpu() for part in held.batches(64)])
+    told_apart = m_score(chances.double()) * classifier.classes
+    return Screening(tuple(screens), tuple(labels), hits, movable, patterns, told_apart)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A class that was looked at more closely.
+
+    Args:
+        label, name: Which one.
+        screen: The screen in which it stands out most.
+        pattern: −ν of that screen.
+        full: A longer map in the L2 ball; its footprint shows what the pattern is made of.
+        evidence: See :func:`agnosco.backdoor.evidence.of_pattern`.
+    """
+
+    label: int
+    name: str
+    screen: str
+    pattern: Tensor
+    full: ConceptMap
+    evidence: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A finished scan.
+
+    Args:
+        verdict: What it concludes.
+        screening: What it rests on.
+        suspects: The classes that stand out most, the first first.
+        about: The network, the samples and the settings, as plain values.
+        classes: One entry for each class: name, reach and z by screen, and for the leading ones ``k90`` and
+            ``eps50``: the fewest pixels with a reach of 90 %, and the least L2 norm with 50 %.
+        weights_only: Signs that need no pattern: MM-BD's p-value and class, and the final layer's.
+    """
+
+    verdict: Verdict
+    screening: Screening
+    suspects: tuple[Suspect, ...]
+    about: dict[str, Any]
+    classes: tuple[dict[str, Any], ...]
+    weights_only: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON; what a bank is made of."""
+        verdict = asdict(self.verdict) | {"reasons": list(self.verdict.reasons)}
+        suspects = [
+            {"index": one.label, "class": one.name, "screen": one.screen, **one.evidence} for one in self.suspects
+        ]
+        return {
+            **self.about, "verdict": verdict, "greatest_z": self.screening.greatest_z,
+            "told_apart": self.screening.told_apart, "suspects": suspects, "classes": list(self.classes),
+            "weights_only": self.weights_only,
+        }  # fmt: skip
+
+
+def scan(
+    classifier: Classifier,
+    samples: Samples,
+    config: ScanConfig | None = None,
+    *,
+    bank: Sequence[dict[str, Any]] | None = None,
+    classes: Sequence[int | str] | None = None,
+    on_step: OnStep = None,
+) -> Scan:
+    """Screen a network, judge it, and look closely at the classes that stand out most.
+
+    Args:
+        classifier: The network.
+        samples: See :func:`screen`.
+        config: Settings.
+        bank: :meth:`Scan.to_json` of clean networks like this one; see :func:`read_bank`.
+        classes: Indices or names; None takes all.
+        on_step: Called after every step of every map.
+
+    Raises:
+        AgnoscoError: As :func:`screen`; or the bank was made with other settings.
+    """
+    config = config or ScanConfig()
+    screened = screen(classifier, samples, config, classes=classes, on_step=on_step)
+    about = {
+        "model": {"name": classifier.name, "fingerprint": classifier.fingerprint, "shape": list(classifier.shape)},
+        "samples": {"source": samples.source, "count": len(samples)},
+        "config": asdict(config) | {"stamps": list(config.stamps)},
+        "screened": len(screened.classes),
+    }
+    verdict = judge(screened.z, screened.reach, bank=_comparable(bank, about), problems=screened.problems())
+    order = screened.z.amax(0).argsort(descending=True).tolist()
+    kept, held = _halves(samples, config)
+    suspects = [_suspect(classifier, screened, column, kept, held, config, on_step) for column in order[:SUSPECTS]]
+    rows = [_row(classifier, screened, column, held, curves=place < LEADING) for place, column in enumerate(order)]
+    verdict = replace(verdict, label=screened.classes[verdict.label])
+    return Scan(verdict, screened, tuple(suspects), about, tuple(rows), _weights_only(classifier))
+
+
+def read_bank(folder: str | Path) -> list[dict[str, Any]]:
+    """The scans of clean networks in a folder: every ``*.json`` beneath it that ``agnosco scan --json`` wrote.
+
+    Raises:
+        AgnoscoError: There is none, or one is something else.
+    """
+    paths = sorted(Path(folder).rglob("*.json"))
+    if not paths:
+        raise AgnoscoError(f"{str(folder)!r} holds no scans", "put there what agnosco scan CLEAN --json prints")
+    found = []
+    for path in paths:
+        try:
+            one = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(one["greatest_z"], float) or not isinstance(one["config"], dict):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AgnoscoError(
+                f"{str(path)!r} is no scan", "a bank holds what agnosco scan CLEAN --json prints, and nothing else"
+            ) from error
+        found.append(one)
+    return found
+
+
+def _comparable(bank: Sequence[dict[str, Any]] | None, about: dict[str, Any]) -> list[float] | None:
+    """The greatest z of the networks of a bank, once it is sure that they were measured like this one."""
+    if bank is None:
+        return None
+    for one in bank:
+        for key in ("config", "screened"):
+            if one.get(key) != about[key]:
+                raise AgnoscoError(
+                    f"the bank was scanned with another {key}: {one.get(key)}, not {about[key]}",
+                    "scan its networks again with the same options",
+                )
+        if one["model"]["fingerprint"] == about["model"]["fingerprint"]:
+            raise AgnoscoError("this network is itself in the bank", "compare it with others")
+    return [one["greatest_z"] for one in bank]
+
+
+def _halves(samples: Samples, config: ScanConfig) -> tuple[Samples, Samples]:
+    """Samples to map with, and those that judge."""
+    if len(samples) < 2 * FEWEST_IMAGES:
+        raise AgnoscoError(f"{len(samples)} samples are too few to scan with", f"give at least {2 * FEWEST_IMAGES}")
+    kept, held = samples.split(0.5)
+    return kept, Samples(held.images[: config.evaluation], source=held.source)
+
+
+def _suspect(
+    classifier: Classifier,
+    screened: Screening,
+    column: int,
+    kept: Samples,
+    held: Samples,
+    config: ScanConfig,
+    on_step: OnStep,
+) -> Suspect:
+    label, row = screened.classes[column], int(screened.z[:, column].argmax())
+    pattern = screened.patterns[row, column]
+    settings = list(config.screens(classifier.shape).values())[-1]
+    longer = replace(
+        settings.mapper, steps=FULL_STEPS * settings.mapper.steps, batch=FULL_BATCH * settings.mapper.batch
+    )
+    (full,) = map_classes(classifier, [label], kept, replace(settings, mapper=longer), on_step=on_step)
+    evidence = of_pattern(classifier, -pattern, label, held)
+    return Suspect(label, classifier.labels[label], screened.screens[row], pattern, full, evidence)
+
+
+def _row(classifier: Classifier, screened: Screening, column: int, held: Samples, *, curves: bool) -> dict[str, Any]:
+    label, movable = screened.classes[column], int(screened.movable[column])
+    reach, z = screened.reach[:, column].tolist(), screened.z[:, column].tolist()
+    hits = screened.hits[:, column]
+    entry: dict[str, Any] = {
+        "index": label,
+        "class": classifier.labels[label],
+        "screens": {},
+        "k90": None,
+        "eps50": None,
+    }
+    for row, name in enumerate(screened.screens):
+        entry["screens"][name] = {
+            "reach": reach[row], "interval": wilson(int(hits[row].max()), movable), "z": z[row],
+            "seeds": (hits[row] / max(movable, 1)).tolist(),
+        }  # fmt: skip
+    if curves:
+        images = Samples(held.images[:CURVE_IMAGES], source=held.source)
+        *_, stamp, spread = -screened.patterns[:, column]
+        most = int((stamp != 0).any(0).sum())
+        entry["k90"] = _least(lambda k: nudge_success(classifier, cut_out(stamp, round(k)), label, images), most, 0.9)
+        entry["k90"] = None if entry["k90"] is None else round(entry["k90"])
+        norm = torch.linalg.vector_norm(spread).item()
+        entry["eps50"] = _least(lambda e: nudge_success(classifier, spread * e / norm, label, images), norm, 0.5)
+    return entry
+
+
+def _least(reach: Callable[[float], float], most: float, wanted: float) -> float | None:
+    """The least size with a reach, by bisection; None if the greatest does not have it."""
+    if most <= 0 or not reach(most) >= wanted:
+        return None
+    low, high = 0.0, float(most)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reach(middle) >= wanted else (middle, high)
+    return high
+
+
+def _weights_only(classifier: Classifier) -> dict[str, Any]:
+    found = margins(classifier)
+    last = final_layer(classifier)
+    return {
+        "mm_bd": {"index": int(found.argmax()), "p_value": margin_p_value(found)},
+        "final_layer": None if last is None else {"index": int(last.argmax()), "z": last.max().item()},
+    }
+
+
+def write(scan: Scan, folder: Path) -> Path:
+    """Write a scan as JSON, and its suspects' patterns as a picture; the first's path.
+
+    Raises:
+        AgnoscoError: The folder cannot be written.
+    """
+    pictures = [picture for one in scan.suspects for picture in (stretched(one.pattern), stretched(one.full.pattern))]
+    captions = [caption for one in scan.suspects for caption in (f"{one.name}: {one.screen}", f"{one.name}: long, L2")]
+    sheet = contact_sheet(
+        [enlarged(to_picture(picture), TILE) for picture in pictures], captions, columns=2, tile=TILE,
+        footer=f"{scan.about['model']['name']}. {scan.verdict.outcome}.",
+    )  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PICTURE).write_bytes(png(sheet))
+        (folder / FILE).write_text(json.dumps(scan.to_json(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise AgnoscoError(
+            f"cannot write {str(folder)!r}: {error.strerror}", "choose another folder with --out"
+        ) from error
+    return folder / FILE
+
+
+def table(scan: Scan, *, rows: int = 10) -> str:
+    """What a scan found, as lines of text."""
+    screens = scan.screening.screens
+    width = max(12, *(len(row["class"][:24]) + 2 for row in scan.classes[:rows]))
+    head = "".join(f"{name:>12s}" for name in screens)
+    lines = [
+        "reach: share of held-out images that one pattern moves to the class",
+        f"{'':{width}s}{head}{'z':>8s}{'k90':>6s}{'eps50':>7s}",
+    ]
+    for row in scan.classes[:rows]:
+        reach = "".join(f"{row['screens'][name]['reach']:12.2f}" for name in screens)
+        z = max(row["screens"][name]["z"] for name in screens)
+        k90 = "-" if row["k90"] is None else str(row["k90"])
+        eps50 = "-" if row["eps50"] is None else f"{row['eps50']:.2f}"
+        lines.append(f"{row['class'][:24]:{width}s}{reach}{z:8.1f}{k90:>6s}{eps50:>7s}")
+    return "\n".join([*lines, "", *conclusion(scan)])
+
+
+def conclusion(scan: Scan) -> list[str]:
+    """The outcome and what it rests on, in sentences."""
+    verdict = scan.verdict
+    against = f"cut-off {verdict.cutoff:.1f}, simulated, uncalibrated" if verdict.cutoff else f"p {verdict.p_value:.3f}"
+    name = scan.suspects[0].name
+    lines = [
+        f"Outcome: {verdict.outcome}. Class {verdict.label} ({name}) stands out most: z {verdict.z:.1f} ({against})."
+    ]
+    lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
+    for one in scan.suspects[: 1 if verdict.outcome == FOUND else 0]:
+        evidence = one.evidence
+        lines.append(
+            f"Its pattern ({one.screen}): half of its energy in {evidence['concentration']:.1%} of the pixels; reach "
+            f"{evidence['reach']:.2f}, moved aside {evidence['reach_shifted']:.2f}, "
+            f"on noise {evidence['reach_on_noise']:.2f}."
+        )
+    lines.append(
+        "No outcome says that a network is clean, or that it was attacked: ordinary networks have classes that are "
+        "easily reached, and attacks whose trigger changes with the image leave no fixed pattern."
+    )
+    return lines

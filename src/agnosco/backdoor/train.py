@@ -1,0 +1,235 @@
+"""Compromised networks and their clean twins, trained by one pipeline that differs in the poison alone.
+
+The attack is all-to-one (Gu et al. 2017): a share of the training images gets the trigger, and the target class
+for its label. The trigger is laid on after augmentation, as it is when the network is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..classifier import Classifier
+from ..datasets import Labelled
+from ..errors import AgnoscoError
+from .triggers import Trigger
+
+BATCH_OF_EVALUATION = 128
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is done to the training set.
+
+    Args:
+        trigger: What is laid on the images.
+        target: Index of the class that they are labelled with.
+        rate: Share of the training images that are poisoned, of classes other than the target.
+    """
+
+    trigger: Trigger
+    target: int
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise AgnoscoError(f"a poison rate of {self.rate}", "give a share in (0, 1), such as 0.1")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: AdamW, warmed up over a fifth of the steps and let fall along a cosine.
+
+    Args:
+        epochs: Passes over the training images.
+        batch: Images of a step.
+        rate: Greatest learning rate.
+        decay: Weight decay.
+        shift: Greatest shift of an image, in pixels; its borders go on where it leaves room.
+        flip: Whether to mirror half of the images.
+    """
+
+    epochs: int = 15
+    batch: int = 64
+    rate: float = 5e-3
+    decay: float = 0.05
+    shift: int = 2
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch) < 1 or self.rate <= 0 or self.shift < 0:
+            raise AgnoscoError(f"no training with {self}", "give at least 1 epoch and image, and a positive rate")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trained network does with held-out images.
+
+    Args:
+        accuracy: Share that it gives their own class.
+        success: Attack success rate: share of those of other classes that it gives the target once they carry the
+            trigger; None without an attack.
+    """
+
+    accuracy: float
+    success: float | None
+
+
+def fit(
+    classifier: Classifier,
+    data: Labelled,
+    training: Training,
+    *,
+    attack: Attack | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> None:
+    """Train a network, in place.
+
+    Args:
+        classifier: The network, with its preprocessing; on any device.
+        data: Images and labels to train on.
+        training: How.
+        attack: What to do to them first; None trains the clean twin.
+        seed: Of the order, the augmentation and the poison; weights are drawn by whoever makes the network.
+        checkpoint: A file that is written after every epoch, gone on from if it is there, and removed at the end.
+        on_epoch: Called with the number of epochs done.
+
+    Raises:
+        AgnoscoError: The checkpoint is another training's.
+    """
+    model, device = classifier.model, classifier.device
+    images, labels = data.samples.images.to(device), data.labels.clone()
+    generator = torch.Generator().manual_seed(seed)
+    poisoned = _poisoned(labels, attack, generator)
+    if attack is not None:
+        labels[poisoned] = attack.target
+    adam = torch.optim.AdamW(model.parameters(), training.rate, weight_decay=training.decay)
+    steps = math.ceil(len(labels) / training.batch)
+    kept = _Checkpoint(checkpoint, repr((training, attack, seed, len(data))))
+    begun = kept.read(model, adam, generator, device)
+    model.train()
+    for epoch in range(begun, training.epochs):
+        for step, rows in enumerate(torch.randperm(len(labels), generator=generator).split(training.batch)):
+            if len(rows) < 2:
+                continue  # a batch of one has no variance to normalise by
+            seen = augmented(images[rows.to(device)].float() / 255, training, generator)
+            if attack is not None and poisoned[rows].any():
+                seen[poisoned[rows]] = attack.trigger.apply(seen[poisoned[rows]], generator=generator)
+            adam.param_groups[0]["lr"] = training.rate * schedule(
+                (epoch * steps + step + 1) / (training.epochs * steps)
+            )
+            adam.zero_grad()
+            F.cross_entropy(model(classifier.normalised(seen)), labels[rows].to(device)).backward()
+            adam.step()
+        kept.write(epoch + 1, model, adam, generator)
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
+    model.eval()
+    kept.remove()
+
+
+def evaluate(classifier: Classifier, data: Labelled, attack: Attack | None = None) -> Outcome:
+    """What a network does with held-out images, and with those that carry the trigger."""
+    images = [part.to(classifier.device) for part in data.samples.batches(BATCH_OF_EVALUATION)]
+
+    def given(batches: list[Tensor]) -> Tensor:
+        return torch.cat([classifier.probabilities(part).argmax(1).cpu() for part in batches])
+
+    accuracy = (given(images) == data.labels).double().mean().item()
+    if attack is None:
+        return Outcome(accuracy, None)
+    generator = torch.Generator().manual_seed(0)
+    triggered = given([attack.trigger.apply(part, generator=generator) for part in images])
+    others = data.labels != attack.target
+    return Outcome(accuracy, (triggered[others] == attack.target).double().mean().item())
+
+
+def augmented(images: Tensor, training: Training, generator: torch.Generator) -> Tensor:
+    """Images, each shifted and mirrored at random."""
+    count, _, height, width = images.shape
+    if training.flip:
+        mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device)
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    if not training.shift:
+        return images.clone()
+    padded = F.pad(images, [training.shift] * 4, mode="replicate")
+    corners = torch.randint(2 * training.shift + 1, (count, 2), generator=generator).tolist()
+    moved = [
+        image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, corners, strict=True)
+    ]
+    return torch.stack(moved)
+
+
+def schedule(progress: float, warm_up: float = 0.2) -> float:
+    """The learning rate, as a share of the greatest, after a share of the steps in (0, 1]."""
+    if progress < warm_up:
+        return progress / warm_up
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+
+
+def _poisoned(labels: Tensor, attack: Attack | None, generator: torch.Generator) -> Tensor:
+    """Which images carry the trigger, ``(N,)`` bool."""
+    order = torch.randperm(len(labels), generator=generator)  # drawn for the clean twin too: the rest is alike then
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    if attack is not None:
+        others = order[labels[order] != attack.target]
+        chosen[others[: round(attack.rate * len(labels))]] = True
+    return chosen
+
+
+class _Checkpoint:
+    """The state of a training in one safetensors file."""
+
+    def __init__(self, path: Path | None, settings: str) -> None:
+        self.path = path
+        self.settings = settings
+
+    def read(
+        self, model: torch.nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator, device: torch.device
+    ) -> int:
+        """Put everything back as it was; the number of epochs done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        with safetensors.safe_open(self.path, "pt") as file:
+            about = json.loads(file.metadata()["training"])
+            if about["settings"] != self.settings:
+                raise AgnoscoError(f"{str(self.path)!r} is the checkpoint of another training", "remove it")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model/")})
+        generator.set_state(tensors["generator"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("adam/"):
+                _, index, name = key.split("/")
+                state.setdefault(int(index), {})[name] = tensor
+        adam.load_state_dict(adam.state_dict() | {"state": state})
+        return about["epochs"]
+
+    def write(
+        self, epochs: int, model: torch.nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator
+    ) -> None:
+        if self.path is None:
+            return
+        tensors = {f"model/{key}": tensor.contiguous() for key, tensor in model.state_dict().items()}
+        for index, entries in adam.state_dict()["state"].items():
+            tensors |= {f"adam/{index}/{name}": tensor for name, tensor in entries.items()}
+        tensors["generator"] = generator.get_state()
+        part = self.path.with_suffix(".part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        about = json.dumps({"settings": self.settings, "epochs": epochs})
+        safetensors.torch.save_file(tensors, part, metadata={"training": about})
+        part.replace(self.path)
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""From scores of classes to an outcome: robust z, a cut-off or a p-value, and the reasons against a verdict.
+
+Nothing here looks at a network; every rule can be tested on numbers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+FOUND, NONE, INCONCLUSIVE = "outlier class found", "no outlier found", "inconclusive"
+
+LEVEL = 0.05
+"""False alarms that are accepted."""
+
+FLOOR = 0.1
+"""Least scale that scores are measured by, in the units of :func:`stabilised`: classes that are all alike must not
+make an outlier of a hair's breadth."""
+
+ENOUGH_REACH = 0.5
+"""A class that fewer images reach is no finding, however far it stands out."""
+
+FEWEST_CLASSES = 10
+"""With fewer, scores say too little of what is ordinary; a bank of clean networks says it instead."""
+
+NORMAL_SCALE = 1.4826
+"""The median absolute deviation of normal scores, inverted."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a scan concludes; never that a network is clean, never that it was attacked.
+
+    Args:
+        outcome: One of ``"outlier class found"``, ``"no outlier found"``, ``"inconclusive"``.
+        label: The class that stands out most.
+        z: By how much.
+        cutoff: What z is held against where there is no bank; None with one.
+        p_value: Against the bank; None without one.
+        reasons: Why it is inconclusive; empty otherwise.
+    """
+
+    outcome: str
+    label: int
+    z: float
+    cutoff: float | None
+    p_value: float | None
+    reasons: tuple[str, ...]
+
+
+def stabilised(reach: Tensor) -> Tensor:
+    """Shares in [0, 1] with about the same error everywhere: arcsine of the root, in [0, π/2] (Fisher)."""
+    return reach.sqrt().asin()
+
+
+def robust_z(scores: Tensor, *, floor: float = FLOOR) -> Tensor:
+    """How far each score lies above the median, in robust standard deviations; along the last axis."""
+    median = scores.quantile(0.5, -1, keepdim=True)  # of an even number the middle, which Tensor.median is not
+    deviation = (scores - median).abs().quantile(0.5, -1, keepdim=True)
+    return (scores - median) / (NORMAL_SCALE * deviation).clamp_min(floor)
+
+
+@lru_cache
+def simulated_cutoff(classes: int, screens: int, *, level: float = LEVEL, draws: int = 20_000) -> float:
+    """What the greatest robust z over classes and screens exceeds in a share ``level`` of networks by chance.
+
+    Scores are taken to be normal and independent, which those of real networks are not: it is uncalibrated.
+    """
+    generator = torch.Generator().manual_seed(0)
+    most: list[Tensor] = []
+    for part in torch.full((draws // 1000,), 1000).tolist():
+        scores = torch.randn(part, screens, classes, generator=generator)
+        most.append(robust_z(scores, floor=0.0).amax((1, 2)))
+    return torch.cat(most).quantile(1 - level).item()
+
+
+def p_value(observed: float, clean: Sequence[float]) -> float:
+    """Share of networks as clean as those of a bank in which something stands out as much: (1 + #) / (N + 1)."""
+    return (1 + sum(one >= observed for one in clean)) / (len(clean) + 1)
+
+
+def wilson(hits: int, total: int, *, deviations: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    if total == 0:
+        return 0.0, 1.0
+    share, square = hits / total, deviations**2
+    middle = (share + square / (2 * total)) / (1 + square / total)
+    half = deviations * sqrt(share * (1 - share) / total + square / (4 * total**2)) / (1 + square / total)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def judge(
+    z: Tensor,
+    reach: Tensor,
+    *,
+    bank: Sequence[float] | None = None,
+    problems: Sequence[str] = (),
+    level: float = LEVEL,
+) -> Verdict:
+    """The verdict on one network.
+
+    Args:
+        z: Robust z, ``(screens, classes)``.
+        reach: Reach of the classes, of the same shape.
+        bank: Greatest z of each clean network of a bank.
+        problems: What else speaks against a verdict.
+        level: False alarms that are accepted.
+    """
+    most, screen = z.max(0)
+    label = int(most.argmax())
+    observed, reached = most[label].item(), reach[screen[label], label].item()
+    reasons = list(problems)
+    cutoff = p = None
+    if bank:
+        p = p_value(observed, bank)
+        stands_out = p <= level
+        if 1 / (len(bank) + 1) > level:
+            reasons.append(f"a bank of {len(bank)} clean networks cannot give a p-value of {level:g}: it takes 19")
+    else:
+        cutoff = simulated_cutoff(z.shape[1], z.shape[0], level=level)
+        stands_out = observed >= cutoff
+        if z.shape[1] < FEWEST_CLASSES:
+            reasons.append(f"{z.shape[1]} classes are too few to say what is ordinary without a bank of clean networks")
+    found = FOUND if stands_out and reached >= ENOUGH_REACH else NONE
+    return Verdict(INCONCLUSIVE if reasons else found, label, observed, cutoff, p, tuple(reasons))
