@@ -132,17 +132,19 @@ def trained(of: Bank, entry: dict, path: Path, clean: float) -> bool:
     return entry["admitted"]
 
 
-def scan(of: Bank, split: str, part: int, parts: int) -> None:
+def scan(of: Bank, split: str, part: int, parts: int, names: list[str]) -> None:
     """Scan the networks of a split that are not scanned yet: every detector on each, one after the other."""
     for number, path in enumerate(sorted(of.folder(split).glob("*.json"))):
         if number % parts != part or path.name.endswith(".scan.json") or not json.loads(path.read_text())["admitted"]:
             continue
         target = path.with_suffix(".scan.json")
-        if target.exists():
+        have = json.loads(target.read_text())["detectors"] if target.exists() else {}
+        lacking = [name for name in names if name not in have]
+        if not lacking:
             continue
         classifier = network(of)
         classifier.model.load_state_dict(load_file(path.with_suffix(".safetensors")))
-        found = {name: timed(detector, classifier, of.held.samples) for name, detector in DETECTORS.items()}
+        found = have | {name: timed(DETECTORS[name], classifier, of.held.samples) for name in lacking}
         target.write_text(json.dumps(json.loads(path.read_text()) | {"detectors": found}) + "\n")
         told = {name: (one["label"], round(one["score"], 2), one["seconds"]) for name, one in found.items()}
         print(split, path.stem, "target", json.loads(path.read_text())["target"], told, flush=True)
@@ -166,8 +168,9 @@ def ours(classifier: Classifier, samples: Samples) -> dict:
 
 def cleansed(classifier: Classifier, samples: Samples) -> dict:
     """Neural Cleanse with as many images as our screens take."""
-    config = ScanConfig()
-    images = len(config.screens(classifier.shape)) * config.seeds * config.steps * config.batch
+    config, search = ScanConfig(), ScanConfig().windows
+    images = search.grid**2 * search.steps * search.batch + config.seeds * search.longer_steps * search.longer_batch
+    images += 2 * config.seeds * config.steps * config.batch
     found = neural_cleanse(classifier, samples, steps=images // 32)
     return {"score": found.anomaly.max().item(), "label": int(found.anomaly.argmax()), "norms": found.norms.tolist()}
 
@@ -207,13 +210,14 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "cifar"), default="digits")
     parser.add_argument("--split", choices=SPLITS, default="development")
     parser.add_argument("--part", default="0/1", help="which share of the networks to scan: 0/2 and 1/2 beside it")
+    parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
     parser.add_argument("--each", type=int, default=20, help="networks of each kind")
     options = parser.parse_args()
     if options.what == "train":
         train(bank(options.data), options.split, options.each)
     if options.what == "scan":
         part, parts = (int(number) for number in options.part.split("/"))
-        scan(bank(options.data), options.split, part, parts)
+        scan(bank(options.data), options.split, part, parts, options.detectors)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Is there a class that one fixed pattern reaches too easily?
 
 Every class is mapped by the one loop in pixel coordinates and without views, within sets that only a shortcut makes
-wide enough: few pixels for stamps, a small L2 ball for what is spread over the image. How many held-out images the
-pattern −ν then moves to its class is the class's *reach*. In a clean network the classes' reaches are alike; a
-compromised one has a class that stands out (Wang et al. 2019, "Neural Cleanse", for masks).
+wide enough: few pixels and small windows for stamps, a small L2 ball for what is spread over the image. How many
+held-out images the pattern −ν then moves to its class is the class's *reach*. In a clean network the classes'
+reaches are alike; a compromised one has a class that stands out (Wang et al. 2019, "Neural Cleanse", for masks).
 
 An L2 ball alone misses a small stamp: in a small network a diffuse pattern of a stamp's norm reaches every class.
 """
@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from ..score import m_score, nudge_success, predictions
 from ..store import png
 from .evidence import cut_out, final_layer, margin_p_value, margins, of_pattern
 from .verdict import ENOUGH_REACH, FOUND, Verdict, judge, robust_z, stabilised, wilson
+from .windows import Tournament, stamps
 
 SUSPECTS = 3
 """Classes that are looked at more closely."""
@@ -50,6 +50,10 @@ FEWEST_IMAGES = 20
 TOLD_APART = 2.0
 """Kinds of samples that a network must tell apart at least; one without training sees a single kind."""
 
+CROWDED, SHRINK = 0.15, 0.8
+"""Median reach above which the maps of the L2 ball are scaled down, again and again: in a small network the ball of
+one size reaches every class, and in another none."""
+
 FULL_STEPS, FULL_BATCH = 4, 2
 """A full map takes so many times the steps and the images of a screening one."""
 
@@ -65,14 +69,16 @@ class ScanConfig:
     """Settings of a scan, chosen on the development split of ``benchmarks/backdoors.py``.
 
     Args:
-        stamps: Sizes of the sparse balls, as shares of the image's pixels.
+        pixels: k of the sparse ball, as a share of the image's pixels.
+        windows: The search for stamps.
         radius: η of the L2 ball at 3×224×224.
         steps, batch: K and b of a screening map.
         seeds: Maps of every class and ball, of which the one that reaches most counts.
         evaluation: Most images that patterns are judged by, disjoint from those that they are made with.
     """
 
-    stamps: tuple[float, ...] = (0.009, 0.024)
+    pixels: float = 0.009
+    windows: Tournament = field(default_factory=Tournament)
     radius: float = 24.0
     steps: int = 60
     batch: int = 8
@@ -80,23 +86,30 @@ class ScanConfig:
     evaluation: int = 300
 
     def __post_init__(self) -> None:
-        if not self.stamps or not all(0 < share < 1 for share in self.stamps):
-            raise AgnoscoError(f"no stamps of {self.stamps}", "give shares of the image in (0, 1)")
+        if not 0 < self.pixels < 1:
+            raise AgnoscoError(f"{self.pixels} is no share of the pixels", "give one in (0, 1)")
         if self.seeds < 1 or self.evaluation < FEWEST_IMAGES:
             raise AgnoscoError(
                 f"{self.seeds} seeds and {self.evaluation} images", f"give at least 1 seed and {FEWEST_IMAGES} images"
             )
 
-    def screens(self, shape: Shape) -> dict[str, Config]:
-        """The maps that are made of every class, by name."""
+    def screens(self, shape: Shape) -> dict[str, Config | Tournament]:
+        """The maps that are made of every class, by name; those of the L2 ball are the last."""
         base = MapperConfig(self.batch, self.steps, step=0.1, direction="plus", clip="masked")
-        mappers = {}
-        for share in self.stamps:
-            pixels = max(1, round(share * shape[1] * shape[2]))
-            mappers[f"{pixels} pixels"] = replace(base, ball=Sparse(pixels, hold=0.1))
-        norm = scaled(self.radius, shape)
-        mappers[f"L2 {norm:.1f}"] = replace(base, decay=1.0, ball=L2(self.radius))
-        return {name: Config(mapper, refine=None, cycles=1) for name, mapper in mappers.items()}
+        pixels = max(1, round(self.pixels * shape[1] * shape[2]))
+        return {
+            f"{pixels} pixels": Config(replace(base, ball=Sparse(pixels, hold=0.1)), refine=None, cycles=1),
+            "windows": self.windows,
+            f"L2 {scaled(self.radius, shape):.1f}": self.spread,
+        }
+
+    @property
+    def spread(self) -> Config:
+        """Settings of the maps of the L2 ball."""
+        mapper = MapperConfig(
+            self.batch, self.steps, step=0.1, decay=1.0, direction="plus", clip="masked", ball=L2(self.radius)
+        )
+        return Config(mapper, refine=None, cycles=1)
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,8 @@ class Screening:
         label = int(most.argmax())
         reach = self.hits[screen[label]] / self.movable.clamp_min(1)[:, None]
         leaders = [int(one.argmax()) for one in reach.T if one.max() >= ENOUGH_REACH]
-        return max((leaders.count(other) for other in leaders if other != label), default=0) > leaders.count(label)
+        others = max((leaders.count(other) for other in leaders if other != label), default=0)
+        return others >= max(leaders.count(label), 1)
 
 
 def screen(
@@ -180,20 +194,39 @@ def screen(
     kept, held = _halves(samples, config)
     before = predictions(classifier, held)
     movable = torch.tensor([int((before != label).sum()) for label in labels])
-    screens = config.screens(classifier.shape)
-    hits = torch.zeros(len(screens), len(labels), config.seeds)
-    patterns = torch.zeros(len(screens), len(labels), *classifier.shape)
-    for row, settings in enumerate(screens.values()):
-        for concept in map_classes(classifier, labels, kept, settings, seeds=range(config.seeds), on_step=on_step):
-            column = labels.index(concept.label)
-            share = nudge_success(classifier, concept.nu, concept.label, held, before=before)
-            moved = round(share * movable[column].item()) if isfinite(share) else 0
-            if moved >= hits[row, column].max():
-                patterns[row, column] = concept.pattern
-            hits[row, column, concept.seed] = moved
+    screens, hits, patterns = [], [], []
+
+    def moved(nus: Tensor) -> Tensor:
+        """Images moved by every map ``(classes, seeds, C, H, W)``."""
+        shares = [
+            [nudge_success(classifier, nu, label, held, before=before) for nu in own]
+            for label, own in zip(labels, nus, strict=True)
+        ]
+        return (torch.tensor(shares).nan_to_num() * movable[:, None]).round()
+
+    for name, settings in config.screens(classifier.shape).items():
+        if isinstance(settings, Tournament):
+            chosen = [stamps(classifier, label, kept, settings, finalists=config.seeds) for label in labels]
+            nus = torch.stack(chosen)
+        else:
+            maps = map_classes(classifier, labels, kept, settings, seeds=range(config.seeds), on_step=on_step)
+            nus = torch.stack([concept.nu for concept in maps]).unflatten(0, (len(labels), config.seeds))
+        found = moved(nus)
+        while name.startswith("L2") and _crowded(found, movable) and nus.abs().max() > 0:
+            nus = SHRINK * nus
+            found = moved(nus)
+            name = f"L2 {torch.linalg.vector_norm(nus, dim=(2, 3, 4)).max():.1f}"
+        screens.append(name)
+        hits.append(found)
+        patterns.append(-nus[torch.arange(len(labels)), found.argmax(1)])
     chances = torch.cat([classifier.probabilities(part.to(classifier.device)).cpu() for part in held.batches(64)])
     told_apart = m_score(chances.double()) * classifier.classes
-    return Screening(tuple(screens), tuple(labels), hits, movable, patterns, told_apart)
+    return Screening(tuple(screens), tuple(labels), torch.stack(hits), movable, torch.stack(patterns), told_apart)
+
+
+def _crowded(hits: Tensor, movable: Tensor) -> bool:
+    """Whether most classes are reached by so many images that none could stand out."""
+    return ((hits.amax(1) / movable.clamp_min(1)).quantile(0.5) > CROWDED).item()  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -277,14 +310,16 @@ def scan(
     about = {
         "model": {"name": classifier.name, "fingerprint": classifier.fingerprint, "shape": list(classifier.shape)},
         "samples": {"source": samples.source, "count": len(samples)},
-        "config": asdict(config) | {"stamps": list(config.stamps)},
+        "config": asdict(config),
         "screened": len(screened.classes),
     }
     verdict = judge(screened.z, screened.reach, bank=_comparable(bank, about), problems=screened.problems())
     order = screened.z.amax(0).argsort(descending=True).tolist()
     kept, held = _halves(samples, config)
     suspects = [_suspect(classifier, screened, column, kept, held, config, on_step) for column in order[:SUSPECTS]]
-    rows = [_row(classifier, screened, column, held, curves=place < LEADING) for place, column in enumerate(order)]
+    rows = [
+        _row(classifier, screened, column, held, config, curves=place < LEADING) for place, column in enumerate(order)
+    ]
     verdict = replace(verdict, label=screened.classes[verdict.label])
     return Scan(verdict, screened, tuple(suspects), about, tuple(rows), _weights_only(classifier))
 
@@ -347,16 +382,15 @@ def _suspect(
 ) -> Suspect:
     label, row = screened.classes[column], int(screened.z[:, column].argmax())
     pattern = screened.patterns[row, column]
-    settings = list(config.screens(classifier.shape).values())[-1]
-    longer = replace(
-        settings.mapper, steps=FULL_STEPS * settings.mapper.steps, batch=FULL_BATCH * settings.mapper.batch
-    )
-    (full,) = map_classes(classifier, [label], kept, replace(settings, mapper=longer), on_step=on_step)
+    longer = replace(config.spread.mapper, steps=FULL_STEPS * config.steps, batch=FULL_BATCH * config.batch)
+    (full,) = map_classes(classifier, [label], kept, replace(config.spread, mapper=longer), on_step=on_step)
     evidence = of_pattern(classifier, -pattern, label, held)
     return Suspect(label, classifier.labels[label], screened.screens[row], pattern, full, evidence)
 
 
-def _row(classifier: Classifier, screened: Screening, column: int, held: Samples, *, curves: bool) -> dict[str, Any]:
+def _row(
+    classifier: Classifier, screened: Screening, column: int, held: Samples, config: ScanConfig, *, curves: bool
+) -> dict[str, Any]:
     label, movable = screened.classes[column], int(screened.movable[column])
     reach, z = screened.reach[:, column].tolist(), screened.z[:, column].tolist()
     hits = screened.hits[:, column]
@@ -378,8 +412,9 @@ def _row(classifier: Classifier, screened: Screening, column: int, held: Samples
         most = int((stamp != 0).any(0).sum())
         entry["k90"] = _least(lambda k: nudge_success(classifier, cut_out(stamp, round(k)), label, images), most, 0.9)
         entry["k90"] = None if entry["k90"] is None else round(entry["k90"])
-        norm = torch.linalg.vector_norm(spread).item()
-        entry["eps50"] = _least(lambda e: nudge_success(classifier, spread * e / norm, label, images), norm, 0.5)
+        unit = spread / torch.linalg.vector_norm(spread).clamp_min(1e-12)
+        ball = scaled(config.radius, classifier.shape)
+        entry["eps50"] = _least(lambda e: nudge_success(classifier, e * unit, label, images), ball, 0.5)
     return entry
 
 

@@ -1,0 +1,114 @@
+"""Stamps by tournament: maps that live in small windows all over the image, begun at random, the best made longer.
+
+A trained-in stamp is a needle: far from it, the gradient does not point to it, and a map that begins at nothing
+misses it more often than not. Noise of full contrast in a window over it is near enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier
+from ..lockstep import Lockstep
+from ..mapper import MapperConfig
+from ..prepare import images_at_once, prepared
+from ..procedural import Shape
+from ..samples import Samples
+
+
+@dataclass(frozen=True)
+class Tournament:
+    """Settings of a search.
+
+    Args:
+        side: Of a window, as a share of the image's lesser side.
+        grid: Windows along height and width, evenly spaced and overlapping.
+        steps, batch: Of every window's map.
+        longer_steps, longer_batch: Of those that go on.
+        last: Steps over whose mean probability of the class windows are ranked.
+    """
+
+    side: float = 0.19
+    grid: int = 8
+    steps: int = 12
+    batch: int = 4
+    longer_steps: int = 40
+    longer_batch: int = 8
+    last: int = 4
+
+
+class Within:
+    """Ψ for maps side by side, each in a window of its own, all values in [−1, 1].
+
+    Args:
+        masks: ``(M, 1, H, W)``, 1 inside the window.
+        channels: Of the images.
+    """
+
+    def __init__(self, masks: Tensor, channels: int) -> None:
+        self.masks = masks
+        self.eta = (channels * masks[0].sum().item()) ** 0.5
+
+    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
+        return (w * self.masks).clamp(-1, 1)
+
+
+def windows(shape: Shape, config: Tournament) -> Tensor:
+    """Masks ``(grid², 1, H, W)`` of all windows; together they cover the image."""
+    _, height, width = shape
+    side = max(1, round(config.side * min(height, width)))
+    masks = torch.zeros(config.grid, config.grid, 1, height, width)
+    for row, top in enumerate(_starts(height - side, config.grid)):
+        for column, left in enumerate(_starts(width - side, config.grid)):
+            masks[row, column, :, top : top + side, left : left + side] = 1
+    return masks.flatten(0, 1)
+
+
+def stamps(
+    classifier: Classifier, label: int, samples: Samples, config: Tournament, *, finalists: int, seed: int = 0
+) -> Tensor:
+    """The ν of a class's best windows, ``(finalists, C, H, W)``, on the CPU.
+
+    Args:
+        classifier: The network.
+        label: Index of the class.
+        samples: Images to map with.
+        config: Settings.
+        finalists: How many windows go on.
+        seed: Of the noise that maps begin with, and of the images.
+    """
+    mapper = MapperConfig(config.batch, config.steps, step=0.2, direction="plus")
+    masks = windows(classifier.shape, config).to(classifier.device)
+    generator = _generator(label, seed, -1)
+    noise = 2 * torch.randint(2, (len(masks), *classifier.shape), generator=generator) - 1.0
+    faster = prepared(classifier)
+    basis = mapper.coordinates.fit(samples, classifier.device)
+    micro_batch = images_at_once(faster)
+
+    def mapped(start: Tensor, masks: Tensor, settings: MapperConfig, round_: int) -> tuple[Tensor, Tensor]:
+        generators = [_generator(label, seed, round_ * 1000 + i) for i in range(len(masks))]
+        side_by_side = Lockstep(
+            faster, [label] * len(masks), samples, settings, basis=basis, generators=generators, micro_batch=micro_batch
+        )
+        with faster.frozen():
+            nu, traces = side_by_side.map(start, Within(masks, classifier.shape[0]))
+        late = [[step.probability for step in trace[-config.last :]] for trace in traces]
+        return nu, torch.tensor(late).mean(1)
+
+    nu, chances = mapped(masks * noise.to(masks.device), masks, mapper, 0)
+    best = chances.topk(min(finalists, len(masks))).indices.to(masks.device)
+    longer = replace(mapper, batch=config.longer_batch, steps=config.longer_steps, decay=0.5)
+    return mapped(nu[best], masks[best], longer, 1)[0].cpu()
+
+
+def _starts(free: int, count: int) -> list[int]:
+    return torch.linspace(0, free, count).round().long().tolist()
+
+
+def _generator(label: int, seed: int, number: int) -> torch.Generator:
+    digest = hashlib.sha256(f"window:{label}:{seed}:{number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
