@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from agnosco import datasets
 from agnosco.errors import AgnoscoError
@@ -35,3 +37,28 @@ def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(AgnoscoError, match=r"pip install '.\[demo\]'"):
         datasets.digits()
+
+
+def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, grey, count in (("b", 200, 2), ("a", 50, 3), (".hidden", 0, 1)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("L", (6, 6), grey).save(tmp_path / name / f"{i}.png")
+    found = datasets.from_class_folders(tmp_path, (1, 6, 6))
+    assert found.names == ("a", "b")
+    assert found.labels.tolist() == [0, 0, 0, 1, 1]
+    assert found.samples.images[:, 0, 0, 0].tolist() == [50, 50, 50, 200, 200]
+    kept, held = found.split(0.4, seed=0)
+    assert (len(kept), len(held)) == (3, 2)
+    for part in (kept, held):
+        assert (part.samples.images[:, 0, 0, 0] == torch.where(part.labels == 0, 50, 200)).all()
+
+
+@pytest.mark.parametrize("folders", [[], ["one"]])
+def test_fewer_than_two_folders_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir()
+    with pytest.raises(AgnoscoError, match="folder for each class"):
+        datasets.from_class_folders(tmp_path, (1, 6, 6))
+    with pytest.raises(AgnoscoError, match="folder for each class"):
+        datasets.from_class_folders(tmp_path / "absent", (1, 6, 6))
