@@ -50,9 +50,12 @@ FEWEST_IMAGES = 20
 TOLD_APART = 2.0
 """Kinds of samples that a network must tell apart at least; one without training sees a single kind."""
 
-CROWDED, SHRINK = 0.15, 0.8
-"""Median reach above which the maps of the L2 ball are scaled down, again and again: in a small network the ball of
-one size reaches every class, and in another none."""
+CROWDED, SHRINK, LEAST_SCALE = 0.15, 0.8, 0.1
+"""Median reach above which all maps of a screen are scaled down, by how much at a time, and where that ends: patterns
+of one size reach every class of one network, and none of another."""
+
+MARGIN_CLASSES = 100
+"""Classes up to which MM-BD's margins are sought: with more they would take longer than the scan."""
 
 FULL_STEPS, FULL_BATCH = 4, 2
 """A full map takes so many times the steps and the images of a screening one."""
@@ -212,11 +215,12 @@ def screen(
             maps = map_classes(classifier, labels, kept, settings, seeds=range(config.seeds), on_step=on_step)
             nus = torch.stack([concept.nu for concept in maps]).unflatten(0, (len(labels), config.seeds))
         found = moved(nus)
-        while name.startswith("L2") and _crowded(found, movable) and nus.abs().max() > 0:
-            nus = SHRINK * nus
-            found = moved(nus)
-            name = f"L2 {torch.linalg.vector_norm(nus, dim=(2, 3, 4)).max():.1f}"
-        screens.append(name)
+        scale = 1.0
+        while _crowded(found, movable) and scale > LEAST_SCALE:
+            scale *= SHRINK
+            found = moved(scale * nus)
+        nus = scale * nus
+        screens.append(name if scale == 1 else f"{name} x {scale:.2f}")
         hits.append(found)
         patterns.append(-nus[torch.arange(len(labels)), found.argmax(1)])
     chances = torch.cat([classifier.probabilities(part.to(classifier.device)).cpu() for part in held.batches(64)])
@@ -430,10 +434,12 @@ def _least(reach: Callable[[float], float], most: float, wanted: float) -> float
 
 
 def _weights_only(classifier: Classifier) -> dict[str, Any]:
-    found = margins(classifier)
-    last = final_layer(classifier)
+    last, margin = final_layer(classifier), None
+    if classifier.classes <= MARGIN_CLASSES:
+        found = margins(classifier)
+        margin = {"index": int(found.argmax()), "p_value": margin_p_value(found)}
     return {
-        "mm_bd": {"index": int(found.argmax()), "p_value": margin_p_value(found)},
+        "mm_bd": margin,
         "final_layer": None if last is None else {"index": int(last.argmax()), "z": last.max().item()},
     }
 
@@ -465,13 +471,13 @@ def table(scan: Scan, *, rows: int = 10) -> str:
     """What a scan found, as lines of text."""
     screens = scan.screening.screens
     width = max(12, *(len(row["class"][:24]) + 2 for row in scan.classes[:rows]))
-    head = "".join(f"{name:>12s}" for name in screens)
+    head = "".join(f"{name:>16s}" for name in screens)
     lines = [
         "reach: share of held-out images that one pattern moves to the class",
         f"{'':{width}s}{head}{'z':>8s}{'k90':>6s}{'eps50':>7s}",
     ]
     for row in scan.classes[:rows]:
-        reach = "".join(f"{row['screens'][name]['reach']:12.2f}" for name in screens)
+        reach = "".join(f"{row['screens'][name]['reach']:16.2f}" for name in screens)
         z = max(row["screens"][name]["z"] for name in screens)
         k90 = "-" if row["k90"] is None else str(row["k90"])
         eps50 = "-" if row["eps50"] is None else f"{row['eps50']:.2f}"
