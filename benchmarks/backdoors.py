@@ -2,6 +2,7 @@
 
     python benchmarks/backdoors.py train --split development    train what is missing (test: the other split)
     python benchmarks/backdoors.py scan --split development     scan what is not scanned yet, baselines in the same run
+    python benchmarks/backdoors.py keep --split development     write benchmarks/results/backdoors-digits-development.json
     python benchmarks/backdoors.py --tables                     write the tables into docs/backdoors.md
 
     --data cifar    the same on CIFAR-10: PreAct-ResNet-18 where there is a GPU, WRN-16-1 elsewhere; --each 2 for a few
@@ -15,28 +16,35 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
+from ablation import RESULTS, about
 from neural_cleanse import neural_cleanse
-from pages import ROOT
+from pages import ROOT, made_on, markdown, put
 from safetensors.torch import load_file, save_file
 
 from agnosco.architectures import ARCHITECTURES, created
 from agnosco.backdoor.evidence import final_layer, margin_p_value, margins
+from agnosco.backdoor.footprint import footprint, percentile
 from agnosco.backdoor.scan import ScanConfig, screen
 from agnosco.backdoor.train import Attack, Outcome, Training, evaluate, fit
-from agnosco.backdoor.triggers import LOGOS, PLACES, Blended, Logo, Patch, Trigger, trigger_to_json
-from agnosco.backdoor.verdict import judge
+from agnosco.backdoor.triggers import LOGOS, PLACES, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
+from agnosco.backdoor.verdict import FOUND, judge
 from agnosco.classifier import Classifier
 from agnosco.datasets import Labelled, digits, from_class_folders
 from agnosco.samples import Samples
 
 BANKS = ROOT / "build" / "backdoors"
+
+FIXED = ("patch", "logo")
+"""Attacks whose trigger lies at one place."""
 
 KINDS = ("clean", "patch", "random place", "logo", "blended")
 SPLITS = {"development": 10_000, "test": 20_000}
@@ -145,6 +153,9 @@ def scan(of: Bank, split: str, part: int, parts: int, names: list[str]) -> None:
         classifier = network(of)
         classifier.model.load_state_dict(load_file(path.with_suffix(".safetensors")))
         found = have | {name: timed(DETECTORS[name], classifier, of.held.samples) for name in lacking}
+        for name in lacking:
+            if "patterns" in found[name]:
+                save_file({"patterns": found[name].pop("patterns")}, path.with_suffix(".patterns.safetensors"))
         target.write_text(json.dumps(json.loads(path.read_text()) | {"detectors": found}) + "\n")
         told = {name: (one["label"], round(one["score"], 2), one["seconds"]) for name, one in found.items()}
         print(split, path.stem, "target", json.loads(path.read_text())["target"], told, flush=True)
@@ -152,7 +163,9 @@ def scan(of: Bank, split: str, part: int, parts: int, names: list[str]) -> None:
 
 def timed(detector: Callable[[Classifier, Samples], dict], classifier: Classifier, samples: Samples) -> dict:
     begun = time.perf_counter()
-    return {**detector(classifier, samples), "seconds": round(time.perf_counter() - begun, 1)}
+    found = detector(classifier, samples)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # the greatest so far, in MB on Linux
+    return {**found, "seconds": round(time.perf_counter() - begun, 1), "memory_mb": round(memory)}
 
 
 def ours(classifier: Classifier, samples: Samples) -> dict:
@@ -163,6 +176,7 @@ def ours(classifier: Classifier, samples: Samples) -> dict:
         "score": screened.greatest_z, "label": verdict.label, "outcome": verdict.outcome,
         "reach": screened.reach.tolist(), "z": screened.z.tolist(), "hits": screened.hits.tolist(),
         "movable": screened.movable.tolist(), "screens": screened.screens,
+        "patterns": screened.patterns[screened.z.argmax(0), torch.arange(len(screened.classes))],
     }  # fmt: skip
 
 
@@ -204,9 +218,111 @@ def network(of: Bank, seed: int = 0) -> Classifier:
     return Classifier(model, size=ARCHITECTURES[of.architecture][1][1], labels=of.kept.names)
 
 
+# -- tables ------------------------------------------------------------------------------------------
+
+
+def results(of: Bank, split: str) -> list[dict]:
+    """What every detector said of every admitted network of a split."""
+    return [json.loads(path.read_text()) for path in sorted(of.folder(split).glob("*.scan.json"))]
+
+
+def keep(of: Bank, split: str) -> None:
+    """Write the figures of a split into benchmarks/results, without the arrays that nothing is made of."""
+    networks = results(of, split)
+    for one in networks:
+        mine = one["detectors"].get("agnosco", {})
+        for key in ("hits", "movable"):
+            mine.pop(key, None)
+    found = {"about": about(f"{of.name}, {split} split"), "networks": networks, "footprints": footprints(of, split)}
+    (RESULTS / f"backdoors-{of.name}-{split}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def footprints(of: Bank, split: str) -> list[dict]:
+    """How much of its trigger the target's pattern of each compromised network holds, and its null."""
+    folder, images = of.folder(split), of.held.samples.images.float() / 255
+    clean = [load_file(path)["patterns"] for path in sorted(folder.glob("clean-*.patterns.safetensors"))]
+    found = []
+    for path in sorted(folder.glob("*.patterns.safetensors")):
+        entry = json.loads((folder / f"{path.name.split('.')[0]}.json").read_text())
+        if entry["target"] is None or entry["trigger"]["type"] not in ("Patch", "Logo") or entry["kind"] not in FIXED:
+            continue
+        trigger, target, patterns = trigger_from_json(entry["trigger"]), entry["target"], load_file(path)["patterns"]
+        own = footprint(patterns[target], trigger, images)
+        others = [pattern for label, pattern in enumerate(patterns) if label != target]
+        null = [footprint(pattern, trigger, images) for pattern in [*others, *(one[target] for one in clean)]]
+        found.append({
+            "network": path.name.split(".")[0], "kind": entry["kind"], "iou": own.iou, "energy": own.energy,
+            "cosine": own.cosine, "percentile": percentile(own.energy, [one.energy for one in null]),
+        })  # fmt: skip
+    return found
+
+
+def intervals(clean: list[float], compromised: list[float], draws: int = 2000) -> tuple[float, float, float]:
+    """AUROC, and the ends of its 95 % bootstrap interval over networks."""
+    from sklearn.metrics import roc_auc_score
+
+    chance = random.Random(0)
+
+    def area(negative: list[float], positive: list[float]) -> float:
+        return float(roc_auc_score([0] * len(negative) + [1] * len(positive), negative + positive))
+
+    drawn = sorted(
+        area(chance.choices(clean, k=len(clean)), chance.choices(compromised, k=len(compromised))) for _ in range(draws)
+    )
+    return area(clean, compromised), drawn[round(0.025 * draws)], drawn[round(0.975 * draws) - 1]
+
+
+def table(found: dict) -> str:
+    """A split as Markdown: every kind of attack by every detector."""
+    networks, rows = found["networks"], []
+    clean = [one for one in networks if one["kind"] == "clean"]
+    for kind in [kind for kind in KINDS if kind != "clean"]:
+        attacked = [one for one in networks if one["kind"] == kind]
+        for name in DETECTORS if attacked else ():
+            negative, positive = ([one["detectors"][name]["score"] for one in part] for part in (clean, attacked))
+            area, low, high = intervals(negative, positive)
+            bound = sorted(negative)[-1 - int(0.05 * len(negative))]  # exceeded by at most one in twenty clean ones
+            told = [one["detectors"][name] for one in attacked]
+            first = fmean(one["label"] == own["target"] for one, own in zip(told, attacked, strict=True))
+            outcome = f"{fmean(one['outcome'] == FOUND for one in told):.2f}" if name == "agnosco" else ""
+            rows.append([
+                kind, name, f"{area:.3f} ({low:.3f}–{high:.3f})", f"{fmean(one > bound for one in positive):.2f}",
+                f"{first:.2f}", outcome, f"{fmean(one['seconds'] for one in told):.1f}", str(len(attacked)),
+            ])  # fmt: skip
+    alarms = [one["detectors"]["agnosco"]["outcome"] == FOUND for one in clean]
+    head = ["attack", "detector", "AUROC (95 %)", "TPR at 5 % FPR", "target first", "found", "seconds", "networks"]
+    return (
+        f"{found['about']['bank']}; {made_on(found)}. Clean networks: {len(clean)}, of which agnosco calls "
+        f"{sum(alarms)} an outlier.\n\n{markdown(head, rows)}"
+    )
+
+
+def footprint_table(found: dict) -> str:
+    """Footprints as Markdown."""
+    rows = []
+    for kind in FIXED:
+        part = [one for one in found["footprints"] if one["kind"] == kind]
+        if part:
+            good = fmean(one["energy"] >= 5 and one["percentile"] > 0.95 for one in part)
+            rows.append([
+                kind, str(len(part)), f"{median(one['energy'] for one in part):.1f}",
+                f"{median(one['iou'] for one in part):.2f}", f"{median(one['cosine'] for one in part):.2f}", f"{good:.2f}",
+            ])  # fmt: skip
+    head = ["stamp", "networks", "energy / area", "IoU", "cosine", "energy ≥ 5 × and above the null's 95th percentile"]
+    return markdown(head, rows)
+
+
+def tables() -> None:
+    """Write the tables into docs/backdoors.md."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("backdoors-*.json"))]
+    put("docs/backdoors.md", "bench", "\n\n".join(table(one) for one in found))
+    put("docs/backdoors.md", "footprint", "\n\n".join(footprint_table(one) for one in found if one["footprints"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("train", "scan"))
+    parser.add_argument("what", nargs="?", choices=("train", "scan", "keep"))
+    parser.add_argument("--tables", action="store_true")
     parser.add_argument("--data", choices=("digits", "cifar"), default="digits")
     parser.add_argument("--split", choices=SPLITS, default="development")
     parser.add_argument("--part", default="0/1", help="which share of the networks to scan: 0/2 and 1/2 beside it")
@@ -215,6 +331,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "train":
         train(bank(options.data), options.split, options.each)
+    if options.what == "keep":
+        keep(bank(options.data), options.split)
+    if options.tables:
+        tables()
     if options.what == "scan":
         part, parts = (int(number) for number in options.part.split("/"))
         scan(bank(options.data), options.split, part, parts, options.detectors)
