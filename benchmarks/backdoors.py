@@ -2,7 +2,7 @@
 
     python benchmarks/backdoors.py train --split development    train what is missing (test: the other split)
     python benchmarks/backdoors.py scan --split development     scan what is not scanned yet, baselines in the same run
-    python benchmarks/backdoors.py keep --split development     write benchmarks/results/backdoors-digits-development.json
+    python benchmarks/backdoors.py keep --split development     write the figures into benchmarks/results
     python benchmarks/backdoors.py --tables                     write the tables into docs/backdoors.md
 
     --data cifar    the same on CIFAR-10: PreAct-ResNet-18 where there is a GPU, WRN-16-1 elsewhere; --each 2 for a few
@@ -306,7 +306,8 @@ def footprint_table(found: dict) -> str:
             good = fmean(one["energy"] >= 5 and one["percentile"] > 0.95 for one in part)
             rows.append([
                 kind, str(len(part)), f"{median(one['energy'] for one in part):.1f}",
-                f"{median(one['iou'] for one in part):.2f}", f"{median(one['cosine'] for one in part):.2f}", f"{good:.2f}",
+                f"{median(one['iou'] for one in part):.2f}", f"{median(one['cosine'] for one in part):.2f}",
+                f"{good:.2f}",
             ])  # fmt: skip
     head = ["stamp", "networks", "energy / area", "IoU", "cosine", "energy ≥ 5 × and above the null's 95th percentile"]
     return markdown(head, rows)
