@@ -88,6 +88,14 @@ def test_a_class_that_stands_out_but_is_hardly_reached_is_not() -> None:
     assert judge(Z, hardly).outcome == NONE
 
 
+def test_a_screen_that_hardly_reaches_hides_no_other() -> None:
+    both, reach = Z.clone(), REACH.clone()
+    both[0, 7], reach[0, 7] = 20.0, 0.4  # stands out most where it is hardly reached
+    assert judge(both, reach) == judge(Z, REACH)
+    both[0, 3], reach[0, 3] = 20.0, 0.4  # and another class too
+    assert judge(both, reach).label == 7
+
+
 def test_below_the_cutoff_nothing_is_found() -> None:
     assert judge(Z / 4, REACH).outcome == NONE
 

@@ -111,20 +111,20 @@ def judge(
         problems: What else speaks against a verdict.
         level: False alarms that are accepted.
     """
-    most, screen = z.max(0)
-    label = int(most.argmax())
-    observed, reached = most[label].item(), reach[screen[label], label].item()
     reasons = list(problems)
-    cutoff = p = None
-    if bank:
-        p = p_value(observed, bank)
-        stands_out = p <= level
-        if 1 / (len(bank) + 1) > level:
-            reasons.append(f"a bank of {len(bank)} clean networks cannot give a p-value of {level:g}: it takes 19")
-    else:
-        cutoff = simulated_cutoff(z.shape[1], z.shape[0], level=level)
-        stands_out = observed >= cutoff
-        if z.shape[1] < FEWEST_CLASSES:
-            reasons.append(f"{z.shape[1]} classes are too few to say what is ordinary without a bank of clean networks")
-    found = FOUND if stands_out and reached >= ENOUGH_REACH else NONE
-    return Verdict(INCONCLUSIVE if reasons else found, label, observed, cutoff, p, tuple(reasons))
+    if bank and 1 / (len(bank) + 1) > level:
+        reasons.append(f"a bank of {len(bank)} clean networks cannot give a p-value of {level:g}: it takes 19")
+    if not bank and z.shape[1] < FEWEST_CLASSES:
+        reasons.append(f"{z.shape[1]} classes are too few to say what is ordinary without a bank of clean networks")
+    cutoff = None if bank else simulated_cutoff(z.shape[1], z.shape[0], level=level)
+
+    def stands_out(observed: float) -> bool:
+        return observed >= cutoff if cutoff is not None else p_value(observed, bank or ()) <= level
+
+    reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
+    found = stands_out(reached.max().item())
+    deciding = reached if found else z
+    label, observed = int(deciding.amax(0).argmax()), deciding.max().item()
+    p = None if cutoff is not None else p_value(observed, bank or ())
+    outcome = INCONCLUSIVE if reasons else FOUND if found else NONE
+    return Verdict(outcome, label, observed, cutoff, p, tuple(reasons))
