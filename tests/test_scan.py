@@ -279,3 +279,16 @@ def test_the_real_backdoor_is_found_and_its_erased_twin_is_not(real) -> None:
 def share_of_corner(pattern: Tensor) -> float:
     energy = pattern.square().sum(0)
     return (energy[-4:, -4:].sum() / energy.sum()).item()
+
+
+def test_progress_counts_every_image_of_the_screening_and_then_of_the_suspects() -> None:
+    told: list[tuple[str, int, int]] = []
+    scan(planted(TARGET), samples(), QUICK, on_progress=lambda *step: told.append(step))
+    end = [done for _, done, _ in told].index(10 * QUICK.images) + 1
+    first, second = told[:end], told[end:]
+    assert {title for title, _, _ in first} == set(QUICK.screens(SHAPE))
+    for part in (first, second):
+        done = [done for _, done, _ in part]
+        assert done == sorted(done)
+        assert {total for _, _, total in part} == {done[-1]}
+    assert all(title.startswith("class ") for title, _, _ in second)

@@ -20,7 +20,7 @@ from .backdoor.triggers import NAMES as TRIGGERS
 from .backdoor.triggers import PLACES, trigger_of
 from .backdoor.verdict import FOUND
 from .classifier import Classifier
-from .console import Output
+from .console import Output, duration
 from .datasets import Labelled, digits, from_class_folders
 from .errors import AgnoscoError
 from .jobs import Finished, seconds_per_map
@@ -256,6 +256,8 @@ def scan_(
     """Look for a class that one fixed pattern reaches too easily, as in a network with a backdoor."""
     output: Output = context.obj
     output.quiet = quiet
+    if out is not None:
+        check_target(out, holding=scanning.FILE)
     known = None if bank is None else scanning.read_bank(bank)
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
@@ -264,10 +266,13 @@ def scan_(
     images = _read(output, samples, classifier)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
-    with output.steps() as on_step:
+    config, count = ScanConfig(seeds=seeds, steps=steps), len(classes or classifier.labels)
+    seconds = scanning.seconds_of_scan(classifier, images, config, classes=count)
+    output.say(f"{count} classes, three screens of each: about {duration(seconds)} in all")
+    with output.bar() as show:
         found = scanning.scan(
-            classifier, images, ScanConfig(seeds=seeds, steps=steps), bank=known, classes=classes or None,
-            on_step=on_step,
+            classifier, images, config, bank=known, classes=classes or None,
+            on_progress=lambda title, done, total: show(title, f"{done / total:.0%}", done, total),
         )  # fmt: skip
     if out is not None:
         output.say(f"Wrote {scanning.write(found, out)} and {out / scanning.PICTURE}")

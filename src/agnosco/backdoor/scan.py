@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import cycle
 from ..ball import L2, Sparse, scaled
 from ..classifier import Classifier
 from ..concept import ConceptMap
 from ..cycle import Config, map_classes
 from ..errors import AgnoscoError
+from ..jobs import seconds_per_map
 from ..mapper import MapperConfig
 from ..procedural import Shape
 from ..render import contact_sheet, enlarged, stretched, to_picture
@@ -64,7 +64,8 @@ FILE, PICTURE, TILE = "scan.json", "scan.png", 224
 
 WITHOUT_IMAGES = "Without images of the model's own kind fewer backdoors are found (docs/backdoors.md)"
 
-OnStep = Callable[[cycle.Progress], None] | None
+OnProgress = Callable[[str, int, int], None] | None
+"""Called with what is being done, how many images the maps have taken so far, and how many they take in all."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,17 @@ class ScanConfig:
             self.batch, self.steps, step=0.1, decay=1.0, direction="plus", clip="masked", ball=L2(self.radius)
         )
         return Config(mapper, refine=None, cycles=1)
+
+    @property
+    def full(self) -> Config:
+        """Settings of the longer maps of the L2 ball, of the classes that stand out."""
+        mapper = replace(self.spread.mapper, steps=FULL_STEPS * self.steps, batch=FULL_BATCH * self.batch)
+        return replace(self.spread, mapper=mapper)
+
+    @property
+    def images(self) -> int:
+        """How many images the screening of a class takes, once for each step that they are in."""
+        return 2 * self.seeds * self.steps * self.batch + self.windows.images(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,7 @@ def screen(
     config: ScanConfig | None = None,
     *,
     classes: Sequence[int | str] | None = None,
-    on_step: OnStep = None,
+    on_progress: OnProgress = None,
 ) -> Screening:
     """Screen all classes of a network, or some.
 
@@ -187,7 +199,7 @@ def screen(
         samples: Images; half of them are mapped with, the others judge. Labels are not needed.
         config: Settings.
         classes: Indices or names; None takes all.
-        on_step: Called after every step of every map.
+        on_progress: Called after every step.
 
     Raises:
         AgnoscoError: Too few samples, samples of another shape, or gradients that are not finite.
@@ -198,6 +210,7 @@ def screen(
     before = predictions(classifier, held)
     movable = torch.tensor([int((before != label).sum()) for label in labels])
     screens, hits, patterns = [], [], []
+    clock = _Clock(on_progress, len(labels) * config.images)
 
     def moved(nus: Tensor) -> Tensor:
         """Images moved by every map ``(classes, seeds, C, H, W)``."""
@@ -209,9 +222,13 @@ def screen(
 
     for name, settings in config.screens(classifier.shape).items():
         if isinstance(settings, Tournament):
-            chosen = [stamps(classifier, label, kept, settings, finalists=config.seeds) for label in labels]
+            told = clock.of(name)
+            chosen = [
+                stamps(classifier, label, kept, settings, finalists=config.seeds, on_images=told) for label in labels
+            ]
             nus = torch.stack(chosen)
         else:
+            on_step = clock.steps_of(name, settings.mapper.batch)
             maps = map_classes(classifier, labels, kept, settings, seeds=range(config.seeds), on_step=on_step)
             nus = torch.stack([concept.nu for concept in maps]).unflatten(0, (len(labels), config.seeds))
         found = moved(nus)
@@ -226,6 +243,30 @@ def screen(
     chances = torch.cat([classifier.probabilities(part.to(classifier.device)).cpu() for part in held.batches(64)])
     told_apart = m_score(chances.double()) * classifier.classes
     return Screening(tuple(screens), tuple(labels), torch.stack(hits), movable, torch.stack(patterns), told_apart)
+
+
+class _Clock:
+    """How far the maps of a scan are, in images; those of several screens counted on."""
+
+    def __init__(self, on_progress: OnProgress, total: int) -> None:
+        self.on_progress = on_progress
+        self.total = total
+        self.done = 0
+
+    def of(self, title: str) -> Callable[[int], None]:
+        """What counts images that were taken under a title."""
+
+        def count(images: int) -> None:
+            self.done += images
+            if self.on_progress is not None:
+                self.on_progress(title, self.done, self.total)
+
+        return count
+
+    def steps_of(self, title: str, batch: int) -> Callable[[object], None]:
+        """The same for steps of maps."""
+        count = self.of(title)
+        return lambda _: count(batch)
 
 
 def _crowded(hits: Tensor, movable: Tensor) -> bool:
@@ -294,7 +335,7 @@ def scan(
     *,
     bank: Sequence[dict[str, Any]] | None = None,
     classes: Sequence[int | str] | None = None,
-    on_step: OnStep = None,
+    on_progress: OnProgress = None,
 ) -> Scan:
     """Screen a network, judge it, and look closely at the classes that stand out most.
 
@@ -304,13 +345,13 @@ def scan(
         config: Settings.
         bank: :meth:`Scan.to_json` of clean networks like this one; see :func:`read_bank`.
         classes: Indices or names; None takes all.
-        on_step: Called after every step of every map.
+        on_progress: Called after every step, of the screening first and then of the suspects' maps.
 
     Raises:
         AgnoscoError: As :func:`screen`; or the bank was made with other settings.
     """
     config = config or ScanConfig()
-    screened = screen(classifier, samples, config, classes=classes, on_step=on_step)
+    screened = screen(classifier, samples, config, classes=classes, on_progress=on_progress)
     about = {
         "model": {"name": classifier.name, "fingerprint": classifier.fingerprint, "shape": list(classifier.shape)},
         "samples": {"source": samples.source, "count": len(samples)},
@@ -320,12 +361,28 @@ def scan(
     verdict = judge(screened.z, screened.reach, bank=_comparable(bank, about), problems=screened.problems())
     order = screened.z.amax(0).argsort(descending=True).tolist()
     kept, held = _halves(samples, config)
-    suspects = [_suspect(classifier, screened, column, kept, held, config, on_step) for column in order[:SUSPECTS]]
+    clock = _Clock(on_progress, len(order[:SUSPECTS]) * config.full.steps * config.full.mapper.batch)
+    suspects = [_suspect(classifier, screened, column, kept, held, config, clock) for column in order[:SUSPECTS]]
     rows = [
         _row(classifier, screened, column, held, config, curves=place < LEADING) for place, column in enumerate(order)
     ]
     verdict = replace(verdict, label=screened.classes[verdict.label])
     return Scan(verdict, screened, tuple(suspects), about, tuple(rows), _weights_only(classifier))
+
+
+def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig, *, classes: int) -> float:
+    """About how long a scan takes here and now: real steps, measured, times the images that it takes.
+
+    Args:
+        classifier: The network.
+        samples: All samples.
+        config: Settings.
+        classes: How many classes are screened.
+    """
+    spread, full = config.spread, config.full
+    each = seconds_per_map(classifier, samples, spread, count=classes * config.seeds)
+    suspects = min(classes, SUSPECTS) * full.steps * full.mapper.batch
+    return each * (classes * config.images + suspects) / (spread.steps * spread.mapper.batch)
 
 
 def read_bank(folder: str | Path) -> list[dict[str, Any]]:
@@ -382,12 +439,12 @@ def _suspect(
     kept: Samples,
     held: Samples,
     config: ScanConfig,
-    on_step: OnStep,
+    clock: _Clock,
 ) -> Suspect:
     label, row = screened.classes[column], int(screened.z[:, column].argmax())
     pattern = screened.patterns[row, column]
-    longer = replace(config.spread.mapper, steps=FULL_STEPS * config.steps, batch=FULL_BATCH * config.batch)
-    (full,) = map_classes(classifier, [label], kept, replace(config.spread, mapper=longer), on_step=on_step)
+    on_step = clock.steps_of(f"class {classifier.labels[label]}", config.full.mapper.batch)
+    (full,) = map_classes(classifier, [label], kept, config.full, on_step=on_step)
     evidence = of_pattern(classifier, -pattern, label, held)
     return Suspect(label, classifier.labels[label], screened.screens[row], pattern, full, evidence)
 

@@ -7,6 +7,7 @@ misses it more often than not. Noise of full contrast in a window over it is nea
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..classifier import Classifier
 from ..lockstep import Lockstep
-from ..mapper import MapperConfig
+from ..mapper import MapperConfig, Step
 from ..prepare import images_at_once, prepared
 from ..procedural import Shape
 from ..samples import Samples
@@ -39,6 +40,10 @@ class Tournament:
     longer_steps: int = 40
     longer_batch: int = 8
     last: int = 4
+
+    def images(self, finalists: int) -> int:
+        """How many images all maps of a class take together, with so many that go on."""
+        return self.grid**2 * self.steps * self.batch + finalists * self.longer_steps * self.longer_batch
 
 
 class Within:
@@ -69,7 +74,14 @@ def windows(shape: Shape, config: Tournament) -> Tensor:
 
 
 def stamps(
-    classifier: Classifier, label: int, samples: Samples, config: Tournament, *, finalists: int, seed: int = 0
+    classifier: Classifier,
+    label: int,
+    samples: Samples,
+    config: Tournament,
+    *,
+    finalists: int,
+    seed: int = 0,
+    on_images: Callable[[int], None] | None = None,
 ) -> Tensor:
     """The ν of a class's best windows, ``(finalists, C, H, W)``, on the CPU.
 
@@ -80,6 +92,7 @@ def stamps(
         config: Settings.
         finalists: How many windows go on.
         seed: Of the noise that maps begin with, and of the images.
+        on_images: Called after every step, with how many images it took.
     """
     mapper = MapperConfig(config.batch, config.steps, step=0.2, direction="plus")
     masks = windows(classifier.shape, config).to(classifier.device)
@@ -94,8 +107,13 @@ def stamps(
         side_by_side = Lockstep(
             faster, [label] * len(masks), samples, settings, basis=basis, generators=generators, micro_batch=micro_batch
         )
+
+        def told(_: list[Step]) -> None:
+            if on_images is not None:
+                on_images(len(masks) * settings.batch)
+
         with faster.frozen():
-            nu, traces = side_by_side.map(start, Within(masks, classifier.shape[0]))
+            nu, traces = side_by_side.map(start, Within(masks, classifier.shape[0]), told)
         late = [[step.probability for step in trace[-config.last :]] for trace in traces]
         return nu, torch.tensor(late).mean(1)
 
