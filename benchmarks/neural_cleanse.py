@@ -56,19 +56,19 @@ def neural_cleanse(
         rate: Of Adam, with betas of 0.5 and 0.9.
         seed: Of the start and the mini-batches.
     """
-    count, (channels, height, width) = classifier.classes, classifier.shape
+    count, (channels, height, width), device = classifier.classes, classifier.shape, classifier.device
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.randn(count, 1, height, width, generator=generator).requires_grad_()
-    pattern = torch.randn(count, channels, height, width, generator=generator).requires_grad_()
+    mask = torch.randn(count, 1, height, width, generator=generator).to(device).requires_grad_()
+    pattern = torch.randn(count, channels, height, width, generator=generator).to(device).requires_grad_()
     adam = torch.optim.Adam([mask, pattern], rate, betas=(0.5, 0.9))
-    cost, up, down = torch.zeros(count), torch.zeros(count), torch.zeros(count)
-    rose, fell = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
-    best, since = torch.full((count,), float(height * width)), torch.zeros(count)
-    live = torch.ones(count, dtype=torch.bool)
-    targets = torch.arange(count).repeat_interleave(batch)
+    cost, up, down, since = torch.zeros(4, count, device=device)
+    rose, fell = torch.zeros(2, count, dtype=torch.bool, device=device)
+    best = torch.full((count,), float(height * width), device=device)
+    live = torch.ones(count, dtype=torch.bool, device=device)
+    targets = torch.arange(count, device=device).repeat_interleave(batch)
     with classifier.frozen():
         for _ in range(steps):
-            images = samples.draw(batch, generator)
+            images = samples.draw(batch, generator).to(device)
             m, p = _unit(mask), _unit(pattern)
             shown = ((1 - m)[:, None] * images + (m * p)[:, None]).flatten(0, 1)
             logits = classifier(shown)
@@ -88,7 +88,7 @@ def neural_cleanse(
             if not live.any():
                 break
             adam.step()
-    return Reversed(best, ~live)
+    return Reversed(best.cpu(), ~live.cpu())
 
 
 def _unit(raw: Tensor) -> Tensor:
