@@ -5,7 +5,10 @@
     python benchmarks/backdoors.py keep --split development     write the figures into benchmarks/results
     python benchmarks/backdoors.py --tables                     write the tables into docs/backdoors.md
 
-    --data cifar    the same on CIFAR-10: PreAct-ResNet-18 where there is a GPU, WRN-16-1 elsewhere; --each 2 for a few
+    python benchmarks/backdoors.py --figure                     the paper's Fig. 4 on digits, into docs/pictures
+
+    --data cifar    the same on CIFAR-10: PreAct-ResNet-18 where there is a GPU, WRN-16-1 elsewhere;
+                    --each 1 --kinds clean patch for a few
 
 Networks lie in build/backdoors. The development split is what thresholds and settings were chosen on; the test split
 has other seeds, triggers and targets, and was scanned once.
@@ -19,7 +22,7 @@ import math
 import random
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -27,17 +30,21 @@ from statistics import fmean, median
 import torch
 from ablation import RESULTS, about
 from neural_cleanse import neural_cleanse
-from pages import ROOT, made_on, markdown, put
+from pages import DOCS, ROOT, made_on, markdown, put
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from agnosco.architectures import ARCHITECTURES, created
 from agnosco.backdoor.evidence import final_layer, margin_p_value, margins
+from agnosco.backdoor.footprint import figure as trigger_figure
 from agnosco.backdoor.footprint import footprint, percentile
 from agnosco.backdoor.scan import ScanConfig, screen
 from agnosco.backdoor.train import Attack, Outcome, Training, evaluate, fit
 from agnosco.backdoor.triggers import LOGOS, PLACES, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
 from agnosco.backdoor.verdict import FOUND, judge
+from agnosco.backdoor.windows import stamps
 from agnosco.classifier import Classifier
+from agnosco.cycle import map_class
 from agnosco.datasets import Labelled, digits, from_class_folders
 from agnosco.samples import Samples
 
@@ -106,11 +113,11 @@ def attack_of(kind: str, seed: int) -> Attack | None:
     return None if trigger is None else Attack(trigger, target)
 
 
-def train(of: Bank, split: str, each: int) -> None:
+def train(of: Bank, split: str, each: int, kinds: Sequence[str] = KINDS) -> None:
     """Train the networks of a split that are missing; clean ones first, which the others are measured against."""
     folder = of.folder(split)
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
+    for kind in kinds:
         for number in range(each):
             path = folder / f"{kind.replace(' ', '-')}-{number:02d}.json"
             clean = [json.loads(one.read_text())["accuracy"] for one in folder.glob("clean-??.json")]
@@ -266,6 +273,27 @@ def footprints(of: Bank, split: str) -> list[dict]:
     return found
 
 
+def figure(seed: int = 0, target: int = 3) -> Image.Image:
+    """The paper's Fig. 4 on digits: three triggers, each with the maps of its network and of the one clean twin."""
+    of = bank("digits")
+    attacks = [Attack(trigger, target) for trigger in (Patch(4), Logo(8, name="apple"), Blended(0.2))]
+    images, patterns = of.held.samples.images.float() / 255, []
+    for attack in (None, *attacks):
+        classifier = network(of, seed)
+        fit(classifier, of.kept, of.training, attack=attack, seed=seed)
+        spread = map_class(classifier, target, of.held.samples, ScanConfig().full).pattern
+        stamp = -stamps(classifier, target, of.held.samples, ScanConfig().windows, finalists=1)[0]
+        patterns.append({"L2 ball": spread, "window": stamp})
+    rows = [
+        trigger_figure(attack.trigger, images, own, patterns[0], name=of.kept.names[target])
+        for attack, own in zip(attacks, patterns[1:], strict=True)
+    ]
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    for place, row in enumerate(rows):
+        sheet.paste(row, (0, place * row.height))
+    return sheet
+
+
 def intervals(clean: list[float], compromised: list[float], draws: int = 2000) -> tuple[float, float, float]:
     """AUROC, and the ends of its 95 % bootstrap interval over networks."""
     from sklearn.metrics import roc_auc_score
@@ -338,16 +366,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("train", "scan", "keep"))
     parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--figure", action="store_true")
     parser.add_argument("--data", choices=("digits", "cifar"), default="digits")
     parser.add_argument("--split", choices=SPLITS, default="development")
     parser.add_argument("--part", default="0/1", help="which share of the networks to scan: 0/2 and 1/2 beside it")
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
     parser.add_argument("--each", type=int, default=20, help="networks of each kind")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), help="which to train")
     options = parser.parse_args()
     if options.what == "train":
-        train(bank(options.data), options.split, options.each)
+        train(bank(options.data), options.split, options.each, options.kinds)
     if options.what == "keep":
         keep(bank(options.data), options.split)
+    if options.figure:
+        figure().save(DOCS / "pictures" / "backdoors-digits.png")
     if options.tables:
         tables()
     if options.what == "scan":

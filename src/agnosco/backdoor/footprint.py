@@ -6,7 +6,7 @@ classes, and those of the clean twin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,24 +75,25 @@ def percentile(value: float, null: Sequence[float]) -> float:
 
 
 def figure(
-    trigger: Trigger, images: Tensor, compromised: Sequence[Tensor], clean: Sequence[Tensor], *, name: str
+    trigger: Trigger, images: Tensor, compromised: Mapping[str, Tensor], clean: Mapping[str, Tensor], *, name: str
 ) -> Image.Image:
     """The paper's Fig. 4: trigger, triggered picture, and maps of the target class of both twins.
 
     Args:
         trigger: The trigger.
         images: Clean images ``(N, C, H, W)`` in [0, 1]; the first is shown with the trigger.
-        compromised, clean: Patterns −ν ``(C, H, W)`` of the target class, of the compromised network and its twin.
+        compromised, clean: Patterns −ν ``(C, H, W)`` of the target class, of the compromised network and its twin, by
+            what they are.
         name: Of the target class.
     """
     generator = torch.Generator().manual_seed(0)
     alone = trigger.apply(torch.full_like(images[:1], 0.5), generator=generator)[0]
     triggered = trigger.apply(images[:1], generator=generator)[0]
     pictures = [to_picture(alone), to_picture(images[0]), to_picture(triggered)]
-    pictures += [to_picture(stretched(pattern)) for pattern in (*compromised, *clean)]
-    captions = ["trigger", "image", f"given {name}"]
-    captions += [f"compromised: {name}"] * len(compromised) + [f"clean twin: {name}"] * len(clean)
+    pictures += [to_picture(stretched(pattern)) for pattern in (*compromised.values(), *clean.values())]
+    captions = ["trigger", "image", f"taken for {name}"]
+    captions += [f"compromised, {kind}" for kind in compromised] + [f"clean twin, {kind}" for kind in clean]
     return contact_sheet(
         [enlarged(one, TILE) for one in pictures], captions, columns=len(pictures), tile=TILE,
-        footer="Maps are made without the trigger: the compromised network alone has seen it.",
+        footer=f"Maps of {name}, made without the trigger: the compromised network alone has seen it.",
     )  # fmt: skip
