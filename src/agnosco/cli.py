@@ -27,7 +27,7 @@ from .jobs import Finished, seconds_per_map
 from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers
 from .procedural import Shape
 from .samples import Samples
-from .store import HELD_OUT, SPLIT_SEED, Run, check_target
+from .store import HELD_OUT, MANIFEST, SPLIT_SEED, Run, check_target
 from .transfer import SCORES, Judgement, judge, keep, table
 
 
@@ -241,7 +241,7 @@ def scan_(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Maps of every class and screen.")] = ScanConfig.seeds,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a screening map.")] = ScanConfig.steps,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write scan.json and scan.png here.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write scan.json and scan.png here; may be a run.")] = None,
     fail: Annotated[bool, typer.Option("--fail-on-finding", help="Exit with 3 if an outlier class is found.")] = False,
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the model's own otherwise.")] = None,
     device: Device = "auto",
@@ -257,7 +257,7 @@ def scan_(
     output: Output = context.obj
     output.quiet = quiet
     if out is not None:
-        check_target(out, holding=scanning.FILE)
+        check_target(out, holding=(scanning.FILE, MANIFEST))
     known = None if bank is None else scanning.read_bank(bank)
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,

@@ -22,7 +22,7 @@ import re
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from importlib import metadata
@@ -355,12 +355,12 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     return samples.split(HELD_OUT, seed=SPLIT_SEED)
 
 
-def check_target(path: str | Path, *, holding: str = MANIFEST) -> None:
+def check_target(path: str | Path, *, holding: Sequence[str] = (MANIFEST,)) -> None:
     """Find out, before long work, whether a folder can be written; leaves everything as it was.
 
     Args:
         path: The folder.
-        holding: What it must hold if it holds anything: the file that says that it was written before.
+        holding: Files of which it must hold one, if it holds anything: those that say that it was written before.
 
     Raises:
         AgnoscoError: The path is a file, a folder with other things in it, or cannot be written.
@@ -370,8 +370,8 @@ def check_target(path: str | Path, *, holding: str = MANIFEST) -> None:
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         if path.exists() and not path.is_dir():
             raise AgnoscoError(f"{str(path)!r} is a file, not a folder", "choose another folder with --out")
-        if path.is_dir() and any(path.iterdir()) and not (path / holding).is_file():
-            raise AgnoscoError(f"{str(path)!r} holds things, but no {holding}", "choose another folder with --out")
+        if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in holding):
+            raise AgnoscoError(f"{str(path)!r} holds things, but no {holding[0]}", "choose another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
