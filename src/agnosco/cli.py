@@ -241,7 +241,7 @@ def scan_(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Maps of every class and screen.")] = ScanConfig.seeds,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a screening map.")] = ScanConfig.steps,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write scan.json and scan.png here; may be a run.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="For scan.json and scan.png; a run too.")] = None,
     fail: Annotated[bool, typer.Option("--fail-on-finding", help="Exit with 3 if an outlier class is found.")] = False,
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the model's own otherwise.")] = None,
     device: Device = "auto",
