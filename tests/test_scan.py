@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agnosco.backdoor import scan as scanning
 from agnosco.backdoor.evidence import concentration, cut_out, final_layer, margin_p_value, margins, of_pattern
 from agnosco.backdoor.footprint import footprint
-from agnosco.backdoor.scan import ScanConfig, read_bank, scan, screen
+from agnosco.backdoor.scan import ScanConfig, Screening, read_bank, scan, screen
 from agnosco.backdoor.triggers import Patch
 from agnosco.backdoor.verdict import FOUND, INCONCLUSIVE, NONE
 from agnosco.backdoor.windows import Tournament, Within, stamps, windows
@@ -223,6 +223,23 @@ def test_margins_are_those_of_a_linear_network() -> None:
     found = margins(Classifier(model, size=(1, 2), channels=1), steps=200, rate=0.1)
     # Over [0, 1]²: x0 − max(2 x1, −x0 − x1) is greatest at (1, 0): 1; 2 x1 − max(x0, …) at (0, 1): 2; at (0, 0): 0.
     torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 0.0]), atol=0.02, rtol=0)
+
+
+def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged = scanning.judge
+    monkeypatch.setattr(scanning, "judge", lambda *a, **o: scanning.replace(judged(*a, **o), label=2))
+    found = scan(planted(TARGET), samples(), QUICK)
+    assert [found.suspects[0].label, found.classes[0]["index"]] == [2, 2]
+    assert f"Class 2 ({found.suspects[0].name})" in scanning.conclusion(found)[0]
+    hits = torch.zeros(3, 10, 1)
+    hits[0, 4], hits[1, 4], hits[1, 5:] = 30, 60, 50  # the first screen: far from the others, and few images
+    blank = torch.zeros(3, 10, *SHAPE)
+    screened = Screening(("a", "b", "c"), tuple(range(10)), hits, torch.full((10,), 100), blank, 10.0)
+    assert screened.z[0, 4] > screened.z[1, 4]
+    assert screened.showing(4) == 1
+    assert screened.showing(0) == int(screened.z[:, 0].argmax())
 
 
 def test_the_margin_of_one_class_alone_is_unlikely() -> None:

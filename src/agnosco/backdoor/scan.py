@@ -162,6 +162,11 @@ class Screening:
         """What a bank of clean networks keeps of each."""
         return self.z.max().item()
 
+    def showing(self, column: int) -> int:
+        """The screen in which a class stands out most: among those that reach enough images, if there are any."""
+        z, reached = self.z[:, column], self.reach[:, column] >= ENOUGH_REACH
+        return int((z.where(reached, -torch.inf) if reached.any() else z).argmax())
+
     def problems(self) -> list[str]:
         """What speaks against a verdict."""
         found = []
@@ -360,6 +365,7 @@ def scan(
     }
     verdict = judge(screened.z, screened.reach, bank=_comparable(bank, about), problems=screened.problems())
     order = screened.z.amax(0).argsort(descending=True).tolist()
+    order.insert(0, order.pop(order.index(verdict.label)))  # the verdict's class first: it may not be that of most z
     kept, held = _halves(samples, config)
     clock = _Clock(on_progress, len(order[:SUSPECTS]) * config.full.steps * config.full.mapper.batch)
     suspects = [_suspect(classifier, screened, column, kept, held, config, clock) for column in order[:SUSPECTS]]
@@ -441,7 +447,7 @@ def _suspect(
     config: ScanConfig,
     clock: _Clock,
 ) -> Suspect:
-    label, row = screened.classes[column], int(screened.z[:, column].argmax())
+    label, row = screened.classes[column], screened.showing(column)
     pattern = screened.patterns[row, column]
     on_step = clock.steps_of(f"class {classifier.labels[label]}", config.full.mapper.batch)
     (full,) = map_classes(classifier, [label], kept, config.full, on_step=on_step)
