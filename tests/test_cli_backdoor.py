@@ -144,3 +144,13 @@ def test_time_is_announced_and_a_folder_with_other_things_refused_before_it_is_s
     assert "three screens" not in result.stderr
     Path("s/manifest.json").write_text("{}")  # a run folder may hold a scan as well
     assert call(*base, "--out", "s").exit_code == 0
+
+
+def test_one_class_alone_is_screened_and_not_judged(weights: str) -> None:
+    base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT, "--class", "1")
+    result = call(*base)
+    assert result.exit_code == 0, result.stderr
+    assert f"Outcome: {INCONCLUSIVE}." in result.stdout
+    assert "(no cut-off)" in result.stdout
+    found = json.loads(call(*base, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [row["index"] for row in found["classes"]] == [1]

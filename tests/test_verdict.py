@@ -104,6 +104,7 @@ def test_few_classes_are_inconclusive_without_a_bank() -> None:
     verdict = judge(Z[:, 5:], REACH[:, 5:])
     assert verdict.outcome == INCONCLUSIVE
     assert "5 classes" in verdict.reasons[0]
+    assert verdict.cutoff is None  # of one class alone it would be no number
     assert judge(Z[:, 5:], REACH[:, 5:], bank=[1.0] * 19).outcome == FOUND
 
 

@@ -551,7 +551,11 @@ def table(scan: Scan, *, rows: int = 10) -> str:
 def conclusion(scan: Scan) -> list[str]:
     """The outcome and what it rests on, in sentences."""
     verdict = scan.verdict
-    against = f"cut-off {verdict.cutoff:.1f}, simulated, uncalibrated" if verdict.cutoff else f"p {verdict.p_value:.3f}"
+    against = "no cut-off"
+    if verdict.cutoff is not None:
+        against = f"cut-off {verdict.cutoff:.1f}, simulated, uncalibrated"
+    elif verdict.p_value is not None:
+        against = f"p {verdict.p_value:.3f}"
     name = scan.suspects[0].name
     lines = [
         f"Outcome: {verdict.outcome}. Class {verdict.label} ({name}) stands out most: z {verdict.z:.1f} ({against})."

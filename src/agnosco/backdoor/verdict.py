@@ -40,7 +40,7 @@ class Verdict:
         outcome: One of ``"outlier class found"``, ``"no outlier found"``, ``"inconclusive"``.
         label: The class that stands out most.
         z: By how much.
-        cutoff: What z is held against where there is no bank; None with one.
+        cutoff: What z is held against where there is no bank; None with one, and for too few classes.
         p_value: Against the bank; None without one.
         reasons: Why it is inconclusive; empty otherwise.
     """
@@ -111,20 +111,21 @@ def judge(
         problems: What else speaks against a verdict.
         level: False alarms that are accepted.
     """
+    enough = z.shape[1] >= FEWEST_CLASSES
     reasons = list(problems)
     if bank and 1 / (len(bank) + 1) > level:
         reasons.append(f"a bank of {len(bank)} clean networks cannot give a p-value of {level:g}: it takes 19")
-    if not bank and z.shape[1] < FEWEST_CLASSES:
+    if not bank and not enough:
         reasons.append(f"{z.shape[1]} classes are too few to say what is ordinary without a bank of clean networks")
-    cutoff = None if bank else simulated_cutoff(z.shape[1], z.shape[0], level=level)
+    cutoff = simulated_cutoff(z.shape[1], z.shape[0], level=level) if enough and not bank else None
 
     def stands_out(observed: float) -> bool:
-        return observed >= cutoff if cutoff is not None else p_value(observed, bank or ()) <= level
+        return p_value(observed, bank) <= level if bank else cutoff is not None and observed >= cutoff
 
     reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
     found = stands_out(reached.max().item())
     deciding = reached if found else z
     label, observed = int(deciding.amax(0).argmax()), deciding.max().item()
-    p = None if cutoff is not None else p_value(observed, bank or ())
+    p = p_value(observed, bank) if bank else None
     outcome = INCONCLUSIVE if reasons else FOUND if found else NONE
     return Verdict(outcome, label, observed, cutoff, p, tuple(reasons))
