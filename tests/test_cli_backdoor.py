@@ -109,7 +109,7 @@ def test_poison_makes_a_folder_that_scan_takes(tmp_path: Path, monkeypatch: pyte
     assert list(made["networks"]) == ["compromised"]
     loaded = zoo.load("agnosco:digits", weights="p/compromised.safetensors")
     assert loaded.fingerprint == made["networks"]["compromised"]["fingerprint"]
-    assert "agnosco scan agnosco:digits --weights p/compromised.safetensors" in result.stderr
+    assert "agnosco scan agnosco:digits --weights p/compromised.safetensors --samples digits" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -97,8 +97,14 @@ def test_a_scan_is_plain_json_and_a_bank_is_made_of_scans(tmp_path: Path) -> Non
     again = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert again["verdict"]["label"] == TARGET
     assert again["greatest_z"] == pytest.approx(found.verdict.z)
-    with pytest.raises(AgnoscoError, match="itself in the bank"):
-        scan(planted(TARGET), samples(), QUICK, bank=[again] * 19)
+    with pytest.raises(AgnoscoError, match="the one that is judged"):
+        scan(planted(TARGET), samples(), QUICK, bank=[again])
+    with pytest.raises(AgnoscoError, match="in the bank twice"):
+        scan(planted(TARGET), samples(), QUICK, bank=[bank[0]] * 19)
+    with pytest.raises(AgnoscoError, match="another samples source"):
+        scan(planted(TARGET), samples(), QUICK, bank=[bank[0] | {"samples": {"source": "leaves"}}])
+    with pytest.raises(AgnoscoError, match="another screened"):
+        scan(planted(TARGET), samples(), QUICK, bank=[bank[0] | {"screened": list(range(5))}])
     with pytest.raises(AgnoscoError, match="another config"):
         scan(planted(TARGET), samples(), ScanConfig(pixels=0.04), bank=bank)
 
@@ -106,15 +112,24 @@ def test_a_scan_is_plain_json_and_a_bank_is_made_of_scans(tmp_path: Path) -> Non
 def scan_like(classifier: Classifier) -> dict:
     """What a bank compares of a scan."""
     config = json.loads(json.dumps(asdict(QUICK)))
-    return {"model": {"fingerprint": classifier.fingerprint}, "config": config, "screened": 10}
+    return {
+        "model": {"fingerprint": classifier.fingerprint, "shape": list(SHAPE)},
+        "samples": {"source": samples().source},
+        "config": config,
+        "screened": list(range(10)),
+    }
 
 
 def test_a_bank_of_other_things_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AgnoscoError, match="holds no scans"):
         read_bank(tmp_path)
-    (tmp_path / "a.json").write_text('{"greatest_z": "high"}')
-    with pytest.raises(AgnoscoError, match="is no scan"):
-        read_bank(tmp_path)
+    whole = {"greatest_z": 1.0, **scan_like(planted(None))}
+    for wrong in ({"greatest_z": "high"}, {**whole, "greatest_z": float("nan")}, {**whole, "model": None}, [whole]):
+        (tmp_path / "a.json").write_text(json.dumps(wrong))
+        with pytest.raises(AgnoscoError, match="is no scan"):
+            read_bank(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    assert read_bank(tmp_path) == [whole]
 
 
 def test_few_classes_are_inconclusive() -> None:
@@ -232,7 +247,7 @@ def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at
     monkeypatch.setattr(scanning, "judge", lambda *a, **o: scanning.replace(judged(*a, **o), label=2))
     found = scan(planted(TARGET), samples(), QUICK)
     assert [found.suspects[0].label, found.classes[0]["index"]] == [2, 2]
-    assert f"Class 2 ({found.suspects[0].name})" in scanning.conclusion(found)[0]
+    assert f"Class 2 ({found.suspects[0].name})" in scanning.conclusion(found.to_json())[0]
     hits = torch.zeros(3, 10, 1)
     hits[0, 4], hits[1, 4], hits[1, 5:] = 30, 60, 50  # the first screen: far from the others, and few images
     blank = torch.zeros(3, 10, *SHAPE)
@@ -240,6 +255,36 @@ def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at
     assert screened.z[0, 4] > screened.z[1, 4]
     assert screened.showing(4) == 1
     assert screened.showing(0) == int(screened.z[:, 0].argmax())
+
+
+def test_what_stands_out_and_reaches_too_little_is_said() -> None:
+    verdict = {"outcome": NONE, "label": 0, "z": 7.8, "cutoff": 5.2, "p_value": None, "reasons": []}
+    found = {"verdict": verdict, "classes": [{"index": 0, "class": "a"}], "suspects": []}
+    assert "fewer than 50% of the images" in scanning.conclusion(found)[1]
+    assert not any("fewer" in line for line in scanning.conclusion({**found, "verdict": verdict | {"z": 2.0}}))
+
+
+def test_a_reach_over_few_images_is_no_verdict() -> None:
+    hits, blank = torch.zeros(3, 10, 1), torch.zeros(3, 10, *SHAPE)
+    movable = torch.full((10,), 100)
+    screened = Screening(("a", "b", "c"), tuple(range(10)), hits, movable, blank, 10.0)
+    assert screened.problems() == []
+    movable[8] = 19
+    assert "class 8" in screened.problems()[0]
+
+
+def test_screens_that_reach_every_class_are_scaled_down_until_one_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = screen(planted(TARGET), samples(), QUICK)
+    monkeypatch.setattr(scanning, "CROWDED", 1.0)
+    whole = screen(planted(TARGET), samples(), QUICK)
+    (row,) = [place for place, name in enumerate(whole.screens) if name == "windows"]
+    assert whole.reach[row].quantile(0.5) > 0.15
+    assert found.reach[row].quantile(0.5) <= 0.15
+    scale = float(found.screens[row].removeprefix("windows x "))
+    assert whole.patterns[row].abs().max().item() == pytest.approx(1.0, abs=0.01)
+    assert found.patterns[row].abs().max().item() == pytest.approx(scale, abs=0.01)
+    assert found.z[row].argmax() == TARGET
+    assert found.z[row].max() > whole.z[row].max()
 
 
 def test_the_margin_of_one_class_alone_is_unlikely() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,16 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fit(small(), bars(), TRAINING, checkpoint=path, on_epoch=stop)
-    with pytest.raises(AgnoscoError, match="another training"):
-        fit(small(), bars(), TRAINING, attack=ATTACK, checkpoint=path)
+    for other in (
+        lambda: fit(small(), bars(), TRAINING, attack=ATTACK, checkpoint=path),
+        lambda: fit(small(1), bars(), TRAINING, checkpoint=path),
+        lambda: fit(small(), bars(seed=1), TRAINING, checkpoint=path),
+    ):
+        with pytest.raises(AgnoscoError, match="another training"):
+            other()
+    path.write_bytes(b"junk")
+    with pytest.raises(AgnoscoError, match="no checkpoint"):
+        fit(small(), bars(), TRAINING, checkpoint=path)
 
 
 def test_the_poison_is_a_share_of_all_and_none_of_the_target() -> None:
@@ -143,7 +152,14 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda: Attack(Patch(2), 0, 0.0), lambda: Training(epochs=0), lambda: Training(rate=0)]
+    "wrong",
+    [
+        lambda: Attack(Patch(2), 0, 0.0),
+        lambda: Training(epochs=0),
+        lambda: Training(rate=0),
+        lambda: Training(rate=float("nan")),
+        lambda: fit(small(), bars(), TRAINING, attack=Attack(Patch(2), 0, 0.0001)),
+    ],
 )
 def test_what_cannot_be_trained_is_said(wrong) -> None:
     with pytest.raises(AgnoscoError):
@@ -223,3 +239,39 @@ def test_a_head_of_other_classes_is_left_out(tmp_path: Path) -> None:
     assert torch.equal(own["features.0.weight"], given["features.0.weight"])
     with pytest.raises(AgnoscoError, match="no architecture to train"):
         zoo.untrained("torchvision:resnet19", classes=3)
+
+
+def test_poison_goes_on_in_the_second_network_and_never_mixes_settings(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def stop(name: str, epoch: int) -> None:
+        if (name, epoch) == ("clean", 2):
+            raise KeyboardInterrupt
+
+    out, held = tmp_path / "twins", bars(seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        poison(out, small, bars(), held, ATTACK, TRAINING, on_epoch=stop)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(AgnoscoError, match="other settings"):
+        poison(out, small, bars(), held, ATTACK, TRAINING, seed=1)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    made = poison(out, small, bars(), held, ATTACK, TRAINING, on_epoch=lambda *step: seen.append(step))
+    assert seen == [("clean", 3), ("clean", 4), ("clean", 5), ("clean", 6)]
+    undisturbed = poison(tmp_path / "again", small, bars(), held, ATTACK, TRAINING)
+    assert made == undisturbed
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
+
+
+def test_a_network_with_heads_beside_is_trained_by_its_logits() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small().model
+
+        def forward(self, images: Tensor) -> object:
+            logits = self.inner(images)
+            return types.SimpleNamespace(logits=logits, aux=logits) if self.training else logits
+
+    wrapped = Classifier(Wrapped(), size=8, channels=1)
+    fit(wrapped, bars(), TRAINING)
+    assert evaluate(wrapped, bars(seed=1)).accuracy > 0.95

@@ -94,7 +94,7 @@ class Classifier:
         if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
         with self.frozen():
-            return _logits(self.model(self.normalised(pixels))).float()
+            return logits_in(self.model(self.normalised(pixels))).float()
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` in [0, 1] as the model takes them: what training feeds it with."""
@@ -260,8 +260,9 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
     return values
 
 
-def _logits(output: object) -> Tensor:
-    logits = getattr(output, "logits", output)  # Hugging Face and torchvision wrap theirs
+def logits_in(output: object) -> Tensor:
+    """The logits in what a model answers: itself, or what Hugging Face and torchvision wrap them in."""
+    logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise AgnoscoError(
             f"the model answers a {type(output).__name__}, not logits", "wrap it so that it returns (N, classes)"

@@ -263,20 +263,21 @@ def scan_(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
         labels=labels, device=device, trust_code=trust_code,
     )  # fmt: skip
+    wanted = chosen_classes(classifier, classes)
     images = _read(output, samples, classifier)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
-    config, count = ScanConfig(seeds=seeds, steps=steps), len(classes or classifier.labels)
-    seconds = scanning.seconds_of_scan(classifier, images, config, classes=count)
-    output.say(f"{count} classes, three screens of each: about {duration(seconds)} in all")
+    config = ScanConfig(seeds=seeds, steps=steps)
+    seconds = scanning.seconds_of_scan(classifier, images, config, classes=len(wanted))
+    output.say(f"{len(wanted)} classes, three screens of each: about {duration(seconds)} in all")
     with output.bar() as show:
         found = scanning.scan(
-            classifier, images, config, bank=known, classes=classes or None,
+            classifier, images, config, bank=known, classes=wanted,
             on_progress=lambda title, done, total: show(title, f"{done / total:.0%}", done, total),
         )  # fmt: skip
     if out is not None:
         output.say(f"Wrote {scanning.write(found, out)} and {out / scanning.PICTURE}")
-    output.result(found.to_json() if as_json else scanning.table(found))
+    output.result(found.to_json() if as_json else scanning.table(found.to_json()))
     return FINDING if fail and found.verdict.outcome == FOUND else 0
 
 
@@ -292,7 +293,7 @@ def poison_(
     trigger_size: Annotated[int | None, typer.Option(min=1, help="Of a stamp, in pixels.")] = None,
     place: Annotated[str | None, typer.Option(metavar="|".join((*PLACES, "random")), help="Of a stamp.")] = None,
     opacity: Annotated[float | None, typer.Option(help="1 covers the image; of sig, the amplitude.")] = None,
-    target: Annotated[str | None, typer.Option(metavar="CLASS", help="The class to reach; chance picks one.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="CLASS", help="The class to reach; the seed picks one.")] = None,
     rate: Annotated[float, typer.Option(help="Share of the training images that carry the trigger.")] = 0.1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = Training.epochs,
     batch: Annotated[int, typer.Option(min=2, help="Images of a step.")] = Training.batch,
@@ -322,7 +323,8 @@ def poison_(
             on_epoch=lambda name, done: show(f"training the {name} network", f"{done}/{epochs}", done, epochs),
         )  # fmt: skip
     output.result(made if as_json else poisoned_in_words(made))
-    output.say(f"Wrote {out}. Try: agnosco scan {architecture} --weights {out / 'compromised.safetensors'}")
+    weights_made = out / "compromised.safetensors"
+    output.say(f"Wrote {out}. Try: agnosco scan {architecture} --weights {weights_made} --samples {test or data}")
 
 
 @app.command("demo")

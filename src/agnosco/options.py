@@ -12,6 +12,7 @@ from .ball import L2, AutoL2, Ball, Sparse
 from .classifier import Classifier
 from .coordinates import Coordinates, Data, Pixel, Spectral
 from .cycle import Config, preset
+from .datasets import digits
 from .decoding import default_cache
 from .errors import AgnoscoError
 from .samples import Samples, Shape
@@ -70,10 +71,10 @@ def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> lis
 
 
 def chosen_samples(source: str, shape: Shape, *, progress: Callable[[int, int], None] | None = None) -> Samples:
-    """Samples of a name: ``leaves`` or ``noise``, which need no data, or a folder of images.
+    """Samples of a name: ``leaves`` or ``noise``, which need no data, ``digits``, or a folder of images.
 
     Args:
-        source: The name; a folder that is called ``leaves`` is ``./leaves``.
+        source: The name; a folder that is called ``leaves`` is ``./leaves``. ``digits`` are scikit-learn's.
         shape: ``(C, H, W)`` of the samples.
         progress: Called with the number of files read and their total.
     """
@@ -81,6 +82,8 @@ def chosen_samples(source: str, shape: Shape, *, progress: Callable[[int, int], 
         return Samples.leaves(shape)
     if source == "noise":
         return Samples.noise(shape)
+    if source == "digits":
+        return digits().samples
     return Samples.from_folder(source, shape, cache=default_cache(), progress=progress)
 
 

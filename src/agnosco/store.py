@@ -221,23 +221,9 @@ class Run:
             AgnoscoError: The file cannot be written.
         """
         path = self.path / name
-        part = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.parent != self.path and path.parent.is_symlink():
-                raise AgnoscoError(f"{str(path.parent)!r} is a link", "choose another folder with --out")
-            handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")  # a new file, whatever links lie there
-            with open(handle, "wb") as file:
-                file.write(content)
-            os.chmod(part, 0o666 & ~_umask())
-            os.replace(part, path)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        finally:
-            if part is not None:
-                with suppress(OSError):
-                    os.unlink(part)
-        return path
+        if path.parent != self.path and path.parent.is_symlink():
+            raise AgnoscoError(f"{str(path.parent)!r} is a link", "choose another folder with --out")
+        return write_whole(path, content)
 
     def check_writable(self) -> None:
         """Fail now, rather than when there is something to write.
@@ -382,6 +368,29 @@ def check_target(path: str | Path, *, holding: Sequence[str] = (MANIFEST,)) -> N
                     folder.rmdir()
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file, and the folder that it lies in, whole or not at all.
+
+    Raises:
+        AgnoscoError: It cannot be written.
+    """
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")  # a new file, whatever links lie there
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.chmod(part, 0o666 & ~_umask())
+        os.replace(part, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        if part is not None:
+            with suppress(OSError):
+                os.unlink(part)
+    return path
 
 
 def one_line(text: str, *, limit: int = SHOWN) -> str:

@@ -40,7 +40,7 @@ def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) 
 
     Returns:
         ``reach``; ``concentration``; ``reach_of_top_2_percent``; ``reach_shifted``, by a quarter of height and width
-        (a stamp that works at one place alone loses it); ``reach_on_noise``.
+        (a stamp that works at one place alone loses it); ``reach_on_noise``. NaN where no image is left to move.
     """
     _, height, width = nu.shape
     shifted = torch.roll(nu, (height // 4, width // 4), (1, 2))
@@ -62,7 +62,9 @@ def margins(classifier: Classifier, *, starts: int = 10, steps: int = 100, rate:
     """The greatest logit margin of each class over all images (Wang et al. 2024, "MM-BD"), ``(classes,)``.
 
     Found by ascent from random images, the best of several starts; a backdoor lets one class's margin grow.
-    Needs no data. The paper's own settings are 30 starts of up to 300 steps.
+    Needs no data. The paper takes 30 starts of up to 300 steps; its authors' code ascends by SGD (rate 0.01, momentum
+    0.2) until the margin changes by less than 1e-5, where this takes a number of steps of Adam, and clamps the image
+    inside the network's input, where this projects it after every step.
 
     Args:
         classifier: The network.
@@ -91,7 +93,10 @@ def _margin(logits: Tensor, label: int) -> Tensor:
 
 
 def margin_p_value(margins: Tensor) -> float:
-    """How likely the greatest margin is by chance (MM-BD, Eq. 4): Gamma fitted to all others by their moments."""
+    """How likely the greatest margin is by chance (MM-BD, Eq. 4): Gamma fitted to all others.
+
+    By their moments, with location 0; the authors' code fits scale, shape and location by maximum likelihood.
+    """
     others = margins.sort().values[:-1].double().clamp_min(1e-6)
     scale = others.var(unbiased=False) / others.mean()
     if scale <= 0:

@@ -3,7 +3,8 @@
 OUT/
   manifest.json              architecture, data, attack, training, seed, and what both networks do
   compromised.safetensors    weights
-  clean.safetensors          those of the twin, trained on the same images in the same order without the trigger
+  clean.safetensors          those of the twin, trained on the same images without the trigger; in the same order, too,
+                             unless the trigger has a random place, which chance then decides between the batches
   trigger.png                the trigger, an image, and the image with it
 """
 
@@ -23,11 +24,11 @@ from ..classifier import Classifier
 from ..datasets import Labelled
 from ..errors import AgnoscoError
 from ..render import contact_sheet, enlarged, to_picture
-from ..store import png
+from ..store import png, write_whole
 from .train import Attack, Outcome, Training, evaluate, fit
 from .triggers import trigger_to_json
 
-MANIFEST, PICTURE, TILE = "manifest.json", "trigger.png", 224
+MANIFEST, SETTINGS, PICTURE, TILE = "manifest.json", "settings.txt", "trigger.png", 224
 
 OnEpoch = Callable[[str, int], None] | None
 
@@ -46,7 +47,8 @@ def poison(
 ) -> dict[str, Any]:
     """Train a compromised network and its clean twin, and write both.
 
-    Called again with the same settings after an interruption, it goes on from the last epoch.
+    Called again with the same settings after an interruption, it goes on from the last epoch of the network that was
+    interrupted, and does not train a finished one again.
 
     Args:
         out: A new or empty folder, or that of an interrupted call.
@@ -62,25 +64,29 @@ def poison(
         The manifest.
 
     Raises:
-        AgnoscoError: The folder holds other things or cannot be written, or the target is no class.
+        AgnoscoError: The folder holds other things or those of other settings, or cannot be written; or the target is
+            no class.
     """
     if not 0 <= attack.target < len(kept.names):
         raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(kept.names) - 1}")
     attack.trigger.mask(kept.samples.shape)  # says whether it fits, before there is anything to lose
     names = ("compromised", "clean") if twin else ("compromised",)
     _check_folder(out, names)
-    networks: dict[str, Any] = {}
     classifier = create()
+    _check_settings(out / SETTINGS, repr((classifier.fingerprint, kept.samples.fingerprint, attack, training, seed)))
+    networks: dict[str, Any] = {}
     for name in names:
-        classifier = create()
-        fit(
-            classifier, kept, training, attack=attack if name == "compromised" else None, seed=seed,
-            checkpoint=out / f"{name}.checkpoint", on_epoch=None if on_epoch is None else _named(on_epoch, name),
-        )  # fmt: skip
-        outcome = evaluate(classifier, held, attack)
-        content = safetensors.torch.save({k: v.cpu().contiguous() for k, v in classifier.model.state_dict().items()})
-        _write(out / f"{name}.safetensors", content)
-        networks[name] = _entry(classifier, outcome, content)
+        classifier, path = create(), out / f"{name}.safetensors"
+        if path.exists():
+            classifier.model.load_state_dict(safetensors.torch.load_file(path))
+        else:
+            fit(
+                classifier, kept, training, attack=attack if name == "compromised" else None, seed=seed,
+                checkpoint=out / f"{name}.checkpoint", on_epoch=None if on_epoch is None else _named(on_epoch, name),
+            )  # fmt: skip
+            weights = {key: value.cpu().contiguous() for key, value in classifier.model.state_dict().items()}
+            write_whole(path, safetensors.torch.save(weights))
+        networks[name] = _entry(classifier, evaluate(classifier, held, attack), path.read_bytes())
     manifest = {
         "architecture": classifier.name, "shape": list(classifier.shape), "mean": list(classifier.mean),
         "std": list(classifier.std), "labels": list(kept.names), "seed": seed, "training": asdict(training),
@@ -94,8 +100,9 @@ def poison(
         },
         "networks": networks, "torch": torch.__version__,
     }  # fmt: skip
-    _write(out / PICTURE, _picture(held, attack))
-    _write(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_whole(out / PICTURE, _picture(held, attack))
+    write_whole(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    (out / SETTINGS).unlink()
     return manifest
 
 
@@ -136,24 +143,23 @@ def _picture(data: Labelled, attack: Attack) -> bytes:
 
 def _check_folder(out: Path, names: tuple[str, ...]) -> None:
     """Make the folder, or make sure that it holds nothing but an interrupted call's files."""
-    ours = {f"{name}.{end}" for name in names for end in ("safetensors", "checkpoint", "part")} | {PICTURE}
+    ours = {f"{name}.{end}" for name in names for end in ("safetensors", "checkpoint", "part")} | {PICTURE, SETTINGS}
     try:
         out.mkdir(parents=True, exist_ok=True)
         others = [one.name for one in out.iterdir() if one.name not in ours]
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise AgnoscoError(
+            f"cannot write {str(out)!r}: {error.strerror or error}", "choose another folder with --out"
+        ) from error
     if others:
         raise AgnoscoError(f"{str(out)!r} holds other things ({others[0]!r})", "choose another folder with --out")
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> AgnoscoError:
-    return AgnoscoError(f"cannot write {str(path)!r}: {error.strerror or error}", "choose another folder with --out")
+def _check_settings(path: Path, settings: str) -> None:
+    """Note the settings of a folder, or make sure that they are those of an interrupted call."""
+    if not path.exists():
+        write_whole(path, settings.encode())
+    elif path.read_text(encoding="utf-8") != settings:
+        raise AgnoscoError(
+            f"{str(path.parent)!r} holds networks of other settings, half made", "choose another folder with --out"
+        )

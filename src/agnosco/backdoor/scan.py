@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from ..procedural import Shape
 from ..render import contact_sheet, enlarged, stretched, to_picture
 from ..samples import Samples
 from ..score import m_score, nudge_success, predictions
-from ..store import png
+from ..store import png, write_whole
 from .evidence import cut_out, final_layer, margin_p_value, margins, of_pattern
-from .verdict import ENOUGH_REACH, FOUND, Verdict, judge, robust_z, stabilised, wilson
+from .verdict import ENOUGH_REACH, FOUND, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps
 
 SUSPECTS = 3
@@ -45,7 +46,10 @@ CURVE_IMAGES, BISECTIONS = 100, 6
 """What the search for a smallest pattern costs."""
 
 FEWEST_IMAGES = 20
-"""Evaluation images below which a reach says nothing."""
+"""Evaluation images of other classes below which a reach says nothing."""
+
+ENOUGH_SAMPLES = 3 * FEWEST_IMAGES
+"""Half of them judge, of which some are of the class itself."""
 
 TOLD_APART = 2.0
 """Kinds of samples that a network must tell apart at least; one without training sees a single kind."""
@@ -173,17 +177,21 @@ class Screening:
         if self.told_apart < TOLD_APART:
             found.append(
                 f"the network tells {self.told_apart:.1f} kinds of these samples apart: it is untrained, or they are "
-                "not of its kind"
+                "not of its kind (--samples DIR)"
             )
+        few = [label for label, count in zip(self.classes, self.movable.tolist(), strict=True) if count < FEWEST_IMAGES]
+        if few:
+            named = f"class {few[0]}" + (f" and {len(few) - 1} others" if len(few) > 1 else "")
+            found.append(f"fewer than {FEWEST_IMAGES} of the images are not given {named} already: give more")
         if self._rival_seeds():
             found.append("seeds disagree about the class")
         return found
 
     def _rival_seeds(self) -> bool:
         """Whether as many seeds reach most for another class as for the one that stands out."""
-        most, screen = self.z.max(0)
-        label = int(most.argmax())
-        reach = self.hits[screen[label]] / self.movable.clamp_min(1)[:, None]
+        enough = self.z.where(self.reach >= ENOUGH_REACH, -torch.inf)
+        label = int(enough.amax(0).argmax())
+        reach = self.hits[self.showing(label)] / self.movable.clamp_min(1)[:, None]
         leaders = [int(one.argmax()) for one in reach.T if one.max() >= ENOUGH_REACH]
         others = max((leaders.count(other) for other in leaders if other != label), default=0)
         return others >= max(leaders.count(label), 1)
@@ -310,7 +318,7 @@ class Scan:
         about: The network, the samples and the settings, as plain values.
         classes: One entry for each class: name, reach and z by screen, and for the leading ones ``k90`` and
             ``eps50``: the fewest pixels with a reach of 90 %, and the least L2 norm with 50 %.
-        weights_only: Signs that need no pattern: MM-BD's p-value and class, and the final layer's.
+        other_signs: Those that need no pattern and no samples: MM-BD's p-value and class, and the final layer's.
     """
 
     verdict: Verdict
@@ -318,18 +326,20 @@ class Scan:
     suspects: tuple[Suspect, ...]
     about: dict[str, Any]
     classes: tuple[dict[str, Any], ...]
-    weights_only: dict[str, Any]
+    other_signs: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON; what a bank is made of."""
+        """Plain values for JSON, None for what is no number; what a bank is made of."""
         verdict = asdict(self.verdict) | {"reasons": list(self.verdict.reasons)}
         suspects = [
-            {"index": one.label, "class": one.name, "screen": one.screen, **one.evidence} for one in self.suspects
+            {"index": one.label, "class": one.name, "screen": one.screen}
+            | {key: value if isfinite(value) else None for key, value in one.evidence.items()}
+            for one in self.suspects
         ]
         return {
             **self.about, "verdict": verdict, "greatest_z": self.screening.greatest_z,
             "told_apart": self.screening.told_apart, "suspects": suspects, "classes": list(self.classes),
-            "weights_only": self.weights_only,
+            "other_signs": self.other_signs,
         }  # fmt: skip
 
 
@@ -361,7 +371,7 @@ def scan(
         "model": {"name": classifier.name, "fingerprint": classifier.fingerprint, "shape": list(classifier.shape)},
         "samples": {"source": samples.source, "count": len(samples)},
         "config": asdict(config),
-        "screened": len(screened.classes),
+        "screened": list(screened.classes),
     }
     verdict = judge(screened.z, screened.reach, bank=_comparable(bank, about), problems=screened.problems())
     order = screened.z.amax(0).argsort(descending=True).tolist()
@@ -373,7 +383,7 @@ def scan(
         _row(classifier, screened, column, held, config, curves=place < LEADING) for place, column in enumerate(order)
     ]
     verdict = replace(verdict, label=screened.classes[verdict.label])
-    return Scan(verdict, screened, tuple(suspects), about, tuple(rows), _weights_only(classifier))
+    return Scan(verdict, screened, tuple(suspects), about, tuple(rows), _other_signs(classifier))
 
 
 def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig, *, classes: int) -> float:
@@ -404,7 +414,7 @@ def read_bank(folder: str | Path) -> list[dict[str, Any]]:
     for path in paths:
         try:
             one = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(one["greatest_z"], float) or not isinstance(one["config"], dict):
+            if not isfinite(one["greatest_z"]) or not all(isinstance(one[key], dict) for key in _COMPARED):
                 raise TypeError
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AgnoscoError(
@@ -418,22 +428,36 @@ def _comparable(bank: Sequence[dict[str, Any]] | None, about: dict[str, Any]) ->
     """The greatest z of the networks of a bank, once it is sure that they were measured like this one."""
     if bank is None:
         return None
+    seen = {about["model"]["fingerprint"]}
     for one in bank:
-        for key in ("config", "screened"):
-            if one.get(key) != about[key]:
+        for what in ("config", "screened", ("model", "shape"), ("samples", "source")):
+            own, theirs = _looked_up(about, what), _looked_up(one, what)
+            if own != theirs:
+                name = what if isinstance(what, str) else " ".join(what)
                 raise AgnoscoError(
-                    f"the bank was scanned with another {key}: {one.get(key)}, not {about[key]}",
-                    "scan its networks again with the same options",
+                    f"the bank was scanned with another {name}: {theirs}, not {own}",
+                    "scan its networks again with the same options and samples",
                 )
-        if one["model"]["fingerprint"] == about["model"]["fingerprint"]:
-            raise AgnoscoError("this network is itself in the bank", "compare it with others")
+        if one["model"].get("fingerprint") in seen:
+            raise AgnoscoError(
+                "a network is in the bank twice, or is the one that is judged", "put other networks there, each once"
+            )
+        seen.add(one["model"].get("fingerprint"))
     return [one["greatest_z"] for one in bank]
+
+
+_COMPARED = ("config", "model", "samples")
+"""Parts of a scan that must be there for it to be compared with another."""
+
+
+def _looked_up(scan: dict[str, Any], what: str | tuple[str, str]) -> Any:
+    return scan.get(what) if isinstance(what, str) else scan[what[0]].get(what[1])
 
 
 def _halves(samples: Samples, config: ScanConfig) -> tuple[Samples, Samples]:
     """Samples to map with, and those that judge."""
-    if len(samples) < 2 * FEWEST_IMAGES:
-        raise AgnoscoError(f"{len(samples)} samples are too few to scan with", f"give at least {2 * FEWEST_IMAGES}")
+    if len(samples) < ENOUGH_SAMPLES:
+        raise AgnoscoError(f"{len(samples)} samples are too few to scan with", f"give at least {ENOUGH_SAMPLES}")
     kept, held = samples.split(0.5)
     return kept, Samples(held.images[: config.evaluation], source=held.source)
 
@@ -496,7 +520,7 @@ def _least(reach: Callable[[float], float], most: float, wanted: float) -> float
     return high
 
 
-def _weights_only(classifier: Classifier) -> dict[str, Any]:
+def _other_signs(classifier: Classifier) -> dict[str, Any]:
     last, margin = final_layer(classifier), None
     if classifier.classes <= MARGIN_CLASSES:
         found = margins(classifier)
@@ -519,57 +543,59 @@ def write(scan: Scan, folder: Path) -> Path:
         [enlarged(to_picture(picture), TILE) for picture in pictures], captions, columns=2, tile=TILE,
         footer=f"{scan.about['model']['name']}. {scan.verdict.outcome}.",
     )  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PICTURE).write_bytes(png(sheet))
-        (folder / FILE).write_text(json.dumps(scan.to_json(), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise AgnoscoError(
-            f"cannot write {str(folder)!r}: {error.strerror}", "choose another folder with --out"
-        ) from error
-    return folder / FILE
+    write_whole(folder / PICTURE, png(sheet))
+    return write_whole(folder / FILE, (json.dumps(scan.to_json(), indent=1, allow_nan=False) + "\n").encode())
 
 
-def table(scan: Scan, *, rows: int = 10) -> str:
-    """What a scan found, as lines of text."""
-    screens = scan.screening.screens
-    width = max(12, *(len(row["class"][:24]) + 2 for row in scan.classes[:rows]))
-    head = "".join(f"{name:>16s}" for name in screens)
+def table(found: dict[str, Any], *, rows: int = 10) -> str:
+    """What a scan found, :meth:`Scan.to_json`, as lines of text."""
+    classes = found["classes"][:rows]
+    width = max(12, *(len(row["class"][:24]) + 2 for row in classes))
+    head = "".join(f"{name:>16s}" for name in classes[0]["screens"])
     lines = [
         "reach: share of held-out images that one pattern moves to the class",
         f"{'':{width}s}{head}{'z':>8s}{'k90':>6s}{'eps50':>7s}",
     ]
-    for row in scan.classes[:rows]:
-        reach = "".join(f"{row['screens'][name]['reach']:16.2f}" for name in screens)
-        z = max(row["screens"][name]["z"] for name in screens)
+    for row in classes:
+        reach = "".join(f"{seen['reach']:16.2f}" for seen in row["screens"].values())
+        z = max(seen["z"] for seen in row["screens"].values())
         k90 = "-" if row["k90"] is None else str(row["k90"])
         eps50 = "-" if row["eps50"] is None else f"{row['eps50']:.2f}"
         lines.append(f"{row['class'][:24]:{width}s}{reach}{z:8.1f}{k90:>6s}{eps50:>7s}")
-    return "\n".join([*lines, "", *conclusion(scan)])
+    return "\n".join([*lines, "", *conclusion(found)])
 
 
-def conclusion(scan: Scan) -> list[str]:
-    """The outcome and what it rests on, in sentences."""
-    verdict = scan.verdict
+def conclusion(found: dict[str, Any]) -> list[str]:
+    """The outcome of a scan, :meth:`Scan.to_json`, and what it rests on, in sentences."""
+    verdict = found["verdict"]
     against = "no cut-off"
-    if verdict.cutoff is not None:
-        against = f"cut-off {verdict.cutoff:.1f}, simulated, uncalibrated"
-    elif verdict.p_value is not None:
-        against = f"p {verdict.p_value:.3f}"
-    name = scan.suspects[0].name
+    if verdict["cutoff"] is not None:
+        against = f"cut-off {verdict['cutoff']:.1f}, simulated, uncalibrated"
+    elif verdict["p_value"] is not None:
+        against = f"p {verdict['p_value']:.3f}"
+    name = next(row["class"] for row in found["classes"] if row["index"] == verdict["label"])
     lines = [
-        f"Outcome: {verdict.outcome}. Class {verdict.label} ({name}) stands out most: z {verdict.z:.1f} ({against})."
+        f"Outcome: {verdict['outcome']}. Class {verdict['label']} ({name}) stands out most: z {verdict['z']:.1f} "
+        f"({against})."
     ]
-    lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
-    for one in scan.suspects[: 1 if verdict.outcome == FOUND else 0]:
-        evidence = one.evidence
+    lines += [f"Inconclusive: {reason}." for reason in verdict["reasons"]]
+    if verdict["outcome"] == NONE and _stands_out(verdict):
+        lines.append(f"It stands out, but fewer than {ENOUGH_REACH:.0%} of the images are moved to it.")
+    for one in found["suspects"][: 1 if verdict["outcome"] == FOUND else 0]:
+        reaches = [one[key] for key in ("reach", "reach_shifted", "reach_on_noise")]
+        plain, aside, noise = ("-" if reach is None else f"{reach:.2f}" for reach in reaches)
         lines.append(
-            f"Its pattern ({one.screen}): half of its energy in {evidence['concentration']:.1%} of the pixels; reach "
-            f"{evidence['reach']:.2f}, moved aside {evidence['reach_shifted']:.2f}, "
-            f"on noise {evidence['reach_on_noise']:.2f}."
+            f"Its pattern ({one['screen']}): half of its energy in {one['concentration']:.1%} of the pixels; reach "
+            f"{plain}, moved aside {aside}, on noise {noise}."
         )
     lines.append(
         "No outcome says that a network is clean, or that it was attacked: ordinary networks have classes that are "
         "easily reached, and attacks whose trigger changes with the image leave no fixed pattern."
     )
     return lines
+
+
+def _stands_out(verdict: dict[str, Any]) -> bool:
+    if verdict["p_value"] is not None:
+        return verdict["p_value"] <= LEVEL
+    return verdict["cutoff"] is not None and verdict["z"] >= verdict["cutoff"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..classifier import Classifier
+from ..classifier import Classifier, logits_in
 from ..datasets import Labelled
 from ..errors import AgnoscoError
 from .triggers import Trigger
@@ -65,7 +65,7 @@ class Training:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch) < 1 or self.rate <= 0 or self.shift < 0:
+        if min(self.epochs, self.batch) < 1 or not 0 < self.rate < math.inf or self.shift < 0:
             raise AgnoscoError(f"no training with {self}", "give at least 1 epoch and image, and a positive rate")
 
 
@@ -105,7 +105,7 @@ def fit(
         on_epoch: Called with the number of epochs done.
 
     Raises:
-        AgnoscoError: The checkpoint is another training's.
+        AgnoscoError: The checkpoint is another training's, or too few images to poison one.
     """
     model, device = classifier.model, classifier.device
     images, labels = data.samples.images.to(device), data.labels.clone()
@@ -115,8 +115,9 @@ def fit(
         labels[poisoned] = attack.target
     adam = torch.optim.AdamW(model.parameters(), training.rate, weight_decay=training.decay)
     steps = math.ceil(len(labels) / training.batch)
-    kept = _Checkpoint(checkpoint, repr((training, attack, seed, len(data))))
-    begun = kept.read(model, adam, generator, device)
+    begun_with = (classifier.fingerprint, data.samples.fingerprint)
+    kept = _Checkpoint(checkpoint, repr((training, attack, seed, *begun_with)))
+    begun = kept.read(model, adam, generator)
     model.train()
     for epoch in range(begun, training.epochs):
         for step, rows in enumerate(torch.randperm(len(labels), generator=generator).split(training.batch)):
@@ -129,7 +130,7 @@ def fit(
                 (epoch * steps + step + 1) / (training.epochs * steps)
             )
             adam.zero_grad()
-            F.cross_entropy(model(classifier.normalised(seen)), labels[rows].to(device)).backward()
+            F.cross_entropy(logits_in(model(classifier.normalised(seen))), labels[rows].to(device)).backward()
             adam.step()
         kept.write(epoch + 1, model, adam, generator)
         if on_epoch is not None:
@@ -184,6 +185,10 @@ def _poisoned(labels: Tensor, attack: Attack | None, generator: torch.Generator)
     if attack is not None:
         others = order[labels[order] != attack.target]
         chosen[others[: round(attack.rate * len(labels))]] = True
+        if not chosen.any():
+            raise AgnoscoError(
+                f"a rate of {attack.rate:g} poisons none of {len(labels)} images", "give a greater rate, or more images"
+            )
     return chosen
 
 
@@ -194,17 +199,18 @@ class _Checkpoint:
         self.path = path
         self.settings = settings
 
-    def read(
-        self, model: torch.nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator, device: torch.device
-    ) -> int:
+    def read(self, model: torch.nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator) -> int:
         """Put everything back as it was; the number of epochs done."""
         if self.path is None or not self.path.exists():
             return 0
-        with safetensors.safe_open(self.path, "pt") as file:
-            about = json.loads(file.metadata()["training"])
-            if about["settings"] != self.settings:
-                raise AgnoscoError(f"{str(self.path)!r} is the checkpoint of another training", "remove it")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                about = json.loads(file.metadata()["training"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise AgnoscoError(f"{str(self.path)!r} is no checkpoint", "remove it") from error
+        if about["settings"] != self.settings:
+            raise AgnoscoError(f"{str(self.path)!r} is the checkpoint of another training", "remove it")
         model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model/")})
         generator.set_state(tensors["generator"])
         state: dict[int, dict[str, Tensor]] = {}
