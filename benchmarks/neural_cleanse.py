@@ -3,6 +3,10 @@
 For every class, a mask m and a pattern p are sought that turn images x into the class as (1 − m) x + m p, with as
 small a mask as can be: the cost of ‖m‖₁ rises while enough images are given the class and falls while they are not.
 A class whose smallest mask is an outlier is the target. All classes are sought side by side.
+
+Their code goes through 31 batches of 32 images between two decisions (is the class reached, has the mask stopped
+shrinking), 1000 times over: 150 times what our scan takes. Here every batch decides, so that it can end within
+the same time; its verdicts at their cost may be better than what this gives.
 """
 
 from __future__ import annotations

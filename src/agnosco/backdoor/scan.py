@@ -64,6 +64,9 @@ MARGIN_CLASSES = 100
 FULL_STEPS, FULL_BATCH = 4, 2
 """A full map takes so many times the steps and the images of a screening one."""
 
+JUDGING = 0.5
+"""What an image costs that only goes forward, with those that scaling takes again, against one in a map's step."""
+
 FILE, PICTURE, TILE = "scan.json", "scan.png", 224
 
 WITHOUT_IMAGES = "Without images of the model's own kind fewer backdoors are found (docs/backdoors.md)"
@@ -127,7 +130,7 @@ class ScanConfig:
 
     @property
     def images(self) -> int:
-        """How many images the screening of a class takes, once for each step that they are in."""
+        """How many images the maps of a class take in its screening, once for each step that they are in."""
         return 2 * self.seeds * self.steps * self.batch + self.windows.images(self.seeds)
 
 
@@ -398,7 +401,8 @@ def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig
     spread, full = config.spread, config.full
     each = seconds_per_map(classifier, samples, spread, count=classes * config.seeds)
     suspects = min(classes, SUSPECTS) * full.steps * full.mapper.batch
-    return each * (classes * config.images + suspects) / (spread.steps * spread.mapper.batch)
+    judging = 3 * config.seeds * config.evaluation * JUDGING
+    return each * (classes * (config.images + judging) + suspects) / (spread.steps * spread.mapper.batch)
 
 
 def read_bank(folder: str | Path) -> list[dict[str, Any]]:
