@@ -34,7 +34,7 @@ check: $(VENV)/dev.stamp  ## ruff and pyright
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-bench: $(VENV)/dev.stamp assets  ## measure the ablations of docs/paper.md and the speed of benchmarks/README.md again (hours)
+bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/backdoors.md and benchmarks/README.md again (hours)
 	$(PY) benchmarks/ablation.py cifar --again
 	$(PY) benchmarks/ablation.py imagenet --again
 	$(PY) benchmarks/nudge.py --again
@@ -46,6 +46,10 @@ bench: $(VENV)/dev.stamp assets  ## measure the ablations of docs/paper.md and t
 	$(PY) benchmarks/growth.py
 	$(PY) benchmarks/growth.py --figure
 	$(PY) benchmarks/growth.py --tables
+	for split in development test; do \
+		$(PY) benchmarks/backdoors.py train --split $$split && $(PY) benchmarks/backdoors.py scan --split $$split && \
+		$(PY) benchmarks/backdoors.py keep --split $$split || exit 1; done
+	$(PY) benchmarks/backdoors.py --figure --tables
 
 # Real models and images for the tests; they may not be part of this repository, and no test fails without them.
 ifneq ($(AGNOSCO_ASSETS),)
