@@ -252,7 +252,8 @@ def keep(of: Bank, split: str) -> None:
         for detector in one["detectors"].values():
             for key in ("hits", "movable", "memory_mb"):
                 detector.pop(key, None)
-    found = {"about": about(f"{of.name} ({of.architecture}), {split} split"), "networks": networks, "footprints": footprints(of, split)}
+    told = about(f"{of.name} ({of.architecture}), {split} split")
+    found = {"about": told, "networks": networks, "footprints": footprints(of, split)}
     (RESULTS / f"backdoors-{of.name}-{split}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

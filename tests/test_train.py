@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agnosco import zoo
+from agnosco.architectures import ARCHITECTURES, created
 from agnosco.backdoor.poison import poison
 from agnosco.backdoor.train import Attack, Training, _poisoned, augmented, evaluate, fit, schedule
 from agnosco.backdoor.triggers import Patch, trigger_from_json
@@ -275,3 +276,13 @@ def test_a_network_with_heads_beside_is_trained_by_its_logits() -> None:
     wrapped = Classifier(Wrapped(), size=8, channels=1)
     fit(wrapped, bars(), TRAINING)
     assert evaluate(wrapped, bars(seed=1)).accuracy > 0.95
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_answer_logits_of_their_own_size_and_seed(name: str) -> None:
+    shape = ARCHITECTURES[name][1]
+    one, again, other = (created(name, 7, seed=seed) for seed in (1, 1, 2))
+    images = torch.rand(2, *shape)
+    assert one.eval()(images).shape == (2, 7)
+    assert torch.equal(one(images), again.eval()(images))
+    assert not torch.equal(one(images), other.eval()(images))
