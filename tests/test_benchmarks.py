@@ -31,7 +31,8 @@ def test_auroc_counts_pairs_and_its_interval_holds_it() -> None:
 
 def test_the_table_counts_what_is_told() -> None:
     def entry(kind: str, score: float, label: int, outcome: str, target: int | None) -> dict[str, Any]:
-        told = {"score": score, "label": label, "outcome": outcome, "seconds": 2.0}
+        z = [[0.0] * 9 + [float(score)]]
+        told = {"score": score, "label": label, "outcome": outcome, "seconds": 2.0, "z": z, "reach": [[0.8] * 10]}
         return {"kind": kind, "target": target, "detectors": {"agnosco": told}}
 
     networks = [entry("clean", score, 0, "no outlier found", None) for score in range(19)]
@@ -44,8 +45,9 @@ def test_the_table_counts_what_is_told() -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     pairs = 19 + 20 + 20 + 1.5  # of 80; the score of 1.0 ties with one clean network
     assert cells[2].startswith(f"{pairs / 80:.3f} (")
-    assert cells[3:] == ["0.75", "0.75", "0.75", "2.0", "4"]  # one clean network of twenty may lie above the bound
-    assert "false alarms: agnosco 1" in told
+    # One clean network of twenty may lie above the bound; with twenty, p = 1/21 takes a z above all of theirs.
+    assert cells[3:] == ["0.75", "0.75", "0.75", "0.50", "2.0", "4"]
+    assert "false alarms: agnosco 1 by the cut-off, 1 by a bank of the others" in told
 
 
 def test_a_bank_of_other_attacks_draws_other_triggers_and_targets() -> None:
