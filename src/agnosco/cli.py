@@ -269,7 +269,7 @@ def scan_(
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
     config = ScanConfig(seeds=seeds, steps=steps)
     seconds = scanning.seconds_of_scan(classifier, images, config, classes=len(wanted))
-    output.say(f"{len(wanted)} classes, three screens of each: about {duration(seconds)} in all")
+    output.say(f"{len(wanted)} classes, three screens of each: {duration(seconds)} to {duration(2 * seconds)}")
     with output.bar() as show:
         found = scanning.scan(
             classifier, images, config, bank=known, classes=wanted,

@@ -13,6 +13,9 @@ from ..samples import Samples
 from ..score import nudge_success
 from .verdict import robust_z
 
+MARGIN_STARTS, MARGIN_STEPS = 10, 100
+"""Random images for each class, and steps of the ascent from each, of :func:`margins`."""
+
 
 def concentration(nu: Tensor, *, share: float = 0.5) -> float:
     """The smallest share of the pixels that holds a share of the energy of a map ``(C, H, W)``."""
@@ -58,7 +61,14 @@ def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) 
     }
 
 
-def margins(classifier: Classifier, *, starts: int = 10, steps: int = 100, rate: float = 0.05, seed: int = 0) -> Tensor:
+def margins(
+    classifier: Classifier,
+    *,
+    starts: int = MARGIN_STARTS,
+    steps: int = MARGIN_STEPS,
+    rate: float = 0.05,
+    seed: int = 0,
+) -> Tensor:
     """The greatest logit margin of each class over all images (Wang et al. 2024, "MM-BD"), ``(classes,)``.
 
     Found by ascent from random images, the best of several starts; a backdoor lets one class's margin grow.

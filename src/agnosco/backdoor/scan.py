@@ -32,7 +32,7 @@ from ..render import contact_sheet, enlarged, stretched, to_picture
 from ..samples import Samples
 from ..score import m_score, nudge_success, predictions
 from ..store import png, write_whole
-from .evidence import cut_out, final_layer, margin_p_value, margins, of_pattern
+from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .verdict import ENOUGH_REACH, FOUND, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps
 
@@ -64,8 +64,8 @@ MARGIN_CLASSES = 100
 FULL_STEPS, FULL_BATCH = 4, 2
 """A full map takes so many times the steps and the images of a screening one."""
 
-JUDGING = 0.5
-"""What an image costs that only goes forward, with those that scaling takes again, against one in a map's step."""
+JUDGING = 1.3
+"""What an evaluation image costs, forward alone but at a few scales, against one in a step of a map."""
 
 FILE, PICTURE, TILE = "scan.json", "scan.png", 224
 
@@ -390,7 +390,9 @@ def scan(
 
 
 def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig, *, classes: int) -> float:
-    """About how long a scan takes here and now: real steps, measured, times the images that it takes.
+    """How long a scan takes here and now at least: real steps, measured, times the images that it takes.
+
+    Screens that have to be scaled down time and again, and steps in other sets, can double it.
 
     Args:
         classifier: The network.
@@ -402,7 +404,9 @@ def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig
     each = seconds_per_map(classifier, samples, spread, count=classes * config.seeds)
     suspects = min(classes, SUSPECTS) * full.steps * full.mapper.batch
     judging = 3 * config.seeds * config.evaluation * JUDGING
-    return each * (classes * (config.images + judging) + suspects) / (spread.steps * spread.mapper.batch)
+    asked = classifier.classes * MARGIN_STARTS * MARGIN_STEPS if classifier.classes <= MARGIN_CLASSES else 0
+    images = classes * (config.images + judging) + suspects + asked
+    return each * images / (spread.steps * spread.mapper.batch)
 
 
 def read_bank(folder: str | Path) -> list[dict[str, Any]]:
