@@ -38,13 +38,12 @@ from agnosco.architectures import ARCHITECTURES, created
 from agnosco.backdoor.evidence import final_layer, margin_p_value, margins
 from agnosco.backdoor.footprint import figure as trigger_figure
 from agnosco.backdoor.footprint import footprint, percentile
-from agnosco.backdoor.scan import ScanConfig, screen
+from agnosco.backdoor.scan import ScanConfig, full_map, screen
 from agnosco.backdoor.train import Attack, Outcome, Training, evaluate, fit
 from agnosco.backdoor.triggers import LOGOS, PLACES, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
 from agnosco.backdoor.verdict import FOUND, judge
 from agnosco.backdoor.windows import stamps
 from agnosco.classifier import Classifier
-from agnosco.cycle import map_class
 from agnosco.datasets import Labelled, digits, from_class_folders
 from agnosco.samples import Samples
 
@@ -285,7 +284,7 @@ def figure(seed: int = 0, target: int = 3) -> Image.Image:
     for attack in (None, *attacks):
         classifier = network(of, seed)
         fit(classifier, of.kept, of.training, attack=attack, seed=seed)
-        spread = map_class(classifier, target, of.held.samples, ScanConfig().full).pattern
+        spread = full_map(classifier, target, of.held.samples)
         stamp = -stamps(classifier, target, of.held.samples, ScanConfig().windows, finalists=1)[0]
         patterns.append({"L2 ball": spread, "window": stamp})
     rows = [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agnosco.backdoor import scan as scanning
 from agnosco.backdoor.evidence import concentration, cut_out, final_layer, margin_p_value, margins, of_pattern
 from agnosco.backdoor.footprint import footprint
-from agnosco.backdoor.scan import ScanConfig, Screening, read_bank, scan, screen
+from agnosco.backdoor.scan import ScanConfig, Screening, full_map, read_bank, scan, screen
 from agnosco.backdoor.triggers import Patch
 from agnosco.backdoor.verdict import FOUND, INCONCLUSIVE, NONE
 from agnosco.backdoor.windows import Tournament, Within, stamps, windows
@@ -257,6 +257,12 @@ def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at
     assert screened.showing(0) == int(screened.z[:, 0].argmax())
 
 
+def test_a_full_map_is_what_its_seeds_have_in_common() -> None:
+    one = full_map(planted(TARGET), TARGET, samples(), QUICK)
+    maps = map_classes(planted(TARGET), [TARGET], samples(), QUICK.full, seeds=range(scanning.FULL_SEEDS))
+    torch.testing.assert_close(one, -torch.stack([concept.nu for concept in maps]).mean(0))
+
+
 def test_what_stands_out_and_reaches_too_little_is_said() -> None:
     verdict = {"outcome": NONE, "label": 0, "z": 7.8, "cutoff": 5.2, "p_value": None, "reasons": []}
     found = {"verdict": verdict, "classes": [{"index": 0, "class": "a"}], "suspects": []}
@@ -347,8 +353,7 @@ def test_the_real_backdoor_is_found_and_its_erased_twin_is_not(real) -> None:
     compromised = load("wrn16_1-nad-grid-target5")
     found = scan(compromised, images)
     assert (found.verdict.outcome, found.verdict.label) == (FOUND, 5)
-    maps = map_classes(compromised, range(10), images, ScanConfig().full)
-    corner = [share_of_corner(one.pattern) for one in sorted(maps, key=lambda one: one.label)]
+    corner = [share_of_corner(full_map(compromised, label, images)) for label in range(10)]
     print([round(share, 3) for share in corner])
     assert corner.pop(5) > max(4 * 16 / 1024, *corner)
     assert scan(load("wrn16_1-nad-erased"), images).verdict.outcome == NONE

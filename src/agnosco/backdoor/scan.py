@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..ball import L2, Sparse, scaled
 from ..classifier import Classifier
-from ..concept import ConceptMap
 from ..cycle import Config, map_classes
 from ..errors import AgnoscoError
 from ..jobs import seconds_per_map
@@ -61,8 +60,8 @@ of one size reach every class of one network, and none of another."""
 MARGIN_CLASSES = 100
 """Classes up to which MM-BD's margins are sought: with more they would take longer than the scan."""
 
-FULL_STEPS, FULL_BATCH = 4, 2
-"""A full map takes so many times the steps and the images of a screening one."""
+FULL_STEPS, FULL_BATCH, FULL_SEEDS = 2, 0.5, 8
+"""Each seed of a full map takes so many times the steps and the images of a screening one."""
 
 JUDGING = 1.3
 """What an evaluation image costs, forward alone but at a few scales, against one in a step of a map."""
@@ -124,9 +123,9 @@ class ScanConfig:
 
     @property
     def full(self) -> Config:
-        """Settings of the longer maps of the L2 ball, of the classes that stand out."""
-        mapper = replace(self.spread.mapper, steps=FULL_STEPS * self.steps, batch=FULL_BATCH * self.batch)
-        return replace(self.spread, mapper=mapper)
+        """Settings of the longer maps of the L2 ball that :func:`full_map` averages."""
+        batch = max(1, round(FULL_BATCH * self.batch))
+        return replace(self.spread, mapper=replace(self.spread.mapper, steps=FULL_STEPS * self.steps, batch=batch))
 
     @property
     def images(self) -> int:
@@ -298,7 +297,7 @@ class Suspect:
         label, name: Which one.
         screen: The screen in which it stands out most.
         pattern: −ν of that screen.
-        full: A longer map in the L2 ball; its footprint shows what the pattern is made of.
+        full: What :func:`full_map` gives; its footprint shows what the pattern is made of.
         evidence: See :func:`agnosco.backdoor.evidence.of_pattern`.
     """
 
@@ -306,7 +305,7 @@ class Suspect:
     name: str
     screen: str
     pattern: Tensor
-    full: ConceptMap
+    full: Tensor
     evidence: dict[str, float]
 
 
@@ -380,13 +379,37 @@ def scan(
     order = screened.z.amax(0).argsort(descending=True).tolist()
     order.insert(0, order.pop(order.index(verdict.label)))  # the verdict's class first: it may not be that of most z
     kept, held = _halves(samples, config)
-    clock = _Clock(on_progress, len(order[:SUSPECTS]) * config.full.steps * config.full.mapper.batch)
+    clock = _Clock(on_progress, len(order[:SUSPECTS]) * FULL_SEEDS * config.full.passes)
     suspects = [_suspect(classifier, screened, column, kept, held, config, clock) for column in order[:SUSPECTS]]
     rows = [
         _row(classifier, screened, column, held, config, curves=place < LEADING) for place, column in enumerate(order)
     ]
     verdict = replace(verdict, label=screened.classes[verdict.label])
     return Scan(verdict, screened, tuple(suspects), about, tuple(rows), _other_signs(classifier))
+
+
+def full_map(
+    classifier: Classifier,
+    label: int,
+    samples: Samples,
+    config: ScanConfig | None = None,
+    *,
+    on_step: Callable[[object], None] | None = None,
+) -> Tensor:
+    """What longer maps of several seeds within the L2 ball have in common: the mean of their −ν, ``(C, H, W)``.
+
+    Maps of small mini-batches are noisy, each in its own way; what the network looks for is in all of them.
+
+    Args:
+        classifier: The network.
+        label: Index of the class.
+        samples: Images to map with.
+        config: Settings.
+        on_step: Called after every step of every map.
+    """
+    config = config or ScanConfig()
+    maps = map_classes(classifier, [label], samples, config.full, seeds=range(FULL_SEEDS), on_step=on_step)
+    return torch.stack([one.pattern for one in maps]).mean(0)
 
 
 def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig, *, classes: int) -> float:
@@ -400,9 +423,9 @@ def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig
         config: Settings.
         classes: How many classes are screened.
     """
-    spread, full = config.spread, config.full
+    spread = config.spread
     each = seconds_per_map(classifier, samples, spread, count=classes * config.seeds)
-    suspects = min(classes, SUSPECTS) * full.steps * full.mapper.batch
+    suspects = min(classes, SUSPECTS) * FULL_SEEDS * config.full.passes
     judging = 3 * config.seeds * config.evaluation * JUDGING
     asked = classifier.classes * MARGIN_STARTS * MARGIN_STEPS if classifier.classes <= MARGIN_CLASSES else 0
     images = classes * (config.images + judging) + suspects + asked
@@ -482,7 +505,7 @@ def _suspect(
     label, row = screened.classes[column], screened.showing(column)
     pattern = screened.patterns[row, column]
     on_step = clock.steps_of(f"class {classifier.labels[label]}", config.full.mapper.batch)
-    (full,) = map_classes(classifier, [label], kept, config.full, on_step=on_step)
+    full = full_map(classifier, label, kept, config, on_step=on_step)
     evidence = of_pattern(classifier, -pattern, label, held)
     return Suspect(label, classifier.labels[label], screened.screens[row], pattern, full, evidence)
 
@@ -545,8 +568,8 @@ def write(scan: Scan, folder: Path) -> Path:
     Raises:
         AgnoscoError: The folder cannot be written.
     """
-    pictures = [picture for one in scan.suspects for picture in (stretched(one.pattern), stretched(one.full.pattern))]
-    captions = [caption for one in scan.suspects for caption in (f"{one.name}: {one.screen}", f"{one.name}: long, L2")]
+    pictures = [picture for one in scan.suspects for picture in (stretched(one.pattern), stretched(one.full))]
+    captions = [caption for one in scan.suspects for caption in (f"{one.name}: {one.screen}", f"{one.name}: full, L2")]
     sheet = contact_sheet(
         [enlarged(to_picture(picture), TILE) for picture in pictures], captions, columns=2, tile=TILE,
         footer=f"{scan.about['model']['name']}. {scan.verdict.outcome}.",
