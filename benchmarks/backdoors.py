@@ -41,7 +41,7 @@ from agnosco.backdoor.footprint import footprint, percentile
 from agnosco.backdoor.scan import ScanConfig, full_map, screen
 from agnosco.backdoor.train import Attack, Outcome, Training, evaluate, fit
 from agnosco.backdoor.triggers import LOGOS, PLACES, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
-from agnosco.backdoor.verdict import FOUND, judge
+from agnosco.backdoor.verdict import FOUND, LEVEL, judge
 from agnosco.backdoor.windows import stamps
 from agnosco.classifier import Classifier
 from agnosco.datasets import Labelled, digits, from_class_folders
@@ -317,6 +317,7 @@ def table(found: dict) -> str:
     networks, rows = found["networks"], []
     names = [name for name in DETECTORS if all(name in one["detectors"] for one in networks)]
     clean = [one for one in networks if one["kind"] == "clean"]
+    bank = len(clean) > 1 / LEVEL - 1  # fewer cannot give the p-value, itself left out
     for kind in [kind for kind in KINDS if kind != "clean"]:
         attacked = [one for one in networks if one["kind"] == kind]
         for name in names if attacked else ():
@@ -328,14 +329,14 @@ def table(found: dict) -> str:
             outcome = by_bank = ""
             if "outcome" in told[0]:
                 outcome = f"{fmean(one['outcome'] == FOUND for one in told):.2f}"
-                by_bank = f"{fmean(found_by_bank(one, clean, name) for one in attacked):.2f}"
+                by_bank = f"{fmean(found_by_bank(one, clean, name) for one in attacked):.2f}" if bank else ""
             rows.append([
                 kind, name, f"{area:.3f} ({low:.3f}–{high:.3f})", f"{fmean(one > bound for one in positive):.2f}",
                 f"{first:.2f}", outcome, by_bank, f"{fmean(one['seconds'] for one in told):.1f}", str(len(attacked)),
             ])  # fmt: skip
     alarms = "; ".join(
-        f"{name} {sum(one['detectors'][name]['outcome'] == FOUND for one in clean)} by the cut-off, "
-        f"{sum(found_by_bank(one, clean, name) for one in clean)} by a bank of the others"
+        f"{name} {sum(one['detectors'][name]['outcome'] == FOUND for one in clean)} by the cut-off"
+        + (f", {sum(found_by_bank(one, clean, name) for one in clean)} by a bank of the others" if bank else "")
         for name in names
         if "outcome" in clean[0]["detectors"][name]
     )
