@@ -50,8 +50,9 @@ FEWEST_IMAGES = 20
 ENOUGH_SAMPLES = 3 * FEWEST_IMAGES
 """Half of them judge, of which some are of the class itself."""
 
-TOLD_APART = 2.0
-"""Kinds of samples that a network must tell apart at least; one without training sees a single kind."""
+TOLD_APART = 1.1
+"""Kinds of samples that a network must tell apart at least (M_score times classes): untrained ones see 1.00, trained
+ones up to 3 among dead leaves, and more among images of their own kind."""
 
 CROWDED, SHRINK, LEAST_SCALE = 0.15, 0.8, 0.1
 """Median reach above which all maps of a screen are scaled down, by how much at a time, and where that ends: patterns
