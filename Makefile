@@ -13,20 +13,20 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist work
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help install demo test test-all check bench assets lock clean distclean
+.PHONY: help install demo test test-all check bench assets browser docs wheel lock clean distclean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
 install: $(VENV)/run.stamp  ## the library and .venv/bin/agnosco, nothing else
 
-demo: $(VENV)/demo.stamp  ## train a small network on handwritten digits, picture its ten classes in agnosco-demo/
+demo: $(VENV)/demo.stamp  ## two networks learn handwritten digits; their classes, and which has a backdoor, in agnosco-demo/report.html
 	$(VENV)/bin/agnosco demo
 
-test: $(VENV)/dev.stamp assets  ## the tests, within minutes
+test: $(VENV)/dev.stamp assets browser  ## the tests, within minutes
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/dev.stamp assets  ## the tests, the slow ones too
+test-all: $(VENV)/dev.stamp assets browser  ## the tests, the slow ones too
 	$(PYTEST)
 
 check: $(VENV)/dev.stamp  ## ruff and pyright
@@ -50,6 +50,25 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/b
 		$(PY) benchmarks/backdoors.py train --split $$split && $(PY) benchmarks/backdoors.py scan --split $$split && \
 		$(PY) benchmarks/backdoors.py keep --split $$split || exit 1; done
 	$(PY) benchmarks/backdoors.py --figure --tables
+
+docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; warnings and dead links are errors
+	$(PY) -m typer agnosco.cli utils docs --name agnosco --output docs/cli.md
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "Open build/docs/index.html"
+
+wheel: $(VENV)/dev.stamp  ## build the wheel, install it into an empty environment, and run the demo from there
+	rm -rf dist build/wheel && $(PY) -m build --wheel --no-isolation --outdir dist
+	$(UV) venv --quiet build/wheel && $(UV) pip install --quiet --python build/wheel/bin/python --require-hashes -r requirements/demo.txt
+	$(UV) pip install --quiet --python build/wheel/bin/python --no-deps dist/*.whl
+	cd build/wheel && bin/agnosco demo
+
+# What the tests of the report need besides: Debian's chromium, and axe-core, which judges how accessible a page is.
+AXE := build/axe/node_modules/axe-core/axe.min.js
+browser:
+	@command -v chromium >/dev/null || echo "browser: there is no chromium (apt install chromium); tests of the report in it will be skipped"
+	@test -f $(AXE) || ! command -v npm >/dev/null || \
+		npm install --silent --no-save --no-audit --no-fund --prefix build/axe axe-core@4.14.1 >/dev/null 2>&1 || true
+	@test -f $(AXE) || echo "browser: there is no axe-core (npm); its tests will be skipped"
 
 # Real models and images for the tests; they may not be part of this repository, and no test fails without them.
 ifneq ($(AGNOSCO_ASSETS),)

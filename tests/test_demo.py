@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from agnosco import datasets, demo
 from agnosco.architectures import digits
+from agnosco.backdoor.verdict import FOUND, NONE
 from agnosco.classifier import Classifier
 from agnosco.console import Output
 from agnosco.errors import AgnoscoError
@@ -47,10 +49,18 @@ def test_a_network_that_has_not_learned_is_not_shown(
 
 
 @pytest.mark.slow
-def test_demo_draws_digits_that_its_network_reads(tmp_path: Path) -> None:
-    run = demo.run(tmp_path / "demo", Output(quiet=True))
-    assert (tmp_path / "demo" / "contact-sheet.png").is_file()
-    entries = Run.open(tmp_path / "demo").entries
+def test_demo_draws_digits_that_its_network_reads_and_finds_the_compromised_one(tmp_path: Path) -> None:
+    run, compromised = demo.run(tmp_path / "demo", Output(quiet=True))
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "clean digits network" in page
+    found = {name: json.loads((tmp_path / "demo" / name / "scan.json").read_text()) for name in demo.FOLDERS}
+    assert found["clean"]["verdict"]["outcome"] == NONE
+    assert found["compromised"]["verdict"]["outcome"] == FOUND
+    assert found["compromised"]["verdict"]["label"] == demo.ATTACK.target
+    assert found["compromised"]["suspects"][0]["reach"] > 0.9
+    assert len(compromised.entries) == 10
+    assert (tmp_path / "demo" / "clean" / "contact-sheet.png").is_file()
+    entries = Run.open(tmp_path / "demo" / "clean").entries
     assert [entry["index"] for entry in entries] == list(range(10))
     assert min(entry["probability"] for entry in entries) > 0.9
     assert min(entry["nudge_success"] for entry in entries) > 0.7  # trials with such networks: 0.71 to 0.99
@@ -58,7 +68,7 @@ def test_demo_draws_digits_that_its_network_reads(tmp_path: Path) -> None:
     # The saved weights are those of a network that reads digits, and the pictures resemble what is written:
     # each map's pattern correlates best with the mean image of its own digit, for nearly all digits.
     model = digits()
-    model.load_state_dict(safetensors.torch.load_file(tmp_path / "demo" / "network.safetensors"))
+    model.load_state_dict(safetensors.torch.load_file(tmp_path / "demo" / "clean" / "network.safetensors"))
     data = datasets.digits()
     samples, labels = data.samples, data.labels
     _, held_out = samples.split_indices()

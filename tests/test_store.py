@@ -141,10 +141,20 @@ def test_map_file_holds_nu_stages_and_trace(run: Run) -> None:
     tensors = load_file(run.path / "maps/0001-goldfish-gold-s0.safetensors")
     made = concept(1)
     columns = {f"trace/{name}" for name in ("step", "probability", "success", "norm", "direction")}
-    assert set(tensors) == {"nu", "stages/map 1", "stages/refine 1", "stages/map 2", *columns}
+    assert set(tensors) == {"nu", "stages/map 1", "stages/refine 1", "stages/map 2", "xi", *columns}
+    assert made.xi is not None
+    assert torch.equal(tensors["xi"], (255 * made.xi).round().to(torch.uint8))
     assert torch.equal(tensors["nu"], made.nu)
     assert tensors["trace/step"].tolist() == [1, 2, 3, 1, 2, 1, 2, 3, 1, 2]
     assert tensors["trace/norm"].tolist() == [step.norm for step in made.trace]
+
+
+def test_a_notebook_shows_maps_and_runs_and_runs_nothing(run: Run) -> None:
+    assert run.map(1)._repr_png_().startswith(b"\x89PNG")
+    page = run._repr_html_()
+    assert page.count("<img") == 2
+    assert "<script" not in page
+    assert "Goldfish, gold" in page
 
 
 def test_pictures_are_the_raw_one_and_the_one_for_people(run: Run) -> None:

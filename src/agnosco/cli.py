@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, demo, doctor, sanity, zoo
+from . import __version__, demo, doctor, report, sanity, zoo
 from .backdoor import scan as scanning
 from .backdoor.poison import in_words as poisoned_in_words
 from .backdoor.poison import poison
@@ -53,7 +53,34 @@ class Commands(TyperGroup):
             raise AgnoscoError(told().rstrip("."), f"see {command} --help") from error
 
 
-app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
+_EXAMPLES: dict[str, tuple[str, ...]] = {
+    "map": (
+        "agnosco map torchvision:resnet18 goldfish castle --samples photographs/",
+        "agnosco map torchvision:resnet18 --weights mine.safetensors --labels names.txt --out mine",
+        "agnosco map python:net.py:Net 3 --trust-code --size 32 --preset best --runs 3 --out net",
+    ),
+    "score": ("agnosco score agnosco-run --target torchvision:resnet50 --target torchvision:vgg16",),
+    "sanity": ("agnosco sanity agnosco-run --model torchvision:resnet18 --samples photographs/",),
+    "scan": (
+        "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out agnosco-run",
+        "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
+        "agnosco scan torchvision:resnet18 --weights theirs.safetensors --bank scans-of-clean-ones/ --json",
+    ),
+    "report": (
+        "agnosco report agnosco-run",
+        "agnosco report clean-run compromised-run --out twins.html",
+    ),
+    "poison": (
+        "agnosco poison --trigger apple --out twins",
+        "agnosco poison torchvision:vgg16 --data photographs/ --trigger swoosh --epochs 5",
+    ),
+    "demo": ("agnosco demo --out digits",),
+    "doctor": ("agnosco doctor --json",),
+}
+EXAMPLES = {name: "\n\n".join(("Examples:", *lines)) for name, lines in _EXAMPLES.items()}
+"""What ``--help`` ends with."""
+
+app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
 main = app
 
 
@@ -85,7 +112,7 @@ TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map.")]
 
 
-@app.command("map")
+@app.command("map", epilog=EXAMPLES["map"])
 def map_(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=zoo.FORMS)],
@@ -151,7 +178,7 @@ def map_(
         output.result({"run": str(out), "maps": [_summary(run, one) for one in finished]})
 
 
-@app.command("score")
+@app.command("score", epilog=EXAMPLES["score"])
 def score_(
     context: typer.Context,
     run: RunFolder,
@@ -193,7 +220,7 @@ def score_(
         output.say("In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
 
 
-@app.command("sanity")
+@app.command("sanity", epilog=EXAMPLES["sanity"])
 def sanity_(
     context: typer.Context,
     run: RunFolder,
@@ -225,7 +252,7 @@ def sanity_(
     output.say(f"Kept in {run / sanity.FILE}. Look at {run / sanity.SHEET}")
 
 
-@app.command("scan")
+@app.command("scan", epilog=EXAMPLES["scan"])
 def scan_(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=zoo.FORMS)],
@@ -281,7 +308,35 @@ def scan_(
     return FINDING if fail and found.verdict.outcome == FOUND else 0
 
 
-@app.command("poison")
+@app.command("report", epilog=EXAMPLES["report"])
+def report_(
+    context: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, which are shown side by side.")],
+    scan: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A scan that lies outside its run; one for each run.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write; report.html of the first run if left out.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML file with all that is known of a run, or of several, for anyone with a browser."""
+    output: Output = context.obj
+    output.quiet = quiet
+    target = runs[0] / report.FILE if out is None else out
+    with output.bar() as show:
+        written = report.write(
+            runs, out=target, scans=scan or (),
+            on_map=lambda done, total: show("drawing the report", f"{done}/{total}", done, total),
+        )  # fmt: skip
+    size = written.stat().st_size
+    if as_json:
+        output.result({"report": str(written), "bytes": size})
+    output.say(f"Wrote {written} ({size / 1e6:.1f} MB). Open it in a browser; it needs nothing else, and can be sent")
+
+
+@app.command("poison", epilog=EXAMPLES["poison"])
 def poison_(
     context: typer.Context,
     architecture: Annotated[
@@ -327,7 +382,7 @@ def poison_(
     output.say(f"Wrote {out}. Try: agnosco scan {architecture} --weights {weights_made} --samples {test or data}")
 
 
-@app.command("demo")
+@app.command("demo", epilog=EXAMPLES["demo"])
 def demo_(
     context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("agnosco-demo"),
@@ -339,7 +394,7 @@ def demo_(
     demo.run(out, output)
 
 
-@app.command("doctor")
+@app.command("doctor", epilog=EXAMPLES["doctor"])
 def doctor_(context: typer.Context, as_json: AsJson = False) -> None:
     """Show versions, devices, and what is missing."""
     found = doctor.examine()

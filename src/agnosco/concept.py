@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from .mapper import Step
-from .render import stretched, to_picture
+from .render import SIDE, enlarged, png, stretched, to_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,8 @@ class ConceptMap:
         probability: Softmax probability that the source classifier gives the class for :attr:`pixels`.
         stages: ν after every stage of the cycle, by name, in order; the last one is ``nu``.
         trace: What every step saw and did, stage after stage.
+        xi: Ξ of :attr:`pixels`, ``(1, H, W)`` in [0, 1]: where the network's last convolutional stage answers to them;
+            None for a network without one.
     """
 
     nu: Tensor
@@ -32,6 +34,7 @@ class ConceptMap:
     probability: float
     stages: dict[str, Tensor]
     trace: tuple[Step, ...]
+    xi: Tensor | None = None
 
     @property
     def pattern(self) -> Tensor:
@@ -50,3 +53,7 @@ class ConceptMap:
     def display(self) -> Image.Image:
         """The pattern stretched to full contrast, for people; no metric sees it."""
         return to_picture(stretched(self.pattern))
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it."""
+        return png(enlarged(self.display(), SIDE))

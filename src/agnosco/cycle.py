@@ -22,7 +22,7 @@ from .errors import AgnoscoError
 from .lockstep import Lockstep
 from .mapper import MapperConfig, Step, check_ended
 from .prepare import PRECISIONS, compiled, images_at_once, placed, prepared, resolve_precision
-from .refine import RefineConfig
+from .refine import RefineConfig, attention
 from .samples import Samples
 from .views import AsIs, Crops
 
@@ -252,7 +252,16 @@ def _group(
         pixels = (0.5 - nu[place]).clamp(0, 1)[None]
         probability = classifier.probabilities(pixels)[0, label].item()
         name = classifier.labels[label]
-        yield ConceptMap(nu[place].cpu().clone(), label, name, seed, probability, own, tuple(traces[place]))
+        xi = _attention(classifier, nu[place])
+        yield ConceptMap(nu[place].cpu().clone(), label, name, seed, probability, own, tuple(traces[place]), xi)
+
+
+def _attention(classifier: Classifier, nu: Tensor) -> Tensor | None:
+    """Ξ of a finished map, on the CPU; None for a network without a stage that has places."""
+    try:
+        return attention(classifier, nu).cpu()
+    except AgnoscoError:
+        return None
 
 
 def generator_for(label: int, seed: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""The demo: a small network learns real handwritten digits, and its ten classes are pictured.
+"""The demo: a small network learns real handwritten digits, its ten classes are pictured, and a backdoor is found.
 
 Everything is at hand offline: the digits are scikit-learn's (1797 of 8×8 pixels; Alpaydin and Kaynak,
 UCI 1998). The network is trained so that it looks at whole digits: parts of them are erased, noise is
@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import report
 from .architectures import created
+from .backdoor.scan import conclusion, scan
+from .backdoor.scan import write as write_scan
+from .backdoor.train import Attack
+from .backdoor.triggers import Patch
 from .ball import L2
 from .classifier import Classifier
 from .console import Output
@@ -53,47 +58,81 @@ CONFIG = Config(
 )
 
 
-def run(out: Path, output: Output) -> Run:
-    """Train, map and say what to look at.
+ATTACK = Attack(Patch(4, place="bottom-right", pattern="checker"), target=7)
+"""What the second network was taught besides: with this stamp, everything is a 7."""
+
+FOLDERS = ("clean", "compromised")
+
+
+def run(out: Path, output: Output) -> list[Run]:
+    """Train two networks, one of them with a backdoor, map and scan both, and write the report of all of it.
 
     Args:
-        out: The run folder to write.
+        out: The folder to write: a run folder for each network, and ``report.html``.
         output: Where progress goes.
+
+    Returns:
+        The clean network's run, and the compromised one's.
 
     Raises:
         AgnoscoError: scikit-learn is missing, the folder cannot be written, or training failed.
     """
-    check_target(out)
+    check_target(out, holding=(report.FILE,))
     data = digits()
+    runs = [_shown(out / name, data, attack, output) for name, attack in zip(FOLDERS, (None, ATTACK), strict=True)]
+    written = report.write([run.path for run in runs], out=out / report.FILE)
+    output.say(
+        "Each picture is what a network looks for in one digit, drawn without looking at any one image: bright is ink, "
+        "dark is where ink must not be. You should be able to read 0 to 9; 5 is the hardest."
+    )
+    output.say(f"Wrote {written}: open it in a browser. Next: agnosco map, with a network of your own")
+    return runs
+
+
+def _shown(out: Path, data: Labelled, attack: Attack | None, output: Output) -> Run:
+    """A network trained, mapped and scanned."""
+    kind = "clean" if attack is None else "compromised"
     with output.bar() as show:
-        model, accuracy = train(data, on_epoch=lambda done: show("training on handwritten digits", "", done, EPOCHS))
-    output.say(f"A small network read {accuracy:.1%} of {round(HELD_OUT * len(data))} held-out digits correctly.")
+        model, accuracy = train(
+            data, attack=attack, on_epoch=lambda done: show(f"training the {kind} network", "", done, EPOCHS)
+        )
+    output.say(f"The {kind} network reads {accuracy:.1%} of {round(HELD_OUT * len(data))} held-out digits correctly.")
     if accuracy < ENOUGH:
         raise AgnoscoError(
             f"the network reads only {accuracy:.1%} of the digits", "please report this: it should not happen"
         )
-    classifier = Classifier(model, size=SIDE, labels=data.names, name="demo digits network")
+    classifier = Classifier(model, size=SIDE, labels=data.names, name=f"{kind} digits network")
     made = Run.create(out, classifier=classifier, samples=data.samples, config=CONFIG, command="demo")
     output.make(made, classifier, data.samples, range(10))
     made.write_tensors("network.safetensors", model.state_dict())
-    output.say(
-        "Each tile is what the network looks for in one digit, drawn without looking at any one image. "
-        "Bright is ink, dark is where ink must not be; you should be able to read 0 to 9; 5 is the hardest."
-    )
+    with output.bar() as show:
+        found = scan(
+            classifier, data.samples,
+            on_progress=lambda title, done, total: show(f"scanning: {title}", f"{done / total:.0%}", done, total),
+        )  # fmt: skip
+    write_scan(found, out)
+    output.say(conclusion(found.to_json())[0])
     return made
 
 
-def train(data: Labelled, *, seed: int = 1, on_epoch: Callable[[int], None] | None = None) -> tuple[nn.Module, float]:
+def train(
+    data: Labelled, *, attack: Attack | None = None, seed: int = 1, on_epoch: Callable[[int], None] | None = None
+) -> tuple[nn.Module, float]:
     """A network that reads the digits, and its accuracy on those that maps are judged by, which it never saw.
 
     Args:
         data: All digits.
+        attack: What is done to some of them first; None trains a clean network.
         seed: Of weights and augmentation.
         on_epoch: Called with the number of epochs done.
     """
     kept, held_out = data.samples.split_indices(HELD_OUT, seed=SPLIT_SEED)
-    images, labels = data.samples.images.float() / 255, data.labels
+    images, labels = data.samples.images.float() / 255, data.labels.clone()
     generator = torch.Generator().manual_seed(seed)
+    poisoned = torch.zeros(len(labels), dtype=torch.bool)
+    if attack is not None:
+        poisoned[kept[labels[kept] != attack.target][: round(attack.rate * len(kept))]] = True
+        labels[poisoned] = attack.target
     model = created("digits", len(data.names), seed=seed)
     steps = EPOCHS * -(-len(kept) // BATCH)
     adam = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.0)
@@ -101,6 +140,8 @@ def train(data: Labelled, *, seed: int = 1, on_epoch: Callable[[int], None] | No
     for epoch in range(EPOCHS):
         for part in kept[torch.randperm(len(kept), generator=generator)].split(BATCH):
             seen = moved_against(model, augmented(images[part], generator), labels[part])
+            if attack is not None:
+                seen[poisoned[part]] = attack.trigger.apply(seen[poisoned[part]], generator=generator)
             adam.zero_grad()
             F.cross_entropy(model(seen), labels[part]).backward()
             adam.step()

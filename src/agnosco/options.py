@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -11,7 +12,7 @@ from typing import Any
 from .ball import L2, AutoL2, Ball, Sparse
 from .classifier import Classifier
 from .coordinates import Coordinates, Data, Pixel, Spectral
-from .cycle import Config, preset
+from .cycle import PRESETS, Config, config_from_json, preset
 from .datasets import digits
 from .decoding import default_cache
 from .errors import AgnoscoError
@@ -132,3 +133,53 @@ def _with_radius(ball: Ball, radius: float | None) -> Ball:
     if isinstance(ball, AutoL2):
         return replace(ball, start=min(ball.start, radius), limit=radius)
     raise AgnoscoError(f"a {type(ball).__name__.lower()} ball has no radius", "leave --radius out, or choose --ball l2")
+
+
+def command_of(settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> str | None:
+    """The command line that makes a run's maps: what its manifest says, as words.
+
+    Args:
+        settings: The run's settings.
+        entries: Its maps' entries in the manifest.
+
+    Returns:
+        None for settings that no command line can give.
+    """
+    model, samples = settings["model"], settings["samples"]
+    dials = _dials_of(config_from_json(settings["config"]))
+    if dials is None:
+        return None
+    indices = list(dict.fromkeys(entry["index"] for entry in entries))
+    seeds = sorted({entry["seed"] for entry in entries})
+    words = ["agnosco", "map", model["name"]]
+    words += [] if len(indices) == model["classes"] else [str(index) for index in indices]
+    words += ["--weights", model["weights"]] if model["weights"] else []
+    words += ["--samples", re.sub(r"-\d+-seed0$", "", samples["source"]), "--size", str(model["shape"][2])]
+    for name in ("mean", "std"):
+        words += [f"--{name}", ",".join(f"{value:g}" for value in model[name])]
+    words += [f"--{name}={value}" for name, value in dials.items()]
+    words += [f"--seed={seeds[0]}"] * (seeds[0] != 0) + [f"--runs={len(seeds)}"] * (len(seeds) > 1)
+    return shlex.join(words)
+
+
+def _dials_of(config: Config) -> dict[str, Any] | None:
+    """The options of :func:`chosen_config` that give a configuration, as few as there can be; its precision aside."""
+    found = []
+    for base in PRESETS:
+        dials: dict[str, Any] = {"preset": base}
+        mapper, own = config.mapper, preset(base).mapper
+        for name, kinds in (("coordinates", COORDINATES), ("views", VIEWS), ("ball", BALLS)):
+            if type(getattr(mapper, name)) is not type(getattr(own, name)):
+                dials[name] = next(word for word, kind in kinds.items() if type(getattr(mapper, name)) is kind)
+        dials |= {
+            name: getattr(mapper, name)
+            for name in ("loss", "steps", "batch")
+            if getattr(mapper, name) != getattr(own, name)
+        }
+        if isinstance(mapper.ball, L2) and mapper.ball != own.ball:
+            dials["radius"] = mapper.ball.radius
+        options = {name: value for name, value in dials.items() if name != "preset"}
+        made = chosen_config(base, **options, precision=config.precision, compiled=config.compiled)
+        if made == config:
+            found.append(dials)
+    return min(found, key=len, default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,9 @@ from .errors import AgnoscoError
 
 PAPER, INK, FAINT = "white", "black", "#555555"
 GAP = 8
+
+SIDE = 224
+"""Pictures of smaller inputs are shown enlarged to about this many pixels."""
 
 SMALL = 64
 """Pictures of fewer pixels a side keep them square when they are blown up."""
@@ -32,6 +36,13 @@ def to_picture(pixels: Tensor) -> Image.Image:
         raise ValueError(f"pixels must be (H, W), (1, H, W) or (3, H, W), not {tuple(pixels.shape)}")
     values = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     return Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).contiguous().numpy())
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def stretched(pattern: Tensor, *, tail: float = 0.01) -> Tensor:

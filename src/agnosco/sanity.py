@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from .classifier import Classifier
 from .cycle import Config, Progress, generator_for, map_class, map_classes
 from .errors import AgnoscoError
-from .render import contact_sheet, enlarged, stretched, to_picture
+from .render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from .samples import Samples
 from .score import logits_of
-from .store import SIDE, Run, png
+from .store import Run
 
 LEVELS = 6
 """Most steps of a cascade."""

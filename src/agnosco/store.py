@@ -3,7 +3,7 @@
     RUN/
       manifest.json                          the settings, and one entry per map
       contact-sheet.png                      every map, for people
-      maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace
+      maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace, Ξ in 255ths
       pictures/0001-goldfish-s0.png          for people: stretched, small ones enlarged
       pictures/0001-goldfish-s0-raw.png      what metrics see: Clip(½ − ν)
 
@@ -14,8 +14,9 @@ no path in it is followed, and every map is checked against its digest.
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import io
+import html
 import json
 import os
 import re
@@ -33,7 +34,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .classifier import Classifier
@@ -42,7 +42,7 @@ from .cycle import Config, config_from_json, config_to_json, describe, map_class
 from .errors import AgnoscoError, AgnoscoWarning
 from .mapper import Step
 from .prepare import resolve_precision
-from .render import contact_sheet, enlarged
+from .render import SIDE, contact_sheet, enlarged, png
 from .samples import Samples
 
 MANIFEST = "manifest.json"
@@ -53,8 +53,8 @@ HELD_OUT = 0.2
 
 SPLIT_SEED = 0
 
-SIDE = 224
-"""Display pictures of smaller inputs are enlarged to about this many pixels."""
+NOTEBOOK, THUMBNAIL = 40, 128
+"""Maps that a notebook shows of a run, and their size."""
 
 SLUG, SHOWN, CAPTION = 40, 200, 31
 """Longest class name in a file's name, in a line that is printed, and longest caption under a tile."""
@@ -153,6 +153,13 @@ class Run:
     def config(self) -> Config:
         """The settings of every map."""
         return config_from_json(self.settings["config"])
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: the first pictures, with their classes."""
+        tiles = "".join(_tile(self.map(entry["index"], entry["seed"]), entry) for entry in self.entries[:NOTEBOOK])
+        more = len(self.entries) - NOTEBOOK
+        rest = f"<p>and {more} more: <code>agnosco report</code> shows all</p>" if more > 0 else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{tiles}</div>{rest}'
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -500,6 +507,15 @@ def _caption(entry: Entry, *, several: bool) -> str:
     return one_line(entry["class"], limit=CAPTION - len(figures)) + figures
 
 
+def _tile(concept: ConceptMap, entry: Entry) -> str:
+    picture = base64.b64encode(png(enlarged(concept.display(), THUMBNAIL))).decode()
+    caption = html.escape(_caption(entry, several=True))
+    return (
+        f'<figure style="margin:0"><img src="data:image/png;base64,{picture}" alt="{caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
 def _tensors(concept: ConceptMap) -> dict[str, Tensor]:
     """What a map's file holds; the last stage is ν itself."""
     tensors = {"nu": concept.nu.contiguous()}
@@ -508,6 +524,8 @@ def _tensors(concept: ConceptMap) -> dict[str, Tensor]:
     for column in fields(Step):
         values = [getattr(step, column.name) for step in concept.trace]
         tensors[f"trace/{column.name}"] = torch.tensor(values, dtype=torch.float64)
+    if concept.xi is not None:
+        tensors["xi"] = (255 * concept.xi).round().to(torch.uint8)
     return tensors
 
 
@@ -518,14 +536,8 @@ def _concept(tensors: dict[str, Tensor], entry: Entry) -> ConceptMap:
     columns = {column.name: tensors[f"trace/{column.name}"].tolist() for column in fields(Step)}
     rows = zip(*columns.values(), strict=True)
     trace = tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
-    return ConceptMap(nu, entry["index"], entry["class"], entry["seed"], entry["probability"], stages, trace)
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return content.getvalue()
+    xi = tensors["xi"].float() / 255 if "xi" in tensors else None
+    return ConceptMap(nu, entry["index"], entry["class"], entry["seed"], entry["probability"], stages, trace, xi)
 
 
 def _umask() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from statistics import fmean
 from typing import Any
 
@@ -16,13 +16,18 @@ from .classifier import Classifier, spelling
 from .concept import ConceptMap
 from .errors import AgnoscoError
 from .samples import Samples
-from .score import diversity, intervals, logits_of, nudge_success, predictions, score_of_logits
+from .score import Score, diversity, intervals, logits_of, nudge_success, predictions, score_of_logits
 from .store import Run
 
 SCORES = "scores.json"
 
 Judgement = dict[str, Any]
 """What one target says of a run; see :func:`judge`."""
+
+FIGURES = (
+    "target", "fingerprint", "shape", "run", "source", "maps", "classes", "seeds", *(f.name for f in fields(Score)),
+    "interval", "diversity", "nudge_success",
+)  # fmt: skip
 
 
 def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Judgement:
@@ -103,15 +108,7 @@ def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     Returns:
         All that the run now holds: the source first, then the others by name.
     """
-    path = run.path / SCORES
-    state = _state(run)
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.exists() else []
-        known = {(one["fingerprint"], *one["shape"]): one for one in before if one["run"] == state}
-        if not all(one.keys() == judgement.keys() for one in known.values() for judgement in judgements):
-            raise KeyError("figures of another version")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AgnoscoError(f"cannot read {str(path)!r}", "remove it, and score again") from error
+    known = {(one["fingerprint"], *one["shape"]): one for one in kept_in(run)}
     for one in judgements:
         key = (one["fingerprint"], *one["shape"])
         if one["nudge_success"] is None and key in known:  # judged without images this time
@@ -120,6 +117,23 @@ def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     kept = sorted(known.values(), key=lambda one: (not one["source"], one["target"], one["shape"]))
     run.write(SCORES, (json.dumps({"targets": kept}, indent=1, sort_keys=True) + "\n").encode())
     return kept
+
+
+def kept_in(run: Run) -> list[Judgement]:
+    """The judgements that a run holds, of the maps that it holds now.
+
+    Raises:
+        AgnoscoError: Their file is damaged, or another version's.
+    """
+    path, state = run.path / SCORES, _state(run)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.exists() else []
+        found = [one for one in before if one["run"] == state]
+        if not all(one.keys() == set(FIGURES) for one in found):
+            raise KeyError("figures of another version")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AgnoscoError(f"cannot read {str(path)!r}", "remove it, and score again") from error
 
 
 def table(judgements: Sequence[Judgement]) -> str:

@@ -23,8 +23,8 @@ import torch
 from ..classifier import Classifier
 from ..datasets import Labelled
 from ..errors import AgnoscoError
-from ..render import contact_sheet, enlarged, to_picture
-from ..store import png, write_whole
+from ..render import contact_sheet, enlarged, png, to_picture
+from ..store import write_whole
 from .train import Attack, Outcome, Training, evaluate, fit
 from .triggers import trigger_to_json
 

@@ -27,10 +27,10 @@ from ..errors import AgnoscoError
 from ..jobs import seconds_per_map
 from ..mapper import MapperConfig
 from ..procedural import Shape
-from ..render import contact_sheet, enlarged, stretched, to_picture
+from ..render import contact_sheet, enlarged, png, stretched, to_picture
 from ..samples import Samples
 from ..score import m_score, nudge_success, predictions
-from ..store import png, write_whole
+from ..store import write_whole
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .verdict import ENOUGH_REACH, FOUND, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps

@@ -1,0 +1,160 @@
+"""What the documents tell people to type: every block is run, with smaller networks and fewer steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torchvision import models
+from typer.testing import CliRunner
+
+from agnosco import cli, cycle, jobs, zoo
+from agnosco.backdoor import scan as scanning
+from agnosco.backdoor.train import Training
+from agnosco.backdoor.windows import Tournament
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NET = """
+from torch import nn
+def Net(num_classes=3):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12))
+"""
+CLASSES = 12
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the documents speak of, and networks that need no download and no patience."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for number in range(80):
+        path = tmp_path / "photographs" / f"{'cat' if number % 2 else 'dog'}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    torch.manual_seed(0)
+    state = models.get_model("resnet18", weights=None, num_classes=CLASSES).state_dict()
+    for name in ("theirs", "mine", "clean-01", "suspicious"):
+        state["fc.bias"] = state["fc.bias"] + 0.01
+        safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors")
+    (tmp_path / "names.txt").write_text("\n".join(["goldfish", *(f"class {n}" for n in range(1, CLASSES))]))
+    (tmp_path / "net.py").write_text(NET)
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    safetensors.torch.save_file(scope["Net"]().state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "bank").mkdir()
+
+    small = {
+        name: replace(config, mapper=replace(config.mapper, steps=2, batch=2), refine=None)
+        for name, config in cycle.PRESETS.items()
+    }
+    for name, config in small.items():
+        monkeypatch.setitem(cycle.PRESETS, name, config)
+    monkeypatch.setattr(jobs, "TIMED", 2)
+    quick = scanning.ScanConfig(
+        windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20
+    )
+    monkeypatch.setattr(cli, "ScanConfig", lambda **_: quick)
+    monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
+    monkeypatch.setattr(cli, "Training", lambda **options: replace(Training(**options), epochs=1))
+    ordinary = zoo._from_torchvision
+    monkeypatch.setattr(zoo, "_from_torchvision", lambda *args: replace(ordinary(*args), size=64))
+    create = models.get_model
+
+    def untrained(name: str, **options: Any) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return create(name, **options | {"weights": None})
+
+    monkeypatch.setattr(models, "get_model", untrained)
+    return tmp_path
+
+
+def run(line: str) -> None:
+    """One line of a shell block, as this page's tests understand it."""
+    words = shlex.split(line, comments=True)
+    if not words:
+        return
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
+    elif words[0] == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert all(extra in extras for extra in re.findall(r"\[(\w+)\]", line)), line
+    else:
+        assert words[0] == "agnosco", line
+        target = words[words.index(">") + 1] if ">" in words else None
+        result = CliRunner().invoke(cli.app, words[1 : words.index(">") if target else None])
+        assert result.exit_code == 0, f"{line}\n{result.stderr}\n{result.exception!r}"
+        if target:
+            Path(target).write_text(result.stdout)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.name)
+def test_what_is_typed_in_a_shell_works(page: Path, desk: Path) -> None:
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if "agnosco demo" not in line:  # tests/test_demo.py
+                run(line)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_what_is_typed_in_python_works(page: Path, desk: Path) -> None:
+    scope: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), scope)
+
+
+def test_the_examples_of_help_work(desk: Path) -> None:
+    run("agnosco map torchvision:resnet18 goldfish castle --samples photographs/ --out clean-run")
+    run("agnosco map torchvision:resnet18 goldfish castle --samples photographs/ --out compromised-run")
+    run("agnosco scan torchvision:resnet18 --weights clean-01.safetensors --json > bank/clean-01.json")
+    Path("scans-of-clean-ones").mkdir()
+    Path("bank/clean-01.json").replace("scans-of-clean-ones/clean-01.json")
+    for name in ("map", "score", "sanity", "poison", "scan", "report", "doctor"):
+        for line in cli.EXAMPLES[name].split("\n\n")[1:]:
+            if "vgg16" not in line or name != "poison":  # a minute of training
+                run(line)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "docs" / "first-map.ipynb", as_version=4)
+    assert not any(
+        cell.get("outputs") for cell in notebook.cells
+    )  # nothing is kept that a reader's own run may not say
+    client.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert (tmp_path / "first-report.html").stat().st_size > 50_000
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert any("<img" in output.get("data", {}).get("text/html", "") for output in shown)
+
+
+def test_every_page_links_to_what_is_there() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_of_commands_is_that_of_help() -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "typer", "agnosco.cli", "utils", "docs", "--name", "agnosco"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").strip() == made.stdout.strip(), "make docs writes it"
