@@ -145,6 +145,8 @@ def command_of(settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> s
     Returns:
         None for settings that no command line can give.
     """
+    if settings["command"] == "demo":  # which has no settings to give
+        return "agnosco demo"
     model, samples = settings["model"], settings["samples"]
     dials = _dials_of(config_from_json(settings["config"]))
     if dials is None:
