@@ -46,18 +46,20 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/b
 	$(PY) benchmarks/growth.py
 	$(PY) benchmarks/growth.py --figure
 	$(PY) benchmarks/growth.py --tables
+	$(PY) benchmarks/report.py
+	$(PY) benchmarks/report.py --tables
 	for split in development test; do \
 		$(PY) benchmarks/backdoors.py train --split $$split && $(PY) benchmarks/backdoors.py scan --split $$split && \
 		$(PY) benchmarks/backdoors.py keep --split $$split || exit 1; done
 	$(PY) benchmarks/backdoors.py --figure --tables
 
-docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; warnings and dead links are errors
+docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; runs the notebook; warnings and dead links are errors
 	$(PY) -m typer agnosco.cli utils docs --name agnosco --output docs/cli.md
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "Open build/docs/index.html"
 
-wheel: $(VENV)/dev.stamp  ## build the wheel, install it into an empty environment, and run the demo from there
-	rm -rf dist build/wheel && $(PY) -m build --wheel --no-isolation --outdir dist
+wheel: $(VENV)/dev.stamp  ## build both distributions, install the wheel into an empty environment, and run the demo from there
+	rm -rf dist build/wheel && $(PY) -m build --no-isolation --outdir dist
 	$(UV) venv --quiet build/wheel && $(UV) pip install --quiet --python build/wheel/bin/python --require-hashes -r requirements/demo.txt
 	$(UV) pip install --quiet --python build/wheel/bin/python --no-deps dist/*.whl
 	cd build/wheel && bin/agnosco demo
