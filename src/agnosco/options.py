@@ -16,7 +16,7 @@ from .cycle import PRESETS, Config, config_from_json, preset
 from .datasets import digits
 from .decoding import default_cache
 from .errors import AgnoscoError
-from .samples import Samples, Shape
+from .samples import Samples, Shape, plain_source
 from .views import AsIs, Crops, Views
 
 COORDINATES: dict[str, type[Coordinates]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
@@ -154,7 +154,7 @@ def command_of(settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> s
     words = ["agnosco", "map", model["name"]]
     words += [] if len(indices) == model["classes"] else [str(index) for index in indices]
     words += ["--weights", model["weights"]] if model["weights"] else []
-    words += ["--samples", re.sub(r"-\d+-seed0$", "", samples["source"]), "--size", str(model["shape"][2])]
+    words += ["--samples", plain_source(samples["source"]), "--size", str(model["shape"][2])]
     for name in ("mean", "std"):
         words += [f"--{name}", ",".join(f"{value:g}" for value in model[name])]
     words += [f"--{name}={value}" for name, value in dials.items()]
