@@ -444,6 +444,17 @@ def test_a_folder_in_order_with_what_it_lacks(tmp_path: Path) -> None:
     assert seen == [(done, 32) for done in range(1, 33)]
 
 
+def test_images_are_gathered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (0, 1, 4, 5, 8, 9):
+        monkeypatch.setattr(decoding, "BLOCK_BYTES", 4 * 3 * 2 * 2 + 1)
+        planted = [torch.full((3, 2, 2), value, dtype=torch.uint8) for value in range(count)]
+        found = decoding.gathered(iter(planted), (3, 2, 2))
+        assert found.shape == (count, 3, 2, 2)
+        assert found[:, 0, 0, 0].tolist() == list(range(count))
+        monkeypatch.setattr(decoding, "BLOCK_BYTES", 1)  # less than one image
+        assert torch.equal(decoding.gathered(iter(planted), (3, 2, 2)), found)
+
+
 def test_one_file_is_a_folder_of_one(tmp_path: Path) -> None:
     images, skipped, *_ = read_folder(solid(tmp_path / ".a.png", 5), RGB4)
     assert images.unique().tolist() == [5]

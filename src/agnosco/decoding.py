@@ -43,6 +43,9 @@ WORKERS = min(8, os.cpu_count() or 1)
 PENDING = 4
 """Images per worker that are decoded ahead of the one that is waited for; bounds memory."""
 
+BLOCK_BYTES = 16 * 2**20
+"""Of images that are stacked together first."""
+
 MOST_FILES = 10_000
 """Files of a folder that are read unless told otherwise: ten times what a map needs (the paper's 800 to 1000)."""
 
@@ -395,23 +398,37 @@ def _decode_all(files: dict[str, Path], shape: Shape, progress: Progress | None)
         except Unreadable as reason:
             return str(reason)
 
-    kept: deque[Tensor] = deque()
     skipped = []
-    for done, (name, result) in enumerate(zip(files, in_order(attempt, files.values()), strict=True), start=1):
-        if isinstance(result, Tensor):
-            kept.append(result)
-        else:
-            skipped.append(Skipped(name, result))
-        if progress:
-            progress(done, len(files))
-    return Decoded(gathered(kept, shape), tuple(skipped))
+
+    def images() -> Iterator[Tensor]:
+        for done, (name, result) in enumerate(zip(files, in_order(attempt, files.values()), strict=True), start=1):
+            if isinstance(result, Tensor):
+                yield result
+            else:
+                skipped.append(Skipped(name, result))
+            if progress:
+                progress(done, len(files))
+
+    return Decoded(gathered(images(), shape), tuple(skipped))
 
 
-def gathered(images: deque[Tensor], shape: Shape) -> Tensor:
-    """Stacks images, emptying the queue, so that they are never all in memory twice."""
-    stack = torch.empty((len(images), *shape), dtype=torch.uint8)
-    for slot in stack:
-        slot.copy_(images.popleft())
+def gathered(images: Iterable[Tensor], shape: Shape) -> Tensor:
+    """Stacks images as they come, so that they are never all in memory twice.
+
+    By way of blocks, which an allocator gives back to the system when they are done with, as it does not single images.
+    """
+    size = max(BLOCK_BYTES // math.prod(shape), 1)
+    blocks: deque[Tensor] = deque()
+    count = 0
+    for image in images:
+        if count % size == 0:
+            blocks.append(torch.empty((size, *shape), dtype=torch.uint8))
+        blocks[-1][count % size].copy_(image)
+        count += 1
+    stack = torch.empty((count, *shape), dtype=torch.uint8)
+    for start in range(0, count, size):
+        rows = stack[start : start + size]
+        rows.copy_(blocks.popleft()[: len(rows)])
     return stack
 
 

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -149,14 +148,17 @@ class Samples:
         """
         checked_shape(shape)
         items, total = _items(dataset, limit)
-        images: deque[Tensor] = deque()
-        for done, item in enumerate(items, start=1):
-            images.append(_image(item, shape, done - 1))
-            if progress:
-                progress(done, total)
-        if not images:
+
+        def images() -> Iterator[Tensor]:
+            for done, item in enumerate(items, start=1):
+                yield _image(item, shape, done - 1)
+                if progress:
+                    progress(done, total)
+
+        found = decoding.gathered(images(), shape)
+        if not len(found):
             raise AgnoscoError(f"{type(dataset).__name__} is empty", "give a dataset with images, or leaves or noise")
-        return cls(decoding.gathered(images, shape), source=type(dataset).__name__)
+        return cls(found, source=type(dataset).__name__)
 
     @classmethod
     def leaves(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
