@@ -402,6 +402,15 @@ def test_large_images_leave_room_for_fewer(tmp_path: Path, monkeypatch: pytest.M
     assert read_folder(tmp_path, (3, 40, 40)).read == 1  # rather than none
 
 
+def test_no_image_among_those_chosen(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("text")
+    with pytest.raises(
+        AgnoscoError, match=r"among 2 of its 5 files: '\d.txt' \(not an image\), '\d.txt' \(not an image\)$"
+    ):
+        read_folder(tmp_path, RGB4, limit=2)
+
+
 def test_of_what_is_passed_over_the_first_are_named(tmp_path: Path) -> None:
     solid(tmp_path / "good.png")
     names = [f".{number}" for number in range(2 * decoding.KEPT + 500)]

@@ -136,9 +136,10 @@ def read_folder(
         progress(len(files), len(files))
     skipped = tuple(sorted([*found.skipped, *decoded.skipped], key=lambda one: one.name))
     left_out = found.passed + len(decoded.skipped)
-    if not len(decoded.images):
-        raise _no_image(path, skipped, left_out)
-    return Folder(decoded.images, skipped, left_out, len(files), found.total)
+    read = Folder(decoded.images, skipped, left_out, len(files), found.total)
+    if not len(read.images):
+        raise _no_image(path, read)
+    return read
 
 
 def summary(skipped: Sequence[Skipped], count: int) -> str:
@@ -276,11 +277,12 @@ def _why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _no_image(path: str | Path, skipped: Sequence[Skipped], count: int) -> AgnoscoError:
-    if not skipped:
+def _no_image(path: str | Path, found: Folder) -> AgnoscoError:
+    if not found.skipped:
         return AgnoscoError(f"{str(path)!r} is empty", f"put images into it ({', '.join(FORMATS)})")
+    tried = f" among {found.read:,} of its {found.files:,} files" if found.read < found.files else ""
     return AgnoscoError(
-        f"no readable image in {str(path)!r}: {summary(skipped, count)}",
+        f"no readable image in {str(path)!r}{tried}: {summary(found.skipped, found.left_out)}",
         f"give images of one of these formats: {', '.join(FORMATS)}",
     )
 
