@@ -405,9 +405,7 @@ def test_large_images_leave_room_for_fewer(tmp_path: Path, monkeypatch: pytest.M
 def test_no_image_among_those_chosen(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text("text")
-    with pytest.raises(
-        AgnoscoError, match=r"among 2 of its 5 files: '\d.txt' \(not an image\), '\d.txt' \(not an image\)$"
-    ):
+    with pytest.raises(AgnoscoError, match=r"among 2 of its 5 files: '\d.txt' \(not an image\), '\d.txt'"):
         read_folder(tmp_path, RGB4, limit=2)
 
 

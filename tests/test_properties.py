@@ -108,7 +108,7 @@ def test_a_class_name_is_part_of_a_file_name(name: str) -> None:
 
 # -- settings ----------------------------------------------------------------------------------
 
-anything = st.floats() | st.sampled_from([0.0, 1.0, -1.0, 0.5, 30.0])
+anything = st.floats() | st.sampled_from([0.0, 1.0, -1.0, 0.5, 30.0, math.inf, -math.inf, math.nan])
 whole = st.integers(-2, 10) | st.integers()
 words = st.text(max_size=8)
 pairs = st.tuples(anything, anything)
