@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from agnosco import report as reporting
 from agnosco.classifier import Classifier
 from agnosco.cli import app
 from agnosco.concept import ConceptMap
-from agnosco.cycle import Config
+from agnosco.cycle import Config, config_to_json, preset
 from agnosco.errors import AgnoscoError
 from agnosco.mapper import MapperConfig, Step
 from agnosco.report.pictures import BUDGET, FITS, fit_for, pictures
@@ -124,6 +125,15 @@ def test_runs_are_aligned_by_name_where_their_numbers_differ(tmp_path: Path, run
     assert aligned[2, "whale"] == [1]
 
 
+def test_two_classes_of_one_run_have_two_rows(tmp_path: Path) -> None:
+    """The cranes of one are birds and machines; which is the only crane of the other, the index says."""
+    one = made(tmp_path / "one", ("tench", "crane"), seeds=1)
+    two = made(tmp_path / "two", ("crane", "crane", "tench"), seeds=1)
+    aligned = reporting._aligned([one, two])
+    rows = {key: [(place, entry["index"]) for place, entry in parts] for key, parts in aligned.items()}
+    assert rows == {(0, "tench"): [(0, 0), (1, 2)], (1, "crane"): [(0, 1), (1, 1)], (0, "crane"): [(1, 0)]}
+
+
 def test_scores_sanity_and_scan_are_shown_where_they_lie_in_the_run(run: Run) -> None:
     page = reporting.html([run])
     assert not {"seen", "sanity", "backdoors"} & set(re.findall(r'<section id="(\w+)"', page))
@@ -181,7 +191,10 @@ def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["quick", "paper", "best", "draft"])
-@pytest.mark.parametrize("dials", [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"coordinates": "pixel"}])
+@pytest.mark.parametrize(
+    "dials",
+    [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"coordinates": "pixel"}, {"ball": "auto", "radius": 9.0}],
+)
 def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, Any], run: Run) -> None:
     config = options.chosen_config(name, **dials)
     found = options._dials_of(config)
@@ -192,6 +205,20 @@ def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, A
 
 def test_settings_that_no_command_gives_have_none(run: Run) -> None:
     assert options._dials_of(Config(MapperConfig(beta1=0.5))) is None
+
+
+def test_the_command_of_a_run_says_all_that_decides_its_maps(run: Run) -> None:
+    model = {"name": "torchvision:x", "weights": None, "classes": 2, "shape": [1, 8, 8]}
+    model |= {"mean": [0.123456789], "std": [1.0]}
+    config = config_to_json(replace(preset("quick"), compiled=True))
+    settings = {"model": model, "samples": {"source": "photos (10 of 12 files)"}, "config": config}
+    entries = [{"index": index, "seed": seed} for index in (0, 1) for seed in (3, 4)]
+    assert options.command_of(settings, entries) == (
+        "agnosco map torchvision:x --samples photos --size 8 --mean 0.123456789 --std 1 --preset=quick --compile "
+        "--seed=3 --runs=2"
+    )
+    assert options.command_of(settings, [*entries[:1], {"index": 0, "seed": 9}]) is None  # seeds that are not in a row
+    assert options.command_of(settings | {"model": model | {"shape": [1, 8, 9]}}, entries) is None  # --size is one
 
 
 def test_a_thousand_maps_stay_within_the_budget() -> None:

@@ -38,6 +38,9 @@ TRIED = 6
 
 OnMap = Callable[[int, int], None] | None
 
+Class = tuple[int, str]
+"""Index and name."""
+
 
 @dataclass(frozen=True)
 class MapView:
@@ -323,19 +326,26 @@ def _standing(views: Sequence[RunView], parts: Sequence[tuple[int, Entry]]) -> t
     return max(scores, default=None), outlier_in
 
 
-def _aligned(runs: Sequence[Run]) -> dict[tuple[int, str], list[tuple[int, Entry]]]:
+def _aligned(runs: Sequence[Run]) -> dict[Class, list[tuple[int, Entry]]]:
     """Entries of all runs by class: the same index and name, or else the same name, which may have another index."""
-    rows: dict[tuple[int, str], list[tuple[int, Entry]]] = {}
+    rows: dict[Class, list[tuple[int, Entry]]] = {}
     for place, run in enumerate(runs):
-        before = list(rows)
+        classes = list(dict.fromkeys((entry["index"], entry["class"]) for entry in run.entries))
+        homes = _homes(list(rows), classes)
         for entry in run.entries:
-            key = (entry["index"], entry["class"])
-            if key not in rows:
-                alike = [row for row in before if spelling(row[1]) == spelling(entry["class"])]
-                exact = [row for row in alike if row[0] == entry["index"]]
-                key = (exact or alike)[0] if exact or len(alike) == 1 else key
-            rows.setdefault(key, []).append((place, entry))
+            rows.setdefault(homes[entry["index"], entry["class"]], []).append((place, entry))
     return rows
+
+
+def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class]:
+    """The row of each class of a run, no row of two; first come those that have an index in common with theirs."""
+    homes = {one: row for one in classes for row in rows if row[0] == one[0] and spelling(row[1]) == spelling(one[1])}
+    for one in classes:
+        if one not in homes:
+            taken = set(homes.values())
+            alike = [row for row in rows if spelling(row[1]) == spelling(one[1]) and row not in taken]
+            homes[one] = alike[0] if len(alike) == 1 else one
+    return homes
 
 
 def _fit(runs: Sequence[Run], total: int) -> Fit:
