@@ -95,7 +95,7 @@ def unpacked(content: bytes, about: dict[str, Any], device: torch.device) -> Gro
         if told["about"] != about or digest != _digest(tensors, told):
             return None
         return _state(tensors, told, device)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
         return None
 
 
@@ -109,9 +109,15 @@ def _state(tensors: dict[str, Tensor], told: dict[str, Any], device: torch.devic
         {name: tensors[f"stages/{name}"] for name in told["stages"]},
         _steps(tensors["traces"]),
         loop,
-        list(tensors["generators"]),
+        [_valid(row.clone()) for row in tensors["generators"]],  # a copy: set_state ignores where a view begins
         told["ball"] | learned,
     )
+
+
+def _valid(state: Tensor) -> Tensor:
+    """A generator's state, if it is one; RuntimeError or TypeError where not."""
+    torch.Generator().set_state(state)
+    return state
 
 
 def _metadata(content: bytes) -> dict[str, str]:

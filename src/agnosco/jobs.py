@@ -134,13 +134,8 @@ def run_maps(
     found = run.standing(jobs, names=classifier.labels)
     if on_found is not None:
         on_found(found)
-    try:
-        if found.missing:
-            yield from _all_made(run, classifier, samples, found.missing, on_step)
-    except BaseException:
-        with suppress(AgnoscoError):  # entries say the same
-            run.end()
-        raise
+    if found.missing:
+        yield from _all_made(run, classifier, samples, found.missing, on_step)
     _remove_checkpoints(run)
     run.end()
 
@@ -160,10 +155,15 @@ def _all_made(
     def judged(concept: ConceptMap) -> float:
         return nudge_success(classifier, concept.nu, concept.label, held_out, before=before)
 
-    for group in groups:
-        missing = run.standing(group, names=classifier.labels).missing  # another process may have made it
-        if missing:
-            yield from _made(run, maker, group, missing, judged, on_step)
+    try:
+        for group in groups:
+            missing = run.standing(group, names=classifier.labels).missing  # another process may have made it
+            if missing:
+                yield from _made(run, maker, group, missing, judged, on_step)
+    except BaseException:
+        with suppress(AgnoscoError):  # the entries say the same
+            run.end()
+        raise
 
 
 def _made(
