@@ -158,7 +158,8 @@ def test_parts_of_the_dead_are_removed_and_those_of_the_living_left(tmp_path: Pa
         for what, name in names.items():
             (folder / name).write_bytes(b"half")
             if "old" in what or "another's" in what:
-                os.utime(folder / name, (time.time() - 1.01 * storage.DAY,) * 2)
+                old = time.time() - 1.01 * storage.DAY
+                os.utime(folder / name, (old, old))
     assert Local(tmp_path).names("maps") == [".part-x"]
     Local(tmp_path).sweep()
     living.communicate(b"\n")
