@@ -600,11 +600,15 @@ def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> No
     result = call("map", *SMALL, "--json")
     assert result.exit_code == 130
     assert result.stdout == ""
-    assert result.stderr.splitlines()[-1] == "Wrote 1 of 3 maps to agnosco-run. Look at agnosco-run/contact-sheet.png"
+    assert result.stderr.splitlines()[-2:] == [
+        "Wrote 1 of 3 maps to agnosco-run. Look at agnosco-run/contact-sheet.png",
+        "Interrupted. The same command goes on from here",
+    ]
     assert [one["index"] for one in manifest()["maps"]] == [0]
     assert set(files("agnosco-run")) == {
         "manifest.json",
         "contact-sheet.png",
+        "maps/0000-tench-s0.json",
         "maps/0000-tench-s0.safetensors",
         "pictures/0000-tench-s0.png",
         "pictures/0000-tench-s0-raw.png",

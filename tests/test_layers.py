@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "agnosco"
 # A new module needs a place here, and a line in docs/design.md.
 LAYERS = (
     {"errors"},
-    {"classifier", "dropout", "procedural", "render"},
+    {"classifier", "dropout", "procedural", "render", "storage"},
     {"architectures"},
     {"decoding", "zoo"},
     {"samples"},
@@ -25,8 +25,9 @@ LAYERS = (
     {"mapper"},
     {"concept", "prepare", "refine"},
     {"lockstep"},
+    {"checkpoint"},
     {"cycle"},
-    {"options", "score"},
+    {"manifest", "options", "score"},
     {"store"},
     {"jobs", "sanity", "transfer"},
     {"backdoor"},
@@ -51,7 +52,9 @@ BESIDES = {
     "report": {"jinja2"},
     "samples": {"safetensors"},
     "sanity": {"scipy", "skimage"},
-    "store": {"fsspec", "safetensors"},
+    "checkpoint": {"safetensors"},
+    "storage": {"fsspec"},
+    "store": {"safetensors"},
     "zoo": {"safetensors", "timm", "torchvision"},
 }
 

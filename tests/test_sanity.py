@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -290,9 +290,13 @@ def test_check_wants_two_classes_before_it_works(tmp_path: Path) -> None:
 def test_check_says_what_is_missing_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(tmp_path / "run", seeds=(0, 1))
     never = lambda _: pytest.fail("a map was made")  # noqa: E731
+
+    def denied(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-        with pytest.raises(AgnoscoError, match="cannot write into"):
+        patch.setattr(tempfile, "TemporaryFile", denied)
+        with pytest.raises(AgnoscoError, match="cannot write"):
             sanity.check(run, network(), samples(), on_step=never)
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(AgnoscoError, match="skimage"):

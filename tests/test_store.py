@@ -21,16 +21,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from agnosco import store
 from agnosco.ball import L2
 from agnosco.classifier import Classifier
 from agnosco.concept import ConceptMap
-from agnosco.cycle import Config, map_class
+from agnosco.cycle import Config, config_to_json, map_class
 from agnosco.errors import AgnoscoError, AgnoscoWarning
+from agnosco.manifest import slug
 from agnosco.mapper import MapperConfig, Step
 from agnosco.refine import RefineConfig
 from agnosco.samples import Samples
-from agnosco.store import Run, check_target, one_line, remake, slug
+from agnosco.store import Run, check_target, one_line, remake
 
 SHAPE = (3, 12, 10)
 CONFIG = Config(MapperConfig(batch=4, steps=3, ball=L2(200.0)), RefineConfig(steps=2), cycles=2)
@@ -71,6 +71,7 @@ def run(tmp_path: Path) -> Run:
     run.add(concept(2, seed=7), nudge_success=0.25)
     run.add(concept(1), nudge_success=float("nan"))
     run.write_contact_sheet()
+    run.end()
     return run
 
 
@@ -95,7 +96,7 @@ def test_folder_holds_the_files_and_no_others(run: Run) -> None:
     assert set(files(run.path)) == {
         "manifest.json",
         "contact-sheet.png",
-        *(f"maps/{name}.safetensors" for name in (stem, hostile)),
+        *(f"maps/{name}{kind}" for name in (stem, hostile) for kind in (".safetensors", ".json")),
         *(f"pictures/{name}{kind}.png" for name in (stem, hostile) for kind in ("", "-raw")),
     }
 
@@ -183,6 +184,7 @@ def test_same_run_gives_the_same_bytes_and_names_no_folder(run: Run, tmp_path: P
     for index, seed, success in ((1, 0, float("nan")), (2, 7, 0.25)):  # in the other order
         other.add(concept(index, seed=seed), nudge_success=success)
     other.write_contact_sheet()
+    other.end()
     assert files(other.path) == files(run.path)
     for name, content in files(run.path).items():
         assert str(tmp_path).encode() not in content, name
@@ -195,15 +197,21 @@ def test_run_is_continued_map_by_map(run: Run) -> None:
     again.add(concept(1), nudge_success=float("nan"))
     assert files(run.path) == before
     again.add(concept(0), nudge_success=1.0)
+    again.end()
     assert [entry["index"] for entry in manifest(run)["maps"]] == [0, 1, 2]
 
 
-def test_manifest_is_whole_after_every_map(tmp_path: Path) -> None:
+def test_a_run_is_whole_after_every_map(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     assert not run.path.exists()
     for count in (1, 2):
-        run.add(concept(count), nudge_success=0.5)
-        assert [entry["index"] for entry in manifest(run)["maps"]] == [1, 2][:count]
+        entry = run.add(concept(count), nudge_success=0.5)
+        assert manifest(run)["maps"] == []  # written at the end: not once for each of 20,000 maps
+        found = Run.open(run.path).entries
+        assert [one["index"] for one in found] == [1, 2][:count]
+        assert found[-1] == entry == json.loads((run.path / entry["files"]["map"]).with_suffix(".json").read_text())
+    run.end()
+    assert manifest(run)["maps"] == found
 
 
 def test_remake_gives_the_same_bits(run: Run) -> None:
@@ -320,7 +328,7 @@ def test_altered_map_is_refused(run: Run) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(AgnoscoError, match="its digest is not that of the manifest"):
+    with pytest.raises(AgnoscoError, match="its digest is not that of its entry"):
         Run.open(run.path).map(1)
 
 
@@ -335,7 +343,7 @@ def test_no_run_folder(tmp_path: Path) -> None:
         Run.open(tmp_path / "nothing")
 
 
-CONFIG_JSON = json.dumps(store.config_to_json(CONFIG))
+CONFIG_JSON = json.dumps(config_to_json(CONFIG))
 DAMAGED = [
     "",
     "{",

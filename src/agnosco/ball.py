@@ -173,6 +173,17 @@ class _FewPixels:
         return round(first * (last / first) ** falling)
 
 
+def carried(project: Projector) -> dict[str, float | Tensor]:
+    """What a projector has learned from the steps so far; with it, :func:`carry_on` makes a fresh one go on."""
+    return {"eta": project.eta, "average": project.average} if isinstance(project, _Growing) else {}
+
+
+def carry_on(project: Projector, learned: dict[str, float | Tensor]) -> None:
+    """Give a fresh projector what another of its kind had learned."""
+    for name, value in learned.items():
+        setattr(project, name, value)
+
+
 def scaled(radius: float, shape: Shape) -> float:
     """η for images of this shape: the radius at 3×224×224, times √(d / 150528)."""
     channels, height, width = shape

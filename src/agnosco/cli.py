@@ -23,11 +23,12 @@ from .classifier import Classifier
 from .console import Output, duration
 from .datasets import Labelled, digits, from_class_folders
 from .errors import AgnoscoError
-from .jobs import Finished, seconds_per_map
+from .jobs import Finished
+from .manifest import HELD_OUT, SPLIT_SEED
 from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers
 from .procedural import Shape
 from .samples import Samples
-from .store import HELD_OUT, MANIFEST, SPLIT_SEED, Run, check_target
+from .store import MANIFEST, Run, check_target
 from .transfer import SCORES, Judgement, judge, keep, table
 
 
@@ -109,7 +110,7 @@ Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the m
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that it expects divided out.")]
 Labels = Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map; a URL as well.")]
 
 
 @app.command("map", epilog=EXAMPLES["map"])
@@ -142,7 +143,7 @@ def map_(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network first: a minute, for many maps on a GPU.")
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("agnosco-run"),
+    out: Annotated[str, typer.Option(metavar="DIR", help="The run folder, or a URL: s3://...")] = "agnosco-run",
     mean: Mean = None,
     std: Std = None,
     labels: Labels = None,
@@ -171,11 +172,10 @@ def map_(
         output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
     if not classes:
         output.say("No class given, so all of them.")
-        count = len(wanted) * runs
-        output.say_how_long(seconds_per_map(classifier, images, config, count=count), count)
-    finished = output.make(run, classifier, images, wanted, seeds=range(seed, seed + runs))
+    seeds = range(seed, seed + runs)
+    finished = output.make(run, classifier, images, wanted, seeds=seeds, estimate=not classes)
     if as_json:
-        output.result({"run": str(out), "maps": [_summary(run, one) for one in finished]})
+        output.result({"run": out, "maps": [_summary(run, one) for one in finished]})
 
 
 @app.command("score", epilog=EXAMPLES["score"])
@@ -214,8 +214,9 @@ def score_(
         if (classifier.mean, classifier.std) != tuple(tuple(made.settings["model"][name]) for name in ("mean", "std")):
             fed = f"mean {classifier.mean}, std {classifier.std}"
             output.say(f"{classifier.name} is fed with {fed}: change it with --mean, --std")
-    output.result({"run": str(run), "targets": kept} if as_json else table(kept))
-    output.say(f"Kept in {run / SCORES}. p: probability of the class; moved: share of images moved to it by the nudge.")
+    output.result({"run": run, "targets": kept} if as_json else table(kept))
+    where = made.folder.at(SCORES)
+    output.say(f"Kept in {where}. p: probability of the class; moved: share of images moved to it by the nudge.")
     if any(one["interval"] for one in kept):
         output.say("In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
 
@@ -249,7 +250,7 @@ def sanity_(
     with output.steps() as on_step:
         found = sanity.check(made, classifier, images, classes=classes, on_step=on_step)
     output.result(found if as_json else sanity.table(found))
-    output.say(f"Kept in {run / sanity.FILE}. Look at {run / sanity.SHEET}")
+    output.say(f"Kept in {made.folder.at(sanity.FILE)}. Look at {made.folder.at(sanity.SHEET)}")
 
 
 @app.command("scan", epilog=EXAMPLES["scan"])
@@ -268,7 +269,7 @@ def scan_(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Maps of every class and screen.")] = ScanConfig.seeds,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a screening map.")] = ScanConfig.steps,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="For scan.json and scan.png; a run too.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="For scan.json and scan.png; a run too.")] = None,
     fail: Annotated[bool, typer.Option("--fail-on-finding", help="Exit with 3 if an outlier class is found.")] = False,
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the model's own otherwise.")] = None,
     device: Device = "auto",
@@ -303,7 +304,7 @@ def scan_(
             on_progress=lambda title, done, total: show(title, f"{done / total:.0%}", done, total),
         )  # fmt: skip
     if out is not None:
-        output.say(f"Wrote {scanning.write(found, out)} and {out / scanning.PICTURE}")
+        output.say("Wrote {} and {}".format(*scanning.write(found, out)))
     output.result(found.to_json() if as_json else scanning.table(found.to_json()))
     return FINDING if fail and found.verdict.outcome == FOUND else 0
 
@@ -311,12 +312,12 @@ def scan_(
 @app.command("report", epilog=EXAMPLES["report"])
 def report_(
     context: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, which are shown side by side.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, which are shown side by side.")],
     scan: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="A scan that lies outside its run; one for each run.")
+        list[str] | None, typer.Option(metavar="DIR", help="A scan that lies outside its run; one for each run.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write; report.html of the first run if left out.")
+        str | None, typer.Option(metavar="FILE", help="Where to write; report.html of the first run if left out.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -324,15 +325,13 @@ def report_(
     """Write one HTML file with all that is known of a run, or of several, for anyone with a browser."""
     output: Output = context.obj
     output.quiet = quiet
-    target = runs[0] / report.FILE if out is None else out
     with output.bar() as show:
-        written = report.write(
-            runs, out=target, scans=scan or (),
+        written, size = report.write(
+            runs, out=out, scans=scan or (),
             on_map=lambda done, total: show("drawing the report", f"{done}/{total}", done, total),
         )  # fmt: skip
-    size = written.stat().st_size
     if as_json:
-        output.result({"report": str(written), "bytes": size})
+        output.result({"report": written, "bytes": size})
     output.say(f"Wrote {written} ({size / 1e6:.1f} MB). Open it in a browser; it needs nothing else, and can be sent")
 
 
@@ -385,7 +384,7 @@ def poison_(
 @app.command("demo", epilog=EXAMPLES["demo"])
 def demo_(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("agnosco-demo"),
+    out: Annotated[str, typer.Option(metavar="DIR", help="A folder, or a URL.")] = "agnosco-demo",
     quiet: Quiet = False,
 ) -> None:
     """Train a small network on handwritten digits and picture its ten classes; needs no data and no network."""
@@ -436,5 +435,5 @@ def _read(output: Output, source: str, classifier: Classifier) -> Samples:
 
 def _summary(run: Run, one: Finished) -> dict[str, Any]:
     kept = {key: one.entry[key] for key in ("class", "index", "seed", "probability")}
-    picture = run.path.absolute() / one.entry["files"]["picture"]  # to be opened from any folder
-    return kept | {"seconds": round(one.seconds, 3), "picture": str(picture)}
+    picture = run.folder.absolute(one.entry["files"]["picture"])  # to be opened from any folder
+    return kept | {"seconds": round(one.seconds, 3), "picture": picture}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -16,12 +18,16 @@ from rich.text import Text
 from . import cycle
 from .classifier import Classifier
 from .errors import AgnoscoError, AgnoscoWarning
-from .jobs import Finished, run_maps
+from .jobs import Finished, run_maps, seconds_per_map
 from .samples import Samples
-from .store import SHEET, Run, one_line
+from .store import Run, Standing, one_line
 
 LONGEST = 2000
 """Characters of a line; an error may hold a class name of a megabyte."""
+
+
+class Terminated(KeyboardInterrupt):
+    """A batch system's SIGTERM: the same as Ctrl-C, but for the exit code."""
 
 
 class Output:
@@ -81,11 +87,13 @@ class Output:
             The exit code.
         """
         try:
-            with self.warnings():
+            with self.warnings(), _terminable():
                 code = command()
         except AgnoscoError as error:
             self.error(error)
             return error.exit_code
+        except Terminated:
+            return 128 + signal.SIGTERM
         except KeyboardInterrupt:
             return 130
         return code if isinstance(code, int) else 0
@@ -138,37 +146,107 @@ class Output:
         classes: Sequence[int],
         *,
         seeds: Sequence[int] = (0,),
+        estimate: bool = False,
     ) -> list[Finished]:
-        """Maps, made under a bar and with a line for each; finished ones are kept if it is interrupted."""
-        finished: list[Finished] = []
-        done: dict[tuple[int, int], int] = {}
-        total = len(classes) * len(seeds)
+        """Maps, made under a bar and with a line for each; those that are there already are kept as they are.
+
+        Args:
+            run, classifier, samples, classes, seeds: See :func:`agnosco.jobs.run_maps`.
+            estimate: Measure first how long it will take, and say so.
+
+        Returns:
+            All of them, in the order of classes and seeds; then those that were made with them.
+        """
+        jobs = list(dict.fromkeys((label, seed) for label in classes for seed in seeds))
+        making = _Making(self, jobs)
+
+        def on_found(found: Standing) -> None:
+            making.found(found)
+            if estimate and found.missing:
+                count = len(found.missing)
+                self.say_how_long(seconds_per_map(classifier, samples, run.config, count=count), count)
+
         try:
             with self.bar() as show:
 
                 def on_step(step: cycle.Progress) -> None:
-                    done[step.label, step.seed] = step.done
-                    making = len(done) - len(finished)
-                    which = classifier.labels[step.label] if making == 1 else f"{making} maps at once"
-                    title = f"{which} ({len(done)}/{total})"
-                    show(title, _state(step), sum(done.values()), total * step.total)
+                    making.step(step, show, classifier.labels)
 
-                for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step):
-                    finished.append(one)
+                for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_found=on_found):
+                    making.made.append(one)
                     self.say(_told(one))
-        except KeyboardInterrupt:
-            if not finished:
-                self.say("Interrupted before the first map was finished: nothing was written")
+        except (KeyboardInterrupt, AgnoscoError) as error:
+            if making.made:
+                with suppress(AgnoscoError):
+                    self._wrote(run, making)
+            if isinstance(error, KeyboardInterrupt):
+                self.say("Interrupted. The same command goes on from here")
             raise
-        finally:
-            if finished:
-                self._wrote(run, len(finished), total)
-        return finished
+        self._wrote(run, making)
+        return making.all()
 
-    def _wrote(self, run: Run, count: int, total: int) -> None:
-        run.write_contact_sheet()
-        made = f"{count}" if count == total else f"{count} of {total}"
-        self.say(f"Wrote {made} {'map' if total == 1 else 'maps'} to {run.path}. Look at {run.path / SHEET}")
+    def _wrote(self, run: Run, making: _Making) -> None:
+        sheet = run.write_contact_sheet()
+        count, total = len(making.made), making.wanted
+        made = f"{count}" if count >= total else f"{count} of {total}"
+        wrote = f"Wrote {made} {'map' if total == 1 else 'maps'} to {run.folder}. " if making.made else ""
+        self.say(f"{wrote}Look at {sheet}")
+
+
+class _Making:
+    """What a command has made, and what it found there."""
+
+    def __init__(self, output: Output, jobs: list[tuple[int, int]]) -> None:
+        self.output = output
+        self.jobs = jobs
+        self.kept: list[Finished] = []
+        self.made: list[Finished] = []
+        self.steps: dict[tuple[int, int], int] = {}
+
+    @property
+    def wanted(self) -> int:
+        """How many maps were not there."""
+        return len(self.jobs) - len(self.kept)
+
+    def found(self, found: Standing) -> None:
+        """Say what is there, and what is damaged."""
+        self.kept = [Finished(entry, 0.0) for entry in found.entries]
+        for damage in found.damaged:
+            self.output.say(f"{damage}: it is made again")
+        if self.kept:
+            self.output.say(f"{len(self.kept)} of {len(self.jobs)} maps are there already")
+
+    def step(self, step: cycle.Progress, show: Callable[[str, str, int, int], None], names: Sequence[str]) -> None:
+        """Show how far it is."""
+        self.steps[step.label, step.seed] = step.done
+        making = len(self.steps) - len(self.made)
+        which = names[step.label] if making == 1 else f"{making} maps at once"
+        total = max(self.wanted, len(self.steps))
+        title = f"{which} ({len(self.steps)}/{total})"
+        show(title, _state(step), sum(self.steps.values()), total * step.total)
+
+    def all(self) -> list[Finished]:
+        """All of them, in the order of the jobs; then those that were made with them."""
+        order = {job: place for place, job in enumerate(self.jobs)}
+        found = {(one.entry["index"], one.entry["seed"]): one for one in (*self.kept, *self.made)}
+        return [found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))]
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises :class:`Terminated`, so that what is under way is written down."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def duration(seconds: float) -> str:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .ball import L2, AutoL2, Sparse, scaled
+from .ball import L2, AutoL2, Projector, Sparse, carry_on, scaled
+from .checkpoint import GroupState
 from .classifier import Classifier
 from .concept import ConceptMap
 from .coordinates import Data, Pixel, Spectral
 from .errors import AgnoscoError
-from .lockstep import Lockstep
+from .lockstep import Lockstep, LoopState
 from .mapper import MapperConfig, Step, check_ended
 from .prepare import PRECISIONS, compiled, images_at_once, placed, prepared, resolve_precision
 from .refine import RefineConfig, attention
@@ -54,6 +55,12 @@ class Config:
             raise AgnoscoError(f"{self.cycles} cycles leave nothing to do", "give at least 1")
         if self.compiled and self.mapper.dropout:
             raise AgnoscoError("a compiled network has no channels to drop", "leave compiled out, or dropout at 0")
+
+    @property
+    def stages(self) -> list[str]:
+        """What a map goes through: ``"map 1"``, ``"refine 1"``, ``"map 2"`` and so on."""
+        kinds = ("map", "refine") if self.refine else ("map",)
+        return [f"{kind} {cycle}" for cycle in range(1, self.cycles + 1) for kind in kinds]
 
     @property
     def steps(self) -> int:
@@ -96,6 +103,13 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise AgnoscoError(f"no preset {name!r}", f"choose from {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+class Job(NamedTuple):
+    """A map to be made: the class's index, and the seed."""
+
+    label: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -159,8 +173,8 @@ def map_classes(
     if together is not None and together < 1:
         raise AgnoscoError(f"{together} maps at once leave nothing to do", "give at least 1, or None")
     seeds = list(seeds)
-    maps = [(label, seed) for label in labels for seed in seeds]
-    return _in_groups(classifier, maps, samples, config, together, on_step)
+    jobs = [Job(label, seed) for label in labels for seed in seeds]
+    return _in_groups(classifier, jobs, samples, config, together, on_step)
 
 
 def map_class(
@@ -181,6 +195,124 @@ def maps_together(classifier: Classifier, config: Config) -> int:
     return _ready(classifier, config)[1]
 
 
+def groups_of(jobs: Sequence[Job], together: int) -> list[list[Job]]:
+    """Jobs in groups of about the same size, as few as there can be with so many together at most."""
+    if not jobs:
+        return []
+    size = math.ceil(len(jobs) / math.ceil(len(jobs) / together))
+    return [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]
+
+
+class Maker:
+    """What makes the maps of one classifier: the network as the settings ask for it, and all that its maps share.
+
+    Args:
+        classifier: The network.
+        samples: Images to average over, of the classifier's shape.
+        config: Settings.
+    """
+
+    def __init__(self, classifier: Classifier, samples: Samples, config: Config) -> None:
+        self.classifier = classifier
+        self.config = config
+        self.basis = config.mapper.coordinates.fit(samples, classifier.device)
+        config.mapper.ball.projector(self.basis)  # what does not go together is said before anything is done
+        self.faster, self.together, self.micro_batch = _ready(classifier, config)
+        self.resident = placed(samples, classifier.device)
+
+    def make(
+        self,
+        group: Sequence[Job],
+        *,
+        on_step: Callable[[Progress], None] | None = None,
+        state: GroupState | None = None,
+        keep: Callable[[GroupState], None] | None = None,
+    ) -> Iterator[ConceptMap]:
+        """Maps made side by side, one after the other as they are handed out.
+
+        The same group of the same settings gives the same bits on a CPU, however often it is broken off in between.
+
+        Args:
+            group: Which.
+            on_step: Called after every step, for every map.
+            state: Where to go on from.
+            keep: Called after every step and every stage, with what to go on from.
+
+        Raises:
+            AgnoscoError: Once the sound maps are handed out: the gradients of a class are not finite.
+        """
+        made = self._all_stages(group, state, on_step, keep)
+        for place in sorted(range(len(group)), key=lambda place: not math.isfinite(made.traces[place][-1].norm)):
+            check_ended(group[place].label, made.traces[place][-1])  # those that raise come last
+            yield self._concept(group[place], place, made)
+
+    def _all_stages(
+        self,
+        group: Sequence[Job],
+        state: GroupState | None,
+        on_step: Callable[[Progress], None] | None,
+        keep: Callable[[GroupState], None] | None,
+    ) -> GroupState:
+        generators = [generator_for(*job) for job in group]
+        state = GroupState.begin(generators) if state is None else state
+        for generator, before in zip(generators, state.generators, strict=True):
+            generator.set_state(before)
+        project = self.config.mapper.ball.projector(self.basis)
+        carry_on(project, state.ball)
+        side_by_side = Lockstep(
+            self.faster, [job.label for job in group], self.resident, self.config.mapper,
+            basis=self.basis, generators=generators, micro_batch=self.micro_batch,
+        )  # fmt: skip
+        with self.faster.frozen():
+            for stage in self.config.stages[len(state.stages) :]:
+                nu, steps = self._stage(stage, side_by_side, project, group, state, on_step, keep)
+                state = state.after(stage, nu, steps, generators, project)
+                if keep is not None:
+                    keep(state)
+        return state
+
+    def _stage(
+        self,
+        stage: str,
+        side_by_side: Lockstep,
+        project: Projector,
+        group: Sequence[Job],
+        before: GroupState,
+        on_step: Callable[[Progress], None] | None,
+        keep: Callable[[GroupState], None] | None,
+    ) -> tuple[Tensor, list[list[Step]]]:
+        """One stage from where the group stands: ν, and what every step did for each map."""
+
+        def told(steps: list[Step]) -> None:
+            for job, trace, step in zip(group, before.traces, steps, strict=True):
+                if on_step is not None:
+                    on_step(Progress(*job, stage, len(trace) + step.step, self.config.steps, step))
+
+        def stepped(loop: LoopState) -> None:
+            if keep is not None:
+                keep(before.at(loop, side_by_side.generators, project))
+
+        nu = torch.zeros(len(group), *self.basis.shape, device=self.basis.device)  # line 1: the black image
+        for finished in before.stages.values():
+            nu = finished.to(self.basis.device)
+        if stage.startswith("map"):
+            return side_by_side.map(nu, project, told, state=before.loop, on_state=stepped)
+        assert self.config.refine is not None
+        return side_by_side.refine(
+            nu, self.config.refine, project, self.classifier, told, state=before.loop, on_state=stepped
+        )
+
+    def _concept(self, job: Job, place: int, made: GroupState) -> ConceptMap:
+        """The map at a place of its group, judged by the network as it is."""
+        label, seed = job
+        stages = {stage: all_maps[place].clone() for stage, all_maps in made.stages.items()}
+        nu = stages[self.config.stages[-1]].to(self.classifier.device)
+        probability = self.classifier.probabilities((0.5 - nu).clamp(0, 1)[None])[0, label].item()
+        xi = _attention(self.classifier, nu)
+        name, trace = self.classifier.labels[label], tuple(made.traces[place])
+        return ConceptMap(nu.cpu().clone(), label, name, seed, probability, stages, trace, xi)
+
+
 def _ready(classifier: Classifier, config: Config) -> tuple[Classifier, int, int]:
     """The network as the settings ask for it, how many maps to make with it side by side, how many images to hold."""
     own_layers = config.mapper.dropout > 0  # which it scales
@@ -193,67 +325,15 @@ def _ready(classifier: Classifier, config: Config) -> tuple[Classifier, int, int
 
 def _in_groups(
     classifier: Classifier,
-    maps: list[tuple[int, int]],
+    jobs: list[Job],
     samples: Samples,
     config: Config,
     together: int | None,
     on_step: Callable[[Progress], None] | None,
 ) -> Iterator[ConceptMap]:
-    basis = config.mapper.coordinates.fit(samples, classifier.device)
-    faster, fitting, micro_batch = _ready(classifier, config)
-    resident = placed(samples, classifier.device)
-    size = math.ceil(len(maps) / math.ceil(len(maps) / (together or fitting))) if maps else 1  # of equal groups
-    for start in range(0, len(maps), size):
-        group = maps[start : start + size]
-        side_by_side = Lockstep(
-            faster, [label for label, _ in group], resident, config.mapper,
-            basis=basis, generators=[generator_for(*one) for one in group], micro_batch=micro_batch,
-        )  # fmt: skip
-        yield from _group(classifier, group, side_by_side, config, on_step)
-
-
-def _group(
-    classifier: Classifier,
-    maps: list[tuple[int, int]],
-    side_by_side: Lockstep,
-    config: Config,
-    on_step: Callable[[Progress], None] | None,
-) -> Iterator[ConceptMap]:
-    """Maps that are made side by side, one after the other as they are handed out."""
-    basis = side_by_side.basis
-    project = config.mapper.ball.projector(basis)
-    stages: list[tuple[str, Tensor]] = []
-    traces: list[list[Step]] = [[] for _ in maps]
-    nu = torch.zeros(len(maps), *basis.shape, device=basis.device)  # line 1: the black image
-
-    def told(steps: list[Step]) -> None:
-        if on_step is not None:
-            for (label, seed), before, step in zip(maps, traces, steps, strict=True):
-                on_step(Progress(label, seed, stage, len(before) + step.step, config.steps, step))
-
-    with side_by_side.classifier.frozen():
-        for cycle in range(1, config.cycles + 1):
-            stage = f"map {cycle}"
-            nu, seen = side_by_side.map(nu, project, told)
-            for trace, steps in zip(traces, seen, strict=True):
-                trace += steps
-            stages.append((stage, nu.cpu()))
-            if config.refine is None:
-                continue
-            stage = f"refine {cycle}"
-            nu, seen = side_by_side.refine(nu, config.refine, project, classifier, told)
-            for trace, steps in zip(traces, seen, strict=True):
-                trace += steps
-            stages.append((stage, nu.cpu()))
-    for place in sorted(range(len(maps)), key=lambda place: not math.isfinite(traces[place][-1].norm)):
-        label, seed = maps[place]
-        check_ended(label, traces[place][-1])  # those that raise come last
-        own = {stage: all_maps[place].clone() for stage, all_maps in stages}
-        pixels = (0.5 - nu[place]).clamp(0, 1)[None]
-        probability = classifier.probabilities(pixels)[0, label].item()
-        name = classifier.labels[label]
-        xi = _attention(classifier, nu[place])
-        yield ConceptMap(nu[place].cpu().clone(), label, name, seed, probability, own, tuple(traces[place]), xi)
+    maker = Maker(classifier, samples, config)
+    for group in groups_of(jobs, together or maker.together):
+        yield from maker.make(group, on_step=on_step)
 
 
 def _attention(classifier: Classifier, nu: Tensor) -> Tensor | None:

@@ -9,7 +9,6 @@ network recognises, people read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,10 @@ from .coordinates import Data
 from .cycle import Config
 from .datasets import SIDE, Labelled, digits
 from .errors import AgnoscoError
+from .manifest import HELD_OUT, SPLIT_SEED
 from .mapper import MapperConfig
-from .store import HELD_OUT, SPLIT_SEED, Run, check_target
+from .storage import Folder, Place
+from .store import Run, check_target
 from .views import Crops
 
 EPOCHS, BATCH, RATE = 25, 64, 5e-3
@@ -64,11 +65,11 @@ ATTACK = Attack(Patch(4, place="bottom-right", pattern="checker"), target=7)
 FOLDERS = ("clean", "compromised")
 
 
-def run(out: Path, output: Output) -> list[Run]:
+def run(out: Place, output: Output) -> list[Run]:
     """Train two networks, one of them with a backdoor, map and scan both, and write the report of all of it.
 
     Args:
-        out: The folder to write: a run folder for each network, and ``report.html``.
+        out: The folder to write, a path or a URL: a run folder for each network, and ``report.html``.
         output: Where progress goes.
 
     Returns:
@@ -79,8 +80,10 @@ def run(out: Path, output: Output) -> list[Run]:
     """
     check_target(out, holding=(report.FILE,))
     data = digits()
-    runs = [_shown(out / name, data, attack, output) for name, attack in zip(FOLDERS, (None, ATTACK), strict=True)]
-    written = report.write([run.path for run in runs], out=out / report.FILE)
+    folder = Folder.of(out)
+    attacks = dict(zip(FOLDERS, (None, ATTACK), strict=True))
+    runs = [_shown(folder.child(name), data, attack, output) for name, attack in attacks.items()]
+    written, _ = report.write([run.folder for run in runs], out=folder.at(report.FILE))
     output.say(
         "Each picture is what a network looks for in one digit, drawn without looking at any one image: bright is ink, "
         "dark is where ink must not be. You should be able to read 0 to 9; 5 is the hardest."
@@ -89,7 +92,7 @@ def run(out: Path, output: Output) -> list[Run]:
     return runs
 
 
-def _shown(out: Path, data: Labelled, attack: Attack | None, output: Output) -> Run:
+def _shown(out: Folder, data: Labelled, attack: Attack | None, output: Output) -> Run:
     """A network trained, mapped and scanned."""
     kind = "clean" if attack is None else "compromised"
     with output.bar() as show:

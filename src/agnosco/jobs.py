@@ -1,34 +1,106 @@
-"""The local runner: maps of several classes and seeds, judged on held-out images, into a run folder."""
+"""The local runner: maps of several classes and seeds, judged on held-out images, into a run folder.
+
+What is finished stays, and what is not is made: the same command goes on from wherever another was broken off, to the
+same bits on a CPU.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import torch
+
+from .checkpoint import GroupState, packed, unpacked
 from .classifier import Classifier
-from .cycle import Config, Progress, map_classes, maps_together
-from .errors import AgnoscoWarning
+from .concept import ConceptMap
+from .cycle import Config, Job, Maker, Progress, map_classes, maps_together
+from .errors import AgnoscoError, AgnoscoWarning
+from .manifest import Entry
 from .samples import Samples
 from .score import nudge_success, predictions
-from .store import Entry, Run, split
+from .store import Run, Standing, split
 
 TIMED = 3
 """Steps of the measurement in :func:`seconds_per_map`; the first of them warms up."""
 
+EVERY = 60.0
+"""Seconds of work that a process which is killed loses at most, and a step: how often a checkpoint is written."""
+
+CHECKPOINTS = "checkpoints"
+
 
 @dataclass(frozen=True)
 class Finished:
-    """A map that was made and stored.
+    """A map that is stored.
 
     Args:
-        entry: Its entry in the manifest.
-        seconds: Its share of what making it and those beside it took, and what judging it took.
+        entry: Its entry.
+        seconds: Its share of what making it and those beside it took, and what judging it took; 0 if it was there.
     """
 
     entry: Entry
     seconds: float
+
+
+class Keeper:
+    """The checkpoint of a group, written now and then while the group is made.
+
+    Args:
+        run: The run.
+        group: The group.
+    """
+
+    def __init__(self, run: Run, group: Sequence[Job]) -> None:
+        self.folder = run.folder
+        self.stages = len(run.config.stages)
+        self.about = {"settings": run.settings, "group": [list(job) for job in group]}
+        self.name = f"{CHECKPOINTS}/{checkpoint_of(group)}"
+        self.begun = self.written = time.monotonic()
+        self.latest: GroupState | None = None
+
+    def __call__(self, state: GroupState) -> None:
+        """Take note of where the group stands after a step; what took long is written, its end too."""
+        self.latest = state
+        complete = len(state.stages) == self.stages
+        if time.monotonic() - (self.begun if complete else self.written) >= EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Write where the group stands."""
+        if self.latest is not None:
+            self.folder.write(self.name, packed(self.latest, self.about))
+            self.written, self.latest = time.monotonic(), None
+
+    def interrupted(self) -> None:
+        """Write it a last time, if this process has worked at it for long."""
+        if time.monotonic() - self.begun >= EVERY:
+            self.write()
+
+    def load(self, device: torch.device) -> GroupState | None:
+        """Where the group stood when a process was broken off; None if that is not known."""
+        try:
+            content = self.folder.read(self.name)
+        except FileNotFoundError:
+            return None
+        state = unpacked(content, self.about, device)
+        if state is None:
+            self.remove()
+        return state
+
+    def remove(self) -> None:
+        """Remove it."""
+        self.folder.remove(self.name)
+
+
+def checkpoint_of(group: Sequence[Job]) -> str:
+    """The name of a group's checkpoint."""
+    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24] + ".safetensors"
 
 
 def run_maps(
@@ -39,8 +111,12 @@ def run_maps(
     *,
     seeds: Sequence[int] = (0,),
     on_step: Callable[[Progress], None] | None = None,
+    on_found: Callable[[Standing], None] | None = None,
 ) -> Iterator[Finished]:
-    """Make maps and store each as soon as it is finished; maps made side by side are finished together.
+    """Make the maps that a run lacks, and store each as soon as it is finished.
+
+    Maps made side by side are finished together. A group of which a map is missing is made again whole, with its
+    other maps, for the same bits; what else it lacks is stored as well.
 
     Args:
         run: Where they go; its settings are used.
@@ -49,27 +125,81 @@ def run_maps(
         classes: Indices or names.
         seeds: One map of every class for each.
         on_step: Called after every step, for every map.
+        on_found: Called first, with what is there already.
+
+    Raises:
+        AgnoscoError: The folder cannot be written any more, or has vanished; finished maps are kept.
     """
+    jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
+    run.folder.sweep()
+    found = run.standing(jobs, names=classifier.labels)
+    if on_found is not None:
+        on_found(found)
+    if found.missing:
+        yield from _all_made(run, classifier, samples, found.missing, on_step)
+    _remove_checkpoints(run)
+    run.end()
+
+
+def _all_made(
+    run: Run,
+    classifier: Classifier,
+    samples: Samples,
+    jobs: Sequence[Job],
+    on_step: Callable[[Progress], None] | None,
+) -> Iterator[Finished]:
     kept, held_out = split(samples)
-    side_by_side: set[tuple[int, int]] = set()
-
-    def told(progress: Progress) -> None:
-        side_by_side.add((progress.label, progress.seed))
-        if on_step is not None:
-            on_step(progress)
-
-    maps = map_classes(classifier, classes, kept, run.config, seeds=seeds, on_step=told)
+    maker = Maker(classifier, kept, run.config)
+    groups = run.begin(jobs, maker.together)
     before = predictions(classifier, held_out)
-    begun, share = time.perf_counter(), 0.0
-    for concept in maps:
-        if side_by_side:  # the first of them
-            share = (time.perf_counter() - begun) / len(side_by_side)
-            side_by_side.clear()
-        begun = time.perf_counter()
-        success = nudge_success(classifier, concept.nu, concept.label, held_out, before=before)
-        entry = run.add(concept, nudge_success=success)
-        yield Finished(entry, share + time.perf_counter() - begun)
-        begun = time.perf_counter()
+
+    def judged(concept: ConceptMap) -> float:
+        return nudge_success(classifier, concept.nu, concept.label, held_out, before=before)
+
+    try:
+        for group in groups:
+            missing = run.standing(group, names=classifier.labels).missing  # another process may have made it
+            if missing:
+                yield from _made(run, maker, group, missing, judged, on_step)
+    except BaseException:
+        with suppress(AgnoscoError):  # the entries say the same
+            run.end()
+        raise
+
+
+def _made(
+    run: Run,
+    maker: Maker,
+    group: Sequence[Job],
+    missing: Sequence[Job],
+    judged: Callable[[ConceptMap], float],
+    on_step: Callable[[Progress], None] | None,
+) -> Iterator[Finished]:
+    """A group, made from its checkpoint or from the beginning; of its maps, those that are missing are stored."""
+    keeper = Keeper(run, group)
+    begun, share = time.perf_counter(), None
+    state = keeper.load(maker.classifier.device)
+    try:
+        for concept in maker.make(group, on_step=on_step, state=state, keep=keeper):
+            if share is None:  # the first of them
+                share = (time.perf_counter() - begun) / len(missing)
+            begun = time.perf_counter()
+            if (concept.label, concept.seed) in missing:
+                entry = run.add(concept, nudge_success=judged(concept))
+                yield Finished(entry, share + time.perf_counter() - begun)
+    except KeyboardInterrupt:
+        keeper.interrupted()
+        raise
+    keeper.remove()
+
+
+def _remove_checkpoints(run: Run) -> None:
+    """Remove the checkpoints of groups that are finished, and of those that the run does not know."""
+    there = {Job(entry["index"], entry["seed"]) for entry in run.entries}
+    needed = {checkpoint_of(group) for group in run.groups if not there.issuperset(group)}
+    for name in run.folder.names(CHECKPOINTS):
+        if name not in needed:
+            run.folder.remove(f"{CHECKPOINTS}/{name}")
 
 
 def seconds_per_map(classifier: Classifier, samples: Samples, config: Config, *, count: int = 1) -> float:

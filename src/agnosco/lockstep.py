@@ -8,6 +8,7 @@ of the plain loop: it is the map that it would be alone, but for the rounding of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,37 @@ from .refine import RefineConfig, attention
 from .samples import Samples
 
 OnSteps = Callable[[list[Step]], None] | None
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What a loop carries from step to step, for M maps side by side; a step makes new tensors and changes none.
+
+    Args:
+        w: ν in the chosen coordinates.
+        mu, sigma: First and second moments; in the refinement, Adam's.
+        kept: Sum of those w that are averaged at the end (Algorithm 1), or Ξ (refinement).
+        averaged: How many w are in the sum.
+        success: Share of every map's last mini-batch that was given the class.
+        trace: What each step did, for each map.
+    """
+
+    w: Tensor
+    mu: Tensor
+    sigma: Tensor
+    kept: Tensor
+    averaged: int
+    success: Tensor
+    trace: list[list[Step]]
+
+    @classmethod
+    def begin(cls, w: Tensor, kept: Tensor) -> LoopState:
+        """Before the first step."""
+        zeros = torch.zeros_like(w)
+        return cls(w, zeros, zeros, kept, 0, torch.zeros(len(w), device=w.device), [])
+
+
+OnState = Callable[[LoopState], None] | None
 
 
 class Lockstep:
@@ -57,40 +89,59 @@ class Lockstep:
 
     # -- Algorithm 1 ---------------------------------------------------------------------------
 
-    def map(self, start: Tensor, project: Projector, on_steps: OnSteps = None) -> tuple[Tensor, list[list[Step]]]:
+    def map(
+        self,
+        start: Tensor,
+        project: Projector,
+        on_steps: OnSteps = None,
+        *,
+        state: LoopState | None = None,
+        on_state: OnState = None,
+    ) -> tuple[Tensor, list[list[Step]]]:
         """Algorithm 1 for every map; the letters and lines are those of :func:`agnosco.mapper.saliency_map`.
 
         Args:
             start: ν to begin with, ``(M, C, H, W)``.
             project: Ψ, for all of them.
             on_steps: Called after every step, with what it did for each map.
+            state: Where to go on from instead, to the same end; generators and Ψ must be as they were then.
+            on_state: Called after every step, with where it led.
 
         Returns:
             ν, ``(M, C, H, W)``, and what every step did, for each map.
         """
-        config, basis = self.config, self.basis
+        if state is None:
+            w = self.basis.coordinates(start)
+            state = LoopState.begin(w, torch.zeros_like(w))
+        while len(state.trace) < self.config.steps:
+            state = self._ascend(state, project)
+            _tell(state, on_steps, on_state)
+        w = state.w
+        if state.averaged:
+            w = project(state.kept / state.averaged, progress=1.0, success=state.success)
+        return self.basis.pixels(w), _by_map(state.trace)
+
+    def _ascend(self, state: LoopState, project: Projector) -> LoopState:
+        """Lines 2-15."""
+        config, basis, k = self.config, self.basis, len(state.trace) + 1
         moments = Moments(config.beta1, config.beta2)
-        w = basis.coordinates(start)
-        late, averaged = torch.zeros_like(w), 0
-        trace: list[list[Step]] = []
-        success = torch.zeros(len(w), device=basis.device)
-        for k in range(1, config.steps + 1):
-            images = self._images()
-            nu = basis.pixels(w)
-            gradient, probability, success = self._gradient(images, nu)
-            x = basis.pullback(gradient)
-            v = moments(x)
-            if k < config.coarse * config.steps:
-                v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
-            sign = self._direction(images, nu, x, v)
-            v = v * each(sign * step_length(v, config, basis, project.eta, k), v)
-            w = project(w + v, progress=k / config.steps, success=success)
-            if k > (1 - config.average) * config.steps:
-                late, averaged = late + w, averaged + 1
-            self._note(trace, k, probability, success, basis.norm(w), sign, on_steps)
-        if averaged:
-            w = project(late / averaged, progress=1.0, success=success)
-        return basis.pixels(w), _by_map(trace)
+        moments.mu, moments.sigma, moments.k = state.mu, state.sigma, k - 1
+        images = self._images()
+        nu = basis.pixels(state.w)
+        gradient, probability, success = self._gradient(images, nu)
+        x = basis.pullback(gradient)
+        v = moments(x)
+        if k < config.coarse * config.steps:
+            v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
+        sign = self._direction(images, nu, x, v)
+        v = v * each(sign * step_length(v, config, basis, project.eta, k), v)
+        w = project(state.w + v, progress=k / config.steps, success=success)
+        late, averaged = state.kept, state.averaged
+        if k > (1 - config.average) * config.steps:
+            late, averaged = late + w, averaged + 1
+        trace = [*state.trace, _noted(k, probability, success, basis.norm(w), sign)]
+        mu, sigma = torch.as_tensor(moments.mu), torch.as_tensor(moments.sigma)
+        return LoopState(w, mu, sigma, late, averaged, success, trace)
 
     # -- Eq. 2 ---------------------------------------------------------------------------------
 
@@ -101,6 +152,9 @@ class Lockstep:
         project: Projector,
         original: Classifier,
         on_steps: OnSteps = None,
+        *,
+        state: LoopState | None = None,
+        on_state: OnState = None,
     ) -> tuple[Tensor, list[list[Step]]]:
         """The refinement of every map, as :func:`agnosco.refine.refine` does it.
 
@@ -109,23 +163,31 @@ class Lockstep:
             config: Its settings.
             project: Ψ, for all of them.
             original: The network whose activations Ξ is made of.
-            on_steps: As above.
+            on_steps, state, on_state: As above.
         """
         basis = self.basis
-        xi = torch.stack([attention(original, one) for one in nu])
-        w = basis.coordinates(nu).clone()
+        if state is None:
+            state = LoopState.begin(basis.coordinates(nu), torch.stack([attention(original, one) for one in nu]))
+        while len(state.trace) < config.steps:
+            state = self._descend(state, config)
+            _tell(state, on_steps, on_state)
+        w = basis.coordinates(basis.pixels(state.w).clamp(-1, 1))
+        return basis.pixels(project(w, progress=1.0, success=state.success)), _by_map(state.trace)
+
+    def _descend(self, state: LoopState, config: RefineConfig) -> LoopState:
+        """One step of Adam, which changes its tensors in place: hence the copies."""
+        basis, k, xi = self.basis, len(state.trace) + 1, state.kept
+        w, mu, sigma = state.w.clone(), state.mu.clone(), state.sigma.clone()
         adam = torch.optim.Adam([w], lr=config.rate)
-        trace: list[list[Step]] = []
-        success = torch.zeros(len(w), device=basis.device)
-        for k in range(1, config.steps + 1):
-            nu = basis.pixels(w)
-            gradient, probability, success = self._gradient(self._images(), nu)
-            shrink = config.weight * nu.sign() * (1 - xi) / nu[0].numel()
-            w.grad = basis.pullback(shrink - gradient)
-            adam.step()
-            self._note(trace, k, probability, success, basis.norm(w), torch.zeros_like(success), on_steps)
-        w = basis.coordinates(basis.pixels(w).clamp(-1, 1))
-        return basis.pixels(project(w, progress=1.0, success=success)), _by_map(trace)
+        adam.state[w] = {"step": torch.tensor(k - 1.0), "exp_avg": mu, "exp_avg_sq": sigma}
+        nu = basis.pixels(w)
+        gradient, probability, success = self._gradient(self._images(), nu)
+        shrink = config.weight * nu.sign() * (1 - xi) / nu[0].numel()
+        w.grad = basis.pullback(shrink - gradient)
+        adam.step()
+        w.grad = None
+        noted = _noted(k, probability, success, basis.norm(w), torch.zeros_like(success))
+        return replace(state, w=w, mu=mu, sigma=sigma, success=success, trace=[*state.trace, noted])
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -208,23 +270,18 @@ class Lockstep:
         ]
         return {layer: torch.cat([gains[layer] for gains in drawn]) for layer in drawn[0]}
 
-    # -- what it did ---------------------------------------------------------------------------
 
-    @staticmethod
-    def _note(
-        trace: list[list[Step]],
-        k: int,
-        probability: Tensor,
-        success: Tensor,
-        norm: Tensor,
-        sign: Tensor,
-        on_steps: OnSteps,
-    ) -> None:
-        """Bring a step's numbers over from the device, all in one transfer."""
-        numbers = torch.stack([probability, success, norm.to(success), sign], 1).tolist()
-        trace.append([Step(k, p, s, n, int(direction)) for p, s, n, direction in numbers])
-        if on_steps is not None:
-            on_steps(trace[-1])
+def _noted(k: int, probability: Tensor, success: Tensor, norm: Tensor, sign: Tensor) -> list[Step]:
+    """A step's numbers for each map, brought over from the device in one transfer."""
+    numbers = torch.stack([probability, success, norm.to(success), sign], 1).tolist()
+    return [Step(k, p, s, n, int(direction)) for p, s, n, direction in numbers]
+
+
+def _tell(state: LoopState, on_steps: OnSteps, on_state: OnState) -> None:
+    if on_steps is not None:
+        on_steps(state.trace[-1])
+    if on_state is not None:
+        on_state(state)
 
 
 def _by_map(trace: list[list[Step]]) -> list[list[Step]]:

@@ -109,7 +109,7 @@ def check(run: Run, classifier: Classifier, samples: Samples, *, classes: int = 
     maps = list(run.maps())
     names = {concept.label: concept.name for concept in maps}
     if len(names) < 2:
-        raise AgnoscoError(f"{str(run.path)!r} has maps of fewer than two classes", "map at least two classes")
+        raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "map at least two classes")
     run.check_writable()
     kept, _ = samples.split(run.settings["samples"]["held_out"], seed=run.settings["samples"]["split_seed"])
     chosen = sorted(names)[:classes]

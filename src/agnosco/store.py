@@ -1,14 +1,19 @@
 """A run folder: the maps of one classifier, and what is needed to make each of them again.
 
     RUN/
-      manifest.json                          the settings, and one entry per map
+      manifest.json                          the settings, which maps are made side by side, an index of the entries
       contact-sheet.png                      every map, for people
       maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace, Ξ in 255ths
+      maps/0001-goldfish-s0.json             the map's entry, with the digest of its file
       pictures/0001-goldfish-s0.png          for people: stretched, small ones enlarged
       pictures/0001-goldfish-s0-raw.png      what metrics see: Clip(½ − ν)
+      checkpoints/                           only while maps are being made
 
-The same run gives the same bytes on a CPU: no file holds a time, a date or a folder of this machine.
-Every file is written whole or not at all. A folder may come from somebody else: nothing in it is run,
+A map's entry is written last: a map is finished if and only if its entry is there, and the digests agree. The
+manifest's index saves reading all of them; it is written when a command begins and when it ends.
+
+The same run gives the same bytes on a CPU, however often it is broken off: no file holds a time, a date or a folder of
+this machine. Every file is written whole or not at all. A folder may come from somebody else: nothing in it is run,
 no path in it is followed, and every map is checked against its digest.
 """
 
@@ -17,16 +22,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
-import os
-import re
-import tempfile
-import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import fields, replace
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from math import ceil, isfinite, sqrt
 from pathlib import Path
 from typing import Any
@@ -38,51 +36,85 @@ from torch import Tensor
 
 from .classifier import Classifier
 from .concept import ConceptMap
-from .cycle import Config, config_from_json, config_to_json, describe, map_class
+from .cycle import Config, Job, config_from_json, describe, groups_of, map_class
 from .errors import AgnoscoError, AgnoscoWarning
+from .manifest import (
+    HELD_OUT,
+    SPLIT_SEED,
+    Entry,
+    checked,
+    differences,
+    identity,
+    read_entry,
+    read_manifest,
+    settings_of,
+    stem,
+    stem_of,
+    write_entry,
+    write_manifest,
+)
 from .mapper import Step
 from .prepare import resolve_precision
 from .render import SIDE, contact_sheet, enlarged, png
 from .samples import Samples
+from .storage import GONE, Folder, Local, Place, at_once
 
 MANIFEST = "manifest.json"
 SHEET = "contact-sheet.png"
 
-HELD_OUT = 0.2
-"""Share of the samples that no map is made with, and every map is judged by."""
-
-SPLIT_SEED = 0
-
 NOTEBOOK, THUMBNAIL = 40, 128
 """Maps that a notebook shows of a run, and their size."""
 
-SLUG, SHOWN, CAPTION = 40, 200, 31
-"""Longest class name in a file's name, in a line that is printed, and longest caption under a tile."""
+SHOWN, CAPTION = 200, 31
+"""Longest class name in a line that is printed, and longest caption under a tile."""
 
-WRITABLE = "make it writable, or map into another folder with --out"
-"""Hint for a folder that cannot be written."""
+TRIES = 5
+"""How often a map is written again, if another process writes another one of the same name at the same time."""
 
-Entry = dict[str, Any]
+
+@dataclass(frozen=True)
+class Standing:
+    """What a run has of some jobs.
+
+    Args:
+        entries: Of those that are finished, in the order of the jobs.
+        missing: The others.
+        damaged: Of these, what was found of them and cannot be used, in words.
+    """
+
+    entries: list[Entry]
+    missing: list[Job]
+    damaged: list[str]
 
 
 class Run:
     """A run folder, made by :meth:`create` or :meth:`open`.
 
     Args:
-        path: The folder.
+        folder: The folder.
         settings: What all its maps have in common, as in the manifest.
-        entries: One for each of its maps, as in the manifest.
+        groups: Jobs that are made side by side.
+        entries: One for each of its maps.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], entries: list[Entry]) -> None:
-        self.path = path
+    def __init__(
+        self,
+        folder: Folder,
+        settings: dict[str, Any],
+        groups: Iterable[Iterable[tuple[int, int]]] = (),
+        entries: Iterable[Entry] = (),
+    ) -> None:
+        self.folder = folder
         self.settings = settings
-        self._entries = {(entry["index"], entry["seed"]): entry for entry in entries}
+        self.groups = [[Job(*job) for job in group] for group in groups]
+        self._entries = {_job(entry): entry for entry in entries}
+        self._unreadable: set[str] = set()
+        self._begun = False
 
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: Place | Folder,
         *,
         classifier: Classifier,
         samples: Samples,
@@ -92,10 +124,10 @@ class Run:
     ) -> Run:
         """A run about to be made; nothing is written before its first map.
 
-        A folder that holds a run with the same settings is continued: maps made again replace the old ones.
+        A folder that holds a run with the same settings is continued.
 
         Args:
-            path: Where; a new or empty folder, or that of a run with the same settings.
+            path: Where, a path or a URL; a new or empty folder, or that of a run with the same settings.
             classifier: Whose maps these are.
             samples: All samples; maps are made with those that :func:`split` keeps.
             config: Settings of every map; the precision ``auto`` is noted as what it is here.
@@ -105,48 +137,92 @@ class Run:
         Raises:
             AgnoscoError: The folder cannot be written, or holds something else.
         """
-        path = Path(path)
         check_target(path)
+        folder = Folder.of(path)
         config = replace(config, precision=resolve_precision(config.precision, classifier.device))
-        settings = _settings(classifier, samples, config, command, weights)
-        if not (path / MANIFEST).exists():
-            return cls(path, settings, [])
-        run = cls.open(path)
-        differing = list(_differences(run.settings, settings))
+        settings = settings_of(classifier, samples, config, command, weights)
+        if not folder.exists(MANIFEST):
+            return cls(folder, settings)
+        run = cls._opened(folder)
+        differing = list(differences(run.settings, settings))
         if differing:
             raise AgnoscoError(
-                f"{str(path)!r} holds a run with other settings ({', '.join(differing[:4])})",
+                f"{folder.name!r} holds a run with other settings ({', '.join(differing[:4])})",
                 "choose another folder with --out, or remove this one",
             )
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """A finished or interrupted run.
+    def open(cls, path: Place | Folder) -> Run:
+        """A finished or interrupted run, at a path or a URL.
 
         Raises:
             AgnoscoError: There is none.
         """
-        path = Path(path)
+        run = cls._opened(Folder.of(path))
+        if run._unreadable:
+            told = f"{', '.join(sorted(run._unreadable)[:3])}: {len(run._unreadable)} in all"
+            warnings.warn(
+                f"{run.folder.name!r} lacks maps whose entries are damaged ({told}); the command that made it makes "
+                "them again", AgnoscoWarning, stacklevel=2,
+            )  # fmt: skip
+        return run
+
+    @classmethod
+    def _opened(cls, folder: Folder) -> Run:
+        run = cls._listed(folder)
+        run._read_others()
+        return run
+
+    @classmethod
+    def _listed(cls, folder: Folder) -> Run:
+        """What the manifest says."""
         try:
-            data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            entries = data.pop("maps")
-            config_from_json(data["config"])
-            _check_shape(_SETTINGS, data)
-            for entry in entries:
-                _check_shape(_ENTRY, entry)
-                _stem(entry)
-            return cls(path, data, entries)
+            settings, groups, entries = read_manifest(folder.read(MANIFEST))
         except FileNotFoundError as error:
             raise AgnoscoError(
-                f"{str(path)!r} is no run folder: it has no {MANIFEST}", "make one with agnosco map"
+                f"{folder.name!r} is no run folder: it has no {MANIFEST}", "make one with agnosco map"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise AgnoscoError(f"{str(path / MANIFEST)!r} is no manifest of a run", "make the run again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise AgnoscoError(f"{folder.at(MANIFEST)!r} is no manifest of a run", "make the run again") from error
+        run = cls(folder, settings, groups, entries)
+        run._begun = True
+        return run
+
+    def _read_others(self) -> None:
+        """Read the entries that the index lacks."""
+        known = {stem(entry) for entry in self._entries.values()}
+        names = [name.removesuffix(".json") for name in self.folder.names("maps") if name.endswith(".json")]
+
+        for found in at_once(self._found, [name for name in names if name not in known]):
+            if isinstance(found, str):
+                self._unreadable.add(found)
+            elif found is not None:
+                self._entries[_job(found)] = found
+
+    def _found(self, name: str) -> Entry | str | None:
+        """The entry of this stem; its stem where it is damaged, None where there is none."""
+        try:
+            return read_entry(self.folder.read(f"maps/{name}.json"), name)
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return name
+
+    @property
+    def path(self) -> Path:
+        """The folder as a path.
+
+        Raises:
+            AgnoscoError: It is none of this machine.
+        """
+        if isinstance(self.folder, Local):
+            return self.folder.path
+        raise AgnoscoError(f"{self.folder.name!r} is no folder of this machine", "use Run.folder")
 
     @property
     def entries(self) -> list[Entry]:
-        """The manifest's entry of every map, by index and seed."""
+        """The entry of every map, by index and seed."""
         return [self._entries[key] for key in sorted(self._entries)]
 
     @property
@@ -163,41 +239,91 @@ class Run:
 
     # -- writing ------------------------------------------------------------------------------
 
+    def begin(self, jobs: Sequence[Job], together: int) -> list[list[Job]]:
+        """Write down which of some jobs are made side by side, before they are made.
+
+        Maps of a group have the same bits only if all of it is made: whatever becomes of this process, the next one
+        makes the same groups.
+
+        Args:
+            jobs: What is to be made.
+            together: How many maps to make side by side at most, of those that are in no group yet.
+
+        Returns:
+            The groups that hold these jobs.
+        """
+        self._prepare()
+        self._merge()
+        grouped = {job for group in self.groups for job in group}
+        self.groups += groups_of([job for job in jobs if job not in grouped], together)
+        self._write_manifest()
+        wanted, taken = set(jobs), set()
+        found = []
+        for group in self.groups:
+            if not wanted.isdisjoint(set(group) - taken):
+                found.append(group)
+            taken.update(group)
+        return found
+
+    def end(self) -> None:
+        """Write the manifest with an index of all maps; another process's too."""
+        self._prepare()
+        self._merge()
+        self._write_manifest()
+
     def add(self, concept: ConceptMap, *, nudge_success: float) -> Entry:
-        """Write a map, its pictures and the manifest.
+        """Write a map, its pictures and, last of all, its entry.
 
         Args:
             concept: The map.
             nudge_success: Share of held-out images that it moves to its class; NaN if there are none to move.
 
         Returns:
-            Its entry in the manifest.
+            Its entry.
         """
-        entry: Entry = {
-            "index": concept.label,
-            "class": concept.name,
-            "seed": concept.seed,
-            "stages": list(concept.stages),
-            "probability": concept.probability,
-            "nudge_success": nudge_success if isfinite(nudge_success) else None,
-            "norm": torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
-        }
-        stem = _stem(entry)
-        entry["files"] = {
-            "map": f"maps/{stem}.safetensors",
-            "picture": f"pictures/{stem}.png",
-            "raw": f"pictures/{stem}-raw.png",
-        }
-        if not (self.path / MANIFEST).exists():
+        name = stem_of(concept.label, concept.name, concept.seed)
+        content = safetensors.torch.save(_tensors(concept))
+        entry = checked(
+            {
+                "index": concept.label,
+                "class": concept.name,
+                "seed": concept.seed,
+                "stages": list(concept.stages),
+                "probability": concept.probability,
+                "nudge_success": nudge_success if isfinite(nudge_success) else None,
+                "norm": torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
+                "files": {
+                    "map": f"maps/{name}.safetensors",
+                    "picture": f"pictures/{name}.png",
+                    "raw": f"pictures/{name}-raw.png",
+                },
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+        )
+        self._prepare()
+        if not self._begun:
             self._write_manifest()  # first of all, so that an interrupted run is known as one
-        entry["sha256"] = self.write_tensors(entry["files"]["map"], _tensors(concept))
-        self.write(entry["files"]["picture"], png(enlarged(concept.display(), SIDE)))
-        self.write(entry["files"]["raw"], png(concept.image()))
-        self._entries[concept.label, concept.seed] = entry
-        self._write_manifest()
+        self._write_pictures(concept, entry)
+        self._write_map(content, entry)
+        self._entries[_job(entry)] = entry
+        self._unreadable.discard(name)
         return entry
 
-    def write_contact_sheet(self) -> Path:
+    def _write_map(self, content: bytes, entry: Entry) -> None:
+        """A map and its entry; again, if those of another process and these have come to lie side by side."""
+        name = stem(entry)
+        for _ in range(TRIES):
+            self.write(f"maps/{name}.safetensors", content)
+            self.write(f"maps/{name}.json", write_entry(entry))
+            found = self._found(name)
+            if isinstance(found, dict) and self._digest(name) == found["sha256"]:
+                return
+
+    def _write_pictures(self, concept: ConceptMap, entry: Entry) -> None:
+        self.write(f"pictures/{stem(entry)}.png", png(enlarged(concept.display(), SIDE)))
+        self.write(f"pictures/{stem(entry)}-raw.png", png(concept.image()))
+
+    def write_contact_sheet(self) -> str:
         """Write all maps in one picture, and say where it is."""
         seeds = {entry["seed"] for entry in self.entries}
         captions = [_caption(entry, several=len(seeds) > 1) for entry in self.entries]
@@ -217,20 +343,20 @@ class Run:
         )
         return self.write(SHEET, png(sheet))
 
-    def write(self, name: str, content: bytes) -> Path:
+    def write(self, name: str, content: bytes) -> str:
         """Write one file of the folder, whole or not at all.
 
         Args:
             name: Its path inside the folder.
             content: All of it.
 
+        Returns:
+            Its full name.
+
         Raises:
             AgnoscoError: The file cannot be written.
         """
-        path = self.path / name
-        if path.parent != self.path and path.parent.is_symlink():
-            raise AgnoscoError(f"{str(path.parent)!r} is a link", "choose another folder with --out")
-        return write_whole(path, content)
+        return self.folder.write(name, content)
 
     def check_writable(self) -> None:
         """Fail now, rather than when there is something to write.
@@ -238,18 +364,35 @@ class Run:
         Raises:
             AgnoscoError: The folder cannot be written.
         """
-        if not os.access(self.path, os.W_OK):
-            raise AgnoscoError(f"cannot write into {str(self.path)!r}", WRITABLE)
+        self.folder.check(holding=(MANIFEST,))
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> str:
-        """Write a safetensors file, as :meth:`write` does, and give its SHA-256."""
-        content = safetensors.torch.save(tensors)
-        self.write(name, content)
-        return hashlib.sha256(content).hexdigest()
+        """Write a safetensors file, as :meth:`write` does."""
+        return self.write(name, safetensors.torch.save(tensors))
+
+    def _prepare(self) -> None:
+        """Make the folder; if it has vanished since, fail rather than begin another run in its place."""
+        if not self._begun:
+            self.folder.make()
+        elif not self.folder.exists(MANIFEST):
+            raise AgnoscoError(f"{self.folder.name!r} is gone: it has no {MANIFEST} any more", GONE)
+
+    def _merge(self) -> None:
+        """Take over what another process may have written down meanwhile; groups that were there first stay."""
+        if not self.folder.exists(MANIFEST):
+            return
+        other = Run._listed(self.folder)
+        self._entries = other._entries | self._entries
+        known = {tuple(group) for group in other.groups}
+        self.groups = other.groups + [group for group in self.groups if tuple(group) not in known]
+        self._read_others()
 
     def _write_manifest(self) -> None:
-        data = self.settings | {"maps": self.entries}
-        self.write(MANIFEST, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        """Write the manifest, unless it says all that already."""
+        content = write_manifest(self.settings, [list(group) for group in self.groups], self.entries)
+        if not (self.folder.exists(MANIFEST) and self.folder.read(MANIFEST) == content):
+            self.write(MANIFEST, content)
+        self._begun = True
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -268,17 +411,75 @@ class Run:
             AgnoscoError: The run has no such map, or its file is missing or was altered.
         """
         entry = self._entry(index, seed)
-        name = f"maps/{_stem(entry)}.safetensors"
+        name = f"maps/{stem(entry)}.safetensors"
         try:
-            content = (self.path / name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise ValueError("its digest is not that of the manifest")
-            concept = _concept(safetensors.torch.load(content), entry)
+            content = self._content(entry)
+            concept = _concept(safetensors.torch.load(content), self._entry(index, seed))
             if list(concept.nu.shape) != self.settings["model"]["shape"] or concept.nu.dtype != torch.float32:
                 raise ValueError(f"its map is {tuple(concept.nu.shape)} of {concept.nu.dtype}")
             return concept
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise AgnoscoError(f"cannot read {name} of {str(self.path)!r}: {error}", "make this map again") from error
+            raise AgnoscoError(
+                f"cannot read {name} of {self.folder.name!r}: {_words(error)}",
+                "give the command that made the run again: it makes this map anew",
+            ) from error
+
+    def _content(self, entry: Entry) -> bytes:
+        """A map's file, once it is sure that it is the entry's; or that of a later entry, which is taken over."""
+        content = self.folder.read(f"maps/{stem(entry)}.safetensors")
+        if hashlib.sha256(content).hexdigest() == entry["sha256"]:
+            return content
+        later = self._found(stem(entry))
+        if not isinstance(later, dict) or hashlib.sha256(content).hexdigest() != later["sha256"]:
+            raise ValueError("its digest is not that of its entry")
+        self._entries[_job(later)] = later
+        return content
+
+    def standing(self, jobs: Sequence[Job], *, names: Sequence[str]) -> Standing:
+        """What there is of some jobs, once it is sure that it can be read: every map is held to its digest.
+
+        What another process has finished meanwhile is found too. Pictures and entries that are lost are written anew.
+
+        Args:
+            jobs: Which.
+            names: The class names of the classifier, by index.
+        """
+        there = {folder: set(self.folder.names(folder)) for folder in ("maps", "pictures")}
+
+        def look(job: Job) -> str | None:
+            return self._look(job, names[job.label], there)
+
+        told = at_once(look, jobs)
+        entries = [self._entries[job] for job, damage in zip(jobs, told, strict=True) if damage is None]
+        missing = [job for job, damage in zip(jobs, told, strict=True) if damage is not None]
+        for job in missing:
+            self._entries.pop(job, None)
+        return Standing(entries, missing, [damage for damage in told if damage])
+
+    def _look(self, job: Job, name: str, there: dict[str, set[str]]) -> str | None:
+        """None for a map that is finished, "" for one that was not, otherwise what is wrong with it."""
+        known = self._entries.get(job)
+        name = stem_of(job.label, name, job.seed) if known is None else stem(known)
+        found = self._found(name) if f"{name}.json" in there["maps"] else None
+        entry = found if isinstance(found, dict) else known
+        if entry is None:
+            return f"{name}.json is damaged" if found else ""
+        digest = self._digest(name)
+        if digest != entry["sha256"]:
+            return f"{name}.safetensors is {'damaged' if digest else 'missing'}"
+        self._entries[job] = entry
+        if not isinstance(found, dict):
+            self.write(f"maps/{name}.json", write_entry(entry))
+        if not {f"{name}.png", f"{name}-raw.png"} <= there["pictures"]:
+            self._write_pictures(self.map(*job), entry)
+        return None
+
+    def _digest(self, name: str) -> str | None:
+        """The SHA-256 of a map's file; None if there is none."""
+        try:
+            return hashlib.sha256(self.folder.read(f"maps/{name}.safetensors")).hexdigest()
+        except FileNotFoundError:
+            return None
 
     def check_origin(self, classifier: Classifier, samples: Samples) -> dict[str, Any]:
         """Make sure that these are what the run was made with.
@@ -294,17 +495,17 @@ class Run:
             AgnoscoError: They are others.
         """
         made = self.settings
-        now = _settings(classifier, samples, self.config, made["command"], made["model"]["weights"])
+        now = settings_of(classifier, samples, self.config, made["command"], made["model"]["weights"])
         for what in ("model", "samples"):
             if (made[what]["fingerprint"], made[what]["shape"]) != (now[what]["fingerprint"], now[what]["shape"]):
                 raise AgnoscoError(
-                    f"{str(self.path)!r} was made with other {what}: {_identity(made[what])}, "
-                    f"not {_identity(now[what])}",
+                    f"{self.folder.name!r} was made with other {what}: {identity(made[what])}, "
+                    f"not {identity(now[what])}",
                     "load what its manifest names, at the same size, with the same mean and std",
                 )
         if made["model"]["features"] != now["model"]["features"]:  # a refinement looks at them
             raise AgnoscoError(
-                f"{str(self.path)!r} was refined with features {made['model']['features']!r}, "
+                f"{self.folder.name!r} was refined with features {made['model']['features']!r}, "
                 f"not {now['model']['features']!r}",
                 "load the classifier with those features",
             )
@@ -314,12 +515,12 @@ class Run:
         if (index, seed) not in self._entries:
             here = ", ".join(f"{index} seed {seed}" for index, seed in sorted(self._entries)[:6])
             raise AgnoscoError(
-                f"{str(self.path)!r} has no map of class {index}, seed {seed}", f"it has {here or 'none'}"
+                f"{self.folder.name!r} has no map of class {index}, seed {seed}", f"it has {here or 'none'}"
             )
-        return self._entries[index, seed]
+        return self._entries[Job(index, seed)]
 
 
-def remake(path: str | Path, index: int, seed: int, classifier: Classifier, samples: Samples) -> ConceptMap:
+def remake(path: Place | Folder, index: int, seed: int, classifier: Classifier, samples: Samples) -> ConceptMap:
     """A map of a run, made again from its manifest, alone: the same but for the rounding of sums.
 
     Args:
@@ -348,56 +549,17 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     return samples.split(HELD_OUT, seed=SPLIT_SEED)
 
 
-def check_target(path: str | Path, *, holding: Sequence[str] = (MANIFEST,)) -> None:
+def check_target(path: Place | Folder, *, holding: Sequence[str] = (MANIFEST,)) -> None:
     """Find out, before long work, whether a folder can be written; leaves everything as it was.
 
     Args:
-        path: The folder.
+        path: The folder, a path or a URL.
         holding: Files of which it must hold one, if it holds anything: those that say that it was written before.
 
     Raises:
         AgnoscoError: The path is a file, a folder with other things in it, or cannot be written.
     """
-    path = Path(path)
-    try:
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        if path.exists() and not path.is_dir():
-            raise AgnoscoError(f"{str(path)!r} is a file, not a folder", "choose another folder with --out")
-        if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in holding):
-            raise AgnoscoError(f"{str(path)!r} holds things, but no {holding[0]}", "choose another folder with --out")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
-        finally:
-            for folder in made:
-                with suppress(OSError):
-                    folder.rmdir()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file, and the folder that it lies in, whole or not at all.
-
-    Raises:
-        AgnoscoError: It cannot be written.
-    """
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")  # a new file, whatever links lie there
-        with open(handle, "wb") as file:
-            file.write(content)
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        if part is not None:
-            with suppress(OSError):
-                os.unlink(part)
-    return path
+    Folder.of(path).check(holding=holding)
 
 
 def one_line(text: str, *, limit: int = SHOWN) -> str:
@@ -406,99 +568,12 @@ def one_line(text: str, *, limit: int = SHOWN) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
-def slug(name: str) -> str:
-    """A class name as part of a file name: a-z, 0-9 and hyphens, at most 40 characters."""
-    ascii_name = unicodedata.normalize("NFKD", name[:1000]).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:SLUG].strip("-") or "class"
+def _job(entry: Entry) -> Job:
+    return Job(entry["index"], entry["seed"])
 
 
-def _settings(
-    classifier: Classifier, samples: Samples, config: Config, command: str, weights: str | Path | None
-) -> dict[str, Any]:
-    """All that decides the bits of a run's maps, but class and seed; as JSON gives it back."""
-    settings = {
-        "command": command,
-        "versions": {
-            "agnosco": _version("agnosco"),
-            "torch": torch.__version__,
-            "torchvision": _version("torchvision"),
-        },
-        "device": str(classifier.device),
-        "threads": torch.get_num_threads(),
-        "model": {
-            "name": classifier.name,
-            "weights": Path(weights).name if weights else None,
-            "fingerprint": classifier.fingerprint,
-            "shape": classifier.shape,
-            "mean": classifier.mean,
-            "std": classifier.std,
-            "classes": classifier.classes,
-            "features": classifier.features if config.refine else None,
-        },
-        "samples": {
-            "source": samples.source,
-            "count": len(samples),
-            "fingerprint": samples.fingerprint,
-            "shape": samples.shape,
-            "held_out": HELD_OUT,
-            "split_seed": SPLIT_SEED,
-        },
-        "config": config_to_json(config),
-    }
-    return json.loads(json.dumps(settings))
-
-
-_SETTINGS: dict[str, Any] = {
-    "command": str,
-    "device": str,
-    "threads": int,
-    "versions": dict,
-    "model": {
-        "name": str, "weights": str | None, "fingerprint": str, "shape": list, "classes": int, "features": str | None,
-    },
-    "samples": {
-        "source": str, "count": int, "fingerprint": str, "shape": list, "held_out": float, "split_seed": int,
-    },
-}  # fmt: skip
-_ENTRY: dict[str, Any] = {
-    "index": int, "class": str, "seed": int, "stages": list, "probability": float,
-    "nudge_success": float | None, "files": dict, "sha256": str,
-}  # fmt: skip
-
-
-def _check_shape(wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    """Make sure that what is read later is there and of its type; TypeError or KeyError where not."""
-    for key, kind in wanted.items():
-        if isinstance(kind, dict):
-            _check_shape(kind, found[key])
-        elif not isinstance(found[key], kind):
-            raise TypeError(f"{key} is {found[key]!r}")
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Where settings differ: ``threads 1, now 2``; a long value, such as a digest, by its name alone."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{name} {key}".strip())
-    elif old != new:
-        told = f"{name} {old}, now {new}"
-        yield told if len(told) < 60 else name
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _identity(part: dict[str, Any]) -> str:
-    return f"{part.get('name') or part.get('source')} {part['shape']} ({part['fingerprint'][:8]})"
-
-
-def _stem(entry: Entry) -> str:
-    """The name that a map's files share; made from the entry, never read from it."""
-    return f"{entry['index']:04d}-{slug(entry['class'])}-s{entry['seed']:d}"
+def _words(error: Exception) -> str:
+    return "there is none" if isinstance(error, FileNotFoundError) else str(error)
 
 
 def _caption(entry: Entry, *, several: bool) -> str:
@@ -538,15 +613,3 @@ def _concept(tensors: dict[str, Tensor], entry: Entry) -> ConceptMap:
     trace = tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
     xi = tensors["xi"].float() / 255 if "xi" in tensors else None
     return ConceptMap(nu, entry["index"], entry["class"], entry["seed"], entry["probability"], stages, trace, xi)
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _unwritable(path: Path, error: OSError) -> AgnoscoError:
-    reason = (error.strerror or str(error)).lower()
-    return AgnoscoError(f"cannot write {str(path)!r}: {reason}", WRITABLE)

@@ -49,7 +49,7 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
     """
     labels = matched(run, target)
     if len(set(labels)) < 2:
-        raise AgnoscoError(f"{str(run.path)!r} has maps of fewer than two classes", "score at least two classes")
+        raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "score at least two classes")
     maps = list(run.maps())
     pictures = torch.stack([concept.pixels for concept in maps])
     fingerprint = target.fingerprint
@@ -125,15 +125,19 @@ def kept_in(run: Run) -> list[Judgement]:
     Raises:
         AgnoscoError: Their file is damaged, or another version's.
     """
-    path, state = run.path / SCORES, _state(run)
+    state = _state(run)
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.exists() else []
+        content = run.folder.read(SCORES)
+    except FileNotFoundError:
+        return []
+    try:
+        before = json.loads(content.decode())["targets"]
         found = [one for one in before if one["run"] == state]
         if not all(one.keys() == set(FIGURES) for one in found):
             raise KeyError("figures of another version")
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AgnoscoError(f"cannot read {str(path)!r}", "remove it, and score again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AgnoscoError(f"cannot read {run.folder.at(SCORES)!r}", "remove it, and score again") from error
 
 
 def table(judgements: Sequence[Judgement]) -> str:

@@ -24,7 +24,7 @@ from ..classifier import Classifier
 from ..datasets import Labelled
 from ..errors import AgnoscoError
 from ..render import contact_sheet, enlarged, png, to_picture
-from ..store import write_whole
+from ..storage import write_whole
 from .train import Attack, Outcome, Training, evaluate, fit
 from .triggers import trigger_to_json
 

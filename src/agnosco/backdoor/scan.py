@@ -30,7 +30,7 @@ from ..procedural import Shape
 from ..render import contact_sheet, enlarged, png, stretched, to_picture
 from ..samples import Samples
 from ..score import m_score, nudge_success, predictions
-from ..store import write_whole
+from ..storage import Folder, Place
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .verdict import ENOUGH_REACH, FOUND, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps
@@ -563,8 +563,8 @@ def _other_signs(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def write(scan: Scan, folder: Path) -> Path:
-    """Write a scan as JSON, and its suspects' patterns as a picture; the first's path.
+def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
+    """Write a scan as JSON, and its suspects' patterns as a picture, into a folder; where they are.
 
     Raises:
         AgnoscoError: The folder cannot be written.
@@ -575,8 +575,10 @@ def write(scan: Scan, folder: Path) -> Path:
         [enlarged(to_picture(picture), TILE) for picture in pictures], captions, columns=2, tile=TILE,
         footer=f"{scan.about['model']['name']}. {scan.verdict.outcome}.",
     )  # fmt: skip
-    write_whole(folder / PICTURE, png(sheet))
-    return write_whole(folder / FILE, (json.dumps(scan.to_json(), indent=1, allow_nan=False) + "\n").encode())
+    folder = Folder.of(place)
+    folder.make()
+    picture = folder.write(PICTURE, png(sheet))
+    return folder.write(FILE, (json.dumps(scan.to_json(), indent=1, allow_nan=False) + "\n").encode()), picture
 
 
 def table(found: dict[str, Any], *, rows: int = 10) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -26,8 +27,10 @@ from ..classifier import spelling
 from ..concept import ConceptMap
 from ..cycle import PRESETS, describe, preset
 from ..errors import AgnoscoError
+from ..manifest import Entry, slug, stem
 from ..options import command_of
-from ..store import MANIFEST, Entry, Run, slug, write_whole
+from ..storage import Folder, Place, at_once, write_whole
+from ..store import MANIFEST, Run
 from .curves import HEIGHT, WIDTH, Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures, uri
 
@@ -95,14 +98,19 @@ class RunView:
     size: tuple[int, int]
 
 
-def write(paths: Sequence[str | Path], *, out: Path, scans: Sequence[str | Path] = (), on_map: OnMap = None) -> Path:
+def write(
+    paths: Sequence[Place | Folder], *, out: Place | None = None, scans: Sequence[Place] = (), on_map: OnMap = None
+) -> tuple[str, int]:
     """Write the report of some runs, aligned by class.
 
     Args:
-        paths: Run folders; scores, sanity results and a scan are shown where they lie in them.
-        out: The file to write.
+        paths: Run folders, or URLs of some; scores, sanity results and a scan are shown where they lie in them.
+        out: The file to write; ``report.html`` in the first run's folder if None.
         scans: Folders or files of scans, the first of the first run, and so on; where they lie elsewhere.
         on_map: Called after every map, with how many are drawn, and of how many.
+
+    Returns:
+        Where it is, and how many bytes it has.
 
     Raises:
         AgnoscoError: A folder is no run, has no map, or holds a damaged one; or the file cannot be written.
@@ -110,11 +118,13 @@ def write(paths: Sequence[str | Path], *, out: Path, scans: Sequence[str | Path]
     runs = [Run.open(path) for path in paths]
     for run in runs:
         if not run.entries:
-            raise AgnoscoError(f"{str(run.path)!r} has no maps", "make some with agnosco map")
-    return write_whole(out, html(runs, scans=scans, on_map=on_map).encode())
+            raise AgnoscoError(f"{run.folder.name!r} has no maps", "make some with agnosco map")
+    content = html(runs, scans=scans, on_map=on_map).encode()
+    written = runs[0].folder.write(FILE, content) if out is None else write_whole(out, content)
+    return written, len(content)
 
 
-def html(runs: Sequence[Run], *, scans: Sequence[str | Path] = (), on_map: OnMap = None) -> str:
+def html(runs: Sequence[Run], *, scans: Sequence[Place] = (), on_map: OnMap = None) -> str:
     """The page; see :func:`write`."""
     import jinja2
 
@@ -160,29 +170,30 @@ def _names(runs: Sequence[Run]) -> list[str]:
     weighted = [
         f"{name}, {run.settings['model']['weights'] or 'own weights'}" for name, run in zip(plain, runs, strict=True)
     ]
-    foldered = [f"{name}, {run.path.resolve().name}" for name, run in zip(plain, runs, strict=True)]
+    folders = [os.path.basename(run.folder.absolute("")) for run in runs]
+    foldered = [f"{name}, {folder}" for name, folder in zip(plain, folders, strict=True)]
     return [
         next((names[place] for names in (plain, weighted) if names.count(names[place]) == 1), foldered[place])
         for place in range(len(runs))
     ]
 
 
-def _run_view(run: Run, scan: str | Path | None) -> RunView:
-    folder = run.path if scan is None else Path(scan)
-    found = _json(folder / scanning.FILE if folder.is_dir() else folder, needed=scan is not None)
+def _run_view(run: Run, scan: Place | None) -> RunView:
+    folder, name = (run.folder, scanning.FILE) if scan is None else _scan_at(os.fspath(scan))
+    found = _json(folder, name, needed=scan is not None)
     if found is not None and "screened" not in found:
-        raise AgnoscoError(f"{str(folder)!r} is no scan", "name what agnosco scan --out wrote")
+        raise AgnoscoError(f"{folder.at(name)!r} is no scan", "name what agnosco scan --out wrote")
     return RunView(
         name="",
         facts=_facts(run),
         command=command_of(run.settings, run.entries),
-        manifest="data:application/json;base64," + base64.b64encode((run.path / MANIFEST).read_bytes()).decode(),
+        manifest="data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode(),
         scores=transfer.kept_in(run),
-        sanity=_sanity(_json(run.path / sanity.FILE)),
-        sanity_picture=_picture(run.path / sanity.SHEET),
+        sanity=_sanity(_json(run.folder, sanity.FILE)),
+        sanity_picture=_picture(run.folder, sanity.SHEET),
         scan=found,
         conclusion=scanning.conclusion(found) if found else [],
-        scan_picture=_picture((folder if folder.is_dir() else folder.parent) / scanning.PICTURE) if found else None,
+        scan_picture=_picture(folder, scanning.PICTURE) if found else None,
         size=tuple(run.settings["model"]["shape"][:0:-1]),  # type: ignore[arg-type]
     )
 
@@ -229,7 +240,7 @@ def _preset(run: Run) -> str:
 
 def _when(run: Run) -> str:
     """When the maps were made, by the clock of their files: a manifest holds no time."""
-    times = sorted((run.path / entry["files"]["map"]).stat().st_mtime for entry in run.entries)
+    times = sorted(at_once(lambda entry: run.folder.modified(f"maps/{stem(entry)}.safetensors"), run.entries))
     last = datetime.fromtimestamp(times[-1], UTC)
     took = f", the first {(times[-1] - times[0]) / 60:.0f} min before the last" if times[-1] - times[0] >= 60 else ""
     return f"{last:%Y-%m-%d %H:%M} UTC{took}"
@@ -239,23 +250,32 @@ def _plain(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _json(path: Path, *, needed: bool = False) -> Any:
+def _scan_at(place: str) -> tuple[Folder, str]:
+    """The folder and the name of a scan, of which the folder or the file is given."""
+    parent, name = os.path.split(place)
+    if name.endswith(".json") and not Folder.of(place).exists(scanning.FILE):
+        return Folder.of(parent or "."), name
+    return Folder.of(place), scanning.FILE
+
+
+def _json(folder: Folder, name: str, *, needed: bool = False) -> Any:
     """What a JSON file holds; None if there is none and none is needed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(folder.read(name).decode())
     except FileNotFoundError as error:
         if not needed:
             return None
-        raise AgnoscoError(f"there is no {str(path)!r}", "name what agnosco scan --out wrote") from error
-    except (OSError, ValueError) as error:
-        raise AgnoscoError(f"cannot read {str(path)!r}", "remove it, or make it again") from error
+        raise AgnoscoError(f"there is no {folder.at(name)!r}", "name what agnosco scan --out wrote") from error
+    except ValueError as error:
+        raise AgnoscoError(f"cannot read {folder.at(name)!r}", "remove it, or make it again") from error
 
 
-def _picture(path: Path) -> str | None:
-    if not path.is_file():
+def _picture(folder: Folder, name: str) -> str | None:
+    try:
+        with Image.open(io.BytesIO(folder.read(name))) as picture:
+            return uri(picture.convert("RGB"), 1600, 80)
+    except FileNotFoundError:
         return None
-    with Image.open(path) as picture:
-        return uri(picture.convert("RGB"), 1600, 80)
 
 
 @dataclass(frozen=True)
