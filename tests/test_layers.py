@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "agnosco"
 # A new module needs a place here, and a line in docs/design.md.
 LAYERS = (
     {"errors"},
-    {"classifier", "dropout", "procedural", "render"},
+    {"classifier", "dropout", "procedural", "render", "weights"},
     {"architectures"},
     {"decoding", "zoo"},
     {"samples"},
@@ -33,7 +33,7 @@ LAYERS = (
     {"cluster", "report"},
     {"__init__"},
     {"console"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "inspection"},
     {"cli"},
     {"__main__"},
 )
@@ -52,7 +52,8 @@ BESIDES = {
     "samples": {"safetensors"},
     "sanity": {"scipy", "skimage"},
     "store": {"fsspec", "safetensors"},
-    "zoo": {"safetensors", "timm", "torchvision"},
+    "weights": {"safetensors"},
+    "zoo": {"timm", "torchvision"},
 }
 
 
