@@ -130,15 +130,15 @@ class Found(NamedTuple):
 def find_files(path: str | Path) -> Found:
     """All regular files beneath a folder; or the one file, where the path is that of a file.
 
-    Hidden files and folders are passed over, and so are links to folders: they may lead round in a
-    circle, or out of what the user meant. Links to files are followed.
+    Hidden files and folders are passed over, and so are links to folders, which may lead round in a circle, and links to
+    files outside of the folder: a folder that somebody else packed could name any file of one's own.
 
     Raises:
         AgnoscoError: There is no such folder, or it may not be read.
     """
     root = Path(path).expanduser()
     try:
-        if root.is_file():
+        if root.is_file():  # or a link to one: it was named by whoever typed it
             return Found({root.name: root}, [])
         root.stat()
         return _walk(root)
@@ -153,7 +153,7 @@ def find_files(path: str | Path) -> Found:
 def _walk(root: Path) -> Found:
     files: dict[str, Path] = {}
     skipped: list[Skipped] = []
-    folders = [root]
+    folders, home = [root], root.resolve()
     while folders:
         folder = folders.pop()
         try:
@@ -167,7 +167,7 @@ def _walk(root: Path) -> Found:
         for entry in entries:
             path = folder / entry.name
             name = path.relative_to(root).as_posix()
-            if obstacle := _obstacle(entry):
+            if obstacle := _obstacle(entry, home):
                 skipped.append(Skipped(name, obstacle))
             elif entry.is_dir():
                 folders.append(path)
@@ -176,7 +176,7 @@ def _walk(root: Path) -> Found:
     return Found(dict(sorted(files.items())), sorted(skipped, key=lambda one: one.name))
 
 
-def _obstacle(entry: os.DirEntry[str]) -> str | None:
+def _obstacle(entry: os.DirEntry[str], home: Path) -> str | None:
     """Why this is neither a folder to look into nor a file to open."""
     try:
         folder, file = entry.is_dir(), entry.is_file()
@@ -187,7 +187,8 @@ def _obstacle(entry: os.DirEntry[str]) -> str | None:
     if folder:
         return "link to a folder, not followed" if entry.is_symlink() else None
     if file:
-        return None
+        leads_out = entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home)
+        return "link out of the folder, not followed" if leads_out else None
     broken = entry.is_symlink() and not os.path.exists(entry.path)
     return "broken link" if broken else "not a regular file"  # opening a pipe or a device may never return
 

@@ -359,7 +359,7 @@ def _with_classes_of(tensors: Mapping[str, Tensor], create: Callable[..., nn.Mod
     if len(given) > LIMITS.classes:
         raise AgnoscoError(
             f"{len(given):,} classes are more than are mapped (at most {LIMITS.classes:,})",
-            "no sound weights file is so large; docs/security.md has the limits",
+            "no sound weights come near it; docs/security.md has the limits",
             exit_code=CODES["limit"],
         )
     return create(num_classes=len(given))

@@ -48,7 +48,7 @@ HINTS = {
     "pickle": "ask for safetensors; or add --allow-pickle, which opens it in a limited process (docs/security.md)",
     "code": f"ask for safetensors; where it is trusted, load it elsewhere and write {_SAVE} (docs/security.md)",
     "malformed": "get the file again, from whoever made it; agnosco inspect tells more",
-    "limit": "no sound weights file is so large; docs/security.md has the limits",
+    "limit": "no sound weights come near it; docs/security.md has the limits",
     "not-finite": "get the weights again",
     "unknown": f"ask for safetensors; where the model loads elsewhere, write {_SAVE}",
     "text": "get the file from whoever made it; agnosco inspect tells more",
