@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,11 +27,16 @@ from ..concept import ConceptMap
 from ..cycle import PRESETS, describe, preset
 from ..errors import AgnoscoError
 from ..options import command_of
-from ..store import MANIFEST, Entry, Run, slug, write_whole
+from ..store import MANIFEST, Entry, Run, one_line, slug, write_whole
 from .curves import HEIGHT, WIDTH, Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures, uri
 
 FILE = "report.html"
+
+LONGEST = 200
+"""Characters that are shown of a class name."""
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 TRIED = 6
 """Maps by which the size of pictures is chosen."""
@@ -110,7 +116,7 @@ def html(runs: Sequence[Run], *, scans: Sequence[str | Path] = (), on_map: OnMap
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agnosco", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_without_controls,
     )  # fmt: skip
     style, script = (files(__name__).joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js"))
     views = [_run_view(run, scans[place] if place < len(scans) else None) for place, run in enumerate(runs)]
@@ -125,6 +131,11 @@ def html(runs: Sequence[Run], *, scans: Sequence[str | Path] = (), on_map: OnMap
         plot=(WIDTH, HEIGHT),
         version=metadata.version("agnosco"),
     )
+
+
+def _without_controls(value: Any) -> Any:
+    """Text as it may be shown in a terminal too, where somebody looks at the page's source."""
+    return _CONTROLS.sub("", value) if type(value) is str else value
 
 
 def _policy(style: str, script: str) -> str:
@@ -254,7 +265,7 @@ def _classes(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> li
         while anchor in taken:
             anchor += "-"
         taken.add(anchor)
-        found.append(ClassView(anchor, index, name, maps, z.get(index)))
+        found.append(ClassView(anchor, index, one_line(name, limit=LONGEST), maps, z.get(index)))
     return found
 
 

@@ -107,7 +107,7 @@ def look_at_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None
     file.seek(0)
     data = file.read(min(size, limits.header))
     tagged = data[:1] == b"\x80" and data[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
-    legacy = tagged and data[2 : 2 + len(MAGIC)] == MAGIC
+    legacy = tagged and MAGIC in data[:40]  # some protocols have the length of a frame before it
     imports: set[str] = set()
     findings: list[Finding] = []
     storages = reached = 0
