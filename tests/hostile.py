@@ -2,8 +2,8 @@
 
     python tests/hostile.py FOLDER          every case through the commands, in this process; one JSON object on stdout
 
-A case says what it is and what the commands are to exit with. A payload that runs writes a file and opens a socket, and both
-would be seen: by the file, by the listener that waits for it, and by Python's own audit events.
+A case says what it is and what the commands are to exit with. A payload that runs writes a file and opens a socket, and
+both would be seen: by the file, by the listener that waits for it, and by Python's own audit events.
 """
 
 from __future__ import annotations
@@ -158,15 +158,13 @@ def protocol_0(place: Place) -> Path:
 def decoys(place: Place) -> Path:
     """The name that is imported lies under two harmless ones, which are thrown away before."""
 
-    def text(one: str) -> bytes:
+    def word(one: str) -> bytes:
         return b"\x8c" + bytes([len(one)]) + one.encode()
 
-    harmless = text("collections") + text("OrderedDict") + b"00"
+    harmless = word("collections") + word("OrderedDict") + b"00"
     code = place.code.encode()
-    return place.file(
-        "weights.pt",
-        b"\x80\x04" + text("builtins") + text("exec") + harmless + b"\x93X" + struct.pack("<L", len(code)) + code + b"\x85R.",
-    )
+    called = word("builtins") + word("exec") + harmless + b"\x93X" + struct.pack("<L", len(code)) + code + b"\x85R."
+    return place.file("weights.pt", b"\x80\x04" + called)
 
 
 def tar(place: Place) -> Path:
@@ -212,28 +210,22 @@ def flagged(bits: int) -> Callable[[Place], Path]:
     return build
 
 
-def repacked(place: Place, name: str = "weights.pt", compression: int = 0, **others: bytes) -> Path:
-    """A sound file of ``torch.save``, packed again by Python, with other members besides."""
-    path = place.folder / name
-    with (
-        zipfile.ZipFile(sound_pickle(place)) as source,
-        zipfile.ZipFile(path, "w", compression) as target,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")  # of a name that is there twice
+def repacked(place: Place, other: str, content: bytes) -> Path:
+    """A sound file of ``torch.save``, packed again by Python, with another member besides."""
+    path = place.folder / "weights.pt"
+    with zipfile.ZipFile(sound_pickle(place)) as source, zipfile.ZipFile(path, "w") as target:
         for member in source.infolist():
             target.writestr(member.filename, source.read(member))
-        for other, content in others.items():
-            target.writestr(other, content)
+        target.writestr(other, content)
     return path
 
 
 def outside(place: Place) -> Path:
-    return repacked(place, **{"../../canary": b"sung"})
+    return repacked(place, "../../canary", b"sung")
 
 
 def second_pickle(place: Place) -> Path:
-    return repacked(place, **{"other/data.pkl": pickle.dumps(place.evil)})
+    return repacked(place, "other/data.pkl", pickle.dumps(place.evil))
 
 
 def pickle_before_zip(place: Place) -> Path:
@@ -316,7 +308,9 @@ def not_finite(value: float) -> Callable[[Place], Path]:
 # -- safetensors -------------------------------------------------------------------------------------
 
 
-def header_case(header: dict[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> Callable[[Place], Path]:
+def header_case(
+    header: dict[str, Any] | bytes, data: bytes = b"", length: int | None = None
+) -> Callable[[Place], Path]:
     return lambda place: header_file(place, header, data, length)
 
 
@@ -422,6 +416,16 @@ def names(*some: str) -> Callable[[Place], Path]:
     return lambda place: place.file("labels.json", json.dumps([*some, *(f"c{i}" for i in range(9))]).encode())
 
 
+def image(name: str, what: str, make: Callable[[Path], object], load: int = 2) -> Case:
+    """A case of a folder of samples; 2 is what a folder without any readable image exits with."""
+    return Case(name, "image", what, folder_of(make), load, option="--samples")
+
+
+def text(name: str, what: str, build: Callable[[Place], Path], load: int = 2) -> Case:
+    """A case of a file of class names."""
+    return Case(name, "text", what, build, load, option="--labels")
+
+
 def pipe(place: Place) -> Path:
     os.mkfifo(place.folder / "pipe")
     return place.folder / "pipe"
@@ -435,7 +439,6 @@ def long_labels(place: Place) -> Path:
 
 SCRIPT = "</script><script>document.title='owned'</script>"
 ANSI = "\x1b]0;owned\x07\x1b[31mred\x1b[2J"
-IMAGES, LABELS = {"option": "--samples"}, {"option": "--labels"}
 TWO = {"a": tensor([2], 0, 8), "b": tensor([2], 8, 16)}
 
 CASES = (
@@ -459,9 +462,10 @@ CASES = (
     Case("aliases", "memory", "10,000 tensors of the same 4 MB", aliases, 10, allowed=13),
     Case("claimed storage", "memory", "an old pickle that asks for 4 TiB", claimed_storage, 10, allowed=13),
     Case("deflate bomb", "memory", "262 kB that inflate to 256 MB", deflated, 13),
-    Case("10⁹ classes", "memory", "a head of 10⁹ classes, 4 TB that take no room on the disk", head_of(10**9, "F32", 4), 13),
-    Case("10⁶ classes", "memory", "a head of 10⁶ classes that is within the limit of bytes", head_of(10**6, "I8", 1), 13,
-         inspect=0),
+    Case("10⁹ classes", "memory", "a head of 10⁹ classes, 4 TB that take no room on the disk",
+         head_of(10**9, "F32", 4), 13),
+    Case("10⁶ classes", "memory", "a head of 10⁶ classes that is within the limit of bytes",
+         head_of(10**6, "I8", 1), 13, inspect=0),
     Case("cut off", "memory", "half a safetensors file", cut("weights.safetensors", 0.5), 12),
     Case("cut off, zip", "memory", "half a pickle", cut("weights.pt", 0.5), 12),
     Case("NaN", "memory", "a weight that is no number", not_finite(float("nan")), 14, inspect=0),
@@ -470,7 +474,8 @@ CASES = (
     Case("long header", "safetensors", "a header of 100 MB", lambda p: header_file(p, b'{"' + b"a" * 10**8), 13),
     Case("overlap", "safetensors", "two tensors of the same bytes",
          header_case({**TWO, "b": tensor([2], 4, 12)}, bytes(12)), 12),
-    Case("holes", "safetensors", "bytes between two tensors", header_case({**TWO, "b": tensor([2], 12, 20)}, bytes(20)), 12),
+    Case("holes", "safetensors", "bytes between two tensors",
+         header_case({**TWO, "b": tensor([2], 12, 20)}, bytes(20)), 12),
     Case("trailing bytes", "safetensors", "bytes behind the last tensor", header_case(TWO, bytes(17)), 12),
     Case("size mismatch", "safetensors", "more numbers than bytes",
          header_case({"a": tensor([1 << 20], 0, 8)}, bytes(8)), 12),
@@ -494,25 +499,23 @@ CASES = (
     Case("HDF5", "other", "the same", lambda p: p.file("weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)), 15),
     Case("ONNX", "other", "the same", lambda p: p.file("weights.onnx", b"\x08\x08\x12\x07pytorch" + bytes(100)), 15),
     Case("pipe", "other", "a FIFO, which never ends", pipe, 2),
-    Case("200 megapixels", "image", "a PNG of 200 megapixels in 30 kB", folder_of(png_200_megapixels), 2, **IMAGES),
-    Case("cut off, JPEG", "image", "half a JPEG", folder_of(truncated_jpeg), 2, **IMAGES),
-    Case("link out", "image", "a link to a picture outside of the folder", folder_of(link_out), 2, **IMAGES),
-    Case("pipe, image", "image", "a FIFO named `.jpg`", folder_of(lambda f: os.mkfifo(f / "a.jpg")), 2, **IMAGES),
-    Case("folder loop", "image", "a link to the folder itself", folder_of(lambda f: (f / "a").symlink_to(f)), 2, **IMAGES),
-    Case("text as JPEG", "image", "a text file named `.jpg`",
-         folder_of(lambda f: (f / "a.jpg").write_text("no image")), 2, **IMAGES),
-    Case("one of five", "image", "half a JPEG beside four images: it is named, the others are read",
-         folder_of(bad_beside_good), 0, **IMAGES),
-    Case("16 bits", "image", "greys of 16 bits: read", folder_of(sixteen_bits), 0, **IMAGES),
-    Case("CMYK", "image", "colours of print: read", folder_of(cmyk), 0, **IMAGES),
-    Case("class with script", "text", "a class called `</script>…`: shown as text", names(SCRIPT), 0, **LABELS),
-    Case("class with ANSI", "text", "a class whose name clears the screen: shown without", names(ANSI), 0, **LABELS),
-    Case("class of 1 MB", "text", "a name of a megabyte: shown cut", names("x" * 10**6), 0, **LABELS),
-    Case("half a class", "text", "a name that no terminal can show",
-         lambda p: p.file("labels.json", b'["\\ud800"' + b',"a"' * 9 + b"]"), 2, **LABELS),
-    Case("deep labels", "text", "100,000 brackets", lambda p: p.file("labels.json", b"[" * 100_000), 2, **LABELS),
-    Case("long labels", "text", "8 GB of class names", long_labels, 2, **LABELS),
-    Case("pipe, labels", "text", "a FIFO as class names", pipe, 2, **LABELS),
+    image("200 megapixels", "a PNG of 200 megapixels in 30 kB", png_200_megapixels),
+    image("cut off, JPEG", "half a JPEG", truncated_jpeg),
+    image("link out", "a link to a picture outside of the folder", link_out),
+    image("pipe, image", "a FIFO named `.jpg`", lambda folder: os.mkfifo(folder / "a.jpg")),
+    image("folder loop", "a link to the folder itself", lambda folder: (folder / "a").symlink_to(folder)),
+    image("text as JPEG", "a text file named `.jpg`", lambda folder: (folder / "a.jpg").write_text("no image")),
+    image("one of five", "half a JPEG beside four images: it is named, the others are read", bad_beside_good, 0),
+    image("16 bits", "greys of 16 bits: read", sixteen_bits, 0),
+    image("CMYK", "colours of print: read", cmyk, 0),
+    text("class with script", "a class called `</script>…`: shown as text", names(SCRIPT), 0),
+    text("class with ANSI", "a class whose name clears the screen: shown without", names(ANSI), 0),
+    text("class of 1 MB", "a name of a megabyte: shown cut", names("x" * 10**6), 0),
+    text("half a class", "a name that no terminal can show",
+         lambda p: p.file("labels.json", b'["\\ud800"' + b',"a"' * 9 + b"]")),
+    text("deep labels", "100,000 brackets", lambda p: p.file("labels.json", b"[" * 100_000)),
+    text("long labels", "8 GB of class names", long_labels),
+    text("pipe, labels", "a FIFO as class names", pipe),
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from agnosco import inspection, zoo
 from agnosco.decoding import Unreadable, decode
 from agnosco.errors import AgnoscoError
-from agnosco.weights import CODES, examine, opened
+from agnosco.weights import CODES, opened
 from agnosco.weights.pickles import program_of
 
 SHAPE = (3, 8, 8)
@@ -98,21 +98,24 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def through_the_door(path: Path, content: bytes) -> dict[str, Tensor] | int:
-    """What it gives, or the exit code of its refusal; what ``inspect`` says has to agree."""
+    """What it gives, or the exit code of its refusal; what ``inspect`` says has to agree, and be fit to be shown."""
     path.write_bytes(content)
     told = inspection.examine(path, values=True)
     shown = inspection.in_words(told) + inspection.what_next(told, str(path))
     assert all(character.isprintable() or character == "\n" for character in shown)
+    assert told["exit_code"] in (0, *CODES.values())
     json.dumps(told)
+    found = read(path)
+    assert told["exit_code"] == (0 if isinstance(found, dict) else found)
+    return found
+
+
+def read(path: Path) -> dict[str, Tensor] | int:
     try:
         with opened(path) as weights:
-            found = weights.read()
+            return weights.read()
     except AgnoscoError as error:
-        assert error.exit_code == told["exit_code"]
-        assert error.exit_code in CODES.values()
         return error.exit_code
-    assert told["exit_code"] == 0
-    return found
 
 
 @given(st.binary(max_size=600))
@@ -180,20 +183,19 @@ def test_any_image(file: Path, content: bytes) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd files
             found = decode(file, SHAPE)
-    except Unreadable as error:
-        assert str(error)
+    except Unreadable:
         return
     assert (tuple(found.shape), found.dtype) == (SHAPE, torch.uint8)
 
 
-
-@given(st.binary(max_size=200) | st.text().map(str.encode) | values.map(lambda value: json.dumps([value, value]).encode()))
+@given(
+    st.binary(max_size=200) | st.text().map(str.encode) | values.map(lambda value: json.dumps([value, value]).encode())
+)
 def test_any_class_names(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     try:
         names = zoo._read_labels(file)
-    except AgnoscoError as error:
-        assert error.exit_code == 2
+    except AgnoscoError:
         return
     assert names
     assert all(isinstance(name, str) and name.encode() is not None for name in names)

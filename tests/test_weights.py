@@ -1,5 +1,4 @@
-"""The door for weights: what safetensors says, the library says too; what a pickle would run is known without running it;
-and the process that opens pickles can do little else."""
+"""The door for weights: it reads what the library reads, knows what a pickle would run, and runs it nowhere."""
 
 from __future__ import annotations
 
@@ -231,9 +230,10 @@ def test_time_is_limited(tmp_path: Path) -> None:
 )
 def test_a_pickle_of_other_things(saved: Any, code: int, words: str, tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "w.pt")
-    with pytest.raises(AgnoscoError) as caught, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", AgnoscoWarning)
-        read_weights(tmp_path / "w.pt", allow_pickle=True)
+        with pytest.raises(AgnoscoError) as caught:
+            read_weights(tmp_path / "w.pt", allow_pickle=True)
     assert words in caught.value.message
     assert caught.value.exit_code == code
 
@@ -243,10 +243,13 @@ def test_the_process_knows_nothing_of_ours_and_leaves_nothing(tmp_path: Path, mo
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     torch.save(STATE, tmp_path / "w.pt")
-    with pytest.warns(AgnoscoWarning), opened(tmp_path / "w.pt", allow_pickle=True) as weights:
-        (folder,) = tmp_path.glob("agnosco-*")
-        assert sorted(path.name for path in folder.rglob("*")) == ["answer", "complaint", "scratch", "weights.safetensors"]
-        assert weights.read().keys() == STATE.keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AgnoscoWarning)
+        with opened(tmp_path / "w.pt", allow_pickle=True) as weights:
+            (folder,) = tmp_path.glob("agnosco-*")
+            inside = {path.name for path in folder.rglob("*")}
+            assert weights.read().keys() == STATE.keys()
+    assert inside == {"answer", "complaint", "scratch", "weights.safetensors"}
     assert list(tmp_path.iterdir()) == [tmp_path / "w.pt"]
 
 
@@ -315,10 +318,11 @@ def listening(use: Callable[[int], str]) -> str:
 
 def test_there_is_no_network_where_the_system_lets_it(tmp_path: Path) -> None:
     def connect(prepare: str) -> str:
-        return listening(lambda port: attempted(f"socket.create_connection(('127.0.0.1', {port}), 1)", tmp_path, prepare))
+        call = "socket.create_connection(('127.0.0.1', {}), 1)"
+        return listening(lambda port: attempted(call.format(port), tmp_path, prepare))
 
     assert connect("pass") == "done"
-    got = connect("before = os.readlink('/proc/self/ns/net'); child['isolate']()")
+    got = connect("child['isolate']()")
     if got == "done":
         pytest.skip("this machine gives no process a network of its own")
     assert got.startswith("failed:")

@@ -130,8 +130,8 @@ class Found(NamedTuple):
 def find_files(path: str | Path) -> Found:
     """All regular files beneath a folder; or the one file, where the path is that of a file.
 
-    Hidden files and folders are passed over, and so are links to folders, which may lead round in a circle, and links to
-    files outside of the folder: a folder that somebody else packed could name any file of one's own.
+    Hidden files and folders are passed over, and so are links to folders, which may lead round in a circle, and links
+    to files outside of the folder: a folder that somebody else packed could name any file of one's own.
 
     Raises:
         AgnoscoError: There is no such folder, or it may not be read.

@@ -73,7 +73,8 @@ def in_words(found: dict[str, Any]) -> str:
     lines += [f"metadata: {key} = {text}" for key, text in found["metadata"].items()]
     lines += [f"found: {one['kind']} ({one['name']}): {one['detail']}" for one in found["findings"]]
     if not found["findings"]:
-        lines.append("found: nothing wrong" + ("" if found["numbers_read"] else "; its numbers were not read (--finite)"))
+        unread = "" if found["numbers_read"] else "; its numbers were not read (--finite)"
+        lines.append(f"found: nothing wrong{unread}")
     return "\n".join(lines)
 
 
@@ -95,6 +96,7 @@ def _numbers(contents: Contents) -> dict[str, Any]:
         "numbers": sum(entry.numbers for entry in entries.values()),
         "types": dict(Counter(entry.dtype for entry in entries.values()).most_common()),
         "largest": [
-            {"name": one_line(name), "shape": list(entries[name].shape), "type": entries[name].dtype} for name in largest
+            {"name": one_line(name), "shape": list(entries[name].shape), "type": entries[name].dtype}
+            for name in largest
         ],
     }

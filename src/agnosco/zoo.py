@@ -380,7 +380,7 @@ def _classes(model: nn.Module) -> int:
 
 
 def _fill(model: nn.Module, weights: Weights, spec: str, *, instead: Mapping[str, Tensor] | None = None) -> None:
-    """Give a model its weights, all of them and no others; ``instead`` replaces some. They are read only if they fit."""
+    """Give a model its weights, all of them and no others, read only if they fit; ``instead`` replaces some."""
     instead = instead or {}
     difference = _difference(model, {**weights.shapes, **instead})
     if difference:

@@ -2,9 +2,9 @@
 
 A file may have been made to harm whoever opens it. So it is told by its content, never by its name; it is looked at
 before it is read, with every number in it held against the file's own size and against :class:`.limits.Limits`, before
-memory is set aside; and nothing in it is run. Safetensors are read (:mod:`.header`). A pickle of nothing but tensors is
-opened where that is asked for, by another process that has little to lose (:mod:`.limited`). Everything else is refused.
-``docs/security.md`` says the same to users.
+memory is set aside; and nothing in it is run. Safetensors are read (:mod:`.header`). A pickle of nothing but tensors
+is opened where that is asked for, by another process that has little to lose (:mod:`.limited`). Everything else is
+refused. ``docs/security.md`` says the same to users.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -29,8 +29,8 @@ from .limits import CODES, GRAVEST, LIMITS, Finding, Limits, Suspicious, gravest
 from .pickles import look_at_pickle, look_at_zip
 
 __all__ = [
-    "CODES", "GRAVEST", "LIMITS", "Contents", "Finding", "Limits", "Weights", "examine", "gravest", "opened", "read_text",
-    "read_weights", "refusal",
+    "CODES", "GRAVEST", "LIMITS", "Contents", "Finding", "Limits", "Weights", "examine", "gravest", "opened",
+    "read_text", "read_weights", "refusal",
 ]  # fmt: skip
 
 OTHERS = {
@@ -132,13 +132,12 @@ def opened(path: Path | str, *, allow_pickle: bool = False, limits: Limits = LIM
         if worst.kind != "pickle" or not allow_pickle:
             raise refusal(path.name, worst)
         try:
-            with limited.converted(file, limits) as made:
-                with _file(made.path) as safe:
-                    contents = _look(safe, limits)
-                    if contents.findings:
-                        raise refusal(path.name, gravest(contents.findings))
-                    _say_how(path.name, made.told)
-                    yield Weights(path.name, safe, contents)
+            with limited.converted(file, limits) as made, _file(made.path) as safe:
+                contents = _look(safe, limits)
+                if contents.findings:
+                    raise refusal(path.name, gravest(contents.findings))
+                _say_how(path.name, made.told)
+                yield Weights(path.name, safe, contents)
         except Suspicious as error:
             raise refusal(path.name, error.finding) from error
 
@@ -158,7 +157,7 @@ def examine(path: Path | str, *, values: bool = False, limits: Limits = LIMITS) 
         contents = _look(file, limits)
         if not values or not contents.entries:
             return contents
-        return Contents(**vars(contents) | {"findings": (*contents.findings, *_not_finite(file, contents))})
+        return replace(contents, findings=(*contents.findings, *_not_finite(file, contents)))
 
 
 def read_text(path: Path, *, limits: Limits = LIMITS) -> str:
@@ -225,7 +224,8 @@ def _look(file: IO[bytes], limits: Limits) -> Contents:
     except OSError as error:
         raise AgnoscoError(f"cannot read the file: {error.strerror or error}", "check the disk") from error
     kind = next((name for mark, name in OTHERS.items() if head.startswith(mark)), "unknown")
-    detail = "it is no safetensors file, the only kind that is opened" + (f": it is {kind}" if kind != "unknown" else "")
+    known = "" if kind == "unknown" else f": it is {kind}"
+    detail = f"it is no safetensors file, the only kind that is opened{known}"
     return _pickled(kind, size, (Finding("unknown", "format", detail),))
 
 

@@ -1,10 +1,10 @@
 """What opens a pickle of tensors: a script of its own, run by :mod:`.limited` and imported by nothing.
 
-It is given the pickle as its standard input, starts in an empty folder, and leaves ``weights.safetensors`` there and one
-line of JSON on its standard output. Before it reads a byte it gives up what it does not need: the network, other
-processes, memory, time, and writing elsewhere. ``weights_only=True`` is what keeps the pickle from running; the rest is for
-the day when that has a hole. It is damage control, not a boundary: code that gets this far in C is not held by a hook of
-Python's.
+It is given the pickle as its standard input, starts in an empty folder, and leaves ``weights.safetensors`` there and
+one line of JSON on its standard output. Before it reads a byte it gives up what it does not need: the network, other
+processes, memory, time, and writing elsewhere. ``weights_only=True`` is what keeps the pickle from running; the rest is
+for the day when that has a hole. It is damage control, not a boundary: code that gets this far in C is not held by a
+hook of Python's.
 
 It imports torch and safetensors from the folders that it is told, and nothing of agnosco.
 """
@@ -27,12 +27,12 @@ SPARE = 768 << 20
 NESTED = ("state_dict", "model", "model_state_dict")
 PREFIX = "module."
 FORBIDDEN = (
-    "socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.system", "os.kill",
-    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.chflags",
-    "os.truncate", "os.utime", "os.putenv", "shutil.", "ctypes.", "pickle.find_class", "pty.", "urllib.", "http.", "ftplib.",
-    "smtplib.", "telnetlib.", "imaplib.", "nntplib.", "poplib.", "webbrowser.", "signal.", "mmap.", "code.__new__",
+    "socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.system",
+    "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.chown",
+    "os.chflags", "os.truncate", "os.utime", "os.putenv", "shutil.", "ctypes.", "pty.", "signal.", "mmap.",
+    "pickle.find_class", "code.__new__",
 )  # fmt: skip
-"""Audit events (PEP 578) that nothing has a use for once torch is there; the second pickler, the one that runs code, too."""
+"""Audit events (PEP 578) that nothing has a use for once torch is there: Python's own unpickler is among them."""
 
 
 class Refused(Exception):
@@ -104,7 +104,8 @@ def state_of(saved: Any, torch: Any) -> tuple[dict[str, Any], list[str]]:
     for name, tensor in found.items():
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
         if not isinstance(name, str) or not plain or tensor.is_quantized or tensor.device.type != "cpu":
-            raise Refused("unknown", f"it holds {type(tensor).__name__} under {str(name)[:80]!r}, where tensors should be")
+            what = f"{type(tensor).__name__} under {str(name)[:80]!r}"
+            raise Refused("unknown", f"it holds {what}, where a tensor should be")
     if all(name.startswith(PREFIX) for name in found):
         found = {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
         told.append(f"the prefix {PREFIX!r} was taken off their names")

@@ -22,7 +22,8 @@ from torch import Tensor
 from .limits import Finding, Limits, Suspicious
 
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16,
     "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
     "I64": torch.int64, "U64": torch.uint64, "F64": torch.float64,
@@ -174,7 +175,8 @@ def _check_layout(entries: dict[str, Entry], held: int) -> None:
             raise Suspicious("malformed", "holes", f"between its tensors lie {entry.begin - reached:,} other bytes")
         reached = entry.end
     if reached > held:
-        raise Suspicious("malformed", "truncated", f"it is cut off: its header asks for {reached:,} bytes, not {held:,}")
+        detail = f"it is cut off: its header asks for {reached:,} bytes, not {held:,}"
+        raise Suspicious("malformed", "truncated", detail)
     if reached < held:
         raise Suspicious("malformed", "trailing-bytes", f"behind its tensors lie {held - reached:,} other bytes")
 
@@ -186,6 +188,6 @@ def _odd_text(entries: dict[str, Entry], metadata: dict[str, str], limits: Limit
             break
     if any(len(name) > limits.name for name in entries):
         yield Finding("limit", "name-length", f"a tensor's name is longer than {limits.name} characters")
-    if any(not (text.isprintable() or text.replace("\n", " ").replace("\t", " ").isprintable())
-           for pair in metadata.items() for text in pair):  # fmt: skip
+    texts = [text for pair in metadata.items() for text in pair]
+    if not all(" ".join(text.split()).isprintable() for text in texts):
         yield Finding("text", "odd-metadata", "its metadata hold control characters")

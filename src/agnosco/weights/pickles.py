@@ -1,8 +1,8 @@
 """What pickles and the zips around them hold, read as data: nothing here is ever unpickled.
 
-A pickle is a program. ``pickletools`` takes it apart without running it, and the names that it would import say what it
-is: those that rebuild tensors, or others. That is how files are told apart; it is not what keeps them from running. That
-is ``torch.load(weights_only=True)`` in a limited process (:mod:`.limited`), and that most are not opened at all.
+A pickle is a program. ``pickletools`` takes it apart without running it, and the names that it would import say what
+it is: those that rebuild tensors, or others. That is how files are told apart; it is not what keeps them from running.
+That is ``torch.load(weights_only=True)`` in a limited process (:mod:`.limited`), and that most are not opened at all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ from .limits import Finding, Limits, Suspicious
 MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What a file of ``torch.save`` from before 1.6 begins with, after the protocol."""
 
-_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool Untyped".split()
-_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 PLAIN = {
     "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.Size",
     "torch.storage.UntypedStorage",
@@ -66,24 +67,31 @@ def program_of(data: bytes) -> Program:
     Raises:
         ValueError: It is none, or does not end, or not within a million operations.
     """
-    stream, imports, storages = io.BytesIO(data), set(), 0
-    memo: dict[int, str | None] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, of odd escapes in a text
+        return _program(io.BytesIO(data))
+
+
+def _program(stream: io.BytesIO) -> Program:
+    imports: set[str] = set()
+    memo: dict[str, str | None] = {}
     last: list[str | None] = [None, None]  # what lies on top of the stack, where that is a text for certain
+    storages = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+        name, given = operation.name, str(argument)  # of those with a number, its digits
         if count > _OPERATIONS:
             raise ValueError("too many operations")
-        name = operation.name
         if name in _MEMO:
-            memo[len(memo) if name == "MEMOIZE" else int(argument)] = last[1]
+            memo[str(len(memo)) if name == "MEMOIZE" else given] = last[1]
             continue
         if name in ("GLOBAL", "INST"):
-            imports.add(str(argument).replace(" ", ".", 1))
+            imports.add(given.replace(" ", ".", 1))
         elif name == "STACK_GLOBAL":
             imports.add(".".join(one if one is not None else "?" for one in last))
         elif name.startswith("EXT"):
-            imports.add(f"extension {argument}")
+            imports.add(f"extension {given}")
         storages += name in ("PERSID", "BINPERSID")
-        text = memo.get(int(argument)) if name in _RECALL else str(argument) if name in _STRINGS else None
+        text = memo.get(given) if name in _RECALL else given if name in _STRINGS else None
         last = [last[1] if text is not None else None, text]
     return Program(frozenset(imports), storages, stream.tell())
 
@@ -227,7 +235,8 @@ def _check_directory(file: IO[bytes], size: int, limits: Limits) -> None:
             raise Suspicious("malformed", "stray-bytes", "the directory of the zip is not where it says")
         length, begin = struct.unpack("<QQ", record[40:56])
     if length > limits.header:
-        raise Suspicious("limit", "directory-length", f"its directory is {length:,} bytes long (at most {limits.header:,})")
+        detail = f"its directory is {length:,} bytes long (at most {limits.header:,})"
+        raise Suspicious("limit", "directory-length", detail)
     if begin + length != behind:
         raise Suspicious("malformed", "stray-bytes", "something lies before the zip or behind its directory")
 
@@ -256,16 +265,17 @@ def _members(members: list[zipfile.ZipInfo], limits: Limits) -> Iterator[Finding
             yield Finding("malformed", "size-mismatch", "a member of it has two sizes")
 
 
+_SHARED = Finding("malformed", "overlap", "members of it share bytes")
+_STRAY = Finding("malformed", "stray-bytes", "it holds bytes that belong to no member")
+
+
 def _layout(file: IO[bytes], archive: zipfile.ZipFile) -> Iterator[Finding]:
     """Members lie end to end, from the first byte to the directory."""
     reached, allowed = 0, {0}
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
         gap = member.header_offset - reached
         if gap not in allowed:
-            overlaps = gap < min(allowed)
-            yield Finding("malformed", "overlap", "members of it share bytes") if overlaps else Finding(
-                "malformed", "stray-bytes", "it holds bytes that belong to no member"
-            )
+            yield _SHARED if gap < min(allowed) else _STRAY
             return
         file.seek(member.header_offset)
         local = file.read(30)
@@ -275,7 +285,7 @@ def _layout(file: IO[bytes], archive: zipfile.ZipFile) -> Iterator[Finding]:
         reached = member.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])) + member.compress_size
         allowed = {12, 16, 20, 24} if member.flag_bits & 8 else {0}  # the sizes that follow the data
     if archive.start_dir - reached not in allowed:
-        yield Finding("malformed", "stray-bytes", "it holds bytes that belong to no member")
+        yield _STRAY
 
 
 def _checksums(archive: zipfile.ZipFile) -> Iterator[Finding]:
