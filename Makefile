@@ -54,7 +54,7 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/b
 security: $(VENV)/dev.stamp  ## every hostile file through the commands, for the table of docs/security.md
 	OMP_NUM_THREADS=1 $(PY) benchmarks/security.py
 
-fuzz: $(VENV)/dev.stamp  ## the properties and the doors for files, each with twenty thousand examples of chance (an hour)
+fuzz: $(VENV)/dev.stamp  ## the properties and the doors for files, each with twenty thousand new examples (ten minutes a file)
 	AGNOSCO_FUZZ=long $(PYTEST) $(wildcard tests/test_fuzz_*.py tests/test_properties.py)
 
 docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; warnings and dead links are errors

@@ -1,4 +1,4 @@
-"""What opens a pickle of tensors: a script of its own, run by :mod:`.limited` and imported by nothing.
+"""What opens a pickle of tensors: a script of its own, run by :mod:`.limited`.
 
 It is given the pickle as its standard input, starts in an empty folder, and leaves ``weights.safetensors`` there and
 one line of JSON on its standard output. Before it reads a byte it gives up what it does not need: the network, other
