@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist work
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help install demo test test-all check bench torture assets browser docs wheel lock clean distclean
+.PHONY: help install demo test test-all check bench torture security fuzz assets browser docs wheel lock clean distclean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -59,6 +59,12 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/b
 
 torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments: is every map there, and the same? (minutes)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py
+
+security: $(VENV)/dev.stamp  ## every hostile file through the commands, for the table of docs/security.md
+	OMP_NUM_THREADS=1 $(PY) benchmarks/security.py
+
+fuzz: $(VENV)/dev.stamp  ## the properties and the doors for files, each with twenty thousand new examples (ten minutes a file)
+	AGNOSCO_FUZZ=long $(PYTEST) $(wildcard tests/test_fuzz_*.py tests/test_properties.py)
 
 docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; runs the notebook; warnings and dead links are errors
 	$(PY) -m typer agnosco.cli utils docs --name agnosco --output docs/cli.md

@@ -284,23 +284,29 @@ def test_what_is_not_a_plain_file_is_named(tmp_path: Path) -> None:
     solid(root / "sub" / ".hidden.png")
     solid(root / ".git" / "inside.png")
     outside = solid(tmp_path / "elsewhere" / "outside.png")
-    (root / "link.png").symlink_to(outside)
+    (root / "out.png").symlink_to(outside)
+    (root / "link.png").symlink_to(root / "real.png")
+    (root / "sub" / "up.png").symlink_to("../real.png")
     (root / "loop").symlink_to(root)
     (root / "gone.png").symlink_to(tmp_path / "nowhere")
     (root / "self.png").symlink_to(root / "self.png")
     os.mkfifo(root / "pipe.jpg")
     files, total, skipped, passed = find_files(root)
-    assert (total, passed) == (2, 6)
-    assert list(files) == ["link.png", "real.png"]
+    assert (total, passed) == (3, 6)
+    assert list(files) == ["link.png", "real.png", "sub/up.png"]
     reasons = {one.name: one.reason for one in skipped}
     assert "too many" in reasons.pop("self.png")
     assert reasons == {
         ".git": "hidden folder",
         "gone.png": "broken link",
         "loop": "link to a folder, not followed",
+        "out.png": "link out of the folder, not followed",
         "pipe.jpg": "not a regular file",
         "sub/.hidden.png": "hidden",
     }
+    (tmp_path / "way").symlink_to(root)  # a link that somebody typed is followed
+    assert list(find_files(tmp_path / "way").files) == list(files)
+    assert list(find_files(root / "out.png").files) == ["out.png"]
 
 
 def test_folders_and_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,13 +30,14 @@ from agnosco.cli import app
 from agnosco.coordinates import Coordinates, Data, Pixel, Spectral
 from agnosco.cycle import PRESETS, Config, config_from_json, config_to_json, describe, map_class
 from agnosco.errors import AgnoscoError
+from agnosco.manifest import slug
 from agnosco.mapper import CLIPS, DIRECTIONS, LOSSES, MapperConfig
 from agnosco.options import BALLS, COORDINATES, VIEWS, chosen_config, command_of, model_and_weights, numbers
 from agnosco.prepare import PRECISIONS
 from agnosco.refine import RefineConfig
 from agnosco.render import contact_sheet, enlarged, png, stretched, to_picture
 from agnosco.samples import Samples
-from agnosco.store import Run, slug
+from agnosco.store import Run
 from agnosco.views import AsIs, Crops, Views, look
 
 CPU = torch.device("cpu")

@@ -182,8 +182,8 @@ class Found(NamedTuple):
 def find_files(path: str | Path, *, limit: int = MOST_FILES) -> Found:
     """The regular files beneath a folder; or the one file, where the path is that of a file.
 
-    Hidden files and folders are passed over, and so are links to folders: they may lead round in a
-    circle, or out of what the user meant. Links to files are followed.
+    Hidden files and folders are passed over, and so are links to folders, which may lead round in a circle, and links
+    to files outside of the folder: a folder that somebody else packed could name any file of one's own.
 
     Args:
         path: Folder or file.
@@ -198,7 +198,7 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> Found:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
     root = Path(path).expanduser()
     try:
-        if root.is_file():
+        if root.is_file():  # or a link to one: it was named by whoever typed it
             return Found({root.name: root}, 1, [], 0)
         listing = _Listing(root)
         chosen = heapq.nsmallest(limit, listing.names(), key=_rank)
@@ -221,7 +221,7 @@ class _Listing:
     """The names of regular files beneath a folder, and a count of them and of what is passed over."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.home = root, root.resolve()
         self.total = self.passed = 0
         self._skipped: list[Skipped] = []
 
@@ -234,7 +234,7 @@ class _Listing:
                 with os.scandir(self.root / beneath) as entries:
                     for entry in entries:
                         name = beneath + entry.name
-                        if obstacle := _obstacle(entry):
+                        if obstacle := _obstacle(entry, self.home):
                             self._pass(name, obstacle)
                         elif entry.is_dir():
                             folders.append(f"{name}/")
@@ -257,7 +257,7 @@ class _Listing:
         return sorted(self._skipped, key=lambda one: one.name)[:KEPT]
 
 
-def _obstacle(entry: os.DirEntry[str]) -> str | None:
+def _obstacle(entry: os.DirEntry[str], home: Path) -> str | None:
     """Why this is neither a folder to look into nor a file to open."""
     try:
         folder, file = entry.is_dir(), entry.is_file()
@@ -268,7 +268,8 @@ def _obstacle(entry: os.DirEntry[str]) -> str | None:
     if folder:
         return "link to a folder, not followed" if entry.is_symlink() else None
     if file:
-        return None
+        leads_out = entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home)
+        return "link out of the folder, not followed" if leads_out else None
     broken = entry.is_symlink() and not os.path.exists(entry.path)
     return "broken link" if broken else "not a regular file"  # opening a pipe or a device may never return
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -30,11 +31,16 @@ from ..errors import AgnoscoError
 from ..manifest import Entry, slug, stem
 from ..options import command_of
 from ..storage import Folder, Place, at_once, write_whole
-from ..store import MANIFEST, Run
+from ..store import MANIFEST, Run, one_line
 from .curves import HEIGHT, WIDTH, Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures, uri
 
 FILE = "report.html"
+
+LONGEST = 200
+"""Characters that are shown of a class name."""
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 TRIED = 6
 """Maps by which the size of pictures is chosen."""
@@ -130,7 +136,7 @@ def html(runs: Sequence[Run], *, scans: Sequence[Place] = (), on_map: OnMap = No
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agnosco", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_without_controls,
     )  # fmt: skip
     style, script = (files(__name__).joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js"))
     views = [_run_view(run, scans[place] if place < len(scans) else None) for place, run in enumerate(runs)]
@@ -147,6 +153,11 @@ def html(runs: Sequence[Run], *, scans: Sequence[Place] = (), on_map: OnMap = No
         plot=(WIDTH, HEIGHT),
         version=metadata.version("agnosco"),
     )
+
+
+def _without_controls(value: Any) -> Any:
+    """Text as it may be shown in a terminal too, where somebody looks at the page's source."""
+    return _CONTROLS.sub("", value) if type(value) is str else value
 
 
 def _policy(style: str, script: str) -> str:
@@ -328,7 +339,17 @@ def _classes(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> li
         taken.add(anchor)
         z, outlier_in = _standing(views, parts)
         first = {one.run: one for one in reversed(maps)}
-        found.append(ClassView(anchor, index, name, maps, [first.get(at) for at in range(len(runs))], z, outlier_in))
+        found.append(
+            ClassView(
+                anchor,
+                index,
+                one_line(name, limit=LONGEST),
+                maps,
+                [first.get(at) for at in range(len(runs))],
+                z,
+                outlier_in,
+            )
+        )
     return found
 
 
