@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "agnosco"
 LAYERS = (
     {"errors"},
     {"classifier", "dropout", "procedural", "render", "storage", "weights"},
-    {"architectures"},
+    {"architectures", "records"},
     {"decoding", "zoo"},
     {"samples"},
     {"datasets"},
@@ -49,7 +49,7 @@ BESIDES = {
     "decoding": {"safetensors"},
     "backdoor": {"safetensors"},
     "datasets": {"sklearn"},
-    "report": {"jinja2"},
+    "report": {"jinja2", "markupsafe"},
     "samples": {"safetensors"},
     "sanity": {"scipy", "skimage"},
     "checkpoint": {"safetensors"},

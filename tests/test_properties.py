@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from typer.main import get_command
 
-from agnosco import report
 from agnosco.ball import L2, AutoL2, Ball, Sparse
 from agnosco.classifier import Classifier, spelling
 from agnosco.cli import app
@@ -36,6 +35,7 @@ from agnosco.options import BALLS, COORDINATES, VIEWS, chosen_config, command_of
 from agnosco.prepare import PRECISIONS
 from agnosco.refine import RefineConfig
 from agnosco.render import contact_sheet, enlarged, png, stretched, to_picture
+from agnosco.report import classes as report_classes
 from agnosco.samples import Samples
 from agnosco.store import Run
 from agnosco.views import AsIs, Crops, Views, look
@@ -374,7 +374,7 @@ def test_every_map_of_every_run_is_in_one_row_of_a_report(lists: list[list[str]]
         )
         for each in lists
     ]
-    rows = report._aligned(cast(list[Run], runs))
+    rows = report_classes.aligned(cast(list[Run], runs))
     shown = Counter((place, e["index"], e["seed"]) for parts in rows.values() for place, e in parts)
     assert shown == Counter((place, e["index"], e["seed"]) for place, run in enumerate(runs) for e in run.entries)
     for (_, name), parts in rows.items():

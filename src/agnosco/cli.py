@@ -173,7 +173,7 @@ def map_(
     )  # fmt: skip
     wanted = chosen_classes(classifier, classes)
     images = _read(output, samples, classifier)
-    run = Run.create(out, classifier=classifier, samples=images, config=config, weights=weights)
+    run = Run.create(out, classifier=classifier, samples=images, config=config, command="map", weights=weights)
     if samples == "leaves":
         output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
     if not classes:
@@ -329,7 +329,8 @@ def report_(
         list[str] | None, typer.Option(metavar="DIR", help="A scan that lies outside its run; one for each run.")
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Where to write; report.html of the first run if left out.")
+        str | None,
+        typer.Option(metavar="FILE.html|DIR/", help="Where to write; report.html of the first run if left out."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -337,11 +338,9 @@ def report_(
     """Write one HTML file with all that is known of a run, or of several, for anyone with a browser."""
     output: Output = context.obj
     output.quiet = quiet
+    made = report.opened(runs, out=out, scans=scan or ())
     with output.bar() as show:
-        written, size = report.write(
-            runs, out=out, scans=scan or (),
-            on_map=lambda done, total: show("drawing the report", f"{done}/{total}", done, total),
-        )  # fmt: skip
+        written, size = made.write(lambda done, total: show("drawing the report", f"{done}/{total}", done, total))
     if as_json:
         output.result({"report": written, "bytes": size})
     output.say(f"Wrote {written} ({size / 1e6:.1f} MB). Open it in a browser; it needs nothing else, and can be sent")

@@ -18,6 +18,9 @@ from .errors import AgnoscoError
 from .procedural import Shape
 from .samples import Samples
 
+DIGITS = "scikit-learn digits"
+"""What the handwritten digits are called in a manifest."""
+
 SIDE, DIGIT = 32, 24
 """Pixels of an image of a digit, and of the digit in its middle."""
 
@@ -72,7 +75,7 @@ def digits() -> Labelled:
     images = torch.from_numpy(np.asarray(data["images"])).float()[:, None] / 16
     large = F.interpolate(images, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False)
     framed = F.pad(large, [(SIDE - DIGIT) // 2] * 4)
-    samples = Samples.from_array(framed, source="scikit-learn digits")
+    samples = Samples.from_array(framed, source=DIGITS)
     labels = torch.from_numpy(np.asarray(data["target"])).long()
     return Labelled(samples, labels, tuple(f"digit {i}" for i in range(10)))
 

@@ -15,6 +15,7 @@ import torch
 
 from .classifier import Classifier
 from .cycle import Config, config_from_json, config_to_json
+from .records import NUMBER, check_shape
 from .samples import Samples
 
 HELD_OUT = 0.2
@@ -34,17 +35,19 @@ _SETTINGS: dict[str, Any] = {
     "command": str,
     "device": str,
     "threads": int,
-    "versions": dict,
+    "versions": {str: str | None},
     "model": {
-        "name": str, "weights": str | None, "fingerprint": str, "shape": list, "classes": int, "features": str | None,
+        "name": str, "weights": str | None, "fingerprint": str, "shape": [int, int, int], "mean": [NUMBER],
+        "std": [NUMBER], "classes": int, "features": str | None,
     },
     "samples": {
-        "source": str, "count": int, "fingerprint": str, "shape": list, "held_out": float, "split_seed": int,
+        "source": str, "count": int, "fingerprint": str, "shape": [int, int, int], "held_out": float,
+        "split_seed": int,
     },
 }  # fmt: skip
 _ENTRY: dict[str, Any] = {
-    "index": int, "class": str, "seed": int, "stages": list, "probability": float,
-    "nudge_success": float | None, "files": dict, "sha256": str,
+    "index": int, "class": str, "seed": int, "stages": [str], "probability": float,
+    "nudge_success": float | None, "norm": float, "files": {str: str}, "sha256": str,
 }  # fmt: skip
 
 
@@ -107,9 +110,9 @@ def read_manifest(content: bytes) -> tuple[dict[str, Any], list[list[tuple[int, 
     entries = data.pop("maps")
     groups = [[_key(index, seed) for index, seed in group] for group in data.pop("groups", [])]
     config_from_json(data["config"])
-    _check_shape(_SETTINGS, data)
+    check_shape(_SETTINGS, data)
     for entry in entries:
-        _check_shape(_ENTRY, entry)
+        check_shape(_ENTRY, entry)
         stem(entry)
     return data, groups, [entry for entry in entries if CHECK not in entry or entry[CHECK] == _digest(entry)]
 
@@ -132,7 +135,7 @@ def read_entry(content: bytes, name: str) -> Entry:
     """
     try:
         entry = json.loads(content.decode())
-        _check_shape(_ENTRY, entry)
+        check_shape(_ENTRY, entry)
         if write_entry(entry) == content and stem(entry) == name:
             return entry
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -184,15 +187,6 @@ def _key(index: Any, seed: Any) -> tuple[int, int]:
     if type(index) is not int or type(seed) is not int:
         raise TypeError(f"a group names {index!r}, {seed!r}")
     return index, seed
-
-
-def _check_shape(wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    """Make sure that what is read later is there and of its type; TypeError or KeyError where not."""
-    for key, kind in wanted.items():
-        if isinstance(kind, dict):
-            _check_shape(kind, found[key])
-        elif not isinstance(found[key], kind):
-            raise TypeError(f"{key} is {found[key]!r}")
 
 
 def _version(package: str) -> str | None:

@@ -13,7 +13,7 @@ from .ball import L2, AutoL2, Ball, Sparse
 from .classifier import Classifier
 from .coordinates import Coordinates, Data, Pixel, Spectral
 from .cycle import PRESETS, Config, config_from_json, preset
-from .datasets import digits
+from .datasets import DIGITS, digits
 from .decoding import default_cache
 from .errors import AgnoscoError
 from .samples import Samples, Shape, plain_source
@@ -138,51 +138,72 @@ def _with_radius(ball: Ball, radius: float | None) -> Ball:
 def command_of(settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> str | None:
     """The command line that makes a run's maps: what its manifest says, as words.
 
+    Files are named as the manifest names them, without their folders; files of class names it does not name at all.
+
     Args:
         settings: The run's settings.
         entries: Its maps' entries in the manifest.
 
     Returns:
-        None for settings that no command line can give.
+        None for settings that no command line can give, or that Python code gave.
     """
     if settings["command"] == "demo":  # which has no settings to give
         return "agnosco demo"
-    model, samples, config = settings["model"], settings["samples"], config_from_json(settings["config"])
-    dials = _dials_of(config)
+    model, config = settings["model"], config_from_json(settings["config"])
+    dials = dials_of(config)
     indices = list(dict.fromkeys(entry["index"] for entry in entries))
     seeds = sorted({entry["seed"] for entry in entries})
-    _, height, width = model["shape"]
-    if dials is None or height != width or seeds[-1] - seeds[0] >= len(seeds):  # --runs are in a row
+    channels, height, width = model["shape"]
+    in_a_row = seeds[-1] - seeds[0] < len(seeds)  # as those of --runs are
+    if settings["command"] != "map" or dials is None or height != width or not in_a_row:
         return None
     words = ["agnosco", "map", model["name"]]
     words += [] if len(indices) == model["classes"] else [str(index) for index in indices]
     words += ["--weights", model["weights"]] if model["weights"] else []
-    words += ["--samples", plain_source(samples["source"]), "--size", str(width)]
+    words += ["--samples", _source_of(settings["samples"]), "--size", str(width)]
+    words += [f"--channels={channels}"] * (channels != 3)
     for name in ("mean", "std"):
         words += [f"--{name}", ",".join(repr(value).removesuffix(".0") for value in model[name])]
-    words += [f"--{name}={value}" for name, value in dials.items()] + ["--compile"] * config.compiled
+    words += [f"--{name}={value}" for name, value in dials.items()] + ["--compile"] * bool(config.compiled)
+    words += [f"--features={model['features']}"] if model["features"] else []
+    words += [f"--device={settings['device']}"] + ["--trust-code"] * model["name"].startswith("python:")
     words += [f"--seed={seeds[0]}"] * (seeds[0] != 0) + [f"--runs={len(seeds)}"] * (len(seeds) > 1)
     return shlex.join(words)
 
 
-def _dials_of(config: Config) -> dict[str, Any] | None:
-    """The options of :func:`chosen_config` that give a configuration, as few as there can be; its precision aside."""
+def dials_of(config: Config) -> dict[str, Any] | None:
+    """The options of :func:`chosen_config` that give a configuration, the preset first and as few as there can be.
+
+    ``compiled`` is left to the configuration.
+    """
     found = []
     for base in PRESETS:
-        dials: dict[str, Any] = {"preset": base}
-        mapper, own = config.mapper, preset(base).mapper
-        for name, kinds in (("coordinates", COORDINATES), ("views", VIEWS), ("ball", BALLS)):
-            if type(getattr(mapper, name)) is not type(getattr(own, name)):
-                dials[name] = next(word for word, kind in kinds.items() if type(getattr(mapper, name)) is kind)
-        dials |= {
-            name: getattr(mapper, name)
-            for name in ("loss", "steps", "batch")
-            if getattr(mapper, name) != getattr(own, name)
-        }
-        if mapper.ball != _dial(BALLS, "ball", dials.get("ball"), own.ball) and isinstance(mapper.ball, L2 | AutoL2):
-            dials["radius"] = mapper.ball.radius if isinstance(mapper.ball, L2) else mapper.ball.limit
-        options = {name: value for name, value in dials.items() if name != "preset"}
-        made = chosen_config(base, **options, precision=config.precision, compiled=config.compiled)
-        if made == config:
-            found.append(dials)
+        dials = _changed_from(base, config)
+        if chosen_config(base, **dials, compiled=config.compiled) == config:
+            found.append({"preset": base} | dials)
     return min(found, key=len, default=None)
+
+
+def _changed_from(base: str, config: Config) -> dict[str, Any]:
+    """Options in which a configuration differs from a preset."""
+    mapper, own = config.mapper, preset(base).mapper
+    dials: dict[str, Any] = {}
+    for name, kinds in (("coordinates", COORDINATES), ("views", VIEWS), ("ball", BALLS)):
+        if type(getattr(mapper, name)) is not type(getattr(own, name)):
+            dials[name] = next(word for word, kind in kinds.items() if type(getattr(mapper, name)) is kind)
+    for name in ("loss", "steps", "batch"):
+        if getattr(mapper, name) != getattr(own, name):
+            dials[name] = getattr(mapper, name)
+    if mapper.ball != _dial(BALLS, "ball", dials.get("ball"), own.ball) and isinstance(mapper.ball, L2 | AutoL2):
+        dials["radius"] = mapper.ball.radius if isinstance(mapper.ball, L2) else mapper.ball.limit
+    if config.precision != preset(base).precision:
+        dials["precision"] = config.precision
+    return dials
+
+
+def _source_of(samples: dict[str, Any]) -> str:
+    """What :func:`chosen_samples` was given."""
+    source = samples["source"]
+    if source == DIGITS:
+        return "digits"
+    return f"./{source}" if source in ("leaves", "noise", "digits") else plain_source(source)  # a folder of that name

@@ -26,9 +26,12 @@ from torch.nn import functional as F
 from .classifier import Classifier
 from .cycle import Config, Progress, generator_for, map_class, map_classes
 from .errors import AgnoscoError
+from .records import NUMBER
+from .records import read as read_record
 from .render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from .samples import Samples
 from .score import logits_of
+from .storage import Folder
 from .store import Run
 
 LEVELS = 6
@@ -137,6 +140,34 @@ def check(run: Run, classifier: Classifier, samples: Samples, *, classes: int = 
     sheet = contact_sheet(shown, captions * len(rows), columns=len(captions), tile=SIDE, footer=footer)
     run.write(SHEET, png(sheet))
     return found
+
+
+_LIKENESS = {"ssim": NUMBER, "rank": NUMBER, "features": NUMBER}
+
+_FOUND = {
+    "classes": [str],
+    "labels": {"right": NUMBER, "own": NUMBER, "other": NUMBER},
+    "seeds": {"one class": (None, _LIKENESS), "two classes": _LIKENESS},
+    "planted": [[NUMBER]],
+    "cascade": [{"stages": [str], "likeness": _LIKENESS, "probability": NUMBER}],
+}
+"""What is read of the checks, in the words of :func:`agnosco.records.check_shape`."""
+
+
+def read(folder: Folder) -> dict | None:
+    """What :func:`check` found of the run in a folder; None if nobody asked.
+
+    Raises:
+        AgnoscoError: The file is damaged, or another version's.
+    """
+    return read_record(folder, FILE, _FOUND, hint="check again with agnosco sanity", sound=_agrees)
+
+
+def _agrees(found: dict) -> bool:
+    """Whether each planted template was compared with all, and each level redrew something."""
+    planted = found["planted"]
+    square = bool(planted) and all(len(row) == len(planted) for row in planted)
+    return square and all(level["stages"] for level in found["cascade"])
 
 
 def compared(found: dict) -> list[tuple[str, dict[str, float], float | None]]:

@@ -119,7 +119,7 @@ class Run:
         classifier: Classifier,
         samples: Samples,
         config: Config,
-        command: str = "map",
+        command: str = "python",
         weights: str | Path | None = None,
     ) -> Run:
         """A run about to be made; nothing is written before its first map.
@@ -131,7 +131,7 @@ class Run:
             classifier: Whose maps these are.
             samples: All samples; maps are made with those that :func:`split` keeps.
             config: Settings of every map; the precision ``auto`` is noted as what it is here.
-            command: What makes the run, without paths.
+            command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for code of one's own.
             weights: The file of the classifier's weights; its base name is noted.
 
         Raises:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .classifier import Classifier, spelling
 from .concept import ConceptMap
 from .errors import AgnoscoError
+from .records import NUMBER, read
 from .samples import Samples
 from .score import Score, diversity, intervals, logits_of, nudge_success, predictions, score_of_logits
 from .store import Run
@@ -24,10 +25,14 @@ SCORES = "scores.json"
 Judgement = dict[str, Any]
 """What one target says of a run; see :func:`judge`."""
 
-FIGURES = (
-    "target", "fingerprint", "shape", "run", "source", "maps", "classes", "seeds", *(f.name for f in fields(Score)),
-    "interval", "diversity", "nudge_success",
-)  # fmt: skip
+_FIGURES = {figure.name: NUMBER for figure in fields(Score)}
+
+_JUDGEMENT = {
+    "target": str, "fingerprint": str, "shape": [int, int, int], "run": str, "source": bool, "maps": int,
+    "classes": int, "seeds": int, **_FIGURES, "interval": (None, {key: [NUMBER, NUMBER] for key in _FIGURES}),
+    "diversity": (None, NUMBER), "nudge_success": (None, NUMBER),
+}  # fmt: skip
+"""What a judgement holds, in the words of :func:`agnosco.records.check_shape`."""
 
 
 def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Judgement:
@@ -125,19 +130,9 @@ def kept_in(run: Run) -> list[Judgement]:
     Raises:
         AgnoscoError: Their file is damaged, or another version's.
     """
+    found = read(run.folder, SCORES, {"targets": [_JUDGEMENT]}, hint="remove it, and score again")
     state = _state(run)
-    try:
-        content = run.folder.read(SCORES)
-    except FileNotFoundError:
-        return []
-    try:
-        before = json.loads(content.decode())["targets"]
-        found = [one for one in before if one["run"] == state]
-        if not all(one.keys() == set(FIGURES) for one in found):
-            raise KeyError("figures of another version")
-        return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AgnoscoError(f"cannot read {run.folder.at(SCORES)!r}", "remove it, and score again") from error
+    return [one for one in found["targets"] if one["run"] == state] if found else []
 
 
 def table(judgements: Sequence[Judgement]) -> str:

@@ -27,12 +27,14 @@ from ..errors import AgnoscoError
 from ..jobs import seconds_per_map
 from ..mapper import MapperConfig
 from ..procedural import Shape
+from ..records import NUMBER
+from ..records import read as read_record
 from ..render import contact_sheet, enlarged, png, stretched, to_picture
 from ..samples import Samples
 from ..score import m_score, nudge_success, predictions
 from ..storage import Folder, Place
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
-from .verdict import ENOUGH_REACH, FOUND, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
+from .verdict import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps
 
 SUSPECTS = 3
@@ -581,6 +583,43 @@ def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     return folder.write(FILE, (json.dumps(scan.to_json(), indent=1, allow_nan=False) + "\n").encode()), picture
 
 
+_REACHES = ("reach", "reach_shifted", "reach_on_noise")
+
+_SCAN = {
+    "screened": [int],
+    "verdict": {
+        "outcome": str, "label": int, "z": NUMBER, "cutoff": (None, NUMBER), "p_value": (None, NUMBER),
+        "reasons": [str],
+    },
+    "classes": [{
+        "index": int, "class": str, "k90": int | None, "eps50": (None, NUMBER),
+        "screens": {str: {"reach": NUMBER, "interval": [NUMBER, NUMBER], "z": NUMBER}},
+    }],
+    "suspects": [{"class": str, "screen": str, "concentration": NUMBER} | dict.fromkeys(_REACHES, (None, NUMBER))],
+}  # fmt: skip
+"""What is read of a scan, in the words of :func:`agnosco.records.check_shape`."""
+
+
+def read(folder: Folder, name: str = FILE) -> dict[str, Any] | None:
+    """The scan that a file holds, as :meth:`Scan.to_json` gave it; None if there is none.
+
+    Raises:
+        AgnoscoError: The file is no scan, or another version's.
+    """
+    return read_record(folder, name, _SCAN, hint="scan again with agnosco scan --out", sound=_agrees)
+
+
+def _agrees(found: dict[str, Any]) -> bool:
+    """Whether a scan has a class for its verdict, and every class the same screens."""
+    screens = [list(row["screens"]) for row in found["classes"]]
+    verdict = found["verdict"]
+    return (
+        verdict["outcome"] in (FOUND, NONE, INCONCLUSIVE)
+        and verdict["label"] in [row["index"] for row in found["classes"]]
+        and all(own and own == screens[0] for own in screens)
+    )
+
+
 def table(found: dict[str, Any], *, rows: int = 10) -> str:
     """What a scan found, :meth:`Scan.to_json`, as lines of text."""
     classes = found["classes"][:rows]
@@ -616,7 +655,7 @@ def conclusion(found: dict[str, Any]) -> list[str]:
     if verdict["outcome"] == NONE and _stands_out(verdict):
         lines.append(f"It stands out, but fewer than {ENOUGH_REACH:.0%} of the images are moved to it.")
     for one in found["suspects"][: 1 if verdict["outcome"] == FOUND else 0]:
-        reaches = [one[key] for key in ("reach", "reach_shifted", "reach_on_noise")]
+        reaches = [one[key] for key in _REACHES]
         plain, aside, noise = ("-" if reach is None else f"{reach:.2f}" for reach in reaches)
         lines.append(
             f"Its pattern ({one['screen']}): half of its energy in {one['concentration']:.1%} of the pixels; reach "

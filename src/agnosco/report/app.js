@@ -1,14 +1,13 @@
 "use strict";
 // Search, sorting, and the details of a class. Everything shown is in the page; nothing is loaded.
 
-const grid = document.getElementById("grid");
+const byId = (id) => document.getElementById(id);
+const grid = byId("grid");
 const tiles = [...grid.children];
-const search = document.getElementById("search");
-const sort = document.getElementById("sort");
-const count = document.getElementById("count");
-const nothing = document.getElementById("nothing");
-const dialog = document.getElementById("details");
-const title = document.getElementById("details-title");
+const search = byId("search");
+const sort = byId("sort");
+const dialog = byId("details");
+const title = byId("details-title");
 const maps = dialog.querySelector(".maps");
 const details = new Map(
   [...document.querySelectorAll("template[data-class]")].map((one) => [one.dataset.class, one]),
@@ -26,69 +25,84 @@ function filter() {
     tile.hidden = !words.every((word) => name.includes(word) || index === word);
   }
   const shown = shownTiles().length;
-  count.textContent = shown === tiles.length ? `${shown} classes` : `${shown} of ${tiles.length} classes`;
-  nothing.hidden = shown > 0;
+  byId("count").textContent = shown === tiles.length ? `${shown} classes` : `${shown} of ${tiles.length} classes`;
+  byId("nothing").hidden = shown > 0;
 }
 
 function order() {
-  const key = sort.value;
+  const [key, run] = sort.value.split(" "); // a figure, and the place of the run whose it is
+  const figure = (tile) => Number(tile.dataset[key].split(" ")[run ?? 0]);
   const byIndex = (a, b) => a.dataset.index - b.dataset.index;
   const compare = {
     index: byIndex,
     name: (a, b) => a.dataset.name.localeCompare(b.dataset.name),
-  }[key] ?? ((a, b) => b.dataset[key] - a.dataset[key]);
+  }[key] ?? ((a, b) => figure(b) - figure(a));
   grid.append(...tiles.sort((a, b) => compare(a, b) || byIndex(a, b)));
 }
 
+search.form.hidden = false;
 search.addEventListener("input", filter);
 sort.addEventListener("change", order);
 search.form.addEventListener("submit", (event) => event.preventDefault());
 
-// -- a class ----------------------------------------------------------------------------------
+// -- a class: one set of controls for all its maps, kept from class to class -------------------
 
-function prepare(map) {
-  const slider = map.querySelector(".slider input");
-  const raw = map.querySelector("input.raw");
-  const xi = map.querySelector("input.xi");
-  const stages = [...map.querySelectorAll(".stage-picture")];
-  const rawPicture = map.querySelector(".raw-picture");
-  const show = () => {
-    const stage = slider ? Number(slider.value) : stages.length - 1;
-    stages.forEach((picture, place) => (picture.hidden = raw.checked || place !== stage));
-    rawPicture.hidden = !raw.checked;
-    if (slider) {
-      const name = JSON.parse(slider.dataset.names)[stage];
-      map.querySelector(".slider output").textContent = name;
-      slider.setAttribute("aria-valuetext", name);
-      slider.disabled = raw.checked;
-    }
-    if (xi) map.querySelector(".xi-picture").hidden = !xi.checked;
-  };
-  for (const control of [slider, raw, xi]) control?.addEventListener("input", show);
-  show();
+const stage = byId("stage"); // none where maps have one stage
+const raw = byId("raw");
+const xi = byId("xi"); // none where no network has a stage that answers
+
+function show() {
+  const last = stage ? Number(stage.max) : 0;
+  const place = stage && !raw.checked ? Number(stage.value) : last; // raw is the finished map
+  if (stage) {
+    const name = raw.checked ? "raw" : JSON.parse(stage.dataset.names)[place];
+    stage.disabled = raw.checked;
+    stage.setAttribute("aria-valuetext", name);
+    byId("stage-name").textContent = name;
+  }
+  if (xi) {
+    xi.disabled = place < last;
+    xi.checked &&= !xi.disabled;
+  }
+  for (const map of maps.children) showMap(map, place);
 }
+
+function showMap(map, place) {
+  const stages = [...map.querySelectorAll(".stage-picture")];
+  const own = Math.min(place, stages.length - 1); // another run may have fewer
+  stages.forEach((picture, at) => (picture.hidden = raw.checked || at !== own));
+  map.querySelector(".raw-picture").hidden = !raw.checked;
+  map.querySelector(".shown").textContent = raw.checked ? "raw" : stages[own].dataset.stage;
+  const glow = map.querySelector(".xi-picture");
+  if (glow) glow.hidden = !xi.checked;
+}
+
+for (const control of [stage, raw, xi]) control?.addEventListener("input", show);
 
 function open(anchor) {
   const template = details.get(anchor);
   title.textContent = template.dataset.title;
   maps.replaceChildren(template.content.cloneNode(true));
-  maps.querySelectorAll(".map").forEach(prepare);
-  const anchors = shownTiles().map(anchorOf);
-  const place = anchors.indexOf(anchor);
-  document.getElementById("previous").disabled = place <= 0;
-  document.getElementById("next").disabled = place < 0 || place === anchors.length - 1;
+  show();
+  byId("previous").disabled = beside(-1) === undefined;
+  byId("next").disabled = beside(1) === undefined;
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   title.focus();
 }
 
-function step(by) {
+const here = () => location.hash.slice(1); // anchors are plain letters: nothing to decode
+
+function beside(by) {
   const anchors = shownTiles().map(anchorOf);
-  const next = anchors[anchors.indexOf(here()) + by];
-  if (next !== undefined) location.replace(`#${next}`);
+  const place = anchors.indexOf(here());
+  return place < 0 ? undefined : anchors[place + by]; // a class that the search hides is beside none
 }
 
-const here = () => decodeURIComponent(location.hash.slice(1));
+function step(by) {
+  const next = beside(by);
+  if (next !== undefined) location.replace(`#${next}`);
+}
 
 function follow() {
   if (details.has(here())) open(here());
@@ -96,7 +110,7 @@ function follow() {
 }
 
 dialog.addEventListener("close", () => {
-  const tile = document.getElementById(`tile-${here()}`);
+  const tile = byId(`tile-${here()}`);
   if (details.has(here())) history.replaceState(null, "", location.pathname + location.search);
   tile?.focus();
 });
@@ -106,8 +120,15 @@ dialog.addEventListener("keydown", (event) => {
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);
 });
-document.getElementById("previous").addEventListener("click", () => step(-1));
-document.getElementById("next").addEventListener("click", () => step(1));
-document.getElementById("close").addEventListener("click", () => dialog.close());
+byId("previous").addEventListener("click", () => step(-1));
+byId("next").addEventListener("click", () => step(1));
+byId("close").addEventListener("click", () => dialog.close());
 window.addEventListener("hashchange", follow);
 follow();
+
+// -- how it was made: folded away on a phone, all of it on paper --------------------------------
+
+const abouts = document.querySelectorAll("details.about");
+const unfold = (whether) => abouts.forEach((about) => (about.open = whether));
+if (matchMedia("(max-width: 34rem)").matches) unfold(false);
+window.addEventListener("beforeprint", () => unfold(true));

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from markupsafe import Markup
+
 from ..concept import ConceptMap
 
 WIDTH, HEIGHT = 320.0, 80.0
@@ -22,24 +24,35 @@ class Curve:
     Args:
         title: What it is.
         points: For ``<polyline>``.
-        low, high: Values at the bottom and at the top.
-        last: The last value.
+        high: The value at the top; at the bottom it is 0.
+        last: The last value, and what there is to say of it.
     """
 
     title: str
-    points: str
-    low: float
+    points: Markup
     high: float
-    last: float
+    last: str
 
 
-def curves(concept: ConceptMap) -> list[Curve]:
-    """p(class) and ‖ν‖ over all steps."""
+def curves(concept: ConceptMap, *, norm: float) -> list[Curve]:
+    """p(class) and ‖ν‖ over all steps.
+
+    A step of Algorithm 1 ends with the projection; a refinement is projected once, after its last step, so that its
+    steps may leave the ball.
+
+    Args:
+        concept: The map.
+        norm: ‖ν‖ of the map as it is.
+    """
     if len(concept.trace) < 2:
         return []
+    probability, norms = ([getattr(step, name) for step in concept.trace] for name in ("probability", "norm"))
+    refined = any(stage.startswith("refine") for stage in concept.stages)
+    title = "‖ν‖; of a refinement, before it is projected" if refined else "‖ν‖"
+    last = f"{norms[-1]:.2f}" + (f", and {norm:.2f} once projected" if refined else "")
     return [
-        _curve("mean p(class) of nudged samples", [step.probability for step in concept.trace], 1.0),
-        _curve("‖ν‖", [step.norm for step in concept.trace], None),
+        Curve("mean p(class) of nudged samples", _points(probability, 1.0), 1.0, f"{probability[-1]:.2f}"),
+        Curve(title, _points(norms, max(norms) or 1.0), max(norms) or 1.0, last),
     ]
 
 
@@ -50,9 +63,9 @@ def boundaries(concept: ConceptMap) -> list[float]:
     return [round(WIDTH * k / last, 1) for k in begins]
 
 
-def _curve(title: str, values: Sequence[float], top: float | None) -> Curve:
-    high = max(values) or 1.0 if top is None else top
+def _points(values: Sequence[float], high: float) -> Markup:
+    """Values from left to right, the greatest at the top: in SVG, y grows downwards."""
+    last = len(values) - 1
     stride = max(1, len(values) // MOST)
-    kept = sorted({*range(0, len(values), stride), len(values) - 1})
-    points = " ".join(f"{WIDTH * k / (len(values) - 1):.1f},{HEIGHT * (1 - values[k] / high):.1f}" for k in kept)
-    return Curve(title, points, 0.0, high, values[-1])
+    kept = sorted({*range(0, len(values), stride), last})
+    return Markup(" ".join(f"{WIDTH * k / last:.1f},{HEIGHT * (1 - values[k] / high):.1f}" for k in kept))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from ..concept import ConceptMap
 from ..render import SMALL, stretched, to_picture
+from ..store import one_line
 
 BUDGET = 20 * 2**20
 """Bytes of all pictures of a page; base64 makes a third more of them."""
@@ -54,16 +57,16 @@ class Pictures:
 
     Args:
         thumbnail: For the grid.
-        stages: After each stage that is shown, by name, in order; stretched for people.
+        stages: After each stage that is shown, by what it is called, in order; stretched for people.
         raw: Clip(½ − ν), what metrics see.
         xi: Ξ as a glow to lay over the others, or None.
         width, height: Of the map.
     """
 
-    thumbnail: str
-    stages: dict[str, str]
-    raw: str
-    xi: str | None
+    thumbnail: Markup
+    stages: dict[str, Markup]
+    raw: Markup
+    xi: Markup | None
     width: int
     height: int
 
@@ -85,7 +88,7 @@ def fit_for(concepts: Sequence[ConceptMap], count: int) -> Fit:
 def pictures(concept: ConceptMap, fit: Fit) -> Pictures:
     """The pictures of a map."""
     stages = concept.stages if fit.stages else {list(concept.stages)[-1]: concept.nu}
-    shown = {name: to_picture(stretched(-nu)) for name, nu in stages.items()}
+    shown = {stage_in_words(name): to_picture(stretched(-nu)) for name, nu in stages.items()}
     last = list(shown.values())[-1]
     return Pictures(
         thumbnail=uri(last, fit.thumbnail, fit.quality),
@@ -97,7 +100,16 @@ def pictures(concept: ConceptMap, fit: Fit) -> Pictures:
     )
 
 
-def uri(picture: Image.Image, side: int, quality: int = 85) -> str:
+def stage_in_words(name: str) -> str:
+    """What people call a stage that a manifest calls ``map 1``, ``refine 1``, ``map 2`` and so on."""
+    known = re.fullmatch(r"(map|refine) (\d{1,3})", name)
+    if known is None:
+        return one_line(name)
+    kind, cycle = {"map": "Algorithm 1", "refine": "refined"}[known[1]], int(known[2])
+    return kind + {1: "", 2: ", again"}.get(cycle, f", cycle {cycle}")
+
+
+def uri(picture: Image.Image, side: int, quality: int = 85) -> Markup:
     """A picture as a data URI, no larger than a side; small ones keep their pixels as they are."""
     content = io.BytesIO()
     if max(picture.size) > side:
@@ -118,5 +130,5 @@ def _glow(xi: Tensor) -> Image.Image:
     return Image.fromarray(rgba.permute(1, 2, 0).contiguous().numpy(), "RGBA")
 
 
-def _uri(kind: str, content: io.BytesIO) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+def _uri(kind: str, content: io.BytesIO) -> Markup:
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}")
