@@ -18,13 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from agnosco.ball import L2
 from agnosco.classifier import Classifier
 from agnosco.concept import ConceptMap
-from agnosco.cycle import Config, config_to_json, map_class
+from agnosco.cycle import Config, Job, config_to_json, map_class
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.manifest import slug
 from agnosco.mapper import MapperConfig, Step
@@ -122,7 +122,7 @@ def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
         "split_seed": 0,
     }
     assert data["versions"]["torch"] == torch.__version__
-    assert (data["device"], data["threads"], data["command"]) == ("cpu", torch.get_num_threads(), "map")
+    assert (data["device"], data["threads"], data["command"]) == ("cpu", torch.get_num_threads(), "python")
     assert data["config"]["refine"]["steps"] == 2
     assert Run.open(run.path).config == CONFIG
 
@@ -274,7 +274,7 @@ def test_file_in_the_way_is_not_touched(tmp_path: Path) -> None:
         ({"samples": samples(seed=1)}, "samples fingerprint"),
         ({"classifier": classifier(seed=1)}, "model fingerprint"),
         ({"classifier": classifier(features="0")}, "model features 1, now 0"),
-        ({"command": "demo"}, "command map, now demo"),
+        ({"command": "demo"}, "command python, now demo"),
     ],
 )
 def test_run_with_other_settings_is_not_touched(run: Run, changes: dict[str, Any], differing: str) -> None:
@@ -393,6 +393,25 @@ def test_map_of_another_shape_is_refused(run: Run) -> None:
     (run.path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(AgnoscoError, match=r"its map is \(3, 12, 10\)"):
         Run.open(run.path).map(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "told"),
+    [
+        ("xi", torch.zeros(1, 3, 3, dtype=torch.uint8), r"its xi is \(1, 3, 3\)"),
+        ("stages/map 1", torch.zeros(3, 1, 1), r"its stages is \(3, 1, 1\)"),
+        ("trace/norm", torch.zeros(2, 2, dtype=torch.float64), r"its trace is \(2, 2\)"),
+        ("nu", torch.zeros(3, 12, 10, dtype=torch.float64), "its map is .* of torch.float64"),
+    ],
+)
+def test_tensors_that_are_none_of_a_map_are_refused(run: Run, name: str, tensor: Tensor, told: str) -> None:
+    path = run.path / "maps/0001-goldfish-gold-s0.safetensors"
+    content = save(load_file(path) | {name: tensor})
+    path.write_bytes(content)
+    opened = Run.open(run.path)
+    opened._entries[Job(1, 0)]["sha256"] = hashlib.sha256(content).hexdigest()
+    with pytest.raises(AgnoscoError, match=told):
+        opened.map(1)
 
 
 def test_paths_in_a_manifest_are_not_followed(run: Run, tmp_path: Path) -> None:

@@ -414,11 +414,10 @@ class Run:
         name = f"maps/{stem(entry)}.safetensors"
         try:
             content = self._content(entry)
-            concept = _concept(safetensors.torch.load(content), self._entry(index, seed))
-            if list(concept.nu.shape) != self.settings["model"]["shape"] or concept.nu.dtype != torch.float32:
-                raise ValueError(f"its map is {tuple(concept.nu.shape)} of {concept.nu.dtype}")
-            return concept
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            tensors = safetensors.torch.load(content)
+            _check_tensors(tensors, tuple(self.settings["model"]["shape"]))
+            return _concept(tensors, self._entry(index, seed))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, safetensors.SafetensorError) as error:
             raise AgnoscoError(
                 f"cannot read {name} of {self.folder.name!r}: {_words(error)}",
                 "give the command that made the run again: it makes this map anew",
@@ -602,6 +601,18 @@ def _tensors(concept: ConceptMap) -> dict[str, Tensor]:
     if concept.xi is not None:
         tensors["xi"] = (255 * concept.xi).round().to(torch.uint8)
     return tensors
+
+
+def _check_tensors(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> None:
+    """Make sure that a file's tensors are those of a map ``(C, H, W)``; ValueError where not."""
+    steps = tensors["trace/step"].shape
+    for name, tensor in sorted(tensors.items()):
+        what = name.partition("/")[0]
+        wanted, dtype = (shape, torch.float32) if what in ("nu", "stages") else (steps[:1], torch.float64)
+        if what == "xi":
+            wanted, dtype = (1, *shape[1:]), torch.uint8
+        if tensor.shape != wanted or tensor.dtype != dtype:
+            raise ValueError(f"its {'map' if what == 'nu' else what} is {tuple(tensor.shape)} of {tensor.dtype}")
 
 
 def _concept(tensors: dict[str, Tensor], entry: Entry) -> ConceptMap:
