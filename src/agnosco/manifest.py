@@ -49,7 +49,14 @@ _ENTRY: dict[str, Any] = {
 
 
 def settings_of(
-    classifier: Classifier, samples: Samples, config: Config, command: str, weights: str | Path | None
+    classifier: Classifier,
+    samples: Samples,
+    config: Config,
+    command: str,
+    weights: str | Path | None,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """All that decides the bits of a run's maps, but class, seed and groups; as JSON gives it back."""
     settings = {
@@ -59,8 +66,8 @@ def settings_of(
             "torch": torch.__version__,
             "torchvision": _version("torchvision"),
         },
-        "device": str(classifier.device),
-        "threads": torch.get_num_threads(),
+        "device": device or str(classifier.device),
+        "threads": threads or torch.get_num_threads(),
         "model": {
             "name": classifier.name,
             "weights": Path(weights).name if weights else None,
