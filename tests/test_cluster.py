@@ -15,7 +15,7 @@ from torch import nn
 
 from agnosco import Classifier, Config, Samples, preset
 from agnosco.classifier import Classifier as Loaded
-from agnosco.cluster import Cluster, connected, versions
+from agnosco.cluster import Cluster, versions
 from agnosco.cycle import Job
 from agnosco.errors import AgnoscoError
 from agnosco.jobs import run_maps
@@ -59,15 +59,16 @@ def files(run: Run) -> dict[str, bytes]:
 def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(address: str, tmp_path: Path) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(1200)
     killed: list[int] = []
-    with connected(address) as cluster:
-        assert cluster is not None
+    with Cluster(address) as cluster:
         assert cluster.workers == 2
         run = cluster.run(str(tmp_path / "cluster"), classifier=classifier, samples=samples, config=config)
-        made = []
-        for one in run_maps(run, classifier, samples, range(12), made=cluster.made):
-            made.append((one.entry["index"], one.entry["seed"]))
+
+        def on_step(step: Any) -> None:
             if not killed:
-                killed += kill_a_worker()
+                killed.extend(kill_a_worker())
+
+        maps = run_maps(run, classifier, samples, range(12), made=cluster.made, on_step=on_step)
+        made = [(one.entry["index"], one.entry["seed"]) for one in maps]
     assert killed
     assert sorted(made) == [(label, 0) for label in range(12)]
 
@@ -98,8 +99,7 @@ def kill_a_worker() -> list[int]:
 
 def test_what_a_user_can_mend_is_said_as_it_is_on_one_machine(address: str, tmp_path: Path) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
-    with connected(address) as cluster:
-        assert cluster is not None
+    with Cluster(address) as cluster:
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
         with torch.no_grad():
             next(classifier.model.parameters()).fill_(float("nan"))
@@ -116,21 +116,21 @@ def test_a_worker_that_fits_nowhere_is_said_so(address: str, cpus: int, gpus: fl
 
 def test_workers_of_other_versions_are_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agnosco.cluster.versions", lambda: versions() | {"torch": "0.1"})
-    with connected(address) as cluster, pytest.raises(AgnoscoError, match="other versions"):
-        assert cluster is not None
-        cluster.send(network(), Samples.noise((3, 16, 16), count=40), settings(2))
+    with Cluster(address) as cluster:
+        samples = Samples.noise((3, 16, 16), count=40)
+        with pytest.raises(AgnoscoError, match="other versions"):
+            cluster.send(network(), samples, settings(2))
 
 
 def test_no_cluster_is_said_in_two_lines(tmp_path: Path) -> None:
-    with pytest.raises(AgnoscoError, match="no Ray cluster at '127.0.0.1:1'"):
+    with pytest.raises(AgnoscoError, match="no Ray cluster at"):
         Cluster("127.0.0.1:1")
 
 
 def test_progress_comes_from_all_workers(address: str, tmp_path: Path) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(40)
     seen: dict[Any, int] = {}
-    with connected(address) as cluster:
-        assert cluster is not None
+    with Cluster(address) as cluster:
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
 
         def on_step(step: Any) -> None:
