@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist work
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help install demo test test-all check bench assets browser docs wheel lock clean distclean
+.PHONY: help install demo test test-all check bench torture security fuzz assets browser docs wheel lock clean distclean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -46,18 +46,33 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/b
 	$(PY) benchmarks/growth.py
 	$(PY) benchmarks/growth.py --figure
 	$(PY) benchmarks/growth.py --tables
+	$(PY) benchmarks/report.py
+	$(PY) benchmarks/report.py --tables
+	$(PY) benchmarks/long_run.py
+	$(PY) benchmarks/long_run.py --tables
+	$(PY) benchmarks/large_folder.py
+	$(PY) benchmarks/large_folder.py --tables
 	for split in development test; do \
 		$(PY) benchmarks/backdoors.py train --split $$split && $(PY) benchmarks/backdoors.py scan --split $$split && \
 		$(PY) benchmarks/backdoors.py keep --split $$split || exit 1; done
 	$(PY) benchmarks/backdoors.py --figure --tables
 
-docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; warnings and dead links are errors
+torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments: is every map there, and the same? (minutes)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py
+
+security: $(VENV)/dev.stamp  ## every hostile file through the commands, for the table of docs/security.md
+	OMP_NUM_THREADS=1 $(PY) benchmarks/security.py
+
+fuzz: $(VENV)/dev.stamp  ## the properties and the doors for files, each with twenty thousand new examples (ten minutes a file)
+	AGNOSCO_FUZZ=long $(PYTEST) $(wildcard tests/test_fuzz_*.py tests/test_properties.py)
+
+docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; runs the notebook; warnings and dead links are errors
 	$(PY) -m typer agnosco.cli utils docs --name agnosco --output docs/cli.md
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "Open build/docs/index.html"
 
-wheel: $(VENV)/dev.stamp  ## build the wheel, install it into an empty environment, and run the demo from there
-	rm -rf dist build/wheel && $(PY) -m build --wheel --no-isolation --outdir dist
+wheel: $(VENV)/dev.stamp  ## build both distributions, install the wheel into an empty environment, and run the demo from there
+	rm -rf dist build/wheel && $(PY) -m build --no-isolation --outdir dist
 	$(UV) venv --quiet build/wheel && $(UV) pip install --quiet --python build/wheel/bin/python --require-hashes -r requirements/demo.txt
 	$(UV) pip install --quiet --python build/wheel/bin/python --no-deps dist/*.whl
 	cd build/wheel && bin/agnosco demo

@@ -14,9 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # pytest-xdist already keeps every core busy, and with one thread sums are taken in one order.
 torch.set_num_threads(1)
 
-# The same examples on every run and machine; a busy machine is not a failure.
-settings.register_profile("agnosco", deadline=None, derandomize=True)
-settings.load_profile("agnosco")
+# The same hundred examples on every run and machine, or with AGNOSCO_FUZZ=long (`make fuzz`) many new ones; a busy
+# machine is no failure. A test of slow examples takes a share: @settings(max_examples=settings().max_examples // 10).
+settings.register_profile("agnosco", deadline=None, derandomize=True, max_examples=100)
+settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)
+settings.load_profile(os.environ.get("AGNOSCO_FUZZ", "agnosco"))
 
 
 @pytest.fixture(scope="session")

@@ -180,6 +180,7 @@ def test_sparse_pixels_must_fit(count: int) -> None:
         (AutoL2, {"start": -5.0, "limit": -5.0}),
         (AutoL2, {"start": 20.0, "limit": 10.0}),
         (AutoL2, {"growth": 0.9}),
+        (AutoL2, {"success": float("inf")}),
         (Sparse, {"start": 1.5}),
         (Sparse, {"hold": -0.1}),
     ],

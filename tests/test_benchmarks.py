@@ -1,4 +1,4 @@
-"""The bench of backdoors: its figures on numbers that are known, and Neural Cleanse on a planted square."""
+"""The benches: figures on numbers that are known, Neural Cleanse on a planted square, and a process that goes on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from test_scan import TARGET, planted, samples
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 backdoors = pytest.importorskip("backdoors")
 cleanse = pytest.importorskip("neural_cleanse")
+growing = pytest.importorskip("long_run")
 
 
 def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
@@ -56,3 +57,31 @@ def test_a_bank_of_other_attacks_draws_other_triggers_and_targets() -> None:
     assert len({attack.trigger for attack in drawn}) > 10
     assert backdoors.attack_of("patch", 3) == backdoors.attack_of("patch", 3)
     assert backdoors.attack_of("clean", 3) is None
+
+
+def test_maps_leave_no_hooks_files_threads_or_tensors_behind(tmp_path: Path) -> None:
+    classifier = growing.network(size=8)
+    states = list(growing.long_run(tmp_path, classifier, growing.config(steps=2), 30))
+    assert [one["maps"] for one in states] == [0, 10, 20, 30]
+    assert len(list((tmp_path / "maps").iterdir())) == 30
+    assert [one["hooks"] for one in states] == [0] * 4
+    for what in ("files", "threads", "tensors"):
+        assert len({one[what] for one in states[1:]}) == 1, what
+    hook = classifier.model[0].register_forward_hook(lambda *_: None)  # what is counted
+    assert growing.hooks(classifier.model) == 1
+    hook.remove()
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_many_maps(tmp_path: Path) -> None:
+    states = list(growing.long_run(tmp_path, growing.network(size=16), growing.config(steps=4), 150))
+    assert set(growing.flat(states).values()) == {True}
+
+
+def test_flat_is_within_five_per_cent_of_what_it_was_after_the_warm_up() -> None:
+    def state(maps: int, megabytes: float, files: int = 7) -> dict[str, float]:
+        return {"maps": maps, "megabytes": megabytes, "tensors": 4, "hooks": 0, "files": files, "threads": 1}
+
+    assert all(growing.flat([state(0, 10), state(50, 100), state(300, 104.9)]).values())
+    assert not growing.flat([state(0, 105.2), state(50, 100), state(300, 105.1)])["megabytes"]
+    assert not growing.flat([state(0, 10), state(50, 100), state(300, 100, files=8)])["files"]

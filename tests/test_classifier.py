@@ -398,6 +398,18 @@ def test_a_number_that_is_a_name_too_is_no_guess() -> None:
     with pytest.raises(AgnoscoError, match="'1' is the index of '2' and the name of class 0"):
         classifier.index("1")
     assert classifier.index(1) == 1  # a number is an index
+    classifier.labels = (" 1 ", "2", "3", "4", "0")
+    with pytest.raises(AgnoscoError, match="the name of class 0"):
+        classifier.index(" 1 ")
+
+
+def test_a_number_that_is_no_index_may_be_a_name() -> None:
+    classifier = Classifier(ChannelsLast(), size=6, labels=["1999", "-5", "3", "4", "12345678901"])
+    assert [classifier.index(label) for label in classifier.labels if len(label) > 1] == [0, 1, 4]
+    with pytest.raises(AgnoscoError, match="no class 1999"):
+        classifier.index(1999)
+    with pytest.raises(AgnoscoError, match="no class '999"):
+        classifier.index("9" * 5000)  # more digits than Python reads
 
 
 def test_models_of_other_precisions_are_fed_theirs() -> None:

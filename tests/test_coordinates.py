@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from oracle import natural_samples
 
 from agnosco.coordinates import Coordinates, Data, FourierBasis, Pixel, Spectral
+from agnosco.errors import AgnoscoError
 from agnosco.samples import Samples
 
 CPU = torch.device("cpu")
@@ -193,3 +194,16 @@ def test_spectrum_has_unit_mean_square(coordinates: Coordinates) -> None:
     basis = coordinates.fit(natural_samples(20, (3, 12, 10), seed=0), CPU)
     assert isinstance(basis, FourierBasis)
     assert np.mean(basis.spectrum.double().numpy() ** 2) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [float("nan"), float("inf"), -1.0, 11.0])
+@pytest.mark.parametrize("kind", [Data, Spectral])
+def test_exponents_without_sense_are_refused(kind: type, exponent: float) -> None:
+    with pytest.raises(AgnoscoError, match="exponent of"):
+        kind(exponent)
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, 1.5, float("nan")])
+def test_floors_without_sense_are_refused(floor: float) -> None:
+    with pytest.raises(AgnoscoError, match="is no share"):
+        Data(floor=floor)

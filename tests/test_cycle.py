@@ -381,6 +381,7 @@ MISTAKES: dict[str, Callable[[dict[str, Any]], object]] = {
     "dial without a type": lambda data: data["mapper"]["views"].clear(),
     "no mapper": lambda data: data.pop("mapper"),
     "no cycles": lambda data: data.pop("cycles"),
+    "one contrast of two": lambda data: data["mapper"].update(contrast=[1.0]),
     "text for a number": lambda data: data["mapper"].update(batch="many"),
     "unknown part": lambda data: data.update(colour=1),
     "dial in another's place": lambda data: data["mapper"].update(views={"type": "L2", "radius": 3.0}),

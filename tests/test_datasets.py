@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from agnosco import datasets
-from agnosco.errors import AgnoscoError
+from agnosco.errors import AgnoscoError, AgnoscoWarning
 
 
 def test_digits_are_scikit_learns_in_a_black_frame() -> None:
@@ -52,6 +52,18 @@ def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None
     assert (len(kept), len(held)) == (3, 2)
     for part in (kept, held):
         assert (part.samples.images[:, 0, 0, 0] == torch.where(part.labels == 0, 50, 200)).all()
+
+
+def test_classes_share_what_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("L", (6, 6), i).save(tmp_path / name / f"{i}.png")
+    monkeypatch.setattr(datasets, "MOST_BYTES", 2 * 3 * 36)
+    with pytest.warns(AgnoscoWarning, match=r"'[ab]' holds 5 files, of which 3 were chosen") as caught:
+        found = datasets.from_class_folders(tmp_path, (1, 6, 6))
+    assert len(caught) == 2
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("folders", [[], ["one"]])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from contextlib import suppress
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -281,29 +284,36 @@ def test_what_is_not_a_plain_file_is_named(tmp_path: Path) -> None:
     solid(root / "sub" / ".hidden.png")
     solid(root / ".git" / "inside.png")
     outside = solid(tmp_path / "elsewhere" / "outside.png")
-    (root / "link.png").symlink_to(outside)
+    (root / "out.png").symlink_to(outside)
+    (root / "link.png").symlink_to(root / "real.png")
+    (root / "sub" / "up.png").symlink_to("../real.png")
     (root / "loop").symlink_to(root)
     (root / "gone.png").symlink_to(tmp_path / "nowhere")
     (root / "self.png").symlink_to(root / "self.png")
     os.mkfifo(root / "pipe.jpg")
-    files, skipped = find_files(root)
-    assert list(files) == ["link.png", "real.png"]
+    files, total, skipped, passed = find_files(root)
+    assert (total, passed) == (3, 6)
+    assert list(files) == ["link.png", "real.png", "sub/up.png"]
     reasons = {one.name: one.reason for one in skipped}
     assert "too many" in reasons.pop("self.png")
     assert reasons == {
         ".git": "hidden folder",
         "gone.png": "broken link",
         "loop": "link to a folder, not followed",
+        "out.png": "link out of the folder, not followed",
         "pipe.jpg": "not a regular file",
         "sub/.hidden.png": "hidden",
     }
+    (tmp_path / "way").symlink_to(root)  # a link that somebody typed is followed
+    assert list(find_files(tmp_path / "way").files) == list(files)
+    assert list(find_files(root / "out.png").files) == ["out.png"]
 
 
 def test_folders_and_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     solid(tmp_path / "good.png")
     locked = {str(solid(tmp_path / "locked.png")), str(solid(tmp_path / "vault" / "in.png").parent)}
     refuse(monkeypatch, locked)
-    images, skipped = read_folder(tmp_path, RGB4)
+    images, skipped, *_ = read_folder(tmp_path, RGB4)
     assert len(images) == 1
     assert skipped == (Skipped("locked.png", "permission denied"), Skipped("vault", "permission denied"))
     refuse(monkeypatch, {str(tmp_path)})
@@ -334,8 +344,102 @@ def test_strange_names_can_be_printed(tmp_path: Path, name: str) -> None:
     for _ in range(2):  # the second from the cache
         skipped = read_folder(tmp_path, RGB4, cache=tmp_path / ".cache").skipped
         assert skipped[-1].name == name or skipped[0].name == name
-        assert decoding.summary(skipped).isascii()
-        assert decoding.summary(skipped).isprintable()
+        assert decoding.summary(skipped, 1).isascii()
+        assert decoding.summary(skipped, 1).isprintable()
+
+
+# -- very many names ----------------------------------------------------------------------------
+
+
+def by_hash(names: list[str], count: int) -> list[str]:
+    """The choice as it is described: of the least SHA-256 of their names."""
+    return sorted(sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:count])
+
+
+def test_some_of_many_files_are_chosen_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{part}/{number}.png" for part in ("a", "b/c", "é") for number in range(40)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_files(tmp_path, limit=30)
+    assert list(found.files) == by_hash(names, 30)
+    assert all(path == tmp_path / name for name, path in found.files.items())
+    assert (found.total, found.passed) == (120, 0)
+    assert min(sum(name.startswith(part) for name in found.files) for part in ("a", "b", "é")) >= 5
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: Listed(reversed(list(real(path)))))
+    assert find_files(tmp_path, limit=30) == found
+    monkeypatch.undo()
+    tmp_path.rename(tmp_path.with_name("moved"))
+    assert list(find_files(tmp_path.with_name("moved"), limit=30).files) == list(found.files)
+
+
+class Listed(AbstractContextManager):
+    """What os.scandir gives, in an order of our own."""
+
+    def __init__(self, entries: Iterable[os.DirEntry[str]]) -> None:
+        self.entries = entries
+
+    def __iter__(self) -> Iterator[os.DirEntry[str]]:
+        return iter(self.entries)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_nothing_is_chosen_of_as_many_as_may_be(tmp_path: Path) -> None:
+    for value in range(9):
+        solid(tmp_path / f"{value}.png", value)
+    for limit in (9, 10, 10_000):
+        assert list(find_files(tmp_path, limit=limit).files) == [f"{value}.png" for value in range(9)]
+    assert len(find_files(tmp_path, limit=8).files) == 8
+    assert decoding.MOST_FILES == 10_000
+    with pytest.raises(AgnoscoError, match="limit of 0"):
+        find_files(tmp_path, limit=0)
+
+
+def test_large_images_leave_room_for_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [solid(tmp_path / f"{value}.png", value).name for value in range(9)]
+    monkeypatch.setattr(decoding, "MOST_BYTES", 5 * 3 * 4 * 4 + 1)
+    found = read_folder(tmp_path, RGB4)
+    assert found.images[:, 0, 0, 0].tolist() == [int(name[0]) for name in by_hash(names, 5)]
+    assert (found.read, found.files) == (5, 9)
+    assert read_folder(tmp_path, RGB4, limit=2).read == 2
+    assert read_folder(tmp_path, (3, 40, 40)).read == 1  # rather than none
+
+
+def test_no_image_among_those_chosen(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("text")
+    with pytest.raises(AgnoscoError, match=r"among 2 of its 5 files: '\d.txt' \(not an image\), '\d.txt'"):
+        read_folder(tmp_path, RGB4, limit=2)
+
+
+def test_of_what_is_passed_over_the_first_are_named(tmp_path: Path) -> None:
+    solid(tmp_path / "good.png")
+    names = [f".{number}" for number in range(2 * decoding.KEPT + 500)]
+    for name in names:
+        (tmp_path / name).touch()
+    found = read_folder(tmp_path, RGB4)
+    assert [one.name for one in found.skipped] == sorted(names)[: decoding.KEPT]
+    assert found.left_out == 2500
+    assert decoding.summary(found.skipped, found.left_out).endswith("'.10' (hidden) and 2497 more")
+
+
+@pytest.mark.parametrize("name", ["{}.png", ".{}.png"])
+def test_memory_does_not_grow_with_names(tmp_path: Path, name: str) -> None:
+    """A name takes 200 bytes as an entry of a dict; 30,000 of them, 6 MB."""
+    first = solid(tmp_path / name.format("first"))
+    for number in range(30_000):
+        os.link(first, tmp_path / name.format(number))
+    tracemalloc.start()
+    try:
+        found = find_files(tmp_path, limit=100)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.total + found.passed == 30_001
+    assert peak < 2**20
 
 
 # -- folders ------------------------------------------------------------------------------------
@@ -347,14 +451,25 @@ def test_a_folder_in_order_with_what_it_lacks(tmp_path: Path) -> None:
     truncated(tmp_path / "07x.jpg")
     (tmp_path / "20x.jpg").write_text("text")
     seen = []
-    images, skipped = read_folder(tmp_path, RGB4, progress=lambda done, total: seen.append((done, total)))
+    images, skipped, *_ = read_folder(tmp_path, RGB4, progress=lambda done, total: seen.append((done, total)))
     assert images[:, 0, 0, 0].tolist() == list(range(30))
     assert skipped == (Skipped("07x.jpg", "truncated"), Skipped("20x.jpg", "not an image"))
     assert seen == [(done, 32) for done in range(1, 33)]
 
 
+def test_images_are_gathered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (0, 1, 4, 5, 8, 9):
+        monkeypatch.setattr(decoding, "BLOCK_BYTES", 4 * 3 * 2 * 2 + 1)
+        planted = [torch.full((3, 2, 2), value, dtype=torch.uint8) for value in range(count)]
+        found = decoding.gathered(iter(planted), (3, 2, 2))
+        assert found.shape == (count, 3, 2, 2)
+        assert found[:, 0, 0, 0].tolist() == list(range(count))
+        monkeypatch.setattr(decoding, "BLOCK_BYTES", 1)  # less than one image
+        assert torch.equal(decoding.gathered(iter(planted), (3, 2, 2)), found)
+
+
 def test_one_file_is_a_folder_of_one(tmp_path: Path) -> None:
-    images, skipped = read_folder(solid(tmp_path / ".a.png", 5), RGB4)
+    images, skipped, *_ = read_folder(solid(tmp_path / ".a.png", 5), RGB4)
     assert images.unique().tolist() == [5]
     assert skipped == ()
 
@@ -378,10 +493,10 @@ def test_nothing_to_read(tmp_path: Path, make, message: str) -> None:
 
 def test_a_long_list_is_counted() -> None:
     skipped = [Skipped(f"{i}.txt", "not an image") for i in range(12)]
-    assert decoding.summary(skipped) == (
+    assert decoding.summary(skipped, 12) == (
         "'0.txt' (not an image), '1.txt' (not an image), '2.txt' (not an image) and 9 more"
     )
-    assert "more" not in decoding.summary(skipped[:3])
+    assert "more" not in decoding.summary(skipped[:3], 3)
 
 
 def test_order_is_kept_whoever_finishes_first() -> None:

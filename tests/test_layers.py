@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "agnosco"
 # A new module needs a place here, and a line in docs/design.md.
 LAYERS = (
     {"errors"},
-    {"classifier", "dropout", "procedural", "render", "storage"},
+    {"classifier", "dropout", "procedural", "render", "storage", "weights"},
     {"architectures"},
     {"decoding", "zoo"},
     {"samples"},
@@ -34,7 +34,7 @@ LAYERS = (
     {"cluster", "report"},
     {"__init__"},
     {"console"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "inspection"},
     {"cli"},
     {"__main__"},
 )
@@ -55,7 +55,8 @@ BESIDES = {
     "checkpoint": {"safetensors"},
     "storage": {"fsspec"},
     "store": {"safetensors"},
-    "zoo": {"safetensors", "timm", "torchvision"},
+    "weights": {"safetensors"},
+    "zoo": {"timm", "torchvision"},
 }
 
 

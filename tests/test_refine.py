@@ -181,7 +181,16 @@ def test_defaults_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "weight", "rate"), [(0, 1.0, 0.1), (5, -1.0, 0.1), (5, 1.0, 0.0), (5, 1.0, math.nan)]
+    ("steps", "weight", "rate"),
+    [
+        (0, 1.0, 0.1),
+        (5, -1.0, 0.1),
+        (5, 1.0, 0.0),
+        (5, 1.0, math.nan),
+        (5, math.nan, 0.1),
+        (5, math.inf, 0.1),
+        (5, 1.0, math.inf),
+    ],
 )
 def test_settings_without_sense_are_refused(steps: int, weight: float, rate: float) -> None:
     with pytest.raises(AgnoscoError, match="no refinement"):

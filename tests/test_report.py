@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from agnosco import report as reporting
 from agnosco.classifier import Classifier
 from agnosco.cli import app
 from agnosco.concept import ConceptMap
-from agnosco.cycle import Config
+from agnosco.cycle import Config, config_to_json, preset
 from agnosco.errors import AgnoscoError
 from agnosco.mapper import MapperConfig, Step
 from agnosco.report.pictures import BUDGET, FITS, fit_for, pictures
@@ -124,6 +125,15 @@ def test_runs_are_aligned_by_name_where_their_numbers_differ(tmp_path: Path, run
     assert aligned[2, "whale"] == [1]
 
 
+def test_two_classes_of_one_run_have_two_rows(tmp_path: Path) -> None:
+    """The cranes of one are birds and machines; which is the only crane of the other, the index says."""
+    one = made(tmp_path / "one", ("tench", "crane"), seeds=1)
+    two = made(tmp_path / "two", ("crane", "crane", "tench"), seeds=1)
+    aligned = reporting._aligned([one, two])
+    rows = {key: [(place, entry["index"]) for place, entry in parts] for key, parts in aligned.items()}
+    assert rows == {(0, "tench"): [(0, 0), (1, 2)], (1, "crane"): [(0, 1), (1, 1)], (0, "crane"): [(1, 0)]}
+
+
 def test_scores_sanity_and_scan_are_shown_where_they_lie_in_the_run(run: Run) -> None:
     page = reporting.html([run])
     assert not {"seen", "sanity", "backdoors"} & set(re.findall(r'<section id="(\w+)"', page))
@@ -138,8 +148,53 @@ def test_scores_sanity_and_scan_are_shown_where_they_lie_in_the_run(run: Run) ->
     assert '<strong class="outcome">outlier class found</strong>' in page
 
 
+def test_a_tile_keeps_the_place_of_a_run_that_lacks_its_class(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", ("whale", "tench"), name="other", seeds=1)
+    page = reporting.html([run, other])
+    tiles = re.findall(r"<li data-index.*?</li>", page, re.S)
+    places = {re.findall(r'class="name">(.*?)<', tile)[0]: re.findall(r"<img|class=.none", tile) for tile in tiles}
+    assert places["tench"] == ["<img", "<img"]
+    assert places["Castle"] == ["<img", 'class="none']
+    assert places["whale"] == ['class="none', "<img"]
+
+
+def test_an_outlier_is_flagged_in_the_grid_by_the_run_whose_scan_found_it(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", ("tench", "Castle"), name="other", seeds=1)
+    put_scan(other)
+    tiles = re.findall(r"<li data-index.*?</li>", reporting.html([run, other]), re.S)
+    flags = {re.findall(r'class="name">(.*?)<', one)[0]: re.findall(r'class="flag">(.*?)<', one) for one in tiles}
+    assert [flags["Castle"], flags["tench"]] == [["outlier in other: z 12.0"], []]
+    z = {re.findall(r'class="name">(.*?)<', one)[0]: re.findall(r'data-z="(.*?)"', one)[0] for one in tiles}
+    assert (z["Castle"], z["tench"], z["crane"]) == ("12.0", "0.5", "-99")
+
+
+def test_the_matrix_has_a_row_for_every_run_and_a_column_for_every_judge(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", NAMES, name="other", seeds=1)
+    for of, judges in ((run, {"first": 0.25}), (other, {"first": 0.5, "second": 0.75})):
+        judged = transfer.judge(of, network())
+        transfer.keep(of, [judged | {"target": who, "fingerprint": who, "m_score": m} for who, m in judges.items()])
+    (table,) = re.findall(r'<table class="matrix">.*?</table>', reporting.html([run, other]), re.S)
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["maps of", "first", "second"],
+        ["planted", "0.250 (source)", "–"],
+        ["other", "0.500 (source)", "0.750 (source)"],
+    ]
+
+
+def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    runs = [made(path, NAMES[:2], name=name, seeds=1) for path, name in zip(folders, "nnm", strict=True)]
+    assert reporting._names(runs) == ["n, a", "n, b", "m"]
+    runs[0].settings["model"]["weights"] = "mine.safetensors"
+    assert reporting._names(runs) == ["n, mine.safetensors", "n, own weights", "m"]
+
+
 @pytest.mark.parametrize("name", ["quick", "paper", "best", "draft"])
-@pytest.mark.parametrize("dials", [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"coordinates": "pixel"}])
+@pytest.mark.parametrize(
+    "dials",
+    [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"coordinates": "pixel"}, {"ball": "auto", "radius": 9.0}],
+)
 def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, Any], run: Run) -> None:
     config = options.chosen_config(name, **dials)
     found = options._dials_of(config)
@@ -150,6 +205,20 @@ def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, A
 
 def test_settings_that_no_command_gives_have_none(run: Run) -> None:
     assert options._dials_of(Config(MapperConfig(beta1=0.5))) is None
+
+
+def test_the_command_of_a_run_says_all_that_decides_its_maps(run: Run) -> None:
+    model = {"name": "torchvision:x", "weights": None, "classes": 2, "shape": [1, 8, 8]}
+    model |= {"mean": [0.123456789], "std": [1.0]}
+    config = config_to_json(replace(preset("quick"), compiled=True))
+    settings = {"model": model, "samples": {"source": "photos (10 of 12 files)"}, "config": config}
+    entries = [{"index": index, "seed": seed} for index in (0, 1) for seed in (3, 4)]
+    assert options.command_of(settings, entries) == (
+        "agnosco map torchvision:x --samples photos --size 8 --mean 0.123456789 --std 1 --preset=quick --compile "
+        "--seed=3 --runs=2"
+    )
+    assert options.command_of(settings, [*entries[:1], {"index": 0, "seed": 9}]) is None  # seeds that are not in a row
+    assert options.command_of(settings | {"model": model | {"shape": [1, 8, 9]}}, entries) is None  # --size is one
 
 
 def test_a_thousand_maps_stay_within_the_budget() -> None:
@@ -227,7 +296,8 @@ def opened(chromium: Any, run: Run, tmp_path: Path) -> Iterator[Any]:
 
 def titled(page: Any, title: str) -> None:
     """Wait until a class is looked at."""
-    page.wait_for_function("(title) => document.getElementById('details-title').textContent === title", arg=title)
+    expect = pytest.importorskip("playwright.sync_api").expect  # asks from outside: the page's policy forbids eval
+    expect(page.locator("#details-title")).to_have_text(title)
 
 
 def shown(page: Any) -> list[str]:
@@ -303,7 +373,7 @@ def test_the_keyboard_reaches_everything(opened: Any) -> None:
     assert {"previous", "next", "close", "range", "raw", "xi"} <= set(inside)
     opened.keyboard.press("Escape")
     assert not opened.locator("dialog").is_visible()
-    opened.wait_for_function("document.activeElement.id === 'tile-1-castle'", timeout=5000)
+    pytest.importorskip("playwright.sync_api").expect(opened.locator("#tile-1-castle")).to_be_focused()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

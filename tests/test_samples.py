@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from agnosco import procedural
 from agnosco.decoding import Skipped
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.samples import Samples
+from agnosco.samples import Samples, plain_source
 
 
 def counted(count: int, shape: tuple[int, int, int] = (3, 2, 2)) -> torch.Tensor:
@@ -103,6 +103,35 @@ def test_clean_folder_warns_of_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert samples.source == tmp_path.name
     assert samples.skipped == ()
     assert numbers(samples) == [8]
+
+
+def test_a_choice_of_files_is_told(tmp_path: Path) -> None:
+    for value in range(12):
+        Image.new("RGB", (4, 4), (value,) * 3).save(tmp_path / f"{value}.png")
+    (tmp_path / ".hidden").touch()
+    with pytest.warns(AgnoscoWarning) as caught:
+        samples = Samples.from_folder(tmp_path, (3, 4, 4), limit=10)
+    assert [str(one.message) for one in caught] == [
+        f"left out of {tmp_path.name!r}, which gave 10 images: '.hidden' (hidden)",
+        f"{tmp_path.name!r} holds 12 files, of which 10 were chosen by their names",
+    ]
+    assert len(samples) == 10
+    assert samples.source == f"{tmp_path.name} (10 of 12 files)"
+    assert samples.split()[0].source == samples.source
+    assert plain_source(samples.source) == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("source", "plain"),
+    [
+        ("leaves-800-seed0", "leaves"),
+        ("photographs (10,000 of 1,234,567 files)", "photographs"),
+        ("photographs (old)", "photographs (old)"),
+        ("leaves-800-seed1", "leaves-800-seed1"),
+    ],
+)
+def test_the_source_as_it_was_asked_for(source: str, plain: str) -> None:
+    assert plain_source(source) == plain
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 4), (0, 4, 4), (3, 0, 4), (3, 4, -1)])

@@ -85,7 +85,7 @@ class AutoL2:
     growth: float = 1.03
 
     def __post_init__(self) -> None:
-        if not (0 < self.start <= self.limit < inf and self.success >= 0 and 1 <= self.growth < inf):
+        if not (0 < self.start <= self.limit < inf and 0 <= self.success < inf and 1 <= self.growth < inf):
             raise AgnoscoError(
                 f"no ball can grow with {self}",
                 "give 0 < start <= limit, and a growth of at least 1",

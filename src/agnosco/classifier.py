@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from .errors import AgnoscoError
 
+DIGITS = 9
+"""Of the longest number that is taken for the index of a class."""
+
 
 class Classifier:
     """An ``nn.Module`` that maps images to logits, with what is needed to feed it pixels.
@@ -176,20 +179,16 @@ class Classifier:
             AgnoscoError: There is no such class (the nearest are offered), or several.
         """
         text = str(label).strip()
-        if text.removeprefix("-").isdecimal():
-            index = int(text)
-            if not 0 <= index < self.classes:
+        wanted = spelling(text)
+        exact = [i for i, name in enumerate(self.labels) if spelling(name) == wanted]
+        if text.removeprefix("-").isdecimal() and len(text) <= DIGITS:
+            number, named = int(text), exact if isinstance(label, str) else []
+            if 0 <= number < self.classes:
+                return self._unless_named(number, named, text)
+            if not named:
                 raise AgnoscoError(
                     f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
                 )
-            if isinstance(label, str) and text in self.labels and self.labels[index] != text:
-                raise AgnoscoError(
-                    f"{text!r} is the index of {self.labels[index]!r} and the name of class {self.labels.index(text)}",
-                    "give the index as a number in Python, or rename the labels",
-                )
-            return index
-        wanted = spelling(text)
-        exact = [i for i, name in enumerate(self.labels) if spelling(name) == wanted]
         found = exact or [i for i, name in enumerate(self.labels) if f" {wanted} " in f" {spelling(name)} "]
         if len(found) == 1:
             return found[0]
@@ -197,6 +196,16 @@ class Classifier:
             several = ", ".join(f"{i} ({self.labels[i]})" for i in found[:6])
             raise AgnoscoError(f"{label!r} names several classes: {several}", "give the index")
         raise AgnoscoError(f"{self.name} has no class {label!r}", nearest(text, self.labels))
+
+    def _unless_named(self, index: int, named: list[int], text: str) -> int:
+        """An index that is written as a number, if no other class has that number for a name."""
+        others = [i for i in named if i != index]
+        if others:
+            raise AgnoscoError(
+                f"{text!r} is the index of {self.labels[index]!r} and the name of class {others[0]}",
+                "give the index as a number in Python, or rename the labels",
+            )
+        return index
 
     # -- which one it is ----------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, demo, doctor, report, sanity, zoo
+from . import __version__, demo, doctor, inspection, report, sanity, zoo
 from .backdoor import scan as scanning
 from .backdoor.poison import in_words as poisoned_in_words
 from .backdoor.poison import poison
@@ -76,6 +76,7 @@ _EXAMPLES: dict[str, tuple[str, ...]] = {
         "agnosco poison --trigger apple --out twins",
         "agnosco poison torchvision:vgg16 --data photographs/ --trigger swoosh --epochs 5",
     ),
+    "inspect": ("agnosco inspect theirs.safetensors", "agnosco inspect theirs.safetensors --finite --json"),
     "demo": ("agnosco demo --out digits",),
     "doctor": ("agnosco doctor --json",),
 }
@@ -111,6 +112,9 @@ Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean that the m
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviation that it expects divided out.")]
 Labels = Annotated[Path | None, typer.Option(help="Class names: one per line, or a JSON list.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow python:FILE.py, which is run.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Open .pt weights too, in a limited process; see docs/security.md.")
+]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, made by agnosco map; a URL as well.")]
 
 
@@ -158,6 +162,7 @@ def map_(
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
     features: Annotated[str | None, typer.Option(help="Submodule that the refinement looks at.")] = None,
     trust_code: TrustCode = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -172,6 +177,7 @@ def map_(
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
         labels=labels, features=features, device=device if cluster is None else "cpu", trust_code=trust_code,
+        allow_pickle=allow_pickle,
     )  # fmt: skip
     wanted = chosen_classes(classifier, classes)
     images = _read(output, samples, classifier)
@@ -207,6 +213,7 @@ def score_(
     std: Std = None,
     labels: Labels = None,
     trust_code: TrustCode = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -217,8 +224,9 @@ def score_(
     kept: list[Judgement] = []
     for spec in target:
         classifier = _load_for(
-            made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code
-        )
+            made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code,
+            allow_pickle=allow_pickle,
+        )  # fmt: skip
         images = None if samples is None else _read(output, samples, classifier)
         kept = keep(made, [judge(made, classifier, images=images)])  # what is judged stays, whatever comes next
         if all(label.isdecimal() for label in classifier.labels):
@@ -247,6 +255,7 @@ def sanity_(
     std: Std = None,
     labels: Labels = None,
     trust_code: TrustCode = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -256,8 +265,9 @@ def sanity_(
     made = Run.open(run)
     features = made.settings["model"]["features"]
     classifier = _load_for(
-        made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code
-    )
+        made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
     images = _read(output, samples, classifier)
     with output.steps() as on_step:
         found = sanity.check(made, classifier, images, classes=classes, on_step=on_step)
@@ -290,6 +300,7 @@ def scan_(
     labels: Labels = None,
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 for grey, 3 for RGB.")] = None,
     trust_code: TrustCode = False,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -302,6 +313,7 @@ def scan_(
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
         labels=labels, device=device, trust_code=trust_code,
+        allow_pickle=allow_pickle,
     )  # fmt: skip
     wanted = chosen_classes(classifier, classes)
     images = _read(output, samples, classifier)
@@ -371,13 +383,16 @@ def poison_(
     twin: Annotated[bool, typer.Option("--twin/--no-twin", help="Train the clean twin as well.")] = True,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("agnosco-poisoned"),
     device: Device = "auto",
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a compromised network and its clean twin, to try a scan on."""
     output: Output = context.obj
     output.quiet = quiet
-    create = partial(zoo.untrained, architecture, seed=seed, weights=weights, size=size, device=device)
+    create = partial(
+        zoo.untrained, architecture, seed=seed, weights=weights, size=size, device=device, allow_pickle=allow_pickle
+    )
     kept, held = _labelled(output, data, test, create(classes=10).shape)
     create = partial(create, classes=len(kept.names), labels=kept.names)
     chosen = seed % len(kept.names) if target is None else create().index(target)
@@ -391,6 +406,23 @@ def poison_(
     output.result(made if as_json else poisoned_in_words(made))
     weights_made = out / "compromised.safetensors"
     output.say(f"Wrote {out}. Try: agnosco scan {architecture} --weights {weights_made} --samples {test or data}")
+
+
+@app.command("inspect", epilog="\n\n".join((inspection.EXITS, EXAMPLES["inspect"])))
+def inspect_(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any file of weights, wherever it came from.")],
+    finite: Annotated[bool, typer.Option("--finite", help="Read the numbers too, and look for NaN and Inf.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Tell what a file of weights holds, without loading it or running anything in it."""
+    output: Output = context.obj
+    output.quiet = quiet
+    found = inspection.examine(file, values=finite)
+    output.result(found if as_json else inspection.in_words(found))
+    output.say(inspection.what_next(found, str(file)))
+    return found["exit_code"]
 
 
 @app.command("demo", epilog=EXAMPLES["demo"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -34,6 +35,9 @@ RETRIES = 5
 
 TELLING = 1.0
 """Seconds between two words of a worker's on how far it is."""
+
+ANSWERING = 10.0
+"""Seconds within which the head of a cluster has to answer."""
 
 LISTENING = 0.2
 """Seconds that the driver waits before it listens again."""
@@ -310,13 +314,21 @@ def _connected(ray: Any, address: str) -> None:
     """Join a cluster; the process's own way with SIGTERM, which Ray replaces, stays."""
     with _own_signals():
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AgnoscoError(
                 f"no Ray cluster at {address!r}: {told}",
                 "start one with `ray start --head`, or leave --cluster out to compute on this machine",
             ) from error
+
+
+def _knock(address: str) -> None:
+    """Find out at once whether anybody answers, for which Ray itself takes minutes; OSError if nobody does."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=ANSWERING).close()
 
 
 @contextmanager

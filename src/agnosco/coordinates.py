@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from .errors import AgnoscoError
+
 if TYPE_CHECKING:
     from .samples import Samples, Shape
 
@@ -111,10 +113,13 @@ class Spectral:
     """A 1/f^exponent amplitude spectrum and no colour mixing, for when no samples are to be trusted.
 
     Args:
-        exponent: 1 is that of natural images (Field 1987); 0 is flat.
+        exponent: 1 is that of natural images (Field 1987); 0 is flat; at most 10.
     """
 
     exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_exponent(self.exponent)
 
     def fit(self, samples: Samples, device: torch.device) -> Basis:
         channels, height, width = samples.shape
@@ -133,19 +138,29 @@ class Data:
     from one border to the other is no frequency of theirs, and drew a lattice into the maps.
 
     Args:
-        exponent: Power to which the spectrum is raised; below 1, fine detail gets a greater part.
-        floor: Least weight of a frequency and of a colour direction, as a share of the greatest;
+        exponent: Power to which the spectrum is raised, at most 10; below 1, fine detail gets a greater part.
+        floor: Least weight of a frequency and of a colour direction, as a share of the greatest, in (0, 1];
             it keeps A invertible for samples that lack some (grey or very smooth ones).
     """
 
     exponent: float = 0.9
     floor: float = 1e-4
 
+    def __post_init__(self) -> None:
+        _check_exponent(self.exponent)
+        if not 0 < self.floor <= 1:
+            raise AgnoscoError(f"a floor of {self.floor} is no share", "give a number above 0, and at most 1")
+
     def fit(self, samples: Samples, device: torch.device) -> Basis:
         colour = _colour_factor(samples, self.floor)
         spectrum = _spectrum(samples, torch.linalg.inv(colour)) ** self.exponent
         spectrum = spectrum.clamp_min(self.floor * spectrum.max().item())
         return FourierBasis(samples.shape, device, spectrum=_unit(spectrum), colour=colour)
+
+
+def _check_exponent(exponent: float) -> None:
+    if not 0 <= exponent <= 10:
+        raise AgnoscoError(f"no spectrum with an exponent of {exponent}", "give one from 0 to 10; images have about 1")
 
 
 def _spectrum(samples: Samples, whiten: Tensor) -> Tensor:

@@ -390,7 +390,7 @@ def config_from_json(data: dict[str, Any]) -> Config:
         mapper = MapperConfig(**{name: built(name, value) for name, value in parts.pop("mapper").items()})
         refine = parts.pop("refine")
         return Config(mapper, RefineConfig(**refine) if refine else None, parts.pop("cycles"), **parts)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AgnoscoError(
             f"settings that this version does not know: {error}", "use the version that wrote them"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from .samples import Samples
 
 SIDE, DIGIT = 32, 24
 """Pixels of an image of a digit, and of the digit in its middle."""
+
+MOST_BYTES = 4 * 2**30
+"""Decoded images of all classes together; each class has its share."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def from_class_folders(
 ) -> Labelled:
     """The images of a folder that holds one folder for each class; classes are in the order of their names.
 
+    Where they would take more than :data:`MOST_BYTES`, some of each class are chosen, which a warning says.
+
     Args:
         path: The folder.
         shape: ``(C, H, W)`` of the images; see :meth:`Samples.from_folder`.
@@ -94,9 +100,10 @@ def from_class_folders(
         raise AgnoscoError(
             f"{str(path)!r} does not hold a folder for each class", "give DIR with DIR/CLASS/IMAGE in it"
         )
+    limit = max(MOST_BYTES // math.prod(shape) // len(folders), 1)
     parts = []
     for done, folder in enumerate(folders, start=1):
-        parts.append(Samples.from_folder(folder, shape, cache=default_cache()).images)
+        parts.append(Samples.from_folder(folder, shape, limit=limit, cache=default_cache()).images)
         if progress:
             progress(done, len(folders))
     labels = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))

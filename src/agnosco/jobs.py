@@ -139,6 +139,7 @@ def run_maps(
         AgnoscoError: The folder cannot be written any more, or has vanished; finished maps are kept.
     """
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
+    run.folder.sweep()
     found = run.standing(jobs, names=classifier.labels)
     if on_found is not None:
         on_found(found)

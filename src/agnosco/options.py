@@ -16,7 +16,7 @@ from .cycle import PRESETS, Config, config_from_json, preset
 from .datasets import digits
 from .decoding import default_cache
 from .errors import AgnoscoError
-from .samples import Samples, Shape
+from .samples import Samples, Shape, plain_source
 from .views import AsIs, Crops, Views
 
 COORDINATES: dict[str, type[Coordinates]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
@@ -145,19 +145,22 @@ def command_of(settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> s
     Returns:
         None for settings that no command line can give.
     """
-    model, samples = settings["model"], settings["samples"]
-    dials = _dials_of(config_from_json(settings["config"]))
-    if dials is None:
-        return None
+    if settings["command"] == "demo":  # which has no settings to give
+        return "agnosco demo"
+    model, samples, config = settings["model"], settings["samples"], config_from_json(settings["config"])
+    dials = _dials_of(config)
     indices = list(dict.fromkeys(entry["index"] for entry in entries))
     seeds = sorted({entry["seed"] for entry in entries})
+    _, height, width = model["shape"]
+    if dials is None or height != width or seeds[-1] - seeds[0] >= len(seeds):  # --runs are in a row
+        return None
     words = ["agnosco", "map", model["name"]]
     words += [] if len(indices) == model["classes"] else [str(index) for index in indices]
     words += ["--weights", model["weights"]] if model["weights"] else []
-    words += ["--samples", re.sub(r"-\d+-seed0$", "", samples["source"]), "--size", str(model["shape"][2])]
+    words += ["--samples", plain_source(samples["source"]), "--size", str(width)]
     for name in ("mean", "std"):
-        words += [f"--{name}", ",".join(f"{value:g}" for value in model[name])]
-    words += [f"--{name}={value}" for name, value in dials.items()]
+        words += [f"--{name}", ",".join(repr(value).removesuffix(".0") for value in model[name])]
+    words += [f"--{name}={value}" for name, value in dials.items()] + ["--compile"] * config.compiled
     words += [f"--seed={seeds[0]}"] * (seeds[0] != 0) + [f"--runs={len(seeds)}"] * (len(seeds) > 1)
     return shlex.join(words)
 
@@ -176,8 +179,8 @@ def _dials_of(config: Config) -> dict[str, Any] | None:
             for name in ("loss", "steps", "batch")
             if getattr(mapper, name) != getattr(own, name)
         }
-        if isinstance(mapper.ball, L2) and mapper.ball != own.ball:
-            dials["radius"] = mapper.ball.radius
+        if mapper.ball != _dial(BALLS, "ball", dials.get("ball"), own.ball) and isinstance(mapper.ball, L2 | AutoL2):
+            dials["radius"] = mapper.ball.radius if isinstance(mapper.ball, L2) else mapper.ball.limit
         options = {name: value for name, value in dials.items() if name != "preset"}
         made = chosen_config(base, **options, precision=config.precision, compiled=config.compiled)
         if made == config:

@@ -7,6 +7,7 @@ network does not look at is cleared away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class RefineConfig:
     rate: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.weight < 0 or not self.rate > 0:
+        if not (self.steps >= 1 and 0 <= self.weight < math.inf and 0 < self.rate < math.inf):
             raise AgnoscoError(
                 f"no refinement with {self}", "give steps of at least 1, a weight of at least 0, a positive rate"
             )

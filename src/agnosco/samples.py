@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -37,13 +37,18 @@ ROUNDING = 1e-4
 """How far floats may lie outside [0, 1], as a resized image's do, before they count as a mistake."""
 
 
+def plain_source(source: str) -> str:
+    """What was asked for, from a set's ``source``: without how many, which, and of how many."""
+    return re.sub(r"-\d+-seed0$| \([\d,]+ of [\d,]+ files\)$", "", source)
+
+
 class Samples:
     """Images of one shape, drawn from at random.
 
     Args:
         images: ``(N, C, H, W)`` uint8.
         source: Where they come from, for reports and manifests; never a path's secrets, just a name.
-        skipped: What the source held that did not become an image.
+        skipped: What the source held that did not become an image; of very many, the first by name.
     """
 
     def __init__(self, images: Tensor, *, source: str, skipped: Iterable[Skipped] = ()) -> None:
@@ -64,6 +69,7 @@ class Samples:
         path: str | Path,
         shape: Shape,
         *,
+        limit: int = decoding.MOST_FILES,
         cache: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Samples:
@@ -76,19 +82,26 @@ class Samples:
         Args:
             path: A folder; one image file counts as a folder of one.
             shape: ``(C, H, W)`` of the samples; C is 1 (grey) or 3 (RGB).
+            limit: Of more files than this, or than :data:`agnosco.decoding.MOST_BYTES` of images, so many are
+                chosen by a hash of their names, which ``source`` and a warning say.
             cache: A folder in which decoded images are kept, such as
                 :func:`agnosco.decoding.default_cache`; None keeps nothing.
             progress: Called with the number of files done and their total.
 
         Raises:
-            AgnoscoError: No such folder, no readable image in it, or no such shape.
+            AgnoscoError: No such folder, no readable image in it, no such shape, or a limit that leaves none.
         """
-        images, skipped = decoding.read_folder(path, checked_shape(shape), cache=cache, progress=progress)
+        found = decoding.read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
         source = Path(os.path.abspath(Path(path).expanduser())).name or "folder"
-        if skipped:
-            message = f"left out of {source!r}, which gave {len(images)} images: {decoding.summary(skipped)}"
+        if found.skipped:
+            named = decoding.summary(found.skipped, found.left_out)
+            message = f"left out of {source!r}, which gave {len(found.images)} images: {named}"
             warnings.warn(message, AgnoscoWarning, stacklevel=2)
-        return cls(images, source=source, skipped=skipped)
+        if found.read < found.files:
+            message = f"{source!r} holds {found.files:,} files, of which {found.read:,} were chosen by their names"
+            warnings.warn(message, AgnoscoWarning, stacklevel=2)
+            source += f" ({found.read:,} of {found.files:,} files)"
+        return cls(found.images, source=source, skipped=found.skipped)
 
     @classmethod
     def from_array(cls, array: Any, *, shape: Shape | None = None, source: str = "array") -> Samples:
@@ -135,14 +148,17 @@ class Samples:
         """
         checked_shape(shape)
         items, total = _items(dataset, limit)
-        images: deque[Tensor] = deque()
-        for done, item in enumerate(items, start=1):
-            images.append(_image(item, shape, done - 1))
-            if progress:
-                progress(done, total)
-        if not images:
+
+        def images() -> Iterator[Tensor]:
+            for done, item in enumerate(items, start=1):
+                yield _image(item, shape, done - 1)
+                if progress:
+                    progress(done, total)
+
+        found = decoding.gathered(images(), shape)
+        if not len(found):
             raise AgnoscoError(f"{type(dataset).__name__} is empty", "give a dataset with images, or leaves or noise")
-        return cls(decoding.gathered(images, shape), source=type(dataset).__name__)
+        return cls(found, source=type(dataset).__name__)
 
     @classmethod
     def leaves(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:

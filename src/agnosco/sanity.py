@@ -139,29 +139,47 @@ def check(run: Run, classifier: Classifier, samples: Samples, *, classes: int = 
     return found
 
 
+def compared(found: dict) -> list[tuple[str, dict[str, float], float | None]]:
+    """What :func:`check` compared with the maps as they are: in words, how alike, and p(class) of what was redrawn."""
+    seeds = found["seeds"]
+    rows: list[tuple[str, dict[str, float], float | None]] = [
+        (f"another seed, {name}", seeds[key], None)
+        for name, key in (("the same class", "one class"), ("another class", "two classes"))
+        if seeds[key]
+    ]
+    return rows + [(words(level["stages"]), level["likeness"], level["probability"]) for level in found["cascade"]]
+
+
+def labels_in_words(found: dict) -> str:
+    """Whether the pictures are given their own class, as :func:`check` found."""
+    labels = found["labels"]
+    return (
+        f"{labels['right']:.0%} of the pictures are given their own class of the run (p {labels['own']:.3f}); "
+        f"the highest probability of any other class is {labels['other']:.3f}"
+    )
+
+
+def planted_in_words(found: dict) -> str:
+    """Whether maps of a network with planted templates are their templates, as :func:`check` found."""
+    planted = torch.tensor(found["planted"])
+    right = (planted.argmax(1) == torch.arange(len(planted))).sum().item()
+    return (
+        f"{right} of {len(planted)} maps are most like their own template, with a correlation of "
+        f"{planted.diagonal().mean().item():.2f} on average"
+    )
+
+
 def table(found: dict) -> str:
     """What :func:`check` found, as lines of text."""
-    labels, seeds = found["labels"], found["seeds"]
     lines = [
-        f"labels   {labels['right']:.0%} of the pictures are given their own class of the run (p {labels['own']:.3f}); "
-        f"the highest probability of any other class is {labels['other']:.3f}",
+        f"labels   {labels_in_words(found)}",
         "",
         f"{'likeness to the map as it is':44s}{'SSIM':>8s}{'rank':>8s}{'features':>10s}{'p':>8s}",
     ]
-    rows = [(f"another seed, {name}", seeds[key], None) for name, key in
-            (("the same class", "one class"), ("another class", "two classes")) if seeds[key]]  # fmt: skip
-    rows += [(words(level["stages"]), level["likeness"], level["probability"]) for level in found["cascade"]]
-    for name, alike, probability in rows:
+    for name, alike, probability in compared(found):
         p = "" if probability is None else f"{probability:8.3f}"
         lines.append(f"{name:44s}{alike['ssim']:8.3f}{alike['rank']:8.3f}{alike['features']:10.3f}{p}")
-    planted = torch.tensor(found["planted"])
-    right = (planted.argmax(1) == torch.arange(len(planted))).sum().item()
-    lines += [
-        "",
-        f"planted  {right} of {len(planted)} maps are most like their own template, with a correlation of "
-        f"{planted.diagonal().mean().item():.2f} on average",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"planted  {planted_in_words(found)}"])
 
 
 def _metrics() -> tuple[Callable[..., Any], Callable[..., Any]]:

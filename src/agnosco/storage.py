@@ -200,6 +200,8 @@ class Local(Folder):
             raise _unwritable(self.name, error) from error
 
     def sweep(self) -> None:
+        if not self.path.is_dir():
+            return
         try:
             inside = [Path(entry) for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
             for folder in (self.path, *inside):

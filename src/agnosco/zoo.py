@@ -1,10 +1,11 @@
-"""Where classifiers come from: a name and, for weights of one's own, a safetensors file.
+"""Where classifiers come from: a name and, for weights of one's own, a file.
 
 There are four kinds of names. ``torchvision:resnet18`` and ``timm:resnet18`` are architectures from
 those libraries' lists, with their own weights or with a file's; ``agnosco:digits`` is one of
 :mod:`agnosco.architectures`, with a file's. ``python:FILE.py:FACTORY`` runs a file, and so needs
-``trust_code``. Weights files are safetensors and nothing else: one of unknown origin is opened without
-running anything that it holds (torchvision and timm fetch and open their own weights themselves).
+``trust_code``. Weights files come in through :mod:`agnosco.weights`: one of unknown origin is opened without
+running anything that it holds (torchvision and timm fetch and open their own weights themselves). A network is
+built, and weights are read, only when the shapes in the file are those of the architecture.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -24,8 +25,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision import models
@@ -33,8 +32,12 @@ from torchvision import models
 from .architectures import ARCHITECTURES
 from .classifier import Classifier, nearest
 from .errors import AgnoscoError, AgnoscoWarning
+from .weights import CODES, LIMITS, Weights, opened, read_text
 
 FORMS = "torchvision:NAME, timm:NAME, agnosco:NAME or python:FILE.py:FACTORY"
+
+_File = Callable[[], AbstractContextManager[Weights]]
+"""Opens the file of weights, when it is its turn: a name is looked up first."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def load(
     features: str | None = None,
     device: torch.device | str | None = None,
     trust_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Classifier:
     """A classifier, by name.
 
@@ -80,10 +84,11 @@ def load(
         labels: One name per class, or a file of them: one per line, or a JSON list.
         device: See :func:`resolve_device`; ``None`` leaves the model where it is (a named one: the CPU).
         trust_code: Allow ``python:``, which runs the file.
+        allow_pickle: Allow weights that are a pickle of tensors (``.pt``, ``.pth``), opened by a limited process.
 
     Raises:
-        AgnoscoError: No such name, weights that are no safetensors or belong to another architecture
-            or are not finite, no network, no such device; or what :class:`Classifier` finds wrong.
+        AgnoscoError: No such name, weights that :func:`agnosco.weights.opened` refuses or that belong to another
+            architecture, no network, no such device; or what :class:`Classifier` finds wrong.
 
     Example:
         >>> load("torchvision:resnet18", weights="resnet18.safetensors").index("goldfish")
@@ -98,7 +103,8 @@ def load(
     if isinstance(spec, nn.Module):
         found = _as_it_is(spec, weights)
     else:
-        found = _named(spec, None if weights is None else Path(weights), trust_code)
+        file = None if weights is None else partial(opened, weights, allow_pickle=allow_pickle)
+        found = _named(spec, file, trust_code)
         found.model.eval().requires_grad_(False)
     if found.assumed and None in (size, mean, std):
         warnings.warn(
@@ -128,6 +134,7 @@ def untrained(
     size: int | None = None,
     labels: Sequence[str] | None = None,
     device: torch.device | str | None = None,
+    allow_pickle: bool = False,
 ) -> Classifier:
     """An architecture to be trained: random weights of a seed, or those of a file but for a head of other classes.
 
@@ -135,10 +142,11 @@ def untrained(
         spec: ``"torchvision:NAME"`` or ``"agnosco:NAME"``.
         classes: How many it is to tell apart.
         seed: Of the random weights.
-        weights: A safetensors file to begin with.
+        weights: A file to begin with.
         size: Height and width of the images; the architecture's own if None.
         labels: One name per class.
         device: See :func:`resolve_device`.
+        allow_pickle: See :func:`load`.
 
     Raises:
         AgnoscoError: No such architecture or device, or weights that do not fit it.
@@ -161,11 +169,11 @@ def untrained(
         torch.manual_seed(seed)
         model = create()
     if weights is not None:
-        tensors, head = read_weights(Path(weights)), _head(model)
-        if tensors.get(head, torch.empty(0)).shape != model.get_parameter(head).shape:
-            own = model.state_dict()
-            tensors |= {key: own[key] for key in (head, f"{head.removesuffix('weight')}bias") if key in own}
-        _fill(model, tensors, spec, Path(weights))
+        with opened(weights, allow_pickle=allow_pickle) as file:
+            head, own = _head(model), model.state_dict()
+            other = head not in file.shapes or file.shapes[head].shape != own[head].shape
+            replaced = (head, f"{head.removesuffix('weight')}bias") if other else ()
+            _fill(model, file, spec, instead={key: own[key] for key in replaced if key in own})
     model.to("cpu" if device is None else resolve_device(device))
     return Classifier(model, size=size, mean=mean, std=std, labels=labels, name=spec)
 
@@ -189,30 +197,6 @@ def resolve_device(name: torch.device | str) -> torch.device:
     return device
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file by name, floating-point ones as float32.
-
-    Raises:
-        AgnoscoError: There is no such file, it is something else, or it holds NaN or Inf.
-    """
-    if not path.is_file():
-        raise AgnoscoError(f"there is no weights file {str(path)!r}", "check the path")
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except OSError as error:
-        raise AgnoscoError(f"cannot read {path.name}: {error.strerror or error}", "check its permissions") from error
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # a KeyError is a dtype that torch has not
-        raise AgnoscoError(
-            f"{path.name} is no safetensors file, the only kind that is opened ({_first_line(error)})",
-            "where it is trusted, convert it: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')",
-        ) from error
-    for key, tensor in tensors.items():  # copies: the file's own are memory-mapped, and change with it
-        tensors[key] = tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
-        if not tensors[key].isfinite().all():
-            raise AgnoscoError(f"{path.name}: {_few([key])} is not finite (NaN or Inf)", "get the weights again")
-    return tensors
-
-
 # -- the doors -------------------------------------------------------------------------------------
 
 
@@ -220,23 +204,23 @@ def _as_it_is(model: nn.Module, weights: Path | str | None) -> _Found:
     if weights is not None:
         raise AgnoscoError(
             f"weights go with an architecture's name, not with a {type(model).__name__}",
-            "load them into the model first: model.load_state_dict(zoo.read_weights(path))",
+            "load them into the model first: model.load_state_dict(weights.read_weights(path))",
         )
     return _Found(model)
 
 
-def _named(spec: object, weights: Path | None, trust_code: bool) -> _Found:
+def _named(spec: object, file: _File | None, trust_code: bool) -> _Found:
     if not isinstance(spec, str):
         raise AgnoscoError(f"{type(spec).__name__} is no classifier", f"pass {FORMS}, or an nn.Module")
     door, _, name = spec.partition(":")
     if door == "torchvision":
-        return _from_torchvision(name, weights)
+        return _from_torchvision(name, file)
     if door == "timm":
-        return _from_timm(name, weights)
+        return _from_timm(name, file)
     if door == "agnosco":
-        return _from_our_own(name, weights)
+        return _from_our_own(name, file)
     if door == "python":
-        return _from_python(name, weights, trust_code)
+        return _from_python(name, file, trust_code)
     hint = f"give {FORMS}"
     if spec in _torchvision_names():
         hint = f"did you mean 'torchvision:{spec}'?"
@@ -245,20 +229,20 @@ def _named(spec: object, weights: Path | None, trust_code: bool) -> _Found:
     raise AgnoscoError(f"{spec!r} does not say where the classifier comes from", hint)
 
 
-def _from_torchvision(name: str, weights: Path | None) -> _Found:
+def _from_torchvision(name: str, file: _File | None) -> _Found:
     if name not in _torchvision_names():
         raise AgnoscoError(f"torchvision has no classifier {name!r}", nearest(name, _torchvision_names()))
     spec = f"torchvision:{name}"
     own = models.get_model_weights(name)["DEFAULT"]
-    if weights is None:
+    if file is None:
         model = _downloaded(spec, partial(models.get_model, name, weights=own))
     else:
-        tensors = read_weights(weights)
-        try:
-            model = _torchvision_architecture(name, tensors, device="meta")
-        except NotImplementedError:  # RegNet computes its widths with tensors
-            model = _torchvision_architecture(name, tensors, device="cpu")
-        _fill(model, tensors, spec, weights)
+        with file() as weights:
+            try:
+                model = _torchvision_architecture(name, weights.shapes, device="meta")
+            except NotImplementedError:  # RegNet computes its widths with tensors
+                model = _torchvision_architecture(name, weights.shapes, device="cpu")
+            _fill(model, weights, spec)
     preset, categories = own.transforms(), own.meta["categories"]
     known = _classes(model) == len(categories)
     return _Found(
@@ -272,7 +256,7 @@ def _from_torchvision(name: str, weights: Path | None) -> _Found:
     )
 
 
-def _from_timm(name: str, weights: Path | None) -> _Found:
+def _from_timm(name: str, file: _File | None) -> _Found:
     try:
         import timm
     except ImportError as error:
@@ -283,12 +267,12 @@ def _from_timm(name: str, weights: Path | None) -> _Found:
     spec, own = f"timm:{name}", timm.get_pretrained_cfg(name)
     if own is None or not own.num_classes:
         raise AgnoscoError(f"{spec} answers features: it has no classes", "choose a model with a classification head")
-    if weights is None:
+    if file is None:
         model = _downloaded(spec, partial(timm.create_model, name, pretrained=True))
     else:
-        tensors = read_weights(weights)
-        model = _with_classes_of(tensors, partial(timm.create_model, name))
-        _fill(model, tensors, spec, weights)
+        with file() as weights:
+            model = _with_classes_of(weights.shapes, partial(timm.create_model, name))
+            _fill(model, weights, spec)
     imagenet = models.ResNet18_Weights.DEFAULT.meta["categories"]
     known = _classes(model) == own.num_classes
     return _Found(
@@ -302,21 +286,21 @@ def _from_timm(name: str, weights: Path | None) -> _Found:
     )
 
 
-def _from_our_own(name: str, weights: Path | None) -> _Found:
+def _from_our_own(name: str, file: _File | None) -> _Found:
     if name not in ARCHITECTURES:
         raise AgnoscoError(f"agnosco has no architecture {name!r}", nearest(name, list(ARCHITECTURES)))
-    if weights is None:
+    if file is None:
         raise AgnoscoError(
             f"agnosco:{name} has no weights of its own", "pass a file of them: weights=FILE.safetensors (--weights)"
         )
     create, shape = ARCHITECTURES[name]
-    tensors = read_weights(weights)
-    model = _with_classes_of(tensors, lambda num_classes=10: create(num_classes))
-    _fill(model, tensors, f"agnosco:{name}", weights)
+    with file() as weights:
+        model = _with_classes_of(weights.shapes, _by_number(create))
+        _fill(model, weights, f"agnosco:{name}")
     return _Found(model, name=f"agnosco:{name}", size=shape[1:])
 
 
-def _from_python(rest: str, weights: Path | None, trust_code: bool) -> _Found:
+def _from_python(rest: str, file: _File | None, trust_code: bool) -> _Found:
     stem, found, factory = rest.partition(".py:")
     if not found:
         raise AgnoscoError(f"'python:{rest}' names no file and factory", "give python:FILE.py:FACTORY")
@@ -332,8 +316,9 @@ def _from_python(rest: str, weights: Path | None, trust_code: bool) -> _Found:
     if not isinstance(model, nn.Module):
         raise AgnoscoError(f"{name} of {path.name} gives {type(model).__name__}", "it has to return an nn.Module")
     spec = f"python:{path.name if path.is_absolute() else f'{stem}.py'}:{factory}"  # no folder of this machine
-    if weights is not None:
-        _fill(model, read_weights(weights), spec, weights)
+    if file is not None:
+        with file() as weights:
+            _fill(model, weights, spec)
     return _Found(model, name=spec)
 
 
@@ -371,7 +356,18 @@ def _with_classes_of(tensors: Mapping[str, Tensor], create: Callable[..., nn.Mod
     own, given = model.get_parameter(key), tensors.get(key)
     if given is None or given.shape[1:] != own.shape[1:] or len(given) == len(own):
         return model
+    if len(given) > LIMITS.classes:
+        raise AgnoscoError(
+            f"{len(given):,} classes are more than are mapped (at most {LIMITS.classes:,})",
+            "no sound weights come near it; docs/security.md has the limits",
+            exit_code=CODES["limit"],
+        )
     return create(num_classes=len(given))
+
+
+def _by_number(create: Callable[[int], nn.Module]) -> Callable[..., nn.Module]:
+    """One of our own architectures, made as torchvision's and timm's are."""
+    return lambda num_classes=10: create(num_classes)
 
 
 def _head(model: nn.Module) -> str:
@@ -383,15 +379,16 @@ def _classes(model: nn.Module) -> int:
     return len(model.get_parameter(_head(model)))
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], spec: str, path: Path) -> None:
-    """Give a model its weights, all of them and no others."""
-    difference = _difference(model, tensors)
+def _fill(model: nn.Module, weights: Weights, spec: str, *, instead: Mapping[str, Tensor] | None = None) -> None:
+    """Give a model its weights, all of them and no others, read only if they fit; ``instead`` replaces some."""
+    instead = instead or {}
+    difference = _difference(model, {**weights.shapes, **instead})
     if difference:
-        message = f"{path.name} does not hold the weights of {spec}: {difference}"
-        raise AgnoscoError(message, _architecture_hint(tensors))
+        message = f"{weights.name} does not hold the weights of {spec}: {difference}"
+        raise AgnoscoError(message, _architecture_hint(weights.shapes))
     state = model.state_dict()  # with the versions of its layers, which a file has not and MNASNet asks for
     counters = {key: torch.tensor(0) for key in state if key.endswith("num_batches_tracked")}  # of training only
-    state.update({**counters, **tensors})
+    state.update({**counters, **weights.read(), **instead})
     model.load_state_dict(state, assign=True)
 
 
@@ -415,7 +412,29 @@ def _difference(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _architecture_hint(tensors: Mapping[str, Tensor]) -> str:
-    """Which torchvision architecture fits, of those with a like number of parameters, the likest first."""
+    found = fitting(tensors)
+    if found is not None:
+        return f"they are those of {found[0]}"
+    return f"name the architecture that they were saved from; they hold {_few(sorted(tensors))}"
+
+
+def fitting(tensors: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """Of our own and torchvision's architectures the one that tensors are the weights of, and its number of classes.
+
+    Names and shapes tell; the tensors may be on the meta device.
+    """
+    for name, create in _candidates(tensors):
+        with suppress(NotImplementedError, AgnoscoError):  # RegNets are not looked at; too many classes fit nothing
+            model = create()
+            if not _difference(model, tensors):
+                return name, _classes(model)
+    return None
+
+
+def _candidates(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Architectures by name, on the meta device, the likest in number of parameters first."""
+    for name, (create, _) in ARCHITECTURES.items():
+        yield f"agnosco:{name}", partial(_on_meta, tensors, _by_number(create))
     count = max(sum(tensor.numel() for tensor in tensors.values()), 1)
     unlike = {
         name: abs(math.log(models.get_model_weights(name)["DEFAULT"].meta["num_params"] / count))
@@ -423,11 +442,13 @@ def _architecture_hint(tensors: Mapping[str, Tensor]) -> str:
     }
     for name in sorted(unlike, key=unlike.__getitem__):
         if unlike[name] > math.log(4):  # more than another number of classes can make of it
-            break
-        with suppress(NotImplementedError):  # RegNets are not looked at
-            if not _difference(_torchvision_architecture(name, tensors, device="meta"), tensors):
-                return f"they are those of torchvision:{name}"
-    return f"name the architecture that they were saved from; they hold {_few(sorted(tensors))}"
+            return
+        yield f"torchvision:{name}", partial(_torchvision_architecture, name, tensors, device="meta")
+
+
+def _on_meta(tensors: Mapping[str, Tensor], create: Callable[..., nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return _with_classes_of(tensors, create)
 
 
 # -- the code of a file ------------------------------------------------------------------------------
@@ -483,15 +504,20 @@ def _callables(module: ModuleType) -> list[str]:
 def _read_labels(path: Path) -> list[str]:
     """Names of classes from a file: a JSON list, or one per line."""
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = read_text(path).strip()
         names = json.loads(text) if text.startswith("[") else [line.strip() for line in text.splitlines()]
-    except (OSError, ValueError) as error:  # no text and no JSON are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # no text and no JSON are ValueErrors
         raise AgnoscoError(
             f"cannot read labels from {str(path)!r}: {_first_line(error)}", "give one name per line, or a JSON list"
         ) from error
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) and _is_text(name) for name in names):
         raise AgnoscoError(f"{path.name} holds no list of names", "give one name per line, or a JSON list")
     return names
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written: JSON may name halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _few(keys: Sequence[str]) -> str:

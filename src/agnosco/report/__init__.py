@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from PIL import Image
 
 from .. import sanity, transfer
 from ..backdoor import scan as scanning
+from ..backdoor.verdict import FOUND
 from ..classifier import spelling
 from ..concept import ConceptMap
 from ..cycle import PRESETS, describe, preset
@@ -29,16 +31,24 @@ from ..errors import AgnoscoError
 from ..manifest import Entry, slug, stem
 from ..options import command_of
 from ..storage import Folder, Place, at_once, write_whole
-from ..store import MANIFEST, Run
+from ..store import MANIFEST, Run, one_line
 from .curves import HEIGHT, WIDTH, Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures, uri
 
 FILE = "report.html"
 
+LONGEST = 200
+"""Characters that are shown of a class name."""
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 TRIED = 6
 """Maps by which the size of pictures is chosen."""
 
 OnMap = Callable[[int, int], None] | None
+
+Class = tuple[int, str]
+"""Index and name."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +67,24 @@ class MapView:
 
 @dataclass(frozen=True)
 class ClassView:
-    """A class and its maps of all runs."""
+    """A class and its maps of all runs.
+
+    Args:
+        anchor: What a link to it ends with.
+        index, name: As the first run that has it calls it.
+        maps: Of all runs.
+        slots: One map of each run, that of the least seed, or None: what the grid shows.
+        z: How far it stands out in the scan in which it stands out most; None if none looked at it.
+        outlier_in: Runs whose scan found it to be an outlier, by name.
+    """
 
     anchor: str
     index: int
     name: str
     maps: list[MapView]
+    slots: list[MapView | None]
     z: float | None
-
-    @property
-    def first(self) -> list[MapView]:
-        """One map of each run, that of the least seed: what the grid shows."""
-        return list({one.run: one for one in reversed(self.maps)}.values())[::-1]
+    outlier_in: list[str]
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,7 @@ def html(runs: Sequence[Run], *, scans: Sequence[Place] = (), on_map: OnMap = No
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agnosco", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_without_controls,
     )  # fmt: skip
     style, script = (files(__name__).joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js"))
     views = [_run_view(run, scans[place] if place < len(scans) else None) for place, run in enumerate(runs)]
@@ -128,13 +144,20 @@ def html(runs: Sequence[Run], *, scans: Sequence[Place] = (), on_map: OnMap = No
     return environment.get_template("page.html.j2").render(
         title=" and ".join(dict.fromkeys(run.settings["model"]["name"] for run in runs)),
         runs=views,
+        models=len({run.settings["model"]["name"] for run in runs}),
         classes=_classes(runs, views, on_map),
+        matrix=_matrix(views),
         style=style,
         script=script,
         policy=_policy(style, script),
         plot=(WIDTH, HEIGHT),
         version=metadata.version("agnosco"),
     )
+
+
+def _without_controls(value: Any) -> Any:
+    """Text as it may be shown in a terminal too, where somebody looks at the page's source."""
+    return _CONTROLS.sub("", value) if type(value) is str else value
 
 
 def _policy(style: str, script: str) -> str:
@@ -153,14 +176,17 @@ def _policy(style: str, script: str) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """What tells the runs apart: the network, its weights, and where that is not enough, the folder."""
+    """What tells the runs apart: the network; where that is not enough, its weights; or else the folder."""
     plain = [run.settings["model"]["name"] for run in runs]
-    weights = [run.settings["model"]["weights"] or "own weights" for run in runs]
-    weighted = [f"{name}, {own}" for name, own in zip(plain, weights, strict=True)]
-    for names in (plain, weighted):
-        if len(set(names)) == len(runs):
-            return names
-    return [f"{name}, {os.path.basename(run.folder.absolute(''))}" for name, run in zip(plain, runs, strict=True)]
+    weighted = [
+        f"{name}, {run.settings['model']['weights'] or 'own weights'}" for name, run in zip(plain, runs, strict=True)
+    ]
+    folders = [os.path.basename(run.folder.absolute("")) for run in runs]
+    foldered = [f"{name}, {folder}" for name, folder in zip(plain, folders, strict=True)]
+    return [
+        next((names[place] for names in (plain, weighted) if names.count(names[place]) == 1), foldered[place])
+        for place in range(len(runs))
+    ]
 
 
 def _run_view(run: Run, scan: Place | None) -> RunView:
@@ -174,13 +200,25 @@ def _run_view(run: Run, scan: Place | None) -> RunView:
         command=command_of(run.settings, run.entries),
         manifest="data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode(),
         scores=transfer.kept_in(run),
-        sanity=_json(run.folder, sanity.FILE),
+        sanity=_sanity(_json(run.folder, sanity.FILE)),
         sanity_picture=_picture(run.folder, sanity.SHEET),
         scan=found,
         conclusion=scanning.conclusion(found) if found else [],
         scan_picture=_picture(folder, scanning.PICTURE) if found else None,
         size=tuple(run.settings["model"]["shape"][:0:-1]),  # type: ignore[arg-type]
     )
+
+
+def _sanity(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What ``agnosco sanity`` found, as the page says it."""
+    if found is None:
+        return None
+    return {
+        "classes": found["classes"],
+        "rows": sanity.compared(found),
+        "labels": sanity.labels_in_words(found),
+        "planted": sanity.planted_in_words(found),
+    }
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -251,6 +289,34 @@ def _picture(folder: Folder, name: str) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """M_score of the maps of every run that was judged, by every network that judged one.
+
+    Args:
+        targets: Names of the judges, one for each column.
+        rows: Name of a run, and what each judge said of it, or None.
+        nudged, diverse: Whether any judge was given images to nudge, and any run several seeds.
+    """
+
+    targets: list[str]
+    rows: list[tuple[str, list[dict[str, Any] | None]]]
+    nudged: bool
+    diverse: bool
+
+
+def _matrix(views: Sequence[RunView]) -> Matrix:
+    judged = [(view.name, {one["target"]: one for one in view.scores}) for view in views if view.scores]
+    targets = list(dict.fromkeys(target for _, scores in judged for target in scores))
+    scores = [one for view in views for one in view.scores]
+    return Matrix(
+        targets,
+        rows=[(name, [of.get(target) for target in targets]) for name, of in judged],
+        nudged=any(one["nudge_success"] is not None for one in scores),
+        diverse=any(one["diversity"] is not None for one in scores),
+    )
+
+
 # -- classes -----------------------------------------------------------------------------------------
 
 
@@ -259,8 +325,6 @@ def _classes(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> li
     aligned = _aligned(runs)
     total = sum(len(run.entries) for run in runs)
     fit = _fit(runs, total)
-    rows = views[0].scan["classes"] if views[0].scan else []
-    z = {row["index"]: max(seen["z"] for seen in row["screens"].values()) for row in rows}
     done, taken, found = 0, set(), []
     for (index, name), parts in sorted(aligned.items(), key=lambda item: item[0][0]):
         maps = []
@@ -273,23 +337,56 @@ def _classes(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> li
         while anchor in taken:
             anchor += "-"
         taken.add(anchor)
-        found.append(ClassView(anchor, index, name, maps, z.get(index)))
+        z, outlier_in = _standing(views, parts)
+        first = {one.run: one for one in reversed(maps)}
+        found.append(
+            ClassView(
+                anchor,
+                index,
+                one_line(name, limit=LONGEST),
+                maps,
+                [first.get(at) for at in range(len(runs))],
+                z,
+                outlier_in,
+            )
+        )
     return found
 
 
-def _aligned(runs: Sequence[Run]) -> dict[tuple[int, str], list[tuple[int, Entry]]]:
+def _standing(views: Sequence[RunView], parts: Sequence[tuple[int, Entry]]) -> tuple[float | None, list[str]]:
+    """How far a class stands out in the scan in which it stands out most, and the runs in which it is the outlier."""
+    scores, outlier_in = [], []
+    for place, index in dict.fromkeys((place, entry["index"]) for place, entry in parts):
+        scan = views[place].scan
+        if scan is None:
+            continue
+        rows = [row for row in scan["classes"] if row["index"] == index]
+        scores += [seen["z"] for row in rows for seen in row["screens"].values()]
+        if scan["verdict"]["outcome"] == FOUND and scan["verdict"]["label"] == index:
+            outlier_in.append(views[place].name)
+    return max(scores, default=None), outlier_in
+
+
+def _aligned(runs: Sequence[Run]) -> dict[Class, list[tuple[int, Entry]]]:
     """Entries of all runs by class: the same index and name, or else the same name, which may have another index."""
-    rows: dict[tuple[int, str], list[tuple[int, Entry]]] = {}
+    rows: dict[Class, list[tuple[int, Entry]]] = {}
     for place, run in enumerate(runs):
-        before = list(rows)
+        classes = list(dict.fromkeys((entry["index"], entry["class"]) for entry in run.entries))
+        homes = _homes(list(rows), classes)
         for entry in run.entries:
-            key = (entry["index"], entry["class"])
-            if key not in rows:
-                alike = [row for row in before if spelling(row[1]) == spelling(entry["class"])]
-                exact = [row for row in alike if row[0] == entry["index"]]
-                key = (exact or alike)[0] if exact or len(alike) == 1 else key
-            rows.setdefault(key, []).append((place, entry))
+            rows.setdefault(homes[entry["index"], entry["class"]], []).append((place, entry))
     return rows
+
+
+def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class]:
+    """The row of each class of a run, no row of two; first come those that have an index in common with theirs."""
+    homes = {one: row for one in classes for row in rows if row[0] == one[0] and spelling(row[1]) == spelling(one[1])}
+    for one in classes:
+        if one not in homes:
+            taken = set(homes.values())
+            alike = [row for row in rows if spelling(row[1]) == spelling(one[1]) and row not in taken]
+            homes[one] = alike[0] if len(alike) == 1 else one
+    return homes
 
 
 def _fit(runs: Sequence[Run], total: int) -> Fit:

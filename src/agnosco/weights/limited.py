@@ -1,0 +1,105 @@
+"""Pickles of tensors made safetensors by a process of few means: :mod:`.child`, which see.
+
+Damage control, not a boundary: for files that one really does not trust, a container or a virtual machine is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from .limits import CODES, Limits, Suspicious
+
+CHILD = Path(__file__).with_name("child.py")
+ANSWER = 64 << 10
+"""Bytes that are read of what the process says."""
+
+KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""Variables that it gets of one's own environment: what loads libraries, and no secrets."""
+
+
+class Converted(NamedTuple):
+    """A safetensors file, and what is to be said of how it came about."""
+
+    path: Path
+    told: list[str]
+
+
+@contextmanager
+def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
+    """A pickle's tensors as a safetensors file, which is gone afterwards.
+
+    Args:
+        file: The pickle, open, as it was looked at.
+        limits: For how long the process may run.
+
+    Raises:
+        Suspicious: It is no dictionary of tensors, cannot be read, or takes too much memory or time.
+    """
+    with tempfile.TemporaryDirectory(prefix="agnosco-") as name:
+        folder = Path(name)
+        scratch = folder / "scratch"
+        scratch.mkdir(mode=0o700)
+        answer = _answer(_run(file, folder, scratch, limits.seconds), folder)
+        if "kind" in answer:
+            raise Suspicious(answer["kind"], "torch-load", answer["detail"])
+        path = scratch / "weights.safetensors"
+        if path.is_symlink() or not path.is_file():
+            raise Suspicious("malformed", "torch-load", "the process that opened it left no weights")
+        yield Converted(path, answer["told"])
+
+
+def _run(file: IO[bytes], folder: Path, scratch: Path, seconds: int) -> int:
+    """The exit status of the process, negative for a signal."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    libraries = json.dumps([path for path in sys.path if os.path.isabs(path)])
+    environment = kept | {
+        "HOME": str(scratch), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "AGNOSCO_PATH": libraries,
+    }  # fmt: skip
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-B", str(CHILD), str(seconds)],
+            stdin=file, stdout=answer, stderr=complaint, cwd=scratch, env=environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise Suspicious("limit", "time", f"it was not open after {seconds} s") from error
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The process, and all that it may have started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _answer(status: int, folder: Path) -> dict:
+    """What the process says, believed only as far as it has the form of an answer."""
+    with (folder / "answer").open("rb") as file:
+        text = file.read(ANSWER)
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        if isinstance(found, dict) and isinstance(found.get("detail"), str) and found.get("kind") in CODES:
+            return {"kind": found["kind"], "detail": found["detail"][:400]}
+        if isinstance(found, dict) and isinstance(found.get("told"), list) and status == 0:
+            return {"told": [str(one)[:200] for one in found["told"][:4]]}
+    if status < 0:
+        raise Suspicious("limit", "ended", f"the process that opened it was ended by signal {-status}")
+    with (folder / "complaint").open("rb") as file:
+        lines = file.read(ANSWER).decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    raise Suspicious("malformed", "torch-load", f"the process that opened it failed: {lines[-1][:200]}")

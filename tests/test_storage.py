@@ -1,0 +1,248 @@
+"""Folders of this machine and of stores: written whole or not at all, and swept of what the dead leave."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from agnosco import storage
+from agnosco.errors import AgnoscoError
+from agnosco.storage import Folder, Local, Remote, at_once, write_whole
+
+
+@pytest.fixture(params=["a path", "file://", "memory://"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    """A new folder of each kind."""
+    place = {"a path": str(tmp_path / "run"), "file://": f"file://{tmp_path}/run", "memory://": "memory://bucket/run"}
+    found = Folder.of(place[request.param])
+    found.make()
+    yield found
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def test_what_is_written_is_there(folder: Folder) -> None:
+    assert not folder.exists("maps/a")
+    assert folder.names("maps") == []
+    with pytest.raises(FileNotFoundError):
+        folder.read("maps/a")
+    assert folder.write("maps/a", b"one") == folder.at("maps/a")
+    folder.write("maps/a", b"two")
+    folder.write("maps/c", b"")
+    folder.write("maps/b", b"three")
+    folder.write("top", b"four")
+    assert folder.read("maps/a") == b"two"
+    assert folder.read("maps/c") == b""
+    assert folder.names("maps") == ["a", "b", "c"]
+    assert folder.names("") == ["top"]
+    assert folder.child("maps").read("b") == b"three"
+    assert folder.exists("maps/a")
+    assert not folder.exists("maps")  # a folder is no file
+    assert time.time() - 60 < folder.modified("maps/a") < time.time() + 60
+
+
+def test_what_is_removed_is_gone_and_none_is_as_well(folder: Folder) -> None:
+    folder.write("maps/a", b"one")
+    folder.remove("maps/a")
+    folder.remove("maps/a")
+    assert not folder.exists("maps/a")
+    assert folder.names("maps") == []
+
+
+def test_a_folder_is_looked_at_and_left_as_it_was(folder: Folder) -> None:
+    folder.check(holding=("manifest.json",))
+    assert folder.names("") == []
+    folder.write("letter", b"dear")
+    with pytest.raises(AgnoscoError, match="holds things, but no manifest"):
+        folder.check(holding=("manifest.json",))
+    folder.write("manifest.json", b"{}")
+    folder.check(holding=("manifest.json",))
+    assert folder.names("") == ["letter", "manifest.json"]
+
+
+def test_kinds_of_folders(tmp_path: Path) -> None:
+    assert isinstance(Folder.of(tmp_path), Local)
+    assert isinstance(Folder.of(f"file://{tmp_path}"), Local)
+    assert Folder.of(f"file://{tmp_path}").at("a") == str(tmp_path / "a")
+    remote = Folder.of("memory://bucket/run/")
+    assert isinstance(remote, Remote)
+    assert remote.whole
+    assert (remote.name, remote.at("a/b"), remote.absolute("")) == (
+        "memory://bucket/run", "memory://bucket/run/a/b", "memory://bucket/run",
+    )  # fmt: skip
+    assert Folder.of(remote) is remote
+
+
+def test_a_store_that_writes_in_parts_gets_a_temporary_name_first(tmp_path: Path) -> None:
+    remote = Remote(f"local://{tmp_path}/run")  # stands for SFTP and the like
+    assert not remote.whole
+    seen: list[str] = []
+    pipe = remote.files.pipe_file
+    remote.files.pipe_file = lambda path, content: (seen.append(os.path.basename(path)), pipe(path, content))
+    remote.write("maps/a", b"one")
+    assert seen[0].startswith(storage.PART)
+    assert [path.name for path in (tmp_path / "run" / "maps").iterdir()] == ["a"]
+
+    def full(path: str, content: bytes) -> None:
+        pipe(path, content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    remote.files.pipe_file = full
+    with pytest.raises(AgnoscoError, match=r"cannot write 'local://.*/maps/a': no space left"):
+        remote.write("maps/a", b"two")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "run" / "maps").iterdir()] == [("a", b"one")]
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "hint"),
+    [
+        ("nothing://a/b", "no folder 'nothing://a/b'", "s3://bucket/run"),
+        ("s3://bucket/run", "a library that 's3://bucket/run' needs is not installed", "pip install '.[s3]'"),
+    ],
+)
+def test_stores_that_there_are_not(monkeypatch: pytest.MonkeyPatch, url: str, error: str, hint: str) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    fsspec.registry  # noqa: B018
+    from fsspec.registry import _registry
+
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    with pytest.raises(AgnoscoError, match=error) as caught:
+        Folder.of(url)
+    assert hint in caught.value.hint
+
+
+def test_one_file_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write_whole("report.html", b"one") == "report.html"
+    assert write_whole(tmp_path / "new" / "deep" / "report.html", b"two") == str(tmp_path / "new/deep/report.html")
+    assert write_whole("memory://bucket/report.html", b"three") == "memory://bucket/report.html"
+    assert (tmp_path / "report.html").read_bytes() == b"one"
+    assert (tmp_path / "new/deep/report.html").read_bytes() == b"two"
+    assert Folder.of("memory://bucket").read("report.html") == b"three"
+    MemoryFileSystem.store.clear()
+
+
+# -- what the dead leave -----------------------------------------------------------------------
+
+
+def dead() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_parts_of_the_dead_are_removed_and_those_of_the_living_left(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    host, living = storage._host(), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = {
+        "dead": f"{storage.PART}{host}-{dead()}-0123456789ab",
+        "living": f"{storage.PART}{host}-{living.pid}-0123456789ab",
+        "own, of before": f"{storage.PART}{host}-{os.getpid()}-0123456789ab",
+        "elsewhere": f"{storage.PART}node7-{dead()}-0123456789ab",
+        "elsewhere, old": f"{storage.PART}node7-1-0123456789ab",
+        "odd, old": f"{storage.PART}x",
+        "another's": ".part-x",
+    }
+    for folder in (tmp_path, tmp_path / "maps"):
+        for what, name in names.items():
+            (folder / name).write_bytes(b"half")
+            if "old" in what or "another's" in what:
+                old = time.time() - 1.01 * storage.DAY
+                os.utime(folder / name, (old, old))
+    assert Local(tmp_path).names("maps") == [".part-x"]
+    Local(tmp_path).sweep()
+    living.communicate(b"\n")
+    for folder in (tmp_path, tmp_path / "maps"):
+        left = {what for what, name in names.items() if (folder / name).exists()}
+        assert left == {"living", "elsewhere", "another's"}
+
+
+def test_a_part_that_is_being_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def swept(source: Path, target: Path) -> None:
+        Local(tmp_path).sweep()  # another thread's run in the same folder
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", swept)
+    Local(tmp_path).write("a", b"one")
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+def test_sweeping_a_store() -> None:
+    remote = Remote("memory://swept")
+    remote.write("maps/a", b"one")
+    remote.write(f"maps/{storage.PART}{storage._host()}-{dead()}-0123456789ab", b"half")
+    remote.sweep()
+    assert sorted(MemoryFileSystem.store) == ["/swept/maps/a"]
+    MemoryFileSystem.store.clear()
+
+
+# -- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_a_file_that_is_interrupted_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Local(tmp_path).write("a", b"one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_inside_that_another_removes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = storage._write, []
+
+    def removed(path: Path, content: bytes) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            path.parent.rmdir()
+        write(path, content)
+
+    monkeypatch.setattr(storage, "_write", removed)
+    Local(tmp_path).write("checkpoints/a", b"one")
+    assert (tmp_path / "checkpoints/a").read_bytes() == b"one"
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match="its folder is gone"):
+        Local(tmp_path / "run").write("maps/a", b"one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_keep_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        Local(tmp_path).write("a", b"one")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_many_writers_of_one_file_leave_one_of_theirs_whole(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    threads = [threading.Thread(target=Local(tmp_path).write, args=("maps/a", content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "maps/a").read_bytes() in contents
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["a"]
+
+
+def test_at_once_keeps_the_order() -> None:
+    assert at_once(lambda number: (time.sleep(0.01 * (5 - number)), number)[1], range(5)) == [0, 1, 2, 3, 4]
