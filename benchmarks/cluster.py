@@ -69,7 +69,7 @@ def on_nodes(count: int, scratch: Path, *, kill: bool = False) -> dict[str, Any]
     try:
         for _ in range(count):
             nodes.add_node(num_cpus=1)
-        with Cluster(nodes.address) as cluster:
+        with Cluster(str(nodes.address)) as cluster:
             measured(cluster, scratch / f"warm-{count}-{kill}", maps=10)
             return measured(cluster, scratch / f"run-{count}-{kill}", kill=kill)
     finally:

@@ -35,7 +35,7 @@ def address() -> Iterator[str]:
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         nodes.add_node(num_cpus=1)
-    yield nodes.address
+    yield str(nodes.address)
     nodes.shutdown()
 
 
@@ -102,7 +102,7 @@ def test_what_a_user_can_mend_is_said_as_it_is_on_one_machine(address: str, tmp_
     with Cluster(address) as cluster:
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
         with torch.no_grad():
-            next(classifier.model.parameters()).fill_(float("nan"))
+            next(iter(classifier.model.parameters())).fill_(float("nan"))
         cluster.send(classifier, samples, config)
         with pytest.raises(AgnoscoError, match="not finite"):
             list(run_maps(run, classifier, samples, [0], made=cluster.made))
