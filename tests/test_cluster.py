@@ -57,7 +57,7 @@ def files(run: Run) -> dict[str, bytes]:
 
 
 def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(address: str, tmp_path: Path) -> None:
-    classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(1200)
+    classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(600)
     killed: list[int] = []
     with Cluster(address) as cluster:
         assert cluster.workers == 2
@@ -137,4 +137,5 @@ def test_progress_comes_from_all_workers(address: str, tmp_path: Path) -> None:
             seen[Job(step.label, step.seed)] = step.done
 
         list(run_maps(run, classifier, samples, range(4), made=cluster.made, on_step=on_step))
-    assert seen == {Job(label, 0): 40 for label in range(4)}
+    assert set(seen) == {Job(label, 0) for label in range(4)}
+    assert all(0 < done <= 40 for done in seen.values())  # a worker's last word may come too late

@@ -165,6 +165,7 @@ class Cluster:
                 _tell(events, on_step)
                 for ref in ready:
                     yield from self._answer(ref)
+            _tell(events, on_step)
         finally:
             for ref in pending:
                 with suppress(Exception):
