@@ -52,6 +52,8 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/b
 	$(PY) benchmarks/long_run.py --tables
 	$(PY) benchmarks/large_folder.py
 	$(PY) benchmarks/large_folder.py --tables
+	$(PY) benchmarks/cluster.py
+	$(PY) benchmarks/cluster.py --tables
 	for split in development test; do \
 		$(PY) benchmarks/backdoors.py train --split $$split && $(PY) benchmarks/backdoors.py scan --split $$split && \
 		$(PY) benchmarks/backdoors.py keep --split $$split || exit 1; done

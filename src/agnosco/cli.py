@@ -20,6 +20,7 @@ from .backdoor.triggers import NAMES as TRIGGERS
 from .backdoor.triggers import PLACES, trigger_of
 from .backdoor.verdict import FOUND
 from .classifier import Classifier
+from .cluster import connected
 from .console import Output, duration
 from .datasets import Labelled, digits, from_class_folders
 from .errors import AgnoscoError
@@ -147,6 +148,13 @@ def map_(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network first: a minute, for many maps on a GPU.")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="auto|ADDRESS", help="Compute on a Ray cluster, not on this machine.")
+    ] = None,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="CPU cores of each worker of the cluster.")] = 1,
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each, 0.5 for two on one; one where it has any.")
+    ] = None,
     out: Annotated[str, typer.Option(metavar="DIR", help="The run folder, or a URL: s3://...")] = "agnosco-run",
     mean: Mean = None,
     std: Std = None,
@@ -168,18 +176,22 @@ def map_(
     )  # fmt: skip
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
-        labels=labels, features=features, device=device, trust_code=trust_code,
+        labels=labels, features=features, device=device if cluster is None else "cpu", trust_code=trust_code,
         allow_pickle=allow_pickle,
     )  # fmt: skip
     wanted = chosen_classes(classifier, classes)
     images = _read(output, samples, classifier)
-    run = Run.create(out, classifier=classifier, samples=images, config=config, weights=weights)
-    if samples == "leaves":
-        output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
-    if not classes:
-        output.say("No class given, so all of them.")
-    seeds = range(seed, seed + runs)
-    finished = output.make(run, classifier, images, wanted, seeds=seeds, estimate=not classes)
+    with connected(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
+        create = Run.create if workers is None else workers.run
+        run = create(out, classifier=classifier, samples=images, config=config, weights=weights)
+        if samples == "leaves":
+            output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
+        if not classes:
+            output.say("No class given, so all of them.")
+        finished = output.make(
+            run, classifier, images, wanted, seeds=range(seed, seed + runs),
+            estimate=not classes and workers is None, made=None if workers is None else workers.made,
+        )  # fmt: skip
     if as_json:
         output.result({"run": out, "maps": [_summary(run, one) for one in finished]})
 

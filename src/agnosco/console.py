@@ -18,7 +18,7 @@ from rich.text import Text
 from . import cycle
 from .classifier import Classifier
 from .errors import AgnoscoError, AgnoscoWarning
-from .jobs import Finished, run_maps, seconds_per_map
+from .jobs import Finished, Made, run_maps, seconds_per_map
 from .samples import Samples
 from .store import Run, Standing, one_line
 
@@ -147,11 +147,12 @@ class Output:
         *,
         seeds: Sequence[int] = (0,),
         estimate: bool = False,
+        made: Made | None = None,
     ) -> list[Finished]:
         """Maps, made under a bar and with a line for each; those that are there already are kept as they are.
 
         Args:
-            run, classifier, samples, classes, seeds: See :func:`agnosco.jobs.run_maps`.
+            run, classifier, samples, classes, seeds, made: See :func:`agnosco.jobs.run_maps`.
             estimate: Measure first how long it will take, and say so.
 
         Returns:
@@ -172,7 +173,9 @@ class Output:
                 def on_step(step: cycle.Progress) -> None:
                     making.step(step, show, classifier.labels)
 
-                for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_found=on_found):
+                for one in run_maps(
+                    run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_found=on_found, made=made
+                ):
                     making.made.append(one)
                     self.say(_told(one))
         except (KeyboardInterrupt, AgnoscoError) as error:

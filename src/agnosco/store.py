@@ -124,6 +124,8 @@ class Run:
         config: Config,
         command: str = "map",
         weights: str | Path | None = None,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> Run:
         """A run about to be made; nothing is written before its first map.
 
@@ -136,6 +138,7 @@ class Run:
             config: Settings of every map; the precision ``auto`` is noted as what it is here.
             command: What makes the run, without paths.
             weights: The file of the classifier's weights; its base name is noted.
+            device, threads: What maps are made with, where that is not this process's: a cluster's.
 
         Raises:
             AgnoscoError: The folder cannot be written, or holds something else.
@@ -143,7 +146,7 @@ class Run:
         check_target(path)
         folder = Folder.of(path)
         config = replace(config, precision=resolve_precision(config.precision, classifier.device))
-        settings = settings_of(classifier, samples, config, command, weights)
+        settings = settings_of(classifier, samples, config, command, weights, device=device, threads=threads)
         if not folder.exists(MANIFEST):
             return cls(folder, settings)
         run = cls._opened(folder)
