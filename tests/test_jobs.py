@@ -471,8 +471,12 @@ def test_signals_stop_a_command_and_leave_what_is_finished(tmp_path: Path, numbe
         if len(steps) == 29:
             signal.raise_signal(number)
 
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     before = signal.getsignal(signal.SIGTERM)
-    assert output.run(command) == code
+    try:
+        assert output.run(command) == code
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
     assert [entry["index"] for entry in Run.open(tmp_path / "run").entries] == [0, 1]
 

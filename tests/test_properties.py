@@ -201,7 +201,7 @@ def test_the_command_of_a_run_gives_it_again(
         assert "has no radius" in config.message
         return
     model = {"name": "torchvision:x", "weights": None, "classes": 5, "shape": [3, 8, 8], "mean": mean, "std": std}
-    told = {"model": model, "samples": {"source": source}, "config": config_to_json(config)}
+    told = {"command": "map", "model": model, "samples": {"source": source}, "config": config_to_json(config)}
     first, count = seeds
     entries = [{"index": index, "seed": seed} for index in sorted(classes) for seed in range(first, first + count)]
     line = command_of(told, entries)

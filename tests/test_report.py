@@ -211,7 +211,8 @@ def test_the_command_of_a_run_says_all_that_decides_its_maps(run: Run) -> None:
     model = {"name": "torchvision:x", "weights": None, "classes": 2, "shape": [1, 8, 8]}
     model |= {"mean": [0.123456789], "std": [1.0]}
     config = config_to_json(replace(preset("quick"), compiled=True))
-    settings = {"model": model, "samples": {"source": "photos (10 of 12 files)"}, "config": config}
+    samples = {"source": "photos (10 of 12 files)"}
+    settings = {"command": "map", "model": model, "samples": samples, "config": config}
     entries = [{"index": index, "seed": seed} for index in (0, 1) for seed in (3, 4)]
     assert options.command_of(settings, entries) == (
         "agnosco map torchvision:x --samples photos --size 8 --mean 0.123456789 --std 1 --preset=quick --compile "
