@@ -24,11 +24,12 @@ from .cluster import connected
 from .console import Output, duration
 from .datasets import Labelled, digits, from_class_folders
 from .errors import AgnoscoError
-from .jobs import Finished
+from .jobs import Finished, seconds_per_map
 from .manifest import HELD_OUT, SPLIT_SEED
 from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers
 from .procedural import Shape
 from .samples import Samples
+from .storage import Folder
 from .store import MANIFEST, Run, check_target
 from .transfer import SCORES, Judgement, judge, keep, table
 
@@ -174,6 +175,7 @@ def map_(
         preset, coordinates=coordinates, views=views, ball=ball, loss=loss, steps=steps, batch=batch,
         radius=radius, precision=precision, compiled=compiled,
     )  # fmt: skip
+    output.say_download(model, weights)
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
         labels=labels, features=features, device=device if cluster is None else "cpu", trust_code=trust_code,
@@ -190,10 +192,11 @@ def map_(
             output.say("No class given, so all of them.")
         finished = output.make(
             run, classifier, images, wanted, seeds=range(seed, seed + runs),
-            estimate=not classes and workers is None, made=None if workers is None else workers.made,
+            made=None if workers is None else workers.made,
         )  # fmt: skip
     if as_json:
         output.result({"run": out, "maps": [_summary(run, one) for one in finished]})
+    output.say(f"Next: agnosco report {out}, or agnosco score {out} --target MODEL")
 
 
 @app.command("score", epilog=EXAMPLES["score"])
@@ -224,7 +227,7 @@ def score_(
     kept: list[Judgement] = []
     for spec in target:
         classifier = _load_for(
-            made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code,
+            output, made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code,
             allow_pickle=allow_pickle,
         )  # fmt: skip
         images = None if samples is None else _read(output, samples, classifier)
@@ -239,6 +242,7 @@ def score_(
     output.say(f"Kept in {where}. p: probability of the class; moved: share of images moved to it by the nudge.")
     if any(one["interval"] for one in kept):
         output.say("In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
+    output.say(f"Next: agnosco report {run}")
 
 
 @app.command("sanity", epilog=EXAMPLES["sanity"])
@@ -265,14 +269,17 @@ def sanity_(
     made = Run.open(run)
     features = made.settings["model"]["features"]
     classifier = _load_for(
-        made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code,
+        output, made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code,
         allow_pickle=allow_pickle,
     )  # fmt: skip
     images = _read(output, samples, classifier)
+    count = sanity.maps_needed(made, classifier, classes=classes)
+    output.say_how_long(seconds_per_map(classifier, images, made.config, count=classes), count, "Kept at the end alone")
     with output.steps() as on_step:
         found = sanity.check(made, classifier, images, classes=classes, on_step=on_step)
     output.result(found if as_json else sanity.table(found))
     output.say(f"Kept in {made.folder.at(sanity.FILE)}. Look at {made.folder.at(sanity.SHEET)}")
+    output.say(f"Next: agnosco report {run}")
 
 
 @app.command("scan", epilog=EXAMPLES["scan"])
@@ -310,6 +317,7 @@ def scan_(
     if out is not None:
         check_target(out, holding=(scanning.FILE, MANIFEST))
     known = None if bank is None else scanning.read_bank(bank)
+    output.say_download(model, weights)
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
         labels=labels, device=device, trust_code=trust_code,
@@ -330,6 +338,7 @@ def scan_(
     if out is not None:
         output.say("Wrote {} and {}".format(*scanning.write(found, out)))
     output.result(found.to_json() if as_json else scanning.table(found.to_json()))
+    output.say("Next: " + ("--out DIR keeps this" if out is None else f"agnosco report RUN --scan {out}"))
     return FINDING if fail and found.verdict.outcome == FOUND else 0
 
 
@@ -429,12 +438,15 @@ def inspect_(
 def demo_(
     context: typer.Context,
     out: Annotated[str, typer.Option(metavar="DIR", help="A folder, or a URL.")] = "agnosco-demo",
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small network on handwritten digits and picture its ten classes; needs no data and no network."""
+    """Two small networks learn handwritten digits: what they look for, and which has a backdoor. Needs no data."""
     output: Output = context.obj
     output.quiet = quiet
-    demo.run(out, output)
+    made = demo.run(out, output)
+    if as_json:
+        output.result({"report": Folder.of(out).at(report.FILE), "runs": [run.folder.name for run in made]})
 
 
 @app.command("doctor", epilog=EXAMPLES["doctor"])
@@ -462,10 +474,11 @@ def _labelled(output: Output, data: str, test: Path | None, shape: Shape) -> tup
 
 
 def _load_for(
-    run: Run, spec: str, *, size: int | None = None, mean: str | None, std: str | None, **options: Any
+    output: Output, run: Run, spec: str, *, size: int | None = None, mean: str | None, std: str | None, **options: Any
 ) -> Classifier:
     """The network MODEL[=WEIGHTS], for images as the run's are."""
     model, weights = model_and_weights(spec)
+    output.say_download(model, weights)
     channels, height, width = run.settings["model"]["shape"]
     return zoo.load(
         model, weights=weights, size=size or (height, width), channels=channels,

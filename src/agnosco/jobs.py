@@ -221,8 +221,10 @@ def seconds_per_map(classifier: Classifier, samples: Samples, config: Config, *,
         config: Settings of the maps.
         count: How many maps will be made; several are made side by side.
     """
-    short = replace(config, mapper=replace(config.mapper, steps=TIMED), refine=None, cycles=1)
-    together = min(count, maps_together(classifier, config))
+    short = replace(
+        config, mapper=replace(config.mapper, steps=TIMED), refine=None, cycles=1, compiled=False
+    )  # compiling takes longer than what is asked
+    together = min(count, maps_together(classifier, short))
     moments: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AgnoscoWarning)  # what there is to say, the maps themselves will say
