@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,11 @@ def measured(cluster: Cluster | None, folder: Path, *, maps: int = MAPS, kill: b
 
 def kill_a_worker() -> list[int]:
     """Kill the process of a worker that makes maps, as the kernel kills one that needs too much memory."""
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any("_group_made" in part for part in process.info["cmdline"] or ()):
-            os.kill(process.info["pid"], signal.SIGKILL)
-            return [process.info["pid"]]
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any("_group_made" in part for part in process.cmdline()):
+                process.kill()
+                return [process.pid]
     return []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,9 @@ from agnosco.manifest import write_manifest
 from agnosco.store import MANIFEST, Run
 
 ray = pytest.importorskip("ray")
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+benchmark = pytest.importorskip("cluster")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets and of what it deprecates
 
@@ -65,7 +68,7 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
 
         def on_step(step: Any) -> None:
             if not killed:
-                killed.extend(kill_a_worker())
+                killed.extend(benchmark.kill_a_worker())
 
         maps = run_maps(run, classifier, samples, range(12), made=cluster.made, on_step=on_step)
         made = [(one.entry["index"], one.entry["seed"]) for one in maps]
@@ -84,17 +87,6 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
         torch.set_num_threads(threads)
     assert files(Run.open(alone)) == files(Run.open(run.path))
     assert len(files(run)) == 4 * 12
-
-
-def kill_a_worker() -> list[int]:
-    """The process of a worker that makes maps, killed as the kernel kills one that needs too much memory."""
-    import psutil
-
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any("_group_made" in part for part in process.info["cmdline"] or ()):
-            os.kill(process.info["pid"], signal.SIGKILL)
-            return [process.info["pid"]]
-    return []
 
 
 def test_what_a_user_can_mend_is_said_as_it_is_on_one_machine(address: str, tmp_path: Path) -> None:
