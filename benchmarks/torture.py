@@ -275,8 +275,7 @@ def told(results: dict[str, Any]) -> str:
         f"({made_on(results)}): {results['missing']} of {results['maps']} maps missing, {results['differing']} of "
         f"{results['files']} files other than those of an undisturbed run, {results['left_over']} files left over. "
         f"{results['parts_after_kills']} kills left a temporary file, which the next start removed, and "
-        f"{results['checkpoints_after_kills']} a checkpoint, from which the next start went on.\n\n"
-        + markdown(("killed while", "times"), rows)
+        f"{results['checkpoints_after_kills']} a checkpoint.\n\n" + markdown(("killed while", "times"), rows)
     )
 
 

@@ -119,9 +119,16 @@ def test_probability_is_that_of_the_raw_picture(folder: Path) -> None:
 def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
     result = mapped("goldfish")
     assert result.stdout == ""
-    *_, told, last = result.stderr.splitlines()
+    *_, told, wrote, following = result.stderr.splitlines()
     assert told.startswith("goldfish (1), seed 0: the picture is given its class with p ")
-    assert last == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
+    assert wrote == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
+    assert following == "Next: agnosco report agnosco-run, or agnosco score agnosco-run --target MODEL"
+
+
+def test_short_work_is_not_announced_and_long_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "maps of about" not in mapped("goldfish", "--out", "short").stderr
+    monkeypatch.setattr("agnosco.console.seconds_per_map", lambda *_, count: 30.0)
+    assert "1 maps of about 30 s: 30 s in all." in mapped("goldfish", "--out", "long").stderr
 
 
 def scored(*args: str) -> Result:
@@ -294,7 +301,8 @@ def test_map_made_alone_is_the_one_made_among_others() -> None:
     assert files("alone")[name] == files("all")[name]
 
 
-def test_no_class_is_all_after_saying_how_long() -> None:
+def test_no_class_is_all_after_saying_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agnosco.console.LONG", 0.0)
     result = mapped("--runs", "2")
     said = result.stderr.splitlines()
     assert said[0] == "No class given, so all of them."

@@ -90,7 +90,7 @@ def test_nan_weights_are_an_error(weights: str) -> None:
     tensors["0.weight"][0] = torch.nan
     save_file(tensors, weights)
     result = call("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
-    assert result.exit_code == 2
+    assert result.exit_code == 14
     assert "NaN" in result.stderr
 
 

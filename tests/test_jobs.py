@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from agnosco import cycle, jobs, storage
+from agnosco import cycle, jobs, storage, store
 from agnosco.ball import L2, AutoL2, Sparse
 from agnosco.checkpoint import packed, unpacked
 from agnosco.classifier import Classifier
@@ -182,11 +182,14 @@ def test_a_damaged_map_is_made_again(
         ("pictures/0001-bee-s0-raw.png", "remove"),
     ],
 )
+@pytest.mark.parametrize("asked_for", [0, 50], ids=["listed", "asked for"])
 def test_what_follows_from_a_map_is_written_anew_without_making_it(
-    tmp_path: Path, undisturbed: dict[str, bytes], name: str, damage: str
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], name: str, damage: str,
+    asked_for: int,
+) -> None:  # fmt: skip
     folder = tmp_path / "run"
     make(folder)
+    monkeypatch.setattr(store, "ASKED_FOR", asked_for)
     spoil(folder / name, damage)
     assert make(folder) == []
     assert files(folder) == undisturbed
@@ -468,8 +471,12 @@ def test_signals_stop_a_command_and_leave_what_is_finished(tmp_path: Path, numbe
         if len(steps) == 29:
             signal.raise_signal(number)
 
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     before = signal.getsignal(signal.SIGTERM)
-    assert output.run(command) == code
+    try:
+        assert output.run(command) == code
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
     assert [entry["index"] for entry in Run.open(tmp_path / "run").entries] == [0, 1]
 

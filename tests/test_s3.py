@@ -107,7 +107,7 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bytes_of_a_local_one(
     assert objects(bucket) == files(Path("local"))
 
 
-def test_scores_scans_and_reports_of_a_run_lie_beside_it(bucket: Any) -> None:
+def test_scores_and_reports_of_a_run_lie_beside_it(bucket: Any) -> None:
     mapped("--out", RUN)
     options = ("--trust-code", "--device", "cpu")
     result = call("score", RUN, "--target", "python:net.py:build", *options)

@@ -13,6 +13,10 @@ from typing import Any
 import hostile
 import pytest
 from hostile import CASES, Case
+from typer.testing import CliRunner
+
+from agnosco import cli, zoo
+from agnosco.weights import CODES, LIMITS, opened
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "security.md"
@@ -117,6 +121,34 @@ def test_a_hostile_class_name_is_text_in_the_report(found: dict[str, Any]) -> No
     assert max(map(len, pages)) < 2_000_000  # of which the manifest has one, as it is, to be taken out again
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_every_command_asks_the_door_what_was_allowed(
+    allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = hostile.Place(tmp_path, tmp_path / "canary", 0)
+    model, good, bad = hostile.SOUND_MODEL, str(hostile.sound(place)), str(hostile.sound_pickle(place))
+    run, asked = str(tmp_path / "run"), []
+    mapped = ["0", "--samples", "noise", "--preset", "draft", "--steps", "1", "--batch", "2", "--device", "cpu"]
+    assert CliRunner().invoke(cli.app, ["map", model, *mapped, "--weights", good, "--out", run]).exit_code == 0
+
+    def door(path: str | Path, *, allow_pickle: bool) -> Any:
+        asked.append((str(path), allow_pickle))
+        return opened(path)
+
+    monkeypatch.setattr(zoo, "opened", door)
+    for words in (
+        ["map", model, *mapped, "--weights", bad, "--out", str(tmp_path / "other")],
+        ["score", run, "--target", f"{model}={bad}"],
+        ["sanity", run, "--model", f"{model}={bad}", "--samples", "noise"],
+        ["scan", model, "--weights", bad, "--samples", "noise"],
+        ["poison", model, "--weights", bad, "--out", str(tmp_path / "twins")],
+    ):
+        result = CliRunner().invoke(cli.app, [*words, *["--allow-pickle"] * allowed])
+        assert result.exit_code == 10, words[0]
+        assert "--allow-pickle" in result.stderr.splitlines()[-1], words[0]
+    assert asked == [(bad, allowed)] * 5
+
+
 @pytest.mark.slow
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     """The command as it is typed: a bomb of 4 TiB takes no more memory than a sound file, and nobody is called."""
@@ -158,8 +190,6 @@ def test_the_table_of_the_page_has_every_case_with_what_comes_of_it() -> None:
 
 
 def test_the_page_states_the_limits_and_the_codes() -> None:
-    from agnosco.weights import CODES, LIMITS
-
     page = PAGE.read_text(encoding="utf-8")
     for kind, code in CODES.items():
         assert re.search(rf"^\| {code} \| {kind} \|", page, re.M), kind

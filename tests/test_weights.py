@@ -81,6 +81,18 @@ def test_a_file_that_is_cut_off_meanwhile(tmp_path: Path) -> None:
     assert caught.value.exit_code == CODES["malformed"]
 
 
+def test_a_tensor_for_which_there_is_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_options: object) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    safetensors.torch.save_file(STATE, tmp_path / "w.safetensors")
+    with opened(tmp_path / "w.safetensors") as weights:
+        monkeypatch.setattr(torch, "empty", full)
+        with pytest.raises(AgnoscoError, match="more memory than there is") as caught:
+            weights.read()
+    assert caught.value.exit_code == CODES["limit"]
+
+
 @pytest.mark.parametrize(
     ("limits", "name"),
     [

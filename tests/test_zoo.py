@@ -586,3 +586,16 @@ def test_a_classifier_takes_no_options() -> None:
     assert zoo.load(classifier) is classifier
     with pytest.raises(AgnoscoError, match="a Classifier is what it is"):
         zoo.load(classifier, size=32)
+
+
+def test_what_will_be_downloaded_is_told_with_its_size_unless_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert zoo.to_download("torchvision:resnet18") == (
+        f"the weights of torchvision:resnet18 (45 MB) to {tmp_path / 'checkpoints'}"
+    )
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").touch()
+    assert zoo.to_download("torchvision:resnet18") is None
+    assert zoo.to_download("torchvision:nonesuch") is zoo.to_download("python:net.py:Net") is None

@@ -20,14 +20,16 @@ from .backdoor.triggers import NAMES as TRIGGERS
 from .backdoor.triggers import PLACES, trigger_of
 from .backdoor.verdict import FOUND
 from .classifier import Classifier
+from .cluster import connected
 from .console import Output, duration
 from .datasets import Labelled, digits, from_class_folders
 from .errors import AgnoscoError
-from .jobs import Finished
+from .jobs import Finished, seconds_per_map
 from .manifest import HELD_OUT, SPLIT_SEED
 from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers
 from .procedural import Shape
 from .samples import Samples
+from .storage import Folder
 from .store import MANIFEST, Run, check_target
 from .transfer import SCORES, Judgement, judge, keep, table
 
@@ -147,6 +149,13 @@ def map_(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network first: a minute, for many maps on a GPU.")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="auto|ADDRESS", help="Compute on a Ray cluster, not on this machine.")
+    ] = None,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="CPU cores of each worker of the cluster.")] = 1,
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each, 0.5 for two on one; one where it has any.")
+    ] = None,
     out: Annotated[str, typer.Option(metavar="DIR", help="The run folder, or a URL: s3://...")] = "agnosco-run",
     mean: Mean = None,
     std: Std = None,
@@ -166,22 +175,28 @@ def map_(
         preset, coordinates=coordinates, views=views, ball=ball, loss=loss, steps=steps, batch=batch,
         radius=radius, precision=precision, compiled=compiled,
     )  # fmt: skip
+    output.say_download(model, weights)
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
-        labels=labels, features=features, device=device, trust_code=trust_code,
+        labels=labels, features=features, device=device if cluster is None else "cpu", trust_code=trust_code,
         allow_pickle=allow_pickle,
     )  # fmt: skip
     wanted = chosen_classes(classifier, classes)
     images = _read(output, samples, classifier)
-    run = Run.create(out, classifier=classifier, samples=images, config=config, command="map", weights=weights)
-    if samples == "leaves":
-        output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
-    if not classes:
-        output.say("No class given, so all of them.")
-    seeds = range(seed, seed + runs)
-    finished = output.make(run, classifier, images, wanted, seeds=seeds, estimate=not classes)
+    with connected(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
+        create = Run.create if workers is None else workers.run
+        run = create(out, classifier=classifier, samples=images, config=config, command="map", weights=weights)
+        if samples == "leaves":
+            output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
+        if not classes:
+            output.say("No class given, so all of them.")
+        finished = output.make(
+            run, classifier, images, wanted, seeds=range(seed, seed + runs),
+            made=None if workers is None else workers.made,
+        )  # fmt: skip
     if as_json:
         output.result({"run": out, "maps": [_summary(run, one) for one in finished]})
+    output.say(f"Next: agnosco report {out}, or agnosco score {out} --target MODEL")
 
 
 @app.command("score", epilog=EXAMPLES["score"])
@@ -212,7 +227,7 @@ def score_(
     kept: list[Judgement] = []
     for spec in target:
         classifier = _load_for(
-            made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code,
+            output, made, spec, size=size, mean=mean, std=std, labels=labels, device=device, trust_code=trust_code,
             allow_pickle=allow_pickle,
         )  # fmt: skip
         images = None if samples is None else _read(output, samples, classifier)
@@ -227,6 +242,7 @@ def score_(
     output.say(f"Kept in {where}. p: probability of the class; moved: share of images moved to it by the nudge.")
     if any(one["interval"] for one in kept):
         output.say("In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
+    output.say(f"Next: agnosco report {run}")
 
 
 @app.command("sanity", epilog=EXAMPLES["sanity"])
@@ -253,14 +269,17 @@ def sanity_(
     made = Run.open(run)
     features = made.settings["model"]["features"]
     classifier = _load_for(
-        made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code,
+        output, made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code,
         allow_pickle=allow_pickle,
     )  # fmt: skip
     images = _read(output, samples, classifier)
+    count = sanity.maps_needed(made, classifier, classes=classes)
+    output.say_how_long(seconds_per_map(classifier, images, made.config, count=classes), count, "Kept at the end alone")
     with output.steps() as on_step:
         found = sanity.check(made, classifier, images, classes=classes, on_step=on_step)
     output.result(found if as_json else sanity.table(found))
     output.say(f"Kept in {made.folder.at(sanity.FILE)}. Look at {made.folder.at(sanity.SHEET)}")
+    output.say(f"Next: agnosco report {run}")
 
 
 @app.command("scan", epilog=EXAMPLES["scan"])
@@ -298,6 +317,7 @@ def scan_(
     if out is not None:
         check_target(out, holding=(scanning.FILE, MANIFEST))
     known = None if bank is None else scanning.read_bank(bank)
+    output.say_download(model, weights)
     classifier = zoo.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
         labels=labels, device=device, trust_code=trust_code,
@@ -318,6 +338,7 @@ def scan_(
     if out is not None:
         output.say("Wrote {} and {}".format(*scanning.write(found, out)))
     output.result(found.to_json() if as_json else scanning.table(found.to_json()))
+    output.say("Next: " + ("--out DIR keeps this" if out is None else f"agnosco report RUN --scan {out}"))
     return FINDING if fail and found.verdict.outcome == FOUND else 0
 
 
@@ -416,12 +437,15 @@ def inspect_(
 def demo_(
     context: typer.Context,
     out: Annotated[str, typer.Option(metavar="DIR", help="A folder, or a URL.")] = "agnosco-demo",
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small network on handwritten digits and picture its ten classes; needs no data and no network."""
+    """Two small networks learn handwritten digits: what they look for, and which has a backdoor. Needs no data."""
     output: Output = context.obj
     output.quiet = quiet
-    demo.run(out, output)
+    made = demo.run(out, output)
+    if as_json:
+        output.result({"report": Folder.of(out).at(report.FILE), "runs": [run.folder.name for run in made]})
 
 
 @app.command("doctor", epilog=EXAMPLES["doctor"])
@@ -449,10 +473,11 @@ def _labelled(output: Output, data: str, test: Path | None, shape: Shape) -> tup
 
 
 def _load_for(
-    run: Run, spec: str, *, size: int | None = None, mean: str | None, std: str | None, **options: Any
+    output: Output, run: Run, spec: str, *, size: int | None = None, mean: str | None, std: str | None, **options: Any
 ) -> Classifier:
     """The network MODEL[=WEIGHTS], for images as the run's are."""
     model, weights = model_and_weights(spec)
+    output.say_download(model, weights)
     channels, height, width = run.settings["model"]["shape"]
     return zoo.load(
         model, weights=weights, size=size or (height, width), channels=channels,

@@ -9,18 +9,22 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from . import cycle
+from . import cycle, zoo
 from .classifier import Classifier
 from .errors import AgnoscoError, AgnoscoWarning
-from .jobs import Finished, run_maps, seconds_per_map
+from .jobs import Finished, Made, run_maps, seconds_per_map
 from .samples import Samples
 from .store import Run, Standing, one_line
+
+LONG = 10.0
+"""Seconds beyond which work is announced."""
 
 LONGEST = 2000
 """Characters of a line; an error may hold a class name of a megabyte."""
@@ -51,9 +55,16 @@ class Output:
         if not self.quiet:
             self._line(text)
 
-    def say_how_long(self, each: float, count: int) -> None:
-        """What so many maps will take, at so many seconds each."""
-        self.say(f"{count} maps of about {duration(each)}: {duration(each * count)} in all. Ctrl-C keeps finished ones")
+    def say_how_long(self, each: float, count: int, rest: str = "Ctrl-C keeps finished ones") -> None:
+        """What so many maps will take, at so many seconds each, if that is long; and what else there is to say."""
+        if each * count >= LONG:
+            self.say(f"{count} maps of about {duration(each)}: {duration(each * count)} in all. {rest}")
+
+    def say_download(self, model: str, weights: str | Path | None) -> None:
+        """What will be fetched before a model can be loaded, if anything will."""
+        told = None if weights else zoo.to_download(model)
+        if told is not None:
+            self.say(f"Downloading {told}, once")
 
     def result(self, data: Any) -> None:
         """The command's result: text as it is, anything else as one JSON object."""
@@ -146,13 +157,12 @@ class Output:
         classes: Sequence[int],
         *,
         seeds: Sequence[int] = (0,),
-        estimate: bool = False,
+        made: Made | None = None,
     ) -> list[Finished]:
         """Maps, made under a bar and with a line for each; those that are there already are kept as they are.
 
         Args:
-            run, classifier, samples, classes, seeds: See :func:`agnosco.jobs.run_maps`.
-            estimate: Measure first how long it will take, and say so.
+            run, classifier, samples, classes, seeds, made: See :func:`agnosco.jobs.run_maps`.
 
         Returns:
             All of them, in the order of classes and seeds; then those that were made with them.
@@ -162,7 +172,7 @@ class Output:
 
         def on_found(found: Standing) -> None:
             making.found(found)
-            if estimate and found.missing:
+            if found.missing and made is None and not self.quiet:  # a cluster's time is not this machine's
                 count = len(found.missing)
                 self.say_how_long(seconds_per_map(classifier, samples, run.config, count=count), count)
 
@@ -172,7 +182,9 @@ class Output:
                 def on_step(step: cycle.Progress) -> None:
                     making.step(step, show, classifier.labels)
 
-                for one in run_maps(run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_found=on_found):
+                for one in run_maps(
+                    run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_found=on_found, made=made
+                ):
                     making.made.append(one)
                     self.say(_told(one))
         except (KeyboardInterrupt, AgnoscoError) as error:

@@ -30,7 +30,7 @@ from .errors import AgnoscoError
 from .manifest import HELD_OUT, SPLIT_SEED
 from .mapper import MapperConfig
 from .storage import Folder, Place
-from .store import Run, check_target
+from .store import MANIFEST, Run, check_target
 from .views import Crops
 
 EPOCHS, BATCH, RATE = 25, 64, 5e-3
@@ -78,8 +78,9 @@ def run(out: Place, output: Output) -> list[Run]:
     Raises:
         AgnoscoError: scikit-learn is missing, the folder cannot be written, or training failed.
     """
-    check_target(out, holding=(report.FILE,))
+    check_target(out, holding=(report.FILE, f"{FOLDERS[0]}/{MANIFEST}"))
     data = digits()
+    output.say("Two networks are trained, mapped and scanned: one to three minutes")
     folder = Folder.of(out)
     attacks = dict(zip(FOLDERS, (None, ATTACK), strict=True))
     runs = [_shown(folder.child(name), data, attack, output) for name, attack in attacks.items()]

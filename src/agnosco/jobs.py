@@ -34,6 +34,8 @@ EVERY = 60.0
 
 CHECKPOINTS = "checkpoints"
 
+OnStep = Callable[[Progress], None] | None
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -46,6 +48,10 @@ class Finished:
 
     entry: Entry
     seconds: float
+
+
+Made = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep], Iterator[Finished]]
+"""Who makes the maps that a run lacks: :func:`made_here`, or a cluster."""
 
 
 class Keeper:
@@ -110,8 +116,9 @@ def run_maps(
     classes: Sequence[int | str],
     *,
     seeds: Sequence[int] = (0,),
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: OnStep = None,
     on_found: Callable[[Standing], None] | None = None,
+    made: Made | None = None,
 ) -> Iterator[Finished]:
     """Make the maps that a run lacks, and store each as soon as it is finished.
 
@@ -126,6 +133,7 @@ def run_maps(
         seeds: One map of every class for each.
         on_step: Called after every step, for every map.
         on_found: Called first, with what is there already.
+        made: Who makes them; :func:`made_here` if None.
 
     Raises:
         AgnoscoError: The folder cannot be written any more, or has vanished; finished maps are kept.
@@ -135,62 +143,64 @@ def run_maps(
     found = run.standing(jobs, names=classifier.labels)
     if on_found is not None:
         on_found(found)
-    if found.missing:
-        yield from _all_made(run, classifier, samples, found.missing, on_step)
-    _remove_checkpoints(run)
-    run.end()
-
-
-def _all_made(
-    run: Run,
-    classifier: Classifier,
-    samples: Samples,
-    jobs: Sequence[Job],
-    on_step: Callable[[Progress], None] | None,
-) -> Iterator[Finished]:
-    kept, held_out = split(samples)
-    maker = Maker(classifier, kept, run.config)
-    groups = run.begin(jobs, maker.together)
-    before = predictions(classifier, held_out)
-
-    def judged(concept: ConceptMap) -> float:
-        return nudge_success(classifier, concept.nu, concept.label, held_out, before=before)
-
     try:
-        for group in groups:
-            missing = run.standing(group, names=classifier.labels).missing  # another process may have made it
-            if missing:
-                yield from _made(run, maker, group, missing, judged, on_step)
+        if found.missing:
+            yield from (made or made_here)(run, classifier, samples, found.missing, on_step)
     except BaseException:
         with suppress(AgnoscoError):  # the entries say the same
             run.end()
         raise
+    _remove_checkpoints(run)
+    run.end()
 
 
-def _made(
-    run: Run,
-    maker: Maker,
-    group: Sequence[Job],
-    missing: Sequence[Job],
-    judged: Callable[[ConceptMap], float],
-    on_step: Callable[[Progress], None] | None,
+def made_here(
+    run: Run, classifier: Classifier, samples: Samples, jobs: Sequence[Job], on_step: OnStep
 ) -> Iterator[Finished]:
-    """A group, made from its checkpoint or from the beginning; of its maps, those that are missing are stored."""
-    keeper = Keeper(run, group)
-    begun, share = time.perf_counter(), None
-    state = keeper.load(maker.classifier.device)
-    try:
-        for concept in maker.make(group, on_step=on_step, state=state, keep=keeper):
-            if share is None:  # the first of them
-                share = (time.perf_counter() - begun) / len(missing)
-            begun = time.perf_counter()
-            if (concept.label, concept.seed) in missing:
-                entry = run.add(concept, nudge_success=judged(concept))
-                yield Finished(entry, share + time.perf_counter() - begun)
-    except KeyboardInterrupt:
-        keeper.interrupted()
-        raise
-    keeper.remove()
+    """Make maps and store them, in this process, group after group."""
+    worker = Worker(run, classifier, samples)
+    for group in run.begin(jobs, worker.maker.together):
+        yield from worker.make(group, on_step=on_step)
+
+
+class Worker:
+    """What makes the maps of a run and stores them: this process, or one of many.
+
+    Args:
+        run: The run.
+        classifier: Its classifier, on the device to compute on.
+        samples: All its samples.
+    """
+
+    def __init__(self, run: Run, classifier: Classifier, samples: Samples) -> None:
+        kept, self.held_out = split(samples)
+        self.run, self.classifier = run, classifier
+        self.maker = Maker(classifier, kept, run.config)
+        self.before = predictions(classifier, self.held_out)
+
+    def make(self, group: Sequence[Job], *, on_step: OnStep = None) -> Iterator[Finished]:
+        """A group, made from its checkpoint or from the beginning; of its maps, those that are missing are stored."""
+        missing = self.run.standing(group, names=self.classifier.labels).missing
+        if not missing:  # another process has made it
+            return
+        keeper = Keeper(self.run, group)
+        state = keeper.load(self.classifier.device)
+        begun, share = time.perf_counter(), None
+        try:
+            for concept in self.maker.make(group, on_step=on_step, state=state, keep=keeper):
+                if share is None:  # the first of them
+                    share = (time.perf_counter() - begun) / len(missing)
+                begun = time.perf_counter()
+                if (concept.label, concept.seed) in missing:
+                    entry = self.run.add(concept, nudge_success=self._judged(concept))
+                    yield Finished(entry, share + time.perf_counter() - begun)
+        except KeyboardInterrupt:
+            keeper.interrupted()
+            raise
+        keeper.remove()
+
+    def _judged(self, concept: ConceptMap) -> float:
+        return nudge_success(self.classifier, concept.nu, concept.label, self.held_out, before=self.before)
 
 
 def _remove_checkpoints(run: Run) -> None:
@@ -211,8 +221,10 @@ def seconds_per_map(classifier: Classifier, samples: Samples, config: Config, *,
         config: Settings of the maps.
         count: How many maps will be made; several are made side by side.
     """
-    short = replace(config, mapper=replace(config.mapper, steps=TIMED), refine=None, cycles=1)
-    together = min(count, maps_together(classifier, config))
+    short = replace(
+        config, mapper=replace(config.mapper, steps=TIMED), refine=None, cycles=1, compiled=False
+    )  # compiling takes longer than what is asked
+    together = min(count, maps_together(classifier, short))
     moments: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AgnoscoWarning)  # what there is to say, the maps themselves will say

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,14 @@ _ENTRY: dict[str, Any] = {
 
 
 def settings_of(
-    classifier: Classifier, samples: Samples, config: Config, command: str, weights: str | Path | None
+    classifier: Classifier,
+    samples: Samples,
+    config: Config,
+    command: str,
+    weights: str | Path | None,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """All that decides the bits of a run's maps, but class, seed and groups; as JSON gives it back."""
     settings = {
@@ -62,8 +69,8 @@ def settings_of(
             "torch": torch.__version__,
             "torchvision": _version("torchvision"),
         },
-        "device": str(classifier.device),
-        "threads": torch.get_num_threads(),
+        "device": device or str(classifier.device),
+        "threads": threads or torch.get_num_threads(),
         "model": {
             "name": classifier.name,
             "weights": Path(weights).name if weights else None,
@@ -117,10 +124,12 @@ def read_manifest(content: bytes) -> tuple[dict[str, Any], list[list[tuple[int, 
     return data, groups, [entry for entry in entries if CHECK not in entry or entry[CHECK] == _digest(entry)]
 
 
-def write_manifest(settings: dict[str, Any], groups: list[list[tuple[int, int]]], entries: list[Entry]) -> bytes:
+def write_manifest(
+    settings: dict[str, Any], groups: Sequence[Sequence[tuple[int, int]]], entries: Sequence[Entry]
+) -> bytes:
     """A manifest; a group is one line of it."""
     none = '\n "groups": []'
-    text = _plain(settings | {"groups": [], "maps": entries})
+    text = _plain(settings | {"groups": [], "maps": list(entries)})
     if groups:
         lines = ",\n".join(f"  {json.dumps(group)}" for group in groups)
         text = text.replace(none, f'\n "groups": [\n{lines}\n ]', 1)

@@ -170,6 +170,14 @@ def _agrees(found: dict) -> bool:
     return square and all(level["stages"] for level in found["cascade"])
 
 
+def maps_needed(run: Run, classifier: Classifier, *, classes: int = 3) -> int:
+    """How many maps of the run's classifier :func:`check` will make."""
+    labels = {entry["index"] for entry in run.entries}
+    chosen = min(classes, len(labels))
+    levels = len(_depths(len(stages_of(classifier.model))))
+    return chosen * (levels + (len(run.entries) == len(labels)))  # one more, where no class has a second seed
+
+
 def compared(found: dict) -> list[tuple[str, dict[str, float], float | None]]:
     """What :func:`check` compared with the maps as they are: in words, how alike, and p(class) of what was redrawn."""
     seeds = found["seeds"]

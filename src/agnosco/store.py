@@ -23,7 +23,7 @@ import base64
 import hashlib
 import html
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil, isfinite, sqrt
 from pathlib import Path
@@ -67,6 +67,9 @@ NOTEBOOK, THUMBNAIL = 40, 128
 
 SHOWN, CAPTION = 200, 31
 """Longest class name in a line that is printed, and longest caption under a tile."""
+
+ASKED_FOR = 50
+"""Maps that are asked for one by one; for more of them, folders are listed."""
 
 TRIES = 5
 """How often a map is written again, if another process writes another one of the same name at the same time."""
@@ -121,6 +124,8 @@ class Run:
         config: Config,
         command: str = "python",
         weights: str | Path | None = None,
+        device: str | None = None,
+        threads: int | None = None,
     ) -> Run:
         """A run about to be made; nothing is written before its first map.
 
@@ -133,6 +138,7 @@ class Run:
             config: Settings of every map; the precision ``auto`` is noted as what it is here.
             command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for code of one's own.
             weights: The file of the classifier's weights; its base name is noted.
+            device, threads: What maps are made with, where that is not this process's: a cluster's.
 
         Raises:
             AgnoscoError: The folder cannot be written, or holds something else.
@@ -140,7 +146,7 @@ class Run:
         check_target(path)
         folder = Folder.of(path)
         config = replace(config, precision=resolve_precision(config.precision, classifier.device))
-        settings = settings_of(classifier, samples, config, command, weights)
+        settings = settings_of(classifier, samples, config, command, weights, device=device, threads=threads)
         if not folder.exists(MANIFEST):
             return cls(folder, settings)
         run = cls._opened(folder)
@@ -443,7 +449,12 @@ class Run:
             jobs: Which.
             names: The class names of the classifier, by index.
         """
-        there = {folder: set(self.folder.names(folder)) for folder in ("maps", "pictures")}
+        listed: set[str] | None = None
+        if len(jobs) > ASKED_FOR:
+            listed = {f"{inside}/{name}" for inside in ("maps", "pictures") for name in self.folder.names(inside)}
+
+        def there(name: str) -> bool:
+            return self.folder.exists(name) if listed is None else name in listed
 
         def look(job: Job) -> str | None:
             return self._look(job, names[job.label], there)
@@ -455,11 +466,11 @@ class Run:
             self._entries.pop(job, None)
         return Standing(entries, missing, [damage for damage in told if damage])
 
-    def _look(self, job: Job, name: str, there: dict[str, set[str]]) -> str | None:
+    def _look(self, job: Job, name: str, there: Callable[[str], bool]) -> str | None:
         """None for a map that is finished, "" for one that was not, otherwise what is wrong with it."""
         known = self._entries.get(job)
         name = stem_of(job.label, name, job.seed) if known is None else stem(known)
-        found = self._found(name) if f"{name}.json" in there["maps"] else None
+        found = self._found(name) if there(f"maps/{name}.json") else None
         entry = found if isinstance(found, dict) else known
         if entry is None:
             return f"{name}.json is damaged" if found else ""
@@ -469,7 +480,7 @@ class Run:
         self._entries[job] = entry
         if not isinstance(found, dict):
             self.write(f"maps/{name}.json", write_entry(entry))
-        if not {f"{name}.png", f"{name}-raw.png"} <= there["pictures"]:
+        if not (there(f"pictures/{name}.png") and there(f"pictures/{name}-raw.png")):
             self._write_pictures(self.map(*job), entry)
         return None
 

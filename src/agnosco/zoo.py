@@ -178,6 +178,18 @@ def untrained(
     return Classifier(model, size=size, mean=mean, std=std, labels=labels, name=spec)
 
 
+def to_download(spec: str) -> str | None:
+    """What loading a model with its own weights will fetch, in words; None if nothing, or if there is no such model."""
+    door, _, name = spec.partition(":")
+    if door == "timm":
+        return f"the weights of {spec}, unless they are here"
+    if door != "torchvision" or name not in _torchvision_names():
+        return None
+    own = models.get_model_weights(name)["DEFAULT"]
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / own.url.rpartition("/")[2]
+    return None if kept.exists() else f"the weights of {spec} ({own.meta['_file_size']:.0f} MB) to {kept.parent}"
+
+
 def resolve_device(name: torch.device | str) -> torch.device:
     """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the fastest there is.
 
@@ -235,7 +247,7 @@ def _from_torchvision(name: str, file: _File | None) -> _Found:
     spec = f"torchvision:{name}"
     own = models.get_model_weights(name)["DEFAULT"]
     if file is None:
-        model = _downloaded(spec, partial(models.get_model, name, weights=own))
+        model = _downloaded(spec, partial(models.get_model, name, weights=own, progress=sys.stderr.isatty()))
     else:
         with file() as weights:
             try:

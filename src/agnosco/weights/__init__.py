@@ -100,6 +100,8 @@ class Weights:
                 _check_finite(name, found[name])
         except Suspicious as error:
             raise refusal(self.name, error.finding) from error
+        except OSError as error:
+            raise AgnoscoError(f"cannot read {self.name}: {error.strerror or error}", "check the disk") from error
         return found
 
 

@@ -57,9 +57,12 @@ class Entry:
         """The tensor itself, with ``start`` bytes of file before the data.
 
         Raises:
-            Suspicious: The file ends before it.
+            Suspicious: The file ends before it, or memory does.
         """
-        own = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        try:
+            own = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        except RuntimeError as error:  # what torch raises where others raise a MemoryError
+            raise Suspicious("limit", "memory", "it takes more memory than there is") from error
         if own.numel():
             raw = own.reshape(-1).view(torch.uint8)
             file.seek(start + self.begin)
