@@ -85,9 +85,8 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     weights = [one_line(run.settings["model"]["weights"] or "own weights", limit=LONGEST) for run in runs]
     weighted = [", ".join(both) for both in zip(plain, weights, strict=True)]
     places = [run.folder.absolute("").replace(os.sep, "/").split("/") for run in runs]
-    depth = 1
-    while len({tuple(place[-depth:]) for place in places}) < len(runs):
-        depth += 1
+    depths = range(1, max(map(len, places)) + 1)
+    depth = next((d for d in depths if len({tuple(place[-d:]) for place in places}) == len(runs)), depths[-1])
     foldered = [f"{name}, {'/'.join(place[-depth:])}" for name, place in zip(plain, places, strict=True)]
     return [
         next((names[place] for names in (plain, weighted) if names.count(names[place]) == 1), foldered[place])
