@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from agnosco import Classifier, Config, Samples, preset
+from agnosco import Classifier, Config, Samples, load, preset
 from agnosco.classifier import Classifier as Loaded
 from agnosco.cluster import Cluster, versions
 from agnosco.cycle import Job
@@ -131,3 +131,38 @@ def test_progress_comes_from_all_workers(address: str, tmp_path: Path) -> None:
         list(run_maps(run, classifier, samples, range(4), made=cluster.made, on_step=on_step))
     assert set(seen) == {Job(label, 0) for label in range(4)}
     assert all(0 < done <= 40 for done in seen.values())  # a worker's last word may come too late
+
+
+def test_without_a_queue_the_work_goes_on_without_progress(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
+    ordinary = Cluster._queue
+
+    def lost(self: Cluster) -> Any:
+        queue = ordinary(self)
+        ray.kill(queue.actor)
+        return queue
+
+    monkeypatch.setattr(Cluster, "_queue", lost)
+    with Cluster(address) as cluster:
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
+        assert len(list(run_maps(run, classifier, samples, [0, 1], made=cluster.made, on_step=print))) == 2
+
+
+def test_the_code_of_a_python_file_and_of_what_it_imports_from_beside_it_is_sent(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = (
+        "from torch import nn\nclass Squeeze(nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3))\n"
+    )
+    (tmp_path / "beside_the_net.py").write_text(beside)
+    (tmp_path / "net.py").write_text(
+        "from beside_the_net import Squeeze\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n    def __init__(self):\n        super().__init__(Squeeze(), nn.Linear(3, 4))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    classifier = load(f"python:{tmp_path / 'net.py'}:Net", trust_code=True, size=8)
+    with Cluster(address) as cluster:
+        machine = cluster.send(classifier, Samples.noise((3, 8, 8), count=40), settings(2))
+    assert machine.threads == 1

@@ -336,11 +336,25 @@ def test_a_foreign_checkpoint_is_ignored_and_removed(
             make(folder, on_step=after(9, ZeroDivisionError()))
     (name,) = (folder / "checkpoints").iterdir()
     spoil(name, "flip")
-    shutil.copy(name, name.with_name("another.safetensors"))
+    old = shutil.copy(name, name.with_name("old.safetensors"))
+    os.utime(old, (0, 0))
+    fresh = Path(shutil.copy(name, name.with_name("fresh.safetensors")))  # may be another process's
     seen: list[int] = []
     make(folder, on_step=lambda step: seen.append(step.done))
     assert seen[0] == 1
+    assert [path.name for path in fresh.parent.iterdir()] == ["fresh.safetensors"]
+    fresh.unlink()
     assert files(folder) == undisturbed
+
+
+def test_the_checkpoint_of_another_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    mine = run_maps(create(tmp_path / "run"), network(), samples(), [0, 1])
+    next(mine)  # begun, before the other is
+    with pytest.raises(ZeroDivisionError):
+        list(run_maps(create(tmp_path / "run"), network(), samples(), [2, 3], on_step=after(9, ZeroDivisionError())))
+    list(mine)
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
 def test_what_is_computed_and_not_stored_is_not_computed_again(

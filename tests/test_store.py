@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from agnosco import store
 from agnosco.ball import L2
 from agnosco.classifier import Classifier
 from agnosco.concept import ConceptMap
@@ -489,3 +490,23 @@ def test_links_in_a_folder_are_not_followed(run: Run, tmp_path: Path) -> None:
     with pytest.raises(AgnoscoError, match="is a link"):
         again.add(concept(1), nudge_success=0.25)
     assert files(elsewhere) == before
+
+
+def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ON_SHEET", 2)
+    told: list[tuple[int, str]] = []
+    ordinary = store.contact_sheet
+
+    def noted(pictures: Any, captions: Any, **options: Any) -> Any:
+        told.append((len(pictures), options["footer"]))
+        return ordinary(pictures, captions, **options)
+
+    monkeypatch.setattr(store, "contact_sheet", noted)
+    run = create(tmp_path / "run")
+    for label in range(3):
+        run.add(concept(label), nudge_success=0.5)
+    run.write_contact_sheet()
+    assert told[0][0] == 2
+    assert told[0][1].startswith("The first 2 of 3 maps. ")

@@ -39,6 +39,9 @@ TELLING = 1.0
 ANSWERING = 10.0
 """Seconds within which the head of a cluster has to answer."""
 
+STOPPING = 20.0
+"""Seconds that workers have to write a checkpoint when they are stopped."""
+
 LISTENING = 0.2
 """Seconds that the driver waits before it listens again."""
 
@@ -168,9 +171,16 @@ class Cluster:
                     yield from self._answer(ref)
             _tell(events, on_step)
         finally:
-            for ref in pending:
-                with suppress(Exception):
-                    self.ray.cancel(ref)
+            self._cancel(pending)
+
+    def _cancel(self, pending: list[Any]) -> None:
+        """Have the workers stop as Ctrl-C would, and wait until they have written down where they were."""
+        for ref in pending:
+            with suppress(Exception):
+                self.ray.cancel(ref)
+        if pending:
+            with suppress(Exception):
+                self.ray.wait(pending, num_returns=len(pending), timeout=STOPPING)
 
     def _answer(self, ref: Any) -> Any:
         """What a task gave; what a user can mend is raised as it was there."""
@@ -179,6 +189,11 @@ class Cluster:
         except self.ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, AgnoscoError):
                 raise error.cause from None
+            if isinstance(error.cause, self.ray.exceptions.RaySystemError):  # what was sent could not be unpacked
+                raise AgnoscoError(
+                    f"a worker cannot unpack the network: {str(error.cause).strip().splitlines()[-1]}",
+                    "install the code that the network is made of on every machine of the cluster",
+                ) from error
             raise
         except self.ray.exceptions.RayError as error:
             raise AgnoscoError(
@@ -201,8 +216,10 @@ class Cluster:
 
     def _queue(self) -> Any:
         from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        return Queue(actor_options={"num_cpus": 0})
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=True)
+        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # lost with us, not with a worker
 
 
 def connected(
@@ -304,7 +321,7 @@ def _teller(events: Any) -> OnStep:
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that we start; others have their own say
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -322,7 +339,7 @@ def _connected(ray: Any, address: str) -> None:
             told = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AgnoscoError(
                 f"no Ray cluster at {address!r}: {told}",
-                "start one with `ray start --head`, or leave --cluster out to compute on this machine",
+                "start one (`ray start --head --disable-usage-stats`), or leave --cluster out",
             ) from error
 
 
@@ -348,14 +365,24 @@ def _own_signals() -> Iterator[None]:
 
 def _by_value(ray: Any, classifier: Classifier) -> None:
     """Have the code of ``python:`` files sent along, which the workers do not have."""
-    for module in {type(layer).__module__ for layer in classifier.model.modules()}:
-        if module.startswith("_agnosco_"):
-            ray.cloudpickle.register_pickle_by_value(sys.modules[module])
+    used = {type(layer).__module__ for layer in classifier.model.modules()}
+    folders = {os.path.dirname(_file_of(name)) for name in used if name.startswith("_agnosco_")}
+    for name in used:
+        if os.path.dirname(_file_of(name)) in folders:  # the file itself, and what it imports from beside it
+            ray.cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
+def _file_of(module: str) -> str:
+    return os.path.abspath(getattr(sys.modules[module], "__file__", None) or "")
 
 
 def _tell(events: Any, on_step: OnStep) -> None:
     """Hand on what workers told meanwhile."""
     if events is None or on_step is None:
         return
-    for progress in events.get_nowait_batch(events.qsize()):
+    try:
+        told = events.get_nowait_batch(events.qsize())
+    except Exception:  # whatever became of the queue: without progress the work goes on
+        return
+    for progress in told:
         on_step(progress)

@@ -24,6 +24,7 @@ from .errors import AgnoscoError, AgnoscoWarning
 from .manifest import Entry
 from .samples import Samples
 from .score import nudge_success, predictions
+from .storage import DAY
 from .store import Run, Standing, split
 
 TIMED = 3
@@ -150,8 +151,8 @@ def run_maps(
         with suppress(AgnoscoError):  # the entries say the same
             run.end()
         raise
-    _remove_checkpoints(run)
     run.end()
+    _remove_checkpoints(run)
 
 
 def made_here(
@@ -204,12 +205,16 @@ class Worker:
 
 
 def _remove_checkpoints(run: Run) -> None:
-    """Remove the checkpoints of groups that are finished, and of those that the run does not know."""
+    """Remove the checkpoints of groups that are finished, and old ones of which nothing is known.
+
+    One of a group that is not known may be another process's, which has just begun.
+    """
     there = {Job(entry["index"], entry["seed"]) for entry in run.entries}
-    needed = {checkpoint_of(group) for group in run.groups if not there.issuperset(group)}
-    for name in run.folder.names(CHECKPOINTS):
-        if name not in needed:
-            run.folder.remove(f"{CHECKPOINTS}/{name}")
+    finished = {checkpoint_of(group): there.issuperset(group) for group in run.groups}
+    for name in (f"{CHECKPOINTS}/{name}" for name in run.folder.names(CHECKPOINTS)):
+        with suppress(FileNotFoundError):  # another process was faster
+            if finished.get(name.removeprefix(f"{CHECKPOINTS}/"), time.time() - run.folder.modified(name) > DAY):
+                run.folder.remove(name)
 
 
 def seconds_per_map(classifier: Classifier, samples: Samples, config: Config, *, count: int = 1) -> float:

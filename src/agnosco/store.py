@@ -68,6 +68,9 @@ NOTEBOOK, THUMBNAIL = 40, 128
 SHOWN, CAPTION = 200, 31
 """Longest class name in a line that is printed, and longest caption under a tile."""
 
+ON_SHEET = 400
+"""Maps of a contact sheet at most: a picture of more of them nobody opens. The report shows all."""
+
 ASKED_FOR = 50
 """Maps that are asked for one by one; for more of them, folders are listed."""
 
@@ -330,18 +333,20 @@ class Run:
         self.write(f"pictures/{stem(entry)}-raw.png", png(concept.image()))
 
     def write_contact_sheet(self) -> str:
-        """Write all maps in one picture, and say where it is."""
-        seeds = {entry["seed"] for entry in self.entries}
-        captions = [_caption(entry, several=len(seeds) > 1) for entry in self.entries]
+        """Write the maps, the first :data:`ON_SHEET` of them, in one picture, and say where it is."""
+        entries, total = self.entries[:ON_SHEET], len(self.entries)
+        seeds = {entry["seed"] for entry in entries}
+        captions = [_caption(entry, several=len(seeds) > 1) for entry in entries]
+        some = "" if len(entries) == total else f"The first {len(entries)} of {total} maps. "
         model, samples = self.settings["model"], self.settings["samples"]
         shape = tuple(model["shape"])
         footer = (
-            f"{model['name']} at {shape[2]} px. {describe(self.config, shape)}. Samples: {samples['source']}, "
+            f"{some}{model['name']} at {shape[2]} px. {describe(self.config, shape)}. Samples: {samples['source']}, "
             f"{samples['count']}. p: what the model gives the picture; moves: share of held-out images that the map "
             "moves to its class."
         )
         sheet = contact_sheet(
-            [concept.display() for concept in self.maps()],
+            [self.map(entry["index"], entry["seed"]).display() for entry in entries],
             captions,
             columns=max(5, ceil(sqrt(len(captions)))),
             tile=SIDE,
