@@ -29,7 +29,7 @@ from agnosco.cluster import Cluster
 from agnosco.cycle import Progress
 from agnosco.jobs import run_maps
 
-MAPS, STEPS, SIZE = 48, 150, 64
+MAPS, STEPS, SIZE = 100, 200, 64
 PATH = RESULTS / "cluster.json"
 
 
