@@ -112,7 +112,7 @@ def state_of(saved: Any, torch: Any) -> tuple[dict[str, Any], list[str]]:
     return found, told
 
 
-def check_sizes(state: dict[str, Any], size: int) -> None:
+def check_sizes(state: dict[str, Any], size: int, most: int) -> None:
     """A few bytes may be said to be terabytes, by strides of nothing: what is stored is what counts."""
     total = 0
     for name, tensor in state.items():
@@ -123,9 +123,11 @@ def check_sizes(state: dict[str, Any], size: int) -> None:
         total += logical
     if total > 2 * size:  # weights that two layers share are stored once
         raise Refused("limit", f"its tensors claim {total:,} bytes, and the file has {size:,}")
+    if total > most:
+        raise Refused("limit", f"its tensors claim {total:,} bytes (at most {most:,})")
 
 
-def converted(size: int, torch: Any, save_file: Any) -> list[str]:
+def converted(size: int, most: int, torch: Any, save_file: Any) -> list[str]:
     """Reads standard input, and writes the weights."""
     with open(0, "rb", closefd=False) as file:
         try:
@@ -136,15 +138,16 @@ def converted(size: int, torch: Any, save_file: Any) -> list[str]:
             kind = "code" if "Unsupported" in what or "weights_only" in what.lower() else "malformed"
             raise Refused("limit" if memory else kind, f"torch.load refuses it: {what}") from error
     state, told = state_of(saved, torch)
-    check_sizes(state, size)
+    check_sizes(state, size, most)
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, "weights.safetensors")
     return told
 
 
 def main() -> None:
-    """``child.py SECONDS``, with the folders of the libraries in ``AGNOSCO_PATH``."""
+    """``child.py SECONDS BYTES``, of all tensors at most, with the folders of the libraries in ``AGNOSCO_PATH``."""
     isolate()
     sys.path[:] = json.loads(os.environ.pop("AGNOSCO_PATH"))
+    seconds, most = map(int, sys.argv[1:])
     size = os.fstat(0).st_size
     import torch
     from safetensors.torch import save_file
@@ -156,10 +159,10 @@ def main() -> None:
     torch.load(warm, map_location="cpu", weights_only=True)
     save_file({"a": torch.ones(1)}, "weights.safetensors")
     os.remove("weights.safetensors")
-    limit(size, int(sys.argv[1]))
+    limit(min(size, most), seconds)
     guard(os.getcwd())
     try:
-        answer = {"told": converted(size, torch, save_file)}
+        answer = {"told": converted(size, most, torch, save_file)}
     except Refused as error:
         answer = {"kind": error.kind, "detail": str(error)}
     except MemoryError:

@@ -39,7 +39,7 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
 
     Args:
         file: The pickle, open, as it was looked at.
-        limits: For how long the process may run.
+        limits: For how long the process may run, and how many bytes the tensors may have.
 
     Raises:
         Suspicious: It is no dictionary of tensors, cannot be read, or takes too much memory or time.
@@ -48,7 +48,7 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
         folder = Path(name)
         scratch = folder / "scratch"
         scratch.mkdir(mode=0o700)
-        answer = _answer(_run(file, folder, scratch, limits.seconds), folder)
+        answer = _answer(_run(file, folder, scratch, limits), folder)
         if "kind" in answer:
             raise Suspicious(answer["kind"], "torch-load", answer["detail"])
         path = scratch / "weights.safetensors"
@@ -57,7 +57,7 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
         yield Converted(path, answer["told"])
 
 
-def _run(file: IO[bytes], folder: Path, scratch: Path, seconds: int) -> int:
+def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
     """The exit status of the process, negative for a signal."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     libraries = json.dumps([path for path in sys.path if os.path.isabs(path)])
@@ -68,13 +68,13 @@ def _run(file: IO[bytes], folder: Path, scratch: Path, seconds: int) -> int:
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(CHILD), str(seconds)],
+            [sys.executable, "-I", "-B", str(CHILD), str(limits.seconds), str(limits.total)],
             stdin=file, stdout=answer, stderr=complaint, cwd=scratch, env=environment, start_new_session=True,
         )  # fmt: skip
         try:
-            return process.wait(timeout=seconds)
+            return process.wait(timeout=limits.seconds)
         except subprocess.TimeoutExpired as error:
-            raise Suspicious("limit", "time", f"it was not open after {seconds} s") from error
+            raise Suspicious("limit", "time", f"it was not open after {limits.seconds} s") from error
         finally:
             _end(process)
 
