@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import pickle
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.weights import CODES, GRAVEST, Finding, Limits, child, examine, gravest, opened, read_weights
+from agnosco.weights import CODES, GRAVEST, Finding, Limits, child, examine, gravest, limited, opened, read_weights
 from agnosco.weights.limited import CHILD
 from agnosco.weights.pickles import PLAIN, program_of
 
@@ -322,7 +323,7 @@ import socket, subprocess, pickle, ctypes, shutil
 {prepare}
 try:
     {attempt}
-except PermissionError as error:
+except (PermissionError, AttributeError) as error:
     print("refused:", error)
 except OSError as error:
     print("failed:", error.errno)
@@ -348,6 +349,15 @@ def attempted(attempt: str, folder: Path, prepare: str = "child['guard'](os.getc
         "open('../canary', 'w')",
         "open('link/canary', 'w')",
         "os.open('../canary', os.O_CREAT)",
+        "os.open('canary', os.O_CREAT, dir_fd=os.open('..', os.O_RDONLY))",
+        "os.chdir('..')",
+        "os.setxattr('../kept', 'user.a', b'')",
+        "os.mkfifo('../canary')",
+        "os.mknod('../canary')",
+        "os.posix_spawnp('true', ['true'], {})",
+        "sys.modules['posix'].fork()",
+        "subprocess._fork_exec()",
+        "sys.modules['_posixsubprocess'].fork_exec()",
         "os.remove('../kept')",
         "os.rename('../kept', 'kept')",
         "os.symlink('/', 'root')",
@@ -368,8 +378,47 @@ def test_python_refuses_what_has_no_place_there(attempt: str, tmp_path: Path) ->
 
 
 def test_python_lets_it_write_where_it_should(tmp_path: Path) -> None:
-    assert attempted("open('weights', 'w').close()", tmp_path) == "done"
+    assert attempted("open(os.path.abspath('weights'), 'w').close()", tmp_path) == "done"
     assert (tmp_path / "weights").exists()
+
+
+CONFINED = "child['isolate'](), child['confine'](os.getcwd(), [sys.base_prefix])"
+
+
+@pytest.mark.parametrize(
+    ("attempt", "let"),
+    [
+        ("open('weights', 'w').close()", True),
+        ("open('weights', 'w').close(), os.truncate('weights', 0), open('weights').close()", True),
+        ("open(os.__file__).close()", True),
+        ("open('../kept').close()", False),
+        ("open('../kept', 'a').close()", False),
+        ("os.truncate('../kept', 0)", False),
+        ("os.listdir('..')", False),
+        ("os.mkdir('folder')", False),
+        ("os.remove('../kept')", False),
+        ("os.execv(sys.executable, [sys.executable, '-c', 'print(1)'])", False),
+        ("open(f'/proc/{os.getppid()}/environ').close()", False),
+        ("os.kill(os.getppid(), 0)", False),
+    ],
+)
+def test_the_system_itself_refuses_where_it_has_landlock(attempt: str, let: bool, tmp_path: Path) -> None:
+    if not sys.platform.startswith("linux") or ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) < 6:
+        pytest.skip("this machine has no Landlock, or an old one")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "kept").write_text("kept")
+    said = attempted(attempt, tmp_path / "scratch", CONFINED)
+    assert said == "done" if let else said.startswith("refused: [Errno")
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux alone")
+def test_our_variables_are_out_of_reach_while_the_process_lives() -> None:
+    prctl = ctypes.CDLL(None).prctl
+    before = prctl(limited.GET_DUMPABLE, 0, 0, 0, 0)
+    with limited._unseen():
+        assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == 0
+    assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == before
 
 
 def listening(use: Callable[[int], str]) -> str:

@@ -5,12 +5,14 @@ Damage control, not a boundary: for files that one really does not trust, a cont
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,10 @@ ANSWER = 64 << 10
 
 KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """Variables that it gets of one's own environment: what loads libraries, and no secrets."""
+
+
+GET_DUMPABLE, SET_DUMPABLE = 3, 4
+_ALONE = threading.Lock()
 
 
 class Converted(NamedTuple):
@@ -66,7 +72,7 @@ def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
         "AGNOSCO_PATH": libraries,
     }  # fmt: skip
     os.lseek(file.fileno(), 0, os.SEEK_SET)
-    with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint:
+    with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint, _unseen():
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(CHILD), str(limits.seconds), str(limits.total)],
             stdin=file, stdout=answer, stderr=complaint, cwd=scratch, env=environment, start_new_session=True,
@@ -77,6 +83,22 @@ def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
             raise Suspicious("limit", "time", f"it was not open after {limits.seconds} s") from error
         finally:
             _end(process)
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Meanwhile, other processes of this user read neither this one's variables nor its memory; root's do, on Linux."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    system = ctypes.CDLL(None)
+    with _ALONE:
+        before = system.prctl(GET_DUMPABLE, 0, 0, 0, 0)
+        system.prctl(SET_DUMPABLE, 0, 0, 0, 0)
+        try:
+            yield
+        finally:
+            system.prctl(SET_DUMPABLE, before, 0, 0, 0)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
