@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,24 @@ def zip_before_pickle(place: Place) -> Path:
     return place.file("weights.pt", sound_pickle(place).read_bytes() + pickle.dumps(place.evil))
 
 
+def word(length: int, begin: str = "") -> bytes:
+    """A text on the stack of a pickle."""
+    return b"X" + struct.pack("<L", length) + begin.ljust(length, "a").encode()
+
+
+def pairs_of_names(place: Place) -> Path:
+    """313,600 different imports of 6 kB each, in 4 MB."""
+    words = b"".join(word(3000, f"{i:03}") + b"r" + struct.pack("<L", i) + b"0" for i in range(560))
+    recalls = [b"j" + struct.pack("<L", i) for i in range(560)]
+    pairs = (one + other + b"\x930" for one in recalls for other in recalls)
+    return place.file("weights.pt", b"\x80\x02" + words + b"".join(islice(pairs, 200_000)) + b"N.")
+
+
+def long_name(place: Place) -> Path:
+    """One name of 1.5 MB, 150,000 times."""
+    return place.file("weights.pt", b"\x80\x04" + word(1_500_000) + b"q\x00" + 150_000 * b"h\x00h\x00\x93" + b".")
+
+
 # -- memory ------------------------------------------------------------------------------------------
 
 
@@ -267,6 +286,19 @@ def deflated(place: Place) -> Path:
         with target.open("sound/data/99", "w") as file:
             for _ in range(256):
                 file.write(bytes(1 << 20))
+    return path
+
+
+def sparse_zip(place: Place) -> Path:
+    """A zip of 24 GiB that are nowhere on the disk: its checksums would be looked at for a minute and more."""
+    path = place.folder / "weights.pt"
+    with zipfile.ZipFile(sound_pickle(place)) as source, zipfile.ZipFile(path, "w") as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+        hole: Any = target.open("sound/data/99", "w", force_zip64=True)
+        with hole:
+            hole._file_size = 24 << 30
+            hole._fileobj.seek(24 << 30, os.SEEK_CUR)
     return path
 
 
@@ -450,6 +482,8 @@ CASES = (
     Case("reduce, legacy", "pickle", "the same, as torch wrote it until 1.6", legacy, 11),
     Case("reduce, protocol 0", "pickle", "a pickle in letters", protocol_0, 11),
     Case("decoys", "pickle", "an import hidden under harmless names", decoys, 11),
+    Case("pairs of names", "pickle", "200,000 imports of 6 kB each, in 4 MB", pairs_of_names, 13),
+    Case("long name", "pickle", "an import of 3 MB, 150,000 times", long_name, 11),
     Case("tar", "pickle", "a tar of pickles, as torch wrote it until 0.1.9", tar, 11),
     Case("whole module", "pickle", "`torch.save(model)`", whole_module, 11),
     Case("bad CRC", "pickle", "a bit turned over in a zip", bad_crc, 12),
@@ -463,6 +497,7 @@ CASES = (
     Case("aliases", "memory", "10,000 tensors of the same 4 MB", aliases, 10, allowed=13),
     Case("claimed storage", "memory", "an old pickle that asks for 4 TiB", claimed_storage, 10, allowed=13),
     Case("deflate bomb", "memory", "262 kB that inflate to 256 MB", deflated, 13),
+    Case("sparse zip", "memory", "a zip of 24 GiB that take no room on the disk", sparse_zip, 13),
     Case("10⁹ classes", "memory", "a head of 10⁹ classes, 4 TB that take no room on the disk",
          head_of(10**9, "F32", 4), 13),
     Case("10⁶ classes", "memory", "a head of 10⁶ classes that is within the limit of bytes",

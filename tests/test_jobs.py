@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load, save
+from torch import Tensor, nn
 
 from agnosco import cycle, jobs, storage, store
 from agnosco.ball import L2, AutoL2, Sparse
-from agnosco.checkpoint import packed, unpacked
+from agnosco.checkpoint import KEY, _digest, _metadata, packed, unpacked
 from agnosco.classifier import Classifier
 from agnosco.console import Output
 from agnosco.coordinates import Data, Spectral
@@ -265,7 +266,10 @@ def test_a_group_goes_on_to_the_same_bits_from_every_step(config: Config) -> Non
     for content in states:
         state = unpacked(content, about, CPU)
         assert state is not None
-        for one, again in zip(whole, maker.make(group, state=state), strict=True):
+        told: list[Progress] = []
+        done = len(state.traces[0]) + len(state.loop.trace if state.loop else [])
+        for one, again in zip(whole, maker.make(group, state=state, on_step=told.append), strict=True):
+            assert len(told) == 2 * (config.steps - done)  # it does not begin anew
             assert torch.equal(one.nu, again.nu)
             assert one.trace == again.trace
             assert list(one.stages) == list(again.stages)
@@ -287,6 +291,94 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_none() -> None:
         spoiled[place] ^= 4
         assert unpacked(bytes(spoiled), about, CPU) is None, place
         assert unpacked(content[:place], about, CPU) is None
+
+
+def swapped(**tensors: Tensor | None) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    """Other tensors in a checkpoint; none for None. Two underscores stand for a slash, one for a blank."""
+
+    def change(there: dict[str, Tensor], _: dict[str, Any]) -> None:
+        for key, tensor in tensors.items():
+            name = key.replace("__", "/").replace("_", " ")
+            assert name in there
+            if tensor is None:
+                del there[name]
+            else:
+                there[name] = tensor
+
+    return change
+
+
+def all_stages_of_nothing(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+    """A group that is finished, by what it says: black maps, made in no steps."""
+    told |= {"stages": CONFIG.stages, "loop": None}
+    tensors |= {f"stages/{name}": torch.zeros(2, 3, 12, 10) for name in CONFIG.stages}
+    tensors["traces"] = torch.zeros(2, 0, 5, dtype=torch.float64)
+
+
+def too_many_stages(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+    told["stages"] = [*CONFIG.stages, "map 3"]
+    tensors |= {f"stages/{name}": torch.zeros(2, 3, 12, 10) for name in told["stages"]}
+
+
+def another_stage(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+    told["stages"] = ["refine 1"]
+    tensors["stages/refine 1"] = tensors.pop("stages/map 1")
+
+
+def endless_map(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
+    tensors["stages/map 1"][1, 0, 0, 0] = float("inf")
+
+
+def another_attribute(_: dict[str, Tensor], told: dict[str, Any]) -> None:
+    told["ball"]["basis"] = 1.0
+
+
+TRACE = torch.ones(2, 3, 5, dtype=torch.float64)
+CRAFTED = {
+    "infinite step": swapped(traces=torch.full((2, 4, 5), float("inf"), dtype=torch.float64)),
+    "infinite step of the loop": swapped(loop__trace=torch.full((2, 2, 5), float("inf"), dtype=torch.float64)),
+    "shape of w": swapped(loop__w=torch.zeros(2, 3, 12, 9)),
+    "numbers of w": swapped(loop__w=torch.zeros(2, 3, 12, 10, dtype=torch.float64)),
+    "shape of Xi": swapped(loop__kept=torch.zeros(2, 3, 12, 10)),
+    "shape of success": swapped(loop__success=torch.zeros(3)),
+    "no moments": swapped(loop__mu=None),
+    "fewer generators": lambda tensors, _: tensors.update(generators=tensors["generators"][:1]),
+    "short traces": swapped(traces=TRACE),
+    "fewer traces": swapped(traces=torch.ones(1, 4, 5, dtype=torch.float64)),
+    "columns of traces": swapped(traces=torch.ones(2, 4, 4, dtype=torch.float64)),
+    "long loop": swapped(loop__trace=torch.ones(60, 2, 5, dtype=torch.float64)),
+    "loop of three maps": swapped(loop__trace=torch.ones(2, 3, 5, dtype=torch.float64)),
+    "shape of a stage": swapped(stages__map_1=torch.zeros(2, 3, 12, 9)),
+    "maps of a stage": swapped(stages__map_1=torch.zeros(3, 3, 12, 10)),
+    "endless map": endless_map,
+    "stages of nothing": all_stages_of_nothing,
+    "too many stages": too_many_stages,
+    "another stage": another_stage,
+    "another attribute": another_attribute,
+    "averaged": lambda _, told: told["loop"].update(averaged="3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CRAFTED.values(), ids=CRAFTED)
+def test_a_checkpoint_that_was_made_to_harm_is_none(
+    change: Callable[[dict[str, Tensor], dict[str, Any]], None],
+) -> None:
+    """Its digest is right; a group begins anew, to the bits that it would have without."""
+    kept, _ = samples().split(0.2, seed=0)
+    maker, group, about = Maker(network(), kept, CONFIG), [Job(1, 0), Job(3, 2)], {"of": "this"}
+    states: list[bytes] = []
+    whole = list(maker.make(group, keep=lambda state: states.append(packed(state, about))))
+    content = states[CONFIG.mapper.steps + 2]  # in the middle of the refinement
+    told = json.loads(_metadata(content)[KEY])
+    tensors = load(content)
+    change(tensors, told)
+    del told["digest"]
+    told["digest"] = _digest(tensors, told)
+    state = unpacked(save(tensors, {KEY: json.dumps(told)}), about, CPU)
+    for one, again in zip(whole, maker.make(group, state=state), strict=True):
+        assert one.trace == again.trace
+        assert list(one.stages) == list(again.stages)
+        assert all(torch.equal(one.stages[name], again.stages[name]) for name in one.stages)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
@@ -565,6 +566,24 @@ def test_a_picture_that_is_none_is_two_lines(run: Run, file: str, content: bytes
     put_scan(run)
     (run.path / file).write_bytes(content)
     two_lines(CliRunner().invoke(app, ["report", str(run.path)]), f"{file}' {error}")
+
+
+@pytest.mark.parametrize("file", ["scan.png", "sanity.png"])
+def test_postscript_is_not_run(run: Run, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives it to Ghostscript, wherever that is installed; here one that notes that it was called."""
+    called, ghostscript = tmp_path / "called", tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {called}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    put_scan(run)
+    (run.path / file).write_bytes(picture("EPS"))
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), f"{file}' is no picture")
+    assert not called.exists()
+    with contextlib.suppress(OSError), Image.open(run.path / file) as image:
+        image.load()
+    assert called.exists()
 
 
 @pytest.mark.parametrize("file", ["scan.png", "sanity.png"])

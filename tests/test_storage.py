@@ -246,3 +246,64 @@ def test_many_writers_of_one_file_leave_one_of_theirs_whole(tmp_path: Path) -> N
 
 def test_at_once_keeps_the_order() -> None:
     assert at_once(lambda number: (time.sleep(0.01 * (5 - number)), number)[1], range(5)) == [0, 1, 2, 3, 4]
+
+
+# -- files of somebody else's --------------------------------------------------------------------------
+
+
+def unread(folder: Folder, name: str) -> str:
+    """What is said of a file that is not read."""
+    with pytest.raises(AgnoscoError) as caught:
+        folder.read(name)
+    assert caught.value.exit_code == 2
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "maps/0000-a-s0.safetensors"])
+def test_a_pipe_or_a_device_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    os.mkfifo(tmp_path / name)
+    assert "not a regular file" in unread(Local(tmp_path), name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert "leads out of its folder" in unread(Local(tmp_path), name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert "is a folder" in unread(Local(tmp_path), name)
+
+
+def test_a_link_within_the_folder_is_followed_and_one_that_leads_out_is_not(tmp_path: Path) -> None:
+    run, beside = tmp_path / "run", tmp_path / "run-beside"  # whose name begins as the folder's does
+    for place in (run, beside):
+        (place / "maps").mkdir(parents=True)
+        (place / "maps" / "a").write_bytes(place.name.encode())
+    (run / "within").symlink_to("maps/a")
+    (run / "out").symlink_to("../run-beside/maps/a")
+    (run / "other").symlink_to(beside / "maps")
+    (run / "nothing").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to("run")
+    for folder in (Local(run), Local(tmp_path / "link")):
+        assert folder.read("within") == b"run"
+        for name in ("out", "other/a"):
+            assert "leads out of its folder" in unread(folder, name)
+        with pytest.raises(FileNotFoundError):
+            folder.read("nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("manifest.json", 64 << 20), ("maps/a.json", 64 << 20), ("maps/a.safetensors", 4 << 30), ("scan.PNG", 256 << 20)],
+)
+def test_a_file_has_no_more_bytes_than_its_kind(name: str, most: int, tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, most + 1)  # a hole, which takes no room on the disk
+    assert f"has {most + 1:,} bytes, more than {most:,}" in unread(Local(tmp_path), name)
+
+
+def test_a_file_of_the_largest_size_is_read(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage.MOST, ".json", 5)
+    folder.write("a.json", b"12345")
+    folder.write("b.json", b"123456")
+    assert folder.read("a.json") == b"12345"
+    assert "has 6 bytes" in unread(folder, "b.json")

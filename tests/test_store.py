@@ -27,7 +27,7 @@ from agnosco.classifier import Classifier
 from agnosco.concept import ConceptMap
 from agnosco.cycle import Config, Job, config_to_json, map_class
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.manifest import slug
+from agnosco.manifest import read_entry, slug, write_entry
 from agnosco.mapper import MapperConfig, Step
 from agnosco.refine import RefineConfig
 from agnosco.samples import Samples
@@ -378,14 +378,74 @@ def test_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
         ("maps", "probability", "high"),
         ("maps", "stages", 3),
         ("maps", "nudge_success", "many"),
+        ("maps", "norm", "long"),
+        ("maps", "norm", None),
+        ("maps", "norm", ...),
+        ("maps", "probability", float("nan")),
+        ("maps", "probability", float("inf")),
+        ("maps", "stages", []),
+        ("maps", "index", -1),
+        ("maps", "index", 1 << 31),
+        ("maps", "index", 10**4000),
+        ("maps", "seed", 1 << 63),
+        ("maps", "seed", -(10**298)),
+        ("maps", "note", float("nan")),
+        ("model", "shape", [1]),
+        ("model", "shape", ["a", "b", "c"]),
+        ("model", "shape", [3, 0, 10]),
+        ("model", "shape", [3, 12, 1 << 16]),
+        ("model", "mean", ...),
+        ("model", "mean", ["a", "b", "c"]),
+        ("model", "std", [0.1, float("inf")]),
+        ("model", "classes", 10**9 * 10**9),
+        ("model", "note", float("-inf")),
+        ("samples", "shape", [3, -12, 10]),
+        ("samples", "held_out", 1.5),
+        ("samples", "split_seed", 10**200),
     ],
 )
 def test_manifest_of_other_types_is_refused(run: Run, part: str, key: str, value: object) -> None:
     data = manifest(run)
-    (data["maps"][0] if part == "maps" else data[part])[key] = value
+    there = data["maps"][0] if part == "maps" else data[part]
+    there[key] = value
+    if value is ...:
+        del there[key]
     (run.path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(AgnoscoError, match="no manifest of a run"):
         Run.open(run.path)
+
+
+@pytest.mark.parametrize("job", [[10**200, 0], [0, 10**200], [-1, 0], [True, 0]])
+def test_a_group_of_maps_that_there_cannot_be_is_refused(run: Run, job: list[int]) -> None:
+    data = manifest(run)
+    data["groups"] = [[job]]
+    (run.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(AgnoscoError, match="no manifest of a run"):
+        Run.open(run.path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"index": 10**200}, {"seed": 10**200}, {"probability": float("nan")}, {"stages": []}], ids=str
+)
+def test_an_entry_of_what_cannot_be_is_damaged(run: Run, wrong: dict[str, Any]) -> None:
+    """Its name and digest are right: those are what a file that was made to harm has."""
+    entry = json.loads((run.path / "maps/0001-goldfish-gold-s0.json").read_text()) | wrong
+    name = f"{entry['index']:04d}-goldfish-gold-s{entry['seed']:d}"
+    content = (json.dumps(entry) if "probability" in wrong else write_entry(entry).decode()).encode()
+    with pytest.raises(ValueError, match="is damaged"):
+        read_entry(content, name)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e999])
+def test_a_step_that_is_no_number_is_refused(run: Run, value: float) -> None:
+    path = run.path / "maps/0001-goldfish-gold-s0.safetensors"
+    tensors = load_file(path)
+    tensors["trace/step"][0] = value
+    path.write_bytes(save(tensors))
+    opened = Run.open(run.path)
+    opened._entries[Job(1, 0)]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(AgnoscoError, match="cannot read maps/0001-goldfish-gold-s0"):
+        opened.map(1)
 
 
 def test_map_of_another_shape_is_refused(run: Run) -> None:

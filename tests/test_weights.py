@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import pickle
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.weights import CODES, GRAVEST, Finding, Limits, child, examine, gravest, opened, read_weights
+from agnosco.weights import CODES, GRAVEST, Finding, Limits, child, examine, gravest, limited, opened, read_weights
 from agnosco.weights.limited import CHILD
-from agnosco.weights.pickles import program_of
+from agnosco.weights.pickles import PLAIN, program_of
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
 
@@ -163,6 +164,35 @@ def test_imports_that_hide(program: bytes, imports: set[str]) -> None:
     assert program_of(program).imports == imports
 
 
+def test_long_names_are_cut_and_stay_strange() -> None:
+    """A thousand pairs of long names would fill gigabytes; and no long name becomes a harmless one."""
+    long = b"X" + (1 << 20).to_bytes(4, "little") + b"torch.Size".ljust(1 << 20, b" ")
+    (name,) = program_of(b"\x80\x04" + long + b"q\x00" + 1000 * b"h\x00h\x00\x93" + b".").imports
+    assert len(name) < 500
+    assert name.startswith("torch.Size ")
+    (name,) = program_of(b"ctorch\n" + b"Size".ljust(300) + b"\n.").imports
+    assert name.startswith("torch.Size ")
+    assert name not in PLAIN
+
+
+@pytest.mark.parametrize(("count", "limited"), [(1000, False), (1001, True)])
+def test_a_thousand_imports_are_enough(count: int, limited: bool, tmp_path: Path) -> None:
+    program = b"\x80\x02" + b"".join(b"cm\nn%d\n" % i for i in range(count)) + b"."
+    (tmp_path / "w.pt").write_bytes(program)
+    assert [one.name for one in examine(tmp_path / "w.pt").findings] == ["imports"]
+    assert examine(tmp_path / "w.pt").findings[0].kind == ("limit" if limited else "code")
+
+
+def test_a_pickle_is_no_longer_than_tensors_may_be(tmp_path: Path) -> None:
+    limits = Limits(total=1 << 20)
+    torch.save({"a": torch.ones(1 << 18)}, tmp_path / "w.pt")  # 1 MiB, and what a zip adds
+    assert [one.name for one in examine(tmp_path / "w.pt", limits=limits).findings] == ["pickle"]
+    for legacy in (False, True):
+        torch.save({"a": torch.ones(6 << 18)}, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+        assert refused(tmp_path / "w.pt", limits=limits, allow_pickle=True).exit_code == 13
+        assert "total-size" in [one.name for one in examine(tmp_path / "w.pt", limits=limits).findings]
+
+
 @pytest.mark.parametrize("program", [b"", b"N", b"\xff", b"(" * 2_000_000 + b"."])
 def test_what_is_no_pickle(program: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
@@ -226,16 +256,17 @@ def test_a_pickle_gives_the_same_tensors(tmp_path: Path) -> None:
     [
         (torch.zeros(1).expand(4), 1000, "claims 16 bytes and stores 4"),  # strides of nothing
         (torch.zeros(8)[:2], 3, "claim 8 bytes, and the file has 3"),
+        (torch.zeros(251), 1004, r"claim 1,004 bytes \(at most 1,000\)"),
         (torch.zeros(8)[::2], 8, None),
         (torch.zeros(2, 3).T, 12, None),
     ],
 )
 def test_what_is_stored_is_what_counts(tensor: Tensor, size: int, words: str | None) -> None:
     if words is None:
-        child.check_sizes({"a": tensor}, size)
+        child.check_sizes({"a": tensor}, size, 1000)
     else:
         with pytest.raises(child.Refused, match=words) as caught:
-            child.check_sizes({"a": tensor}, size)
+            child.check_sizes({"a": tensor}, size, 1000)
         assert caught.value.kind == "limit"
 
 
@@ -292,7 +323,7 @@ import socket, subprocess, pickle, ctypes, shutil
 {prepare}
 try:
     {attempt}
-except PermissionError as error:
+except (PermissionError, AttributeError) as error:
     print("refused:", error)
 except OSError as error:
     print("failed:", error.errno)
@@ -318,6 +349,15 @@ def attempted(attempt: str, folder: Path, prepare: str = "child['guard'](os.getc
         "open('../canary', 'w')",
         "open('link/canary', 'w')",
         "os.open('../canary', os.O_CREAT)",
+        "os.open('canary', os.O_CREAT, dir_fd=os.open('..', os.O_RDONLY))",
+        "os.chdir('..')",
+        "os.setxattr('../kept', 'user.a', b'')",
+        "os.mkfifo('../canary')",
+        "os.mknod('../canary')",
+        "os.posix_spawnp('true', ['true'], {})",
+        "sys.modules['posix'].fork()",
+        "subprocess._fork_exec()",
+        "sys.modules['_posixsubprocess'].fork_exec()",
         "os.remove('../kept')",
         "os.rename('../kept', 'kept')",
         "os.symlink('/', 'root')",
@@ -338,8 +378,47 @@ def test_python_refuses_what_has_no_place_there(attempt: str, tmp_path: Path) ->
 
 
 def test_python_lets_it_write_where_it_should(tmp_path: Path) -> None:
-    assert attempted("open('weights', 'w').close()", tmp_path) == "done"
+    assert attempted("open(os.path.abspath('weights'), 'w').close()", tmp_path) == "done"
     assert (tmp_path / "weights").exists()
+
+
+CONFINED = "child['isolate'](), child['confine'](os.getcwd(), [sys.base_prefix])"
+
+
+@pytest.mark.parametrize(
+    ("attempt", "let"),
+    [
+        ("open('weights', 'w').close()", True),
+        ("open('weights', 'w').close(), os.truncate('weights', 0), open('weights').close()", True),
+        ("open(os.__file__).close()", True),
+        ("open('../kept').close()", False),
+        ("open('../kept', 'a').close()", False),
+        ("os.truncate('../kept', 0)", False),
+        ("os.listdir('..')", False),
+        ("os.mkdir('folder')", False),
+        ("os.remove('../kept')", False),
+        ("os.execv(sys.executable, [sys.executable, '-c', 'print(1)'])", False),
+        ("open(f'/proc/{os.getppid()}/environ').close()", False),
+        ("os.kill(os.getppid(), 0)", False),
+    ],
+)
+def test_the_system_itself_refuses_where_it_has_landlock(attempt: str, let: bool, tmp_path: Path) -> None:
+    if not sys.platform.startswith("linux") or ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) < 6:
+        pytest.skip("this machine has no Landlock, or an old one")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "kept").write_text("kept")
+    said = attempted(attempt, tmp_path / "scratch", CONFINED)
+    assert said == "done" if let else said.startswith("refused: [Errno")
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux alone")
+def test_our_variables_are_out_of_reach_while_the_process_lives() -> None:
+    prctl = ctypes.CDLL(None).prctl
+    before = prctl(limited.GET_DUMPABLE, 0, 0, 0, 0)
+    with limited._unseen():
+        assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == 0
+    assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == before
 
 
 def listening(use: Callable[[int], str]) -> str:

@@ -1,15 +1,17 @@
 """How far a group of maps has come, as one safetensors file from which it goes on to the same bits.
 
 The file holds tensors and, in one metadata key, JSON: what it is of, and a digest of all the rest. What is damaged,
-or of another group or other settings, is no checkpoint.
+or of another group or other settings, is no checkpoint; nor is what has a digest that is right and is no state of
+such a group: the file may come from anyone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from math import isfinite
 from typing import Any
 
 import safetensors.torch
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .ball import Projector, carried
+from .coordinates import Basis
 from .lockstep import LoopState
 from .mapper import Step
 
@@ -95,8 +98,65 @@ def unpacked(content: bytes, about: dict[str, Any], device: torch.device) -> Gro
         if told["about"] != about or digest != _digest(tensors, told):
             return None
         return _state(tensors, told, device)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
-        return None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError, SafetensorError):
+        return None  # a RecursionError is a RuntimeError
+
+
+def fits(state: GroupState, stages: Mapping[str, int], *, count: int, basis: Basis, project: Projector) -> bool:
+    """Whether a state can be one of a group: what it holds has the names, counts and shapes of theirs.
+
+    Args:
+        state: The state.
+        stages: How many steps each stage has, in order.
+        count: How many maps there are.
+        basis: The coordinates.
+        project: A fresh Ψ.
+    """
+    done = list(state.stages)
+    if done != list(stages)[: len(done)] or {len(state.traces), len(state.generators)} != {count}:
+        return False
+    steps = sum(stages[name] for name in done)
+    return (
+        all(_is(nu, (count, *basis.shape)) for nu in state.stages.values())
+        and all(len(trace) == steps for trace in state.traces)
+        and all(_ended(state, place) for place in range(count) if done)
+        and state.ball.keys() == carried(project).keys()
+        and all(_learned(value, count) for value in state.ball.values())
+        and (state.loop is None or _under_way(state.loop, list(stages.items())[len(done) :], count, basis))
+    )
+
+
+def _is(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    return tensor.shape == shape and tensor.dtype == torch.float32
+
+
+def _ended(state: GroupState, place: int) -> bool:
+    """Whether a map is finite where its trace says so."""
+    finite = all(nu[place].isfinite().all() for nu in state.stages.values())
+    return finite or not isfinite(state.traces[place][-1].norm)
+
+
+def _learned(value: Any, count: int) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and value.shape in ((), (1,), (count,))
+    return isinstance(value, int | float)
+
+
+def _under_way(loop: LoopState, left: list[tuple[str, int]], count: int, basis: Basis) -> bool:
+    """Whether a loop can be that of the first stage that is left."""
+    if not left:
+        return False
+    name, steps = left[0]
+    w = tuple(basis.coordinates(torch.zeros(count, *basis.shape, device=basis.device)).shape)
+    kept = w if name.startswith("map") else (count, 1, *basis.shape[1:])
+    return (
+        all(_is(tensor, w) for tensor in (loop.w, loop.mu, loop.sigma))
+        and _is(loop.kept, kept)
+        and loop.success.shape == (count,)
+        and type(loop.averaged) is int
+        and 0 <= loop.averaged <= len(loop.trace) <= steps
+        and all(len(row) == count for row in loop.trace)
+    )
 
 
 def _state(tensors: dict[str, Tensor], told: dict[str, Any], device: torch.device) -> GroupState:

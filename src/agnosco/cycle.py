@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .ball import L2, AutoL2, Projector, Sparse, carry_on, scaled
-from .checkpoint import GroupState
+from .checkpoint import GroupState, fits
 from .classifier import Classifier
 from .concept import ConceptMap
 from .coordinates import Data, Pixel, Spectral
@@ -235,7 +235,7 @@ class Maker:
         Args:
             group: Which.
             on_step: Called after every step, for every map.
-            state: Where to go on from.
+            state: Where to go on from; one that cannot be of this group is left alone.
             keep: Called after every step and every stage, with what to go on from.
 
         Raises:
@@ -254,10 +254,11 @@ class Maker:
         keep: Callable[[GroupState], None] | None,
     ) -> GroupState:
         generators = [generator_for(*job) for job in group]
-        state = GroupState.begin(generators) if state is None else state
+        project = self.config.mapper.ball.projector(self.basis)
+        if state is None or not fits(state, self._steps, count=len(group), basis=self.basis, project=project):
+            state = GroupState.begin(generators)
         for generator, before in zip(generators, state.generators, strict=True):
             generator.set_state(before)
-        project = self.config.mapper.ball.projector(self.basis)
         carry_on(project, state.ball)
         side_by_side = Lockstep(
             self.faster, [job.label for job in group], self.resident, self.config.mapper,
@@ -270,6 +271,12 @@ class Maker:
                 if keep is not None:
                     keep(state)
         return state
+
+    @property
+    def _steps(self) -> dict[str, int]:
+        """How many steps each stage has."""
+        of = {"map": self.config.mapper.steps, "refine": self.config.refine.steps if self.config.refine else 0}
+        return {stage: of[stage.partition(" ")[0]] for stage in self.config.stages}
 
     def _stage(
         self,

@@ -26,6 +26,9 @@ SPLIT_SEED = 0
 SLUG = 40
 """Longest class name in a file's name."""
 
+SIDE = 1 << 16
+"""An image has fewer channels, and fewer pixels in a row or a column."""
+
 CHECK = "check"
 """The key of an entry's own digest."""
 
@@ -117,11 +120,10 @@ def read_manifest(content: bytes) -> tuple[dict[str, Any], list[list[tuple[int, 
     entries = data.pop("maps")
     groups = [[_key(index, seed) for index, seed in group] for group in data.pop("groups", [])]
     config_from_json(data["config"])
-    check_shape(_SETTINGS, data)
+    _check_settings(data)
     for entry in entries:
-        check_shape(_ENTRY, entry)
-        stem(entry)
-    return data, groups, [entry for entry in entries if CHECK not in entry or entry[CHECK] == _digest(entry)]
+        _check_entry(entry)
+    return data, groups, [entry for entry in entries if _digest(entry) == entry.get(CHECK, _digest(entry))]
 
 
 def write_manifest(
@@ -144,7 +146,7 @@ def read_entry(content: bytes, name: str) -> Entry:
     """
     try:
         entry = json.loads(content.decode())
-        check_shape(_ENTRY, entry)
+        _check_entry(entry)
         if write_entry(entry) == content and stem(entry) == name:
             return entry
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -192,9 +194,33 @@ def _digest(entry: Entry) -> str:
     return hashlib.sha256(_plain(rest).encode()).hexdigest()
 
 
+def _check_settings(data: dict[str, Any]) -> None:
+    """Make sure that settings are what is read of them, and can be written again; ValueError and others where not."""
+    check_shape(_SETTINGS, data)
+    _plain(data)
+    model, samples = data["model"], data["samples"]
+    for shape in (model["shape"], samples["shape"]):
+        if not all(0 < axis < SIDE for axis in shape):
+            raise ValueError(f"no image is {shape}")
+    if not 0 < samples["held_out"] < 1:
+        raise ValueError(f"nobody holds out {samples['held_out']}")
+    _key(model["classes"], samples["split_seed"])
+
+
+def _check_entry(entry: Entry) -> None:
+    """The same of an entry."""
+    check_shape(_ENTRY, entry)
+    _key(entry["index"], entry["seed"])
+    if not entry["stages"]:
+        raise ValueError("a map without stages")
+
+
 def _key(index: Any, seed: Any) -> tuple[int, int]:
+    """An index and a seed, of which file names and generators are made."""
     if type(index) is not int or type(seed) is not int:
         raise TypeError(f"a group names {index!r}, {seed!r}")
+    if not (0 <= index < 1 << 31 and -(1 << 63) <= seed < 1 << 63):
+        raise ValueError("an index or a seed that none can have")
     return index, seed
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import AgnoscoError
+from .regular import read_regular
 
 WRITABLE = "make it writable, or choose another folder with --out"
 FULL = "free some space, and give the same command again: it goes on from what is there"
@@ -39,6 +40,9 @@ DAY = 86400.0
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
 """Protocols of stores in which an object is there whole or not at all."""
+
+MOST = {".json": 64 << 20, ".safetensors": 4 << 30, ".png": 256 << 20, ".html": 1 << 30}
+"""Bytes that are read of a file, by how its name ends: records, maps and checkpoints, pictures, pages."""
 
 AT_ONCE = 16
 """Files that are read at a time, where there are many: a store's answer takes a while."""
@@ -122,7 +126,8 @@ class Folder(ABC):
 
         Raises:
             FileNotFoundError: There is none.
-            AgnoscoError: It cannot be read.
+            AgnoscoError: It cannot be read, has more bytes than :data:`MOST`, is no regular file, or is a link that
+                leads out of the folder.
         """
 
     @abstractmethod
@@ -210,12 +215,16 @@ class Local(Folder):
             raise _unwritable(self.name, error) from error
 
     def read(self, name: str) -> bytes:
+        path, root = (os.path.realpath(one) for one in (self.path / name, self.path))
+        if os.path.commonpath([path, root]) != root:
+            raise AgnoscoError(f"{self.at(name)!r} is a link that leads out of its folder", "put the file itself there")
         try:
-            return (self.path / name).read_bytes()
+            return read_regular(path, most=_most(name), links=getattr(os, "O_NOFOLLOW", 0))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(self.at(name)) from error
-        except OSError as error:
-            raise AgnoscoError(f"cannot read {self.at(name)!r}: {_reason(error)}", "make it readable") from error
+        except (OSError, ValueError) as error:
+            hint = "make it readable, or remove it"
+            raise AgnoscoError(f"cannot read {self.at(name)!r}: {_reason(error)}", hint) from error
 
     def write(self, name: str, content: bytes) -> str:
         path = self.path / name
@@ -313,7 +322,10 @@ class Remote(Folder):
 
     def read(self, name: str) -> bytes:
         with self._told("read", name):
-            return self.files.cat_file(self._path(name))
+            content = self.files.cat_file(self._path(name))
+        if len(content) > _most(name):
+            raise AgnoscoError(f"cannot read {self.at(name)!r}: it has {len(content):,} bytes", "remove it")
+        return content
 
     def write(self, name: str, content: bytes) -> str:
         with self._told("write", name):
@@ -402,6 +414,10 @@ def at_once(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return [function(item) for item in items]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(function, items))
+
+
+def _most(name: str) -> int:
+    return MOST.get(os.path.splitext(name)[1].lower(), MOST[".json"])
 
 
 # -- one file of this machine ------------------------------------------------------------------------

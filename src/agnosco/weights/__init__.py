@@ -9,9 +9,7 @@ refused. ``docs/security.md`` says the same to users.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AgnoscoError, AgnoscoWarning
+from ..regular import open_regular, read_regular
 from . import limited
 from .header import Entry, read_header
 from .limits import CODES, GRAVEST, LIMITS, Finding, Limits, Suspicious, gravest, refusal
@@ -169,31 +168,15 @@ def read_text(path: Path, *, limits: Limits = LIMITS) -> str:
         OSError: It cannot be read, or is no regular file.
         ValueError: It is too long, or no UTF-8.
     """
-    with _opened(path) as file:
-        text = file.read(limits.labels + 1)
-    if len(text) > limits.labels:
-        raise ValueError(f"more than {limits.labels:,} bytes")
-    return text.decode("utf-8-sig")
+    return read_regular(path, most=limits.labels).decode("utf-8-sig")
 
 
 # -- opening -----------------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """A regular file, or a link to one. Opening a pipe would wait for whoever writes into it."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    mode = os.fstat(handle).st_mode
-    if stat.S_ISREG(mode):
-        return open(handle, "rb")
-    os.close(handle)
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "is a folder")
-    raise OSError(errno.EINVAL, "not a regular file")
-
-
 def _file(path: Path) -> IO[bytes]:
     try:
-        return _opened(path)
+        return open_regular(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise AgnoscoError(f"there is no weights file {str(path)!r}", "check the path") from error
     except (OSError, ValueError) as error:  # a ValueError is a path with a null byte

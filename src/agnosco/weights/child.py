@@ -15,6 +15,7 @@ import ctypes
 import io
 import json
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,19 @@ PREFIX = "module."
 FORBIDDEN = (
     "socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.system",
     "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.chown",
-    "os.chflags", "os.truncate", "os.utime", "os.putenv", "shutil.", "ctypes.", "pty.", "signal.", "mmap.",
+    "os.chdir", "os.setxattr", "os.removexattr", "os.chflags", "os.truncate", "os.utime", "os.putenv", "shutil.",
+    "ctypes.", "pty.", "signal.", "mmap.",
     "pickle.find_class", "code.__new__",
 )  # fmt: skip
 """Audit events (PEP 578) that nothing has a use for once torch is there: Python's own unpickler is among them."""
+
+_OS = ("fork", "forkpty", "posix_spawn", "posix_spawnp", "mkfifo", "mknod")
+REMOVED = {"os": _OS, "posix": _OS, "_posixsubprocess": ("fork_exec",), "subprocess": ("_fork_exec",)}
+"""What has no such event, or is of no use either, by its module."""
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+READING, WRITING = 0b1100, 0b100_0001_0010_0010
+"""Landlock's calls, and its rights: files and folders are read; files are written, made, cut and renamed."""
 
 
 class Refused(Exception):
@@ -49,9 +59,28 @@ def isolate() -> None:
         return
     system = ctypes.CDLL(None, use_errno=True)
     system.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    system.prctl(DIE_WITH_PARENT, 9, 0, 0, 0)
     if system.unshare(CLONE_NEWNET):
         system.unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    system.prctl(DIE_WITH_PARENT, 9, 0, 0, 0)  # which new rights would take back
+
+
+def confine(folder: str, libraries: list[str]) -> None:
+    """Where Linux has Landlock, it lets this thread read libraries, write in a folder, and open nothing else."""
+    if not sys.platform.startswith("linux"):
+        return
+    call = ctypes.CDLL(None).syscall
+    version = call(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    if version < 1:
+        return
+    handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # all rights that this one knows
+    asked = struct.pack("QQQ", handled, 0b11, 0b11)[: 8 if version < 4 else 16 if version < 6 else 24]
+    rules = call(CREATE_RULESET, asked, ctypes.c_size_t(len(asked)), 0)  # files; TCP; signals and sockets
+    for place, rights in [*((one, READING) for one in libraries if os.path.isdir(one)), (folder, READING | WRITING)]:
+        handle = os.open(place, os.O_PATH)
+        call(ADD_RULE, rules, 1, struct.pack("=Qi", rights & handled, handle), 0)
+        os.close(handle)
+    call(RESTRICT_SELF, rules, 0)
+    os.close(rules)
 
 
 def limit(size: int, seconds: int) -> None:
@@ -83,9 +112,15 @@ def guard(folder: str) -> None:
         if event.startswith(FORBIDDEN):
             raise PermissionError(f"{event} has no place in the opening of weights")
         if event == "open" and isinstance(args[2], int) and args[2] & writing:
-            path = args[0]
-            if not isinstance(path, str | bytes) or not os.path.realpath(os.fsdecode(path)).startswith(inside):
+            path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else ""
+            if not os.path.isabs(path) or not os.path.realpath(path).startswith(
+                inside
+            ):  # a relative one may be of another
                 raise PermissionError("nothing is written outside of the folder")
+
+    for name, gone in REMOVED.items():
+        for one in gone:
+            vars(sys.modules.get(name, sys)).pop(one, None)
 
     sys.addaudithook(refuse)
 
@@ -112,7 +147,7 @@ def state_of(saved: Any, torch: Any) -> tuple[dict[str, Any], list[str]]:
     return found, told
 
 
-def check_sizes(state: dict[str, Any], size: int) -> None:
+def check_sizes(state: dict[str, Any], size: int, most: int) -> None:
     """A few bytes may be said to be terabytes, by strides of nothing: what is stored is what counts."""
     total = 0
     for name, tensor in state.items():
@@ -123,9 +158,11 @@ def check_sizes(state: dict[str, Any], size: int) -> None:
         total += logical
     if total > 2 * size:  # weights that two layers share are stored once
         raise Refused("limit", f"its tensors claim {total:,} bytes, and the file has {size:,}")
+    if total > most:
+        raise Refused("limit", f"its tensors claim {total:,} bytes (at most {most:,})")
 
 
-def converted(size: int, torch: Any, save_file: Any) -> list[str]:
+def converted(size: int, most: int, torch: Any, save_file: Any) -> list[str]:
     """Reads standard input, and writes the weights."""
     with open(0, "rb", closefd=False) as file:
         try:
@@ -136,15 +173,17 @@ def converted(size: int, torch: Any, save_file: Any) -> list[str]:
             kind = "code" if "Unsupported" in what or "weights_only" in what.lower() else "malformed"
             raise Refused("limit" if memory else kind, f"torch.load refuses it: {what}") from error
     state, told = state_of(saved, torch)
-    check_sizes(state, size)
+    check_sizes(state, size, most)
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in state.items()}, "weights.safetensors")
     return told
 
 
 def main() -> None:
-    """``child.py SECONDS``, with the folders of the libraries in ``AGNOSCO_PATH``."""
+    """``child.py SECONDS BYTES``, of all tensors at most, with the folders of the libraries in ``AGNOSCO_PATH``."""
     isolate()
-    sys.path[:] = json.loads(os.environ.pop("AGNOSCO_PATH"))
+    libraries = json.loads(os.environ.pop("AGNOSCO_PATH"))
+    sys.path[:] = libraries
+    seconds, most = map(int, sys.argv[1:])
     size = os.fstat(0).st_size
     import torch
     from safetensors.torch import save_file
@@ -156,10 +195,11 @@ def main() -> None:
     torch.load(warm, map_location="cpu", weights_only=True)
     save_file({"a": torch.ones(1)}, "weights.safetensors")
     os.remove("weights.safetensors")
-    limit(size, int(sys.argv[1]))
+    limit(min(size, most), seconds)
+    confine(os.getcwd(), [*libraries, sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64"])
     guard(os.getcwd())
     try:
-        answer = {"told": converted(size, torch, save_file)}
+        answer = {"told": converted(size, most, torch, save_file)}
     except Refused as error:
         answer = {"kind": error.kind, "detail": str(error)}
     except MemoryError:

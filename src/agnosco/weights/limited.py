@@ -5,12 +5,14 @@ Damage control, not a boundary: for files that one really does not trust, a cont
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,10 @@ KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """Variables that it gets of one's own environment: what loads libraries, and no secrets."""
 
 
+GET_DUMPABLE, SET_DUMPABLE = 3, 4
+_ALONE = threading.Lock()
+
+
 class Converted(NamedTuple):
     """A safetensors file, and what is to be said of how it came about."""
 
@@ -39,7 +45,7 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
 
     Args:
         file: The pickle, open, as it was looked at.
-        limits: For how long the process may run.
+        limits: For how long the process may run, and how many bytes the tensors may have.
 
     Raises:
         Suspicious: It is no dictionary of tensors, cannot be read, or takes too much memory or time.
@@ -48,7 +54,7 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
         folder = Path(name)
         scratch = folder / "scratch"
         scratch.mkdir(mode=0o700)
-        answer = _answer(_run(file, folder, scratch, limits.seconds), folder)
+        answer = _answer(_run(file, folder, scratch, limits), folder)
         if "kind" in answer:
             raise Suspicious(answer["kind"], "torch-load", answer["detail"])
         path = scratch / "weights.safetensors"
@@ -57,7 +63,7 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
         yield Converted(path, answer["told"])
 
 
-def _run(file: IO[bytes], folder: Path, scratch: Path, seconds: int) -> int:
+def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
     """The exit status of the process, negative for a signal."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     libraries = json.dumps([path for path in sys.path if os.path.isabs(path)])
@@ -66,17 +72,33 @@ def _run(file: IO[bytes], folder: Path, scratch: Path, seconds: int) -> int:
         "AGNOSCO_PATH": libraries,
     }  # fmt: skip
     os.lseek(file.fileno(), 0, os.SEEK_SET)
-    with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint:
+    with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint, _unseen():
         process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(CHILD), str(seconds)],
+            [sys.executable, "-I", "-B", str(CHILD), str(limits.seconds), str(limits.total)],
             stdin=file, stdout=answer, stderr=complaint, cwd=scratch, env=environment, start_new_session=True,
         )  # fmt: skip
         try:
-            return process.wait(timeout=seconds)
+            return process.wait(timeout=limits.seconds)
         except subprocess.TimeoutExpired as error:
-            raise Suspicious("limit", "time", f"it was not open after {seconds} s") from error
+            raise Suspicious("limit", "time", f"it was not open after {limits.seconds} s") from error
         finally:
             _end(process)
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Meanwhile, other processes of this user read neither this one's variables nor its memory; root's do, on Linux."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    system = ctypes.CDLL(None)
+    with _ALONE:
+        before = system.prctl(GET_DUMPABLE, 0, 0, 0, 0)
+        system.prctl(SET_DUMPABLE, 0, 0, 0, 0)
+        try:
+            yield
+        finally:
+            system.prctl(SET_DUMPABLE, before, 0, 0, 0)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

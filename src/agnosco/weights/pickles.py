@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from .limits import Finding, Limits, Suspicious
 
@@ -35,6 +35,10 @@ _MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _RECALL = {"GET", "BINGET", "LONG_BINGET"}
 _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 _OPERATIONS = 1_000_000
+_IMPORTS = 1_000
+_TEXT = 200
+"""Characters of a text that are kept: a name of :data:`PLAIN` is shorter, and what is cut ends in a mark."""
+
 _UNREADABLE = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
     ValueError, OverflowError, IndexError, EOFError, OSError,
@@ -66,6 +70,7 @@ def program_of(data: bytes) -> Program:
 
     Raises:
         ValueError: It is none, or does not end, or not within a million operations.
+        Suspicious: It imports a thousand things.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python's, of odd escapes in a text
@@ -74,26 +79,36 @@ def program_of(data: bytes) -> Program:
 
 def _program(stream: io.BytesIO) -> Program:
     imports: set[str] = set()
-    memo: dict[str, str | None] = {}
+    memo: dict[Any, str | None] = {}
     last: list[str | None] = [None, None]  # what lies on top of the stack, where that is a text for certain
     storages = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
-        name, given = operation.name, str(argument)  # of those with a number, its digits
+        name = operation.name
         if count > _OPERATIONS:
             raise ValueError("too many operations")
         if name in _MEMO:
-            memo[str(len(memo)) if name == "MEMOIZE" else given] = last[1]
+            memo[len(memo) if name == "MEMOIZE" else argument] = last[1]
             continue
-        if name in ("GLOBAL", "INST"):
-            imports.add(given.replace(" ", ".", 1))
-        elif name == "STACK_GLOBAL":
-            imports.add(".".join(one if one is not None else "?" for one in last))
-        elif name.startswith("EXT"):
-            imports.add(f"extension {given}")
+        imports |= _imported(name, argument, last)
+        if len(imports) > _IMPORTS:
+            raise Suspicious("limit", "imports", f"it is a pickle that names more than {_IMPORTS:,} things to import")
         storages += name in ("PERSID", "BINPERSID")
-        text = memo.get(given) if name in _RECALL else given if name in _STRINGS else None
+        text = memo.get(argument) if name in _RECALL else _cut(str(argument)) if name in _STRINGS else None
         last = [last[1] if text is not None else None, text]
     return Program(frozenset(imports), storages, stream.tell())
+
+
+def _imported(name: str, argument: Any, last: list[str | None]) -> set[str]:
+    """What an operation imports, by the two texts before it."""
+    if name in ("GLOBAL", "INST"):
+        return {_cut(str(argument)).replace(" ", ".", 1)}
+    if name == "STACK_GLOBAL":
+        return {".".join(one if one is not None else "?" for one in last)}
+    return {f"extension {argument}"} if name.startswith("EXT") else set()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT else f"{text[:_TEXT]}…"
 
 
 def _told(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
@@ -129,6 +144,9 @@ def look_at_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None
         if not tagged:
             return None
         findings.append(Finding("malformed", "bad-pickle", "it begins as a pickle, and is none"))
+    except Suspicious as error:
+        findings.append(error.finding)
+    findings += _size(size, limits)
     if _is_zip_at_the_end(file, size):
         findings.append(Finding("malformed", "polyglot", "it is a pickle and a zip at once"))
     if legacy or imports - PLAIN:
@@ -137,6 +155,13 @@ def look_at_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None
         findings.append(Finding("unknown", "plain-pickle", "it is a pickle, but none that torch.save wrote"))
     kind = "torch.save (legacy)" if legacy else "pickle"
     return Pickled(kind, tuple(sorted(imports)), storages, max(size - reached, 0), tuple(findings))
+
+
+def _size(size: int, limits: Limits) -> Iterator[Finding]:
+    """Whether a file is larger than its tensors may be: a checksum reads all of it, even where it is holes."""
+    if size > limits.total + limits.header:
+        detail = f"it is {size:,} bytes long (its tensors may have {limits.total:,})"
+        yield Finding("limit", "total-size", detail)
 
 
 def _is_zip_at_the_end(file: IO[bytes], size: int) -> bool:
@@ -156,7 +181,7 @@ def look_at_zip(file: IO[bytes], size: int, limits: Limits) -> Pickled:
             kind = _kind(members)
             if kind != "torch.save":
                 return Pickled(kind, findings=(_by_kind(kind),))
-            findings = _first(_members(members, limits)) or _first(_layout(file, archive))
+            findings = [*_size(size, limits)] or _first(_members(members, limits)) or _first(_layout(file, archive))
             return _look_inside(archive, members, findings, limits)
     except Suspicious as error:
         return Pickled("zip", findings=(error.finding,))
