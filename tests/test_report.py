@@ -820,7 +820,7 @@ def test_a_grid_of_several_runs_is_sorted_by_one_of_them(chromium: Any, run: Run
     assert shown(page)[:3] == ["Castle", "tench", "whale"]  # 0.2, 0.1 and 0; those it has not come last
     page.select_option("#sort", label=labels[2])
     assert shown(page) == ["crane", "crane", HOSTILE, "Castle", "tench", "whale"]
-    assert page.locator("#grid li:has-text('whale') .none").inner_text() == "no map"
+    assert page.locator("#grid li:has-text('whale') .none").text_content() == "no map"
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.close()
