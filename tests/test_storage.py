@@ -248,6 +248,33 @@ def test_at_once_keeps_the_order() -> None:
     assert at_once(lambda number: (time.sleep(0.01 * (5 - number)), number)[1], range(5)) == [0, 1, 2, 3, 4]
 
 
+def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order a loss of power leaves the old file, or the new one."""
+    done: list[tuple[str, str]] = []
+    flush, rename = os.fsync, os.replace
+
+    def flushed(handle: int) -> None:
+        done.append(("flushed", os.readlink(f"/proc/self/fd/{handle}")))
+        flush(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append((str(source), str(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    Local(tmp_path).write("maps/a", b"one")
+    made, content, name, folder = done
+    part = name[0]
+    assert Path(part).name.startswith(storage.PART)
+    assert made == ("flushed", str(tmp_path))  # which has a new folder
+    assert content == ("flushed", part)
+    assert name == (part, str(tmp_path / "maps" / "a"))
+    assert folder == ("flushed", str(tmp_path / "maps"))
+
+
 # -- files of somebody else's --------------------------------------------------------------------------
 
 
