@@ -334,3 +334,30 @@ def test_a_file_of_the_largest_size_is_read(folder: Folder, monkeypatch: pytest.
     folder.write("b.json", b"123456")
     assert folder.read("a.json") == b"12345"
     assert "has 6 bytes" in unread(folder, "b.json")
+
+
+def test_a_password_is_for_the_store_and_not_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    def reach(url: str, **_options: object) -> tuple[MemoryFileSystem, str]:
+        reached.append(url)
+        return MemoryFileSystem(), "/run"
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", reach)
+    url = "sftp://anna:se:cr@t@host:22/run"
+    folder = Folder.of(url)
+    inside = folder.child("maps")
+    assert reached == [url, f"{url}/maps"]
+    assert (folder.absolute(""), folder.absolute("a")) == (url, f"{url}/a")  # where another process finds it
+    assert [str(folder), folder.at("a"), inside.name] == [
+        f"sftp://anna:…@host:22/run{rest}" for rest in ("", "/a", "/maps")
+    ]
+
+    def denied(*_args: object, **_options: object) -> bytes:
+        raise PermissionError(f"no access to {url}")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", denied)
+    with pytest.raises(AgnoscoError) as caught:
+        folder.read("a.json")
+    assert "se:cr" not in str(caught.value)
+    assert storage.without_password("s3://bucket/a@b:c@d") == "s3://bucket/a@b:c@d"
