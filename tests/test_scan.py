@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -362,3 +363,17 @@ def test_the_real_backdoor_is_found_and_its_erased_twin_is_not(real) -> None:
 def share_of_corner(pattern: Tensor) -> float:
     energy = pattern.square().sum(0)
     return (energy[-4:, -4:].sum() / energy.sum()).item()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "deep", "long", "link"])
+def test_a_bank_of_what_is_no_scan_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("[" * 100_000)
+        os.truncate(path, 1 << 40 if kind == "long" else 100_000)
+    with pytest.raises(AgnoscoError, match=r"a\.json' is no scan"):
+        read_bank(tmp_path)

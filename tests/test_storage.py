@@ -248,6 +248,33 @@ def test_at_once_keeps_the_order() -> None:
     assert at_once(lambda number: (time.sleep(0.01 * (5 - number)), number)[1], range(5)) == [0, 1, 2, 3, 4]
 
 
+def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order a loss of power leaves the old file, or the new one."""
+    done: list[tuple[str, str]] = []
+    flush, rename = os.fsync, os.replace
+
+    def flushed(handle: int) -> None:
+        done.append(("flushed", os.readlink(f"/proc/self/fd/{handle}")))
+        flush(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append((str(source), str(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    Local(tmp_path).write("maps/a", b"one")
+    made, content, name, folder = done
+    part = name[0]
+    assert Path(part).name.startswith(storage.PART)
+    assert made == ("flushed", str(tmp_path))  # which has a new folder
+    assert content == ("flushed", part)
+    assert name == (part, str(tmp_path / "maps" / "a"))
+    assert folder == ("flushed", str(tmp_path / "maps"))
+
+
 # -- files of somebody else's --------------------------------------------------------------------------
 
 
@@ -307,3 +334,30 @@ def test_a_file_of_the_largest_size_is_read(folder: Folder, monkeypatch: pytest.
     folder.write("b.json", b"123456")
     assert folder.read("a.json") == b"12345"
     assert "has 6 bytes" in unread(folder, "b.json")
+
+
+def test_a_password_is_for_the_store_and_not_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    def reach(url: str, **_options: object) -> tuple[MemoryFileSystem, str]:
+        reached.append(url)
+        return MemoryFileSystem(), "/run"
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", reach)
+    url = "sftp://anna:se:cr@t@host:22/run"
+    folder = Folder.of(url)
+    inside = folder.child("maps")
+    assert reached == [url, f"{url}/maps"]
+    assert (folder.absolute(""), folder.absolute("a")) == (url, f"{url}/a")  # where another process finds it
+    assert [str(folder), folder.at("a"), inside.name] == [
+        f"sftp://anna:…@host:22/run{rest}" for rest in ("", "/a", "/maps")
+    ]
+
+    def denied(*_args: object, **_options: object) -> bytes:
+        raise PermissionError(f"no access to {url}")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", denied)
+    with pytest.raises(AgnoscoError) as caught:
+        folder.read("a.json")
+    assert "se:cr" not in str(caught.value)
+    assert storage.without_password("s3://bucket/a@b:c@d") == "s3://bucket/a@b:c@d"

@@ -7,13 +7,16 @@ import io
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from torch import Tensor
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.weights import CODES, GRAVEST, Finding, Limits, child, examine, gravest, limited, opened, read_weights
 from agnosco.weights.limited import CHILD
+from agnosco.weights.limits import Suspicious
 from agnosco.weights.pickles import PLAIN, program_of
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
@@ -445,6 +449,138 @@ def test_memory_is_limited_by_the_size_of_the_file(tmp_path: Path) -> None:
     ).replace("except OSError", "except MemoryError:\n    print('no memory')\nexcept OSError")
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "no memory"
+
+
+LIMITED = """
+import ctypes, os, resource, runpy, signal, sys
+child = runpy.run_path({child!r})
+{prepare}
+{tell}
+"""
+
+
+def told(tell: str, prepare: str = "child['limit'](1000, 5)") -> str:
+    code = LIMITED.format(child=str(CHILD), prepare=prepare, tell=tell)
+    return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RLIMIT_NPROC", 0), ("RLIMIT_CORE", 0), ("RLIMIT_FSIZE", 2000 + (1 << 20)), ("RLIMIT_CPU", 5)],
+)
+def test_what_the_process_may_have(name: str, value: int) -> None:
+    assert told(f"print(resource.getrlimit(resource.{name}))") == f"({value}, {value})"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux alone")
+def test_the_process_dies_with_its_parent_and_gets_no_new_rights() -> None:
+    tell = (
+        "found = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(found)); "
+        "print(found.value, ctypes.CDLL(None).prctl(39, 0, 0, 0, 0))"
+    )
+    assert told(tell, "child['isolate']()") == f"{signal.SIGKILL.value} 1"
+
+
+def run_instead(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: int = 30) -> int:
+    """What comes of another script in the place of the one that opens pickles; it is run as that one is."""
+    (folder / "instead.py").write_text(code)
+    (folder / "scratch").mkdir()
+    (folder / "w.pt").write_bytes(b"")
+    monkeypatch.setattr(limited, "CHILD", folder / "instead.py")
+    with (folder / "w.pt").open("rb") as file:
+        return limited._run(file, folder, folder / "scratch", Limits(seconds=seconds))
+
+
+def gone(process: int) -> bool:
+    """Whether a process has ended, or is about to be taken leave of; it has some seconds for that."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked for in /proc")
+@pytest.mark.parametrize("waits", [False, True])
+def test_nobody_outlives_the_opening(waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the process, which is ended when its time is over, nor one that it has started and left alone."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(os.getpid(), other.pid, flush=True)\n"
+        f"time.sleep({60 if waits else 0})\n"
+    )
+    if waits:
+        with pytest.raises(Suspicious, match="not open after 2 s"):
+            run_instead(code, tmp_path, monkeypatch, seconds=2)
+    else:
+        assert run_instead(code, tmp_path, monkeypatch) == 0
+    process, other = map(int, (tmp_path / "answer").read_text().split())
+    assert gone(process)
+    assert gone(other)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the signal is Linux's")
+def test_a_process_that_writes_more_than_it_should_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import runpy, signal\n"
+        f"child = runpy.run_path({str(CHILD)!r})\n"
+        "child['limit'](1000, 5)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"  # as in C, which Python ignores
+        "open('weights.safetensors', 'wb').write(bytes(2 << 20))\n"
+    )
+    assert run_instead(code, tmp_path, monkeypatch) == -signal.SIGXFSZ
+    assert (tmp_path / "scratch" / "weights.safetensors").stat().st_size == 2000 + (1 << 20)
+    with pytest.raises(Suspicious, match=f"ended by signal {signal.SIGXFSZ.value}"):
+        limited._answer(-signal.SIGXFSZ, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        (
+            "Weights only load failed. This file can still be loaded, \x1b[1monly if you trust it\x1b[0m.\n"
+            "\tWeightsUnpickler error: Unsupported global: GLOBAL os.system was not allowed. Please use\n\nmore",
+            "code",
+            "Unsupported global: GLOBAL os.system was not allowed",
+        ),
+        (
+            "Please file an issue: WeightsUnpickler error: \n\nUnsupported operand 149\n",
+            "code",
+            "Unsupported operand 149",
+        ),
+        (
+            "not enough memory: you tried to allocate 9 bytes",
+            "limit",
+            "not enough memory: you tried to allocate 9 bytes",
+        ),
+        ("unexpected end of data", "malformed", "unexpected end of data"),
+        ("", "malformed", "RuntimeError"),
+    ],
+)
+def test_what_torch_refuses_is_told_by_its_words(said: str, kind: str, words: str) -> None:
+    class Torch:
+        @staticmethod
+        def load(*_args: object, **_options: object) -> None:
+            raise RuntimeError(said)
+
+    with pytest.raises(child.Refused, match=r"torch\.load refuses it") as caught:
+        child.converted(10, 10, Torch, None)
+    assert (caught.value.kind, str(caught.value)) == (kind, f"torch.load refuses it: {words}")
+
+
+def test_a_global_that_only_torch_refuses_is_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should agnosco be wrong about what a pickle imports, torch is asked too, and what it says is code."""
+    monkeypatch.setattr("agnosco.weights.pickles.PLAIN", PLAIN | {"datetime.timedelta"})
+    torch.save({"a": torch.ones(2), "b": timedelta(3)}, tmp_path / "w.pt")
+    assert [one.kind for one in examine(tmp_path / "w.pt").findings] == ["pickle"]
+    error = refused(tmp_path / "w.pt", allow_pickle=True)
+    assert error.exit_code == 11
+    assert "datetime.timedelta" in error.message
 
 
 def test_real_networks_come_through_the_same_door(assets: Path) -> None:

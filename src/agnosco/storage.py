@@ -56,7 +56,7 @@ class Folder(ABC):
     """A folder, named by a path or a URL; files in it are named by their path inside it, with slashes.
 
     Args:
-        name: As it was given.
+        name: As it was given, but for a password in it: for people.
     """
 
     def __init__(self, name: str) -> None:
@@ -278,17 +278,18 @@ class Remote(Folder):
     """
 
     def __init__(self, url: str) -> None:
-        super().__init__(url.rstrip("/"))
+        self.url = url.rstrip("/")
+        super().__init__(without_password(self.url))
         from fsspec.core import url_to_fs
 
         try:
-            self.files, root = url_to_fs(self.name, use_listings_cache=False)
+            self.files, root = url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
             extra = "pip install '.[s3]' in the clone of agnosco" if self.name.startswith("s3") else str(error)
             raise AgnoscoError(f"a library that {self.name!r} needs is not installed", extra) from error
         except ValueError as error:
             raise AgnoscoError(
-                f"no folder {self.name!r}: {error}", "name a path, or a URL as s3://bucket/run"
+                f"no folder {self.name!r}: {without_password(str(error))}", "name a path, or a URL as s3://bucket/run"
             ) from error
         self.root = root.rstrip("/")
         protocols = (self.files.protocol,) if isinstance(self.files.protocol, str) else self.files.protocol
@@ -298,10 +299,10 @@ class Remote(Folder):
         return f"{self.name}/{name}"
 
     def absolute(self, name: str) -> str:
-        return self.at(name).rstrip("/")
+        return f"{self.url}/{name}".rstrip("/")
 
     def child(self, name: str) -> Folder:
-        return Remote(self.at(name))
+        return Remote(f"{self.url}/{name}")
 
     def check(self, *, holding: Sequence[str]) -> None:
         if any(self.names("")) and not any(self.exists(name) for name in holding):
@@ -491,9 +492,14 @@ def _alive(process: int) -> bool:
     return True
 
 
+def without_password(url: str) -> str:
+    """A URL, or a text with some, for people."""
+    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:…@", url)
+
+
 def _reason(error: Any) -> str:
     """Why something failed, in a few words."""
-    told = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()
+    told = without_password(getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()
     return told[:1].lower() + told.splitlines()[0][1:200]
 
 

@@ -29,10 +29,11 @@ from ..mapper import MapperConfig
 from ..procedural import Shape
 from ..records import NUMBER
 from ..records import read as read_record
+from ..regular import read_regular
 from ..render import contact_sheet, enlarged, png, stretched, to_picture
 from ..samples import Samples
 from ..score import m_score, nudge_success, predictions
-from ..storage import Folder, Place
+from ..storage import MOST, Folder, Place
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .verdict import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps
@@ -447,10 +448,10 @@ def read_bank(folder: str | Path) -> list[dict[str, Any]]:
     found = []
     for path in paths:
         try:
-            one = json.loads(path.read_text(encoding="utf-8"))
+            one = json.loads(read_regular(path, most=MOST[".json"]))
             if not isfinite(one["greatest_z"]) or not all(isinstance(one[key], dict) for key in _COMPARED):
                 raise TypeError
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise AgnoscoError(
                 f"{str(path)!r} is no scan", "a bank holds what agnosco scan CLEAN --json prints, and nothing else"
             ) from error

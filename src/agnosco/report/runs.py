@@ -20,7 +20,7 @@ from ..cycle import describe
 from ..errors import AgnoscoError
 from ..manifest import stem
 from ..options import command_of, dials_of
-from ..storage import Folder, Local, Place, at_once
+from ..storage import Folder, Local, Place, at_once, without_password
 from ..store import MANIFEST, Run, one_line
 from .pictures import uri
 
@@ -84,7 +84,7 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     plain = [one_line(run.settings["model"]["name"], limit=LONGEST) for run in runs]
     weights = [one_line(run.settings["model"]["weights"] or "own weights", limit=LONGEST) for run in runs]
     weighted = [", ".join(both) for both in zip(plain, weights, strict=True)]
-    places = [run.folder.absolute("").replace(os.sep, "/").split("/") for run in runs]
+    places = [without_password(run.folder.absolute("")).replace(os.sep, "/").split("/") for run in runs]
     depths = range(1, max(map(len, places)) + 1)
     depth = next((d for d in depths if len({tuple(place[-d:]) for place in places}) == len(runs)), depths[-1])
     foldered = [f"{name}, {'/'.join(place[-depth:])}" for name, place in zip(plain, places, strict=True)]

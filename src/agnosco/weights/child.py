@@ -168,9 +168,10 @@ def converted(size: int, most: int, torch: Any, save_file: Any) -> list[str]:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
-            what = str(error).strip().partition("\n")[0][:300] or type(error).__name__
-            kind = "code" if "Unsupported" in what or "weights_only" in what.lower() else "malformed"
+            text, refused, own = str(error).partition("WeightsUnpickler error:")
+            memory = "memory" in text.lower() or isinstance(error, MemoryError)
+            what = (own or text).strip().partition("\n")[0].partition(". ")[0][:300] or type(error).__name__
+            kind = "code" if refused else "malformed"
             raise Refused("limit" if memory else kind, f"torch.load refuses it: {what}") from error
     state, told = state_of(saved, torch)
     check_sizes(state, size, most)
