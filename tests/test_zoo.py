@@ -599,3 +599,30 @@ def test_what_will_be_downloaded_is_told_with_its_size_unless_it_is_there(
     (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").touch()
     assert zoo.to_download("torchvision:resnet18") is None
     assert zoo.to_download("torchvision:nonesuch") is zoo.to_download("python:net.py:Net") is None
+
+
+# -- which architecture it is --------------------------------------------------------------------------
+
+
+def test_of_what_is_no_network_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making the forty of about this size took 10 s, for a file that is a hole."""
+    made: list[str] = []
+    monkeypatch.setattr(zoo, "_torchvision_architecture", lambda name, *_args, **_options: made.append(name))
+    hole = torch.empty(25 << 20, dtype=torch.uint8, device="meta")
+    assert zoo.fitting({"fc.weight": hole}) is None
+    assert zoo.fitting({f"layer{i}.weight": hole[: 1 << 20] for i in range(25)}) is None
+    assert made == []
+
+
+@pytest.mark.slow
+def test_every_architecture_of_torchvision_is_known_by_its_head() -> None:
+    fewest = 1000
+    for name in zoo._torchvision_names():
+        if name.startswith("regnet"):  # which cannot be made without memory
+            continue
+        model = zoo._torchvision_architecture(name, {}, device="meta")
+        assert name.startswith(zoo.HEADS[zoo._head(model)]), name
+        fewest = min(fewest, len(model.state_dict()))
+        if name in ("resnet50", "vit_b_16", "mobilenet_v2"):
+            assert zoo.fitting(model.state_dict()) == (f"torchvision:{name}", 1000)
+    assert fewest == zoo.FEWEST

@@ -430,6 +430,20 @@ def _architecture_hint(tensors: Mapping[str, Tensor]) -> str:
     return f"name the architecture that they were saved from; they hold {_few(sorted(tensors))}"
 
 
+FEWEST = 16
+"""Tensors of AlexNet, which has the fewest of torchvision's architectures."""
+
+HEADS = {
+    "fc.weight": ("resnet", "resnext", "wide_resnet", "shufflenet", "googlenet", "inception"),
+    "classifier.weight": ("densenet",),
+    "classifier.1.weight": ("efficientnet", "mnasnet", "mobilenet_v2", "squeezenet"),
+    "classifier.2.weight": ("convnext",), "classifier.3.weight": ("mobilenet_v3",),
+    "classifier.5.weight": ("maxvit",), "classifier.6.weight": ("alexnet", "vgg"),
+    "head.weight": ("swin",), "heads.head.weight": ("vit",),
+}  # fmt: skip
+"""Last layers of torchvision's architectures, by how the names of these begin: making one to look takes a while."""
+
+
 def fitting(tensors: Mapping[str, Tensor]) -> tuple[str, int] | None:
     """Of our own and torchvision's architectures the one that tensors are the weights of, and its number of classes.
 
@@ -447,10 +461,14 @@ def _candidates(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Callable[[
     """Architectures by name, on the meta device, the likest in number of parameters first."""
     for name, (create, _) in ARCHITECTURES.items():
         yield f"agnosco:{name}", partial(_on_meta, tensors, _by_number(create))
+    if len(tensors) < FEWEST:
+        return
     count = max(sum(tensor.numel() for tensor in tensors.values()), 1)
+    families = tuple(family for head, names in HEADS.items() if head in tensors for family in names)
     unlike = {
         name: abs(math.log(models.get_model_weights(name)["DEFAULT"].meta["num_params"] / count))
         for name in _torchvision_names()
+        if name.startswith(families)
     }
     for name in sorted(unlike, key=unlike.__getitem__):
         if unlike[name] > math.log(4):  # more than another number of classes can make of it
