@@ -29,7 +29,7 @@ from .manifest import HELD_OUT, SPLIT_SEED
 from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers
 from .procedural import Shape
 from .samples import Samples
-from .storage import Folder
+from .storage import Folder, without_password
 from .store import MANIFEST, Run, check_target
 from .transfer import SCORES, Judgement, judge, keep, table
 
@@ -491,5 +491,5 @@ def _read(output: Output, source: str, classifier: Classifier) -> Samples:
 
 def _summary(run: Run, one: Finished) -> dict[str, Any]:
     kept = {key: one.entry[key] for key in ("class", "index", "seed", "probability")}
-    picture = run.folder.absolute(one.entry["files"]["picture"])  # to be opened from any folder
+    picture = without_password(run.folder.absolute(one.entry["files"]["picture"]))  # to be opened from any folder
     return kept | {"seconds": round(one.seconds, 3), "picture": picture}

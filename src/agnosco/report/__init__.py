@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import AgnoscoError
-from ..storage import Folder, Local, Place, write_whole
+from ..storage import Folder, Local, Place, write_whole, without_password
 from ..store import Run
 from .classes import OnMap, rows_of
 from .curves import HEIGHT, WIDTH
@@ -131,7 +131,7 @@ def _check_target(target: str) -> None:
     except FileNotFoundError:
         return
     if not before.lstrip()[: len(_DOCTYPE)].lower() == _DOCTYPE:
-        raise AgnoscoError(f"{target!r} is there, and no HTML page", "choose another name with --out")
+        raise AgnoscoError(f"{without_password(target)!r} is there, and no HTML page", "choose another name with --out")
 
 
 # -- the page ----------------------------------------------------------------------------------------
