@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import AgnoscoError
-from ..storage import Folder, Local, Place, write_whole, without_password
+from ..storage import Folder, Local, Place, without_password, write_whole
 from ..store import Run
 from .classes import OnMap, rows_of
 from .curves import HEIGHT, WIDTH
