@@ -361,3 +361,11 @@ def test_a_password_is_for_the_store_and_not_for_people(monkeypatch: pytest.Monk
         folder.read("a.json")
     assert "se:cr" not in str(caught.value)
     assert storage.without_password("s3://bucket/a@b:c@d") == "s3://bucket/a@b:c@d"
+
+
+def test_what_a_kill_at_the_very_first_write_leaves_is_nobodys_folder(tmp_path: Path) -> None:
+    (tmp_path / f"{storage.PART}host-1-abc").write_bytes(b"half a manif")
+    Folder.of(tmp_path).check(holding=("manifest.json",))
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(AgnoscoError, match="holds things"):
+        Folder.of(tmp_path).check(holding=("manifest.json",))

@@ -181,7 +181,8 @@ class Local(Folder):
             made = [folder for folder in (path, *path.parents) if not folder.exists()]
             if path.exists() and not path.is_dir():
                 raise AgnoscoError(f"{self.name!r} is a file, not a folder", ELSEWHERE)
-            if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in holding):
+            others = path.is_dir() and any(not one.name.startswith(PART) for one in path.iterdir())  # of a first kill
+            if others and not any((path / name).is_file() for name in holding):
                 raise AgnoscoError(
                     f"{self.name!r} holds things, but no {holding[0]}", "choose another folder with --out"
                 )
