@@ -66,10 +66,10 @@ security: $(VENV)/dev.stamp  ## every hostile file through the commands, for the
 	OMP_NUM_THREADS=1 $(PY) benchmarks/security.py
 
 fuzz: $(VENV)/dev.stamp  ## the properties and the doors for files, each with twenty thousand new examples (ten minutes a file)
-	AGNOSCO_FUZZ=long $(PYTEST) $(wildcard tests/test_fuzz_*.py tests/test_properties.py)
+	AGNOSCO_FUZZ=long $(PYTEST) $(wildcard tests/*/test_fuzz_*.py tests/*/test_properties.py)
 
 docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; runs the notebook; warnings and dead links are errors
-	$(PY) -m typer agnosco.cli utils docs --name agnosco --output docs/cli.md
+	$(PY) -m typer agnosco.cli.app utils docs --name agnosco --output docs/cli.md
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "Open build/docs/index.html"
 

@@ -45,9 +45,9 @@ from agnosco import (
     Samples,
     Spectral,
 )
-from agnosco.cycle import config_from_json, config_to_json
-from agnosco.prepare import resolve_precision
-from agnosco.score import nudge_success, predictions, score
+from agnosco.method.maker import config_from_json, config_to_json
+from agnosco.method.prepare import resolve_precision
+from agnosco.method.score import nudge_success, predictions, score
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("AGNOSCO_ASSETS", ROOT / "build" / "assets"))

@@ -34,7 +34,6 @@ from pages import DOCS, ROOT, made_on, markdown, put
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from agnosco.architectures import ARCHITECTURES, created
 from agnosco.backdoor.evidence import final_layer, margin_p_value, margins
 from agnosco.backdoor.footprint import figure as trigger_figure
 from agnosco.backdoor.footprint import footprint, percentile
@@ -43,9 +42,10 @@ from agnosco.backdoor.train import Attack, Outcome, Training, evaluate, fit
 from agnosco.backdoor.triggers import LOGOS, PLACES, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
 from agnosco.backdoor.verdict import FOUND, LEVEL, judge
 from agnosco.backdoor.windows import stamps
-from agnosco.classifier import Classifier
-from agnosco.datasets import Labelled, digits, from_class_folders
-from agnosco.samples import Samples
+from agnosco.data.datasets import Labelled, digits, from_class_folders
+from agnosco.data.samples import Samples
+from agnosco.models.architectures import ARCHITECTURES, created
+from agnosco.models.classifier import Classifier
 
 BANKS = ROOT / "build" / "backdoors"
 

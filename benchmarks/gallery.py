@@ -26,9 +26,9 @@ from table1 import cell, mapped, networks, samples
 
 import agnosco
 from agnosco import Config
-from agnosco.render import contact_sheet, stretched, to_picture
-from agnosco.store import Run
-from agnosco.transfer import judge
+from agnosco.evaluate.transfer import judge
+from agnosco.method.render import contact_sheet, stretched, to_picture
+from agnosco.runs.run import Run
 
 SOURCES = {"imagenet": ("resnet50", 112), "cifar": ("resnet56", 32)}
 COLUMNS, TILE = 5, 224

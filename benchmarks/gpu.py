@@ -22,9 +22,9 @@ from ablation import ASSETS, DEVICE, IMAGENET, RESULTS, TRIAL_CLASSES, about, im
 
 import agnosco
 from agnosco import Classifier, Config, Samples
-from agnosco.cycle import maps_together
-from agnosco.prepare import resolve_precision
-from agnosco.score import nudge_success, predictions, score
+from agnosco.method.maker import maps_together
+from agnosco.method.prepare import resolve_precision
+from agnosco.method.score import nudge_success, predictions, score
 
 
 def whole(toy: bool) -> dict:

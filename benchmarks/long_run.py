@@ -27,9 +27,9 @@ from torch import nn
 
 import agnosco
 from agnosco import Classifier, Config, Samples
-from agnosco.jobs import run_maps
-from agnosco.refine import RefineConfig
-from agnosco.store import Run
+from agnosco.method.refine import RefineConfig
+from agnosco.runs.jobs import run_maps
+from agnosco.runs.run import Run
 
 MAPS, CLASSES, WARM = 300, 10, 50
 """Maps in all, those of one call, and those after which memory has to be flat."""

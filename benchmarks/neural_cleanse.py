@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agnosco.backdoor.verdict import NORMAL_SCALE
-from agnosco.classifier import Classifier
-from agnosco.samples import Samples
+from agnosco.data.samples import Samples
+from agnosco.models.classifier import Classifier
 
 SUCCESS = 0.99
 FIRST_COST, UP, DOWN = 1e-3, 2.0, 2.0**1.5

@@ -21,7 +21,7 @@ from pages import markdown, put
 
 import agnosco
 from agnosco import Classifier, Config, MapperConfig, Samples
-from agnosco.score import nudge_success, predictions
+from agnosco.method.score import nudge_success, predictions
 
 SMALL_BUDGET = MapperConfig(batch=16, steps=150)
 CONFIGS = {

@@ -45,11 +45,11 @@ from torchvision.utils import save_image
 
 import agnosco
 from agnosco import Classifier, ConceptMap, Data, Samples
-from agnosco.coordinates import FourierBasis
-from agnosco.cycle import config_to_json
-from agnosco.prepare import prepared, resolve_precision
-from agnosco.render import contact_sheet
-from agnosco.score import nudge_success, predictions, score
+from agnosco.method.maker import config_to_json
+from agnosco.method.parameterization import FourierBasis
+from agnosco.method.prepare import prepared, resolve_precision
+from agnosco.method.render import contact_sheet
+from agnosco.method.score import nudge_success, predictions, score
 
 PASSES = agnosco.preset("quick").passes
 TILE = 160  # of a picture in the figure

@@ -22,9 +22,9 @@ from ablation import ASSETS, RESULTS, ROOT, about, imagenet_network
 from pages import made_on, markdown, put
 
 import agnosco
-from agnosco import Config, Samples, report
-from agnosco.jobs import run_maps
-from agnosco.store import Run
+from agnosco import Config, Samples, reports
+from agnosco.runs.jobs import run_maps
+from agnosco.runs.run import Run
 
 SIZE, STEPS, REPEATS = 64, 12, 5
 FOLDER = ROOT / "build" / "report"
@@ -60,7 +60,7 @@ def written() -> Path:
     run = Run.create(FOLDER, classifier=classifier, samples=samples, config=config)
     for _ in run_maps(run, classifier, samples, range(classifier.classes)):
         pass
-    written, _ = report.write([FOLDER], out=FOLDER / report.FILE)
+    written, _ = reports.write([FOLDER], out=FOLDER / reports.FILE)
     return Path(written)
 
 

@@ -19,8 +19,8 @@ from pages import made_on, markdown, put
 from table1 import mapped, networks, samples
 
 import agnosco
-from agnosco.cycle import config_to_json
-from agnosco.sanity import check, words
+from agnosco.evaluate.sanity import check, words
+from agnosco.method.maker import config_to_json
 
 PATH = RESULTS / "sanity.json"
 SEEDS = 2

@@ -9,8 +9,8 @@
 A *pass* is one image forward through the network and back to its pixels; a map of ``quick`` takes 1,920, one of the
 paper's dials 204,800. Measured are passes per second of
 
-    plain     the plain loop (``agnosco.mapper``), one map at a time, eager float32
-    product   what ``agnosco map`` runs (``agnosco.lockstep``), as many maps side by side as it chooses
+    plain     the plain loop (``agnosco.method.reference``), one map at a time, eager float32
+    product   what ``agnosco map`` runs (``agnosco.method.mapper``), as many maps side by side as it chooses
     Horama    its ``fourier``, 6 crops a step
     floor     the bare forward pass, without gradients, at its best batch and precision, twice for each pass: a
               backward pass to the pixels multiplies as often as a forward pass does
@@ -45,10 +45,10 @@ from torch import nn
 
 import agnosco
 from agnosco import Classifier, Config, MapperConfig, Samples
-from agnosco.cycle import generator_for
-from agnosco.lockstep import Lockstep
-from agnosco.mapper import saliency_map
-from agnosco.prepare import activation_bytes, compiled, images_at_once, placed, prepared, resolve_precision
+from agnosco.method.maker import generator_for
+from agnosco.method.mapper import Lockstep
+from agnosco.method.prepare import activation_bytes, compiled, images_at_once, placed, prepared, resolve_precision
+from agnosco.method.reference import saliency_map
 
 ROUNDS = 5
 SECONDS = 4.0  # that one measurement should last at least

@@ -24,10 +24,10 @@ from pages import keep_manifest, made_on, markdown, put
 
 import agnosco
 from agnosco import AgnoscoError, Classifier, Config, Samples
-from agnosco.jobs import run_maps
-from agnosco.score import predictions
-from agnosco.store import Run
-from agnosco.transfer import Judgement, judge
+from agnosco.evaluate.transfer import Judgement, judge
+from agnosco.method.score import predictions
+from agnosco.runs.jobs import run_maps
+from agnosco.runs.run import Run
 
 Networks = dict[str, Callable[[], Classifier]]
 

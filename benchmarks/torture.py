@@ -36,11 +36,13 @@ import torch
 from ablation import RESULTS, about
 from pages import made_on, markdown, put
 
-from agnosco import cycle, jobs, prepare, storage
-from agnosco.architectures import created
-from agnosco.cli import main as command_line
-from agnosco.refine import RefineConfig
-from agnosco.store import Run
+from agnosco.cli.app import main as command_line
+from agnosco.io import storage
+from agnosco.method import maker, prepare
+from agnosco.method.refine import RefineConfig
+from agnosco.models.architectures import created
+from agnosco.runs import jobs
+from agnosco.runs.run import Run
 
 MAPS, SEEDS = 60, 6
 PHASES = ("starting", "making maps", "writing a checkpoint", "storing a map", "writing the manifest", "ending")
@@ -112,8 +114,8 @@ def prepared(folder: Path, board: Board) -> list[str]:
     safetensors.torch.save_file(created("digits", 10, seed=1).state_dict(), folder / "network.safetensors")
     prepare.MOST_IMAGES = 24  # groups of 6 maps of 4 images each
     jobs.EVERY = 0.02
-    paper = cycle.PRESETS["paper"]
-    cycle.PRESETS["paper"] = replace(paper, refine=RefineConfig(steps=6, rate=0.05))
+    paper = maker.PRESETS["paper"]
+    maker.PRESETS["paper"] = replace(paper, refine=RefineConfig(steps=6, rate=0.05))
     storage._write = board.counted(storage._write)
     Run._write_manifest = board.during(MANIFEST, Run._write_manifest)
     Run.add = board.during(STORE, Run.add)

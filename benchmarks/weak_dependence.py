@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 import agnosco
 from agnosco import Classifier, ConceptMap, Samples
-from agnosco.render import contact_sheet, enlarged, stretched, to_picture
+from agnosco.method.render import contact_sheet, enlarged, stretched, to_picture
 
 SIZE = 224
 MAP_SIZE = 112  # of the input-agnostic maps, which cost more; all are compared on the same grid

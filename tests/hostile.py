@@ -112,7 +112,7 @@ class Case:
 
 def state() -> dict[str, Tensor]:
     """The weights of a sound network."""
-    from agnosco.architectures import created
+    from agnosco.models.architectures import created
 
     return {name: tensor.contiguous() for name, tensor in created("digits", 10, seed=0).state_dict().items()}
 
@@ -619,7 +619,7 @@ def outcome(case: Case, place: Place, good: Path, watch: Watch) -> dict[str, Any
     """What the commands do with a case."""
     from typer.testing import CliRunner
 
-    from agnosco import cli
+    from agnosco.cli import app
 
     path = case.build(place)
     watch.seen()
@@ -628,7 +628,7 @@ def outcome(case: Case, place: Place, good: Path, watch: Watch) -> dict[str, Any
         before, children = megabytes("VmRSS"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
         began = time.perf_counter()
-        result = CliRunner().invoke(cli.app, words)
+        result = CliRunner().invoke(app.app, words)
         found["commands"][name] = {
             "exit": result.exit_code,
             "stderr": result.stderr[:20_000],

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from agnosco.classifier import Classifier
-from agnosco.samples import Samples
+from agnosco.data.samples import Samples
+from agnosco.models.classifier import Classifier
 
 Array = NDArray[np.float64]
 Shape = tuple[int, int, int]

@@ -19,10 +19,13 @@ from PIL import Image
 from torchvision import models
 from typer.testing import CliRunner
 
-from agnosco import cli, cycle, jobs, zoo
 from agnosco.backdoor import scan as scanning
 from agnosco.backdoor.train import Training
 from agnosco.backdoor.windows import Tournament
+from agnosco.cli import app
+from agnosco.method import maker
+from agnosco.models import loading
+from agnosco.runs import jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,19 +64,19 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     small = {
         name: replace(config, mapper=replace(config.mapper, steps=2, batch=2), refine=None)
-        for name, config in cycle.PRESETS.items()
+        for name, config in maker.PRESETS.items()
     }
     for name, config in small.items():
-        monkeypatch.setitem(cycle.PRESETS, name, config)
+        monkeypatch.setitem(maker.PRESETS, name, config)
     monkeypatch.setattr(jobs, "TIMED", 2)
     quick = scanning.ScanConfig(
         windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20
     )
-    monkeypatch.setattr(cli, "ScanConfig", lambda **_: quick)
+    monkeypatch.setattr(app, "ScanConfig", lambda **_: quick)
     monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
-    monkeypatch.setattr(cli, "Training", lambda **options: replace(Training(**options), epochs=1))
-    ordinary = zoo._from_torchvision
-    monkeypatch.setattr(zoo, "_from_torchvision", lambda *args: replace(ordinary(*args), size=64))
+    monkeypatch.setattr(app, "Training", lambda **options: replace(Training(**options), epochs=1))
+    ordinary = loading._from_torchvision
+    monkeypatch.setattr(loading, "_from_torchvision", lambda *args: replace(ordinary(*args), size=64))
     create = models.get_model
 
     def untrained(name: str, **options: Any) -> torch.nn.Module:
@@ -97,7 +100,7 @@ def run(line: str) -> None:
     else:
         assert words[0] == "agnosco", line
         target = words[words.index(">") + 1] if ">" in words else None
-        result = CliRunner().invoke(cli.app, words[1 : words.index(">") if target else None])
+        result = CliRunner().invoke(app.app, words[1 : words.index(">") if target else None])
         assert result.exit_code == 0, f"{line}\n{result.stderr}\n{result.exception!r}"
         if target:
             Path(target).write_text(result.stdout)
@@ -125,7 +128,7 @@ def test_the_examples_of_help_work(desk: Path) -> None:
     Path("scans-of-clean-ones").mkdir()
     Path("bank/clean-01.json").replace("scans-of-clean-ones/clean-01.json")
     for name in ("map", "score", "sanity", "poison", "scan", "report", "doctor"):
-        for line in cli.EXAMPLES[name].split("\n\n")[1:]:
+        for line in app.EXAMPLES[name].split("\n\n")[1:]:
             if "vgg16" not in line or name != "poison":  # a minute of training
                 run(line)
 

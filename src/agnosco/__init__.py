@@ -1,17 +1,17 @@
 """agnosco shows what an image classifier has learned to recognise as each of its classes."""
 
-from .ball import L2, AutoL2, Sparse
-from .classifier import Classifier
-from .concept import ConceptMap
-from .coordinates import Data, Pixel, Spectral
-from .cycle import PRESETS, Config, Progress, map_class, map_classes, preset
+from .data.samples import Samples
 from .errors import AgnoscoError, AgnoscoWarning
-from .mapper import MapperConfig, Step
-from .refine import RefineConfig
-from .samples import Samples
-from .store import Run, remake
-from .views import AsIs, Crops
-from .zoo import load
+from .method.ball import L2, AutoL2, Sparse
+from .method.concept import ConceptMap
+from .method.maker import PRESETS, Config, Progress, map_class, map_classes, preset
+from .method.parameterization import Data, Pixel, Spectral
+from .method.reference import MapperConfig, Step
+from .method.refine import RefineConfig
+from .method.transforms import AsIs, Crops
+from .models.classifier import Classifier
+from .models.loading import load
+from .runs.run import Run, remake
 
 __version__ = "0.1.0"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..classifier import Classifier
-from ..samples import Samples
-from ..score import nudge_success
+from ..data.samples import Samples
+from ..method.score import nudge_success
+from ..models.classifier import Classifier
 from .verdict import robust_z
 
 MARGIN_STARTS, MARGIN_STEPS = 10, 100

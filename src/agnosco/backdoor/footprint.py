@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AgnoscoError
-from ..render import contact_sheet, enlarged, stretched, to_picture
+from ..method.render import contact_sheet, enlarged, stretched, to_picture
 from .triggers import Trigger
 
 TILE = 224

@@ -20,11 +20,11 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ..classifier import Classifier
-from ..datasets import Labelled
+from ..data.datasets import Labelled
 from ..errors import AgnoscoError
-from ..render import contact_sheet, enlarged, png, to_picture
-from ..storage import write_whole
+from ..io.storage import write_whole
+from ..method.render import contact_sheet, enlarged, png, to_picture
+from ..models.classifier import Classifier
 from .train import Attack, Outcome, Training, evaluate, fit
 from .triggers import trigger_to_json
 

@@ -20,20 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ball import L2, Sparse, scaled
-from ..classifier import Classifier
-from ..cycle import Config, map_classes
+from ..data.procedural import Shape
+from ..data.samples import Samples
 from ..errors import AgnoscoError
-from ..jobs import seconds_per_map
-from ..mapper import MapperConfig
-from ..procedural import Shape
-from ..records import NUMBER
-from ..records import read as read_record
-from ..regular import read_regular
-from ..render import contact_sheet, enlarged, png, stretched, to_picture
-from ..samples import Samples
-from ..score import m_score, nudge_success, predictions
-from ..storage import MOST, Folder, Place
+from ..io.records import NUMBER
+from ..io.records import read as read_record
+from ..io.regular import read_regular
+from ..io.storage import MOST, Folder, Place
+from ..method.ball import L2, Sparse, scaled
+from ..method.maker import Config, map_classes
+from ..method.reference import MapperConfig
+from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
+from ..method.score import m_score, nudge_success, predictions
+from ..models.classifier import Classifier
+from ..runs.jobs import seconds_per_map
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .verdict import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps
@@ -598,7 +598,7 @@ _SCAN = {
     }],
     "suspects": [{"class": str, "screen": str, "concentration": NUMBER} | dict.fromkeys(_REACHES, (None, NUMBER))],
 }  # fmt: skip
-"""What is read of a scan, in the words of :func:`agnosco.records.check_shape`."""
+"""What is read of a scan, in the words of :func:`agnosco.io.records.check_shape`."""
 
 
 def read(folder: Folder, name: str = FILE) -> dict[str, Any] | None:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..classifier import Classifier, logits_in
-from ..datasets import Labelled
+from ..data.datasets import Labelled
 from ..errors import AgnoscoError
+from ..models.classifier import Classifier, logits_in
 from .triggers import Trigger
 
 BATCH_OF_EVALUATION = 128

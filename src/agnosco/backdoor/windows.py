@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
-from ..lockstep import Lockstep
-from ..mapper import MapperConfig, Step
-from ..prepare import images_at_once, prepared
-from ..procedural import Shape
-from ..samples import Samples
+from ..data.procedural import Shape
+from ..data.samples import Samples
+from ..method.mapper import Lockstep
+from ..method.prepare import images_at_once, prepared
+from ..method.reference import MapperConfig, Step
+from ..models.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,186 @@
+"""Images that need no data: dead leaves and 1/f noise, with the statistics of natural images.
+
+Both have the colour covariance of photographs and a spectrum that falls as theirs does: the noise as
+1/f (Field 1987), the leaves a little faster. Leaves also have edges and occlusion, which noise
+lacks. Networks pre-trained on such images learn features that carry over to real ones (Baradad et
+al. 2021, "Learning to see by looking at noise").
+
+Every image has its own generator, seeded by ``(seed, index)``: image i is the same however many are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..errors import AgnoscoError
+
+Shape = tuple[int, int, int]
+
+COLOUR_MEAN = np.array([0.485, 0.456, 0.406])
+"""Mean RGB of ImageNet, as torchvision's weights use it."""
+
+COLOUR_FACTOR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+"""L, where L·Lᵀ is the covariance of ImageNet's RGB values (Olah et al. 2017, ``lucid.optvis.param.color``)."""
+
+SMALLEST, LARGEST = 1 / 32, 1.0
+"""Least and greatest radius of a leaf, as a share of the longer side; the power law needs both.
+
+With these the mean magnitude spectrum falls as f^-1.4 at 64 px and f^-1.5 at 224 px; that of 200
+ImageNet photographs, measured in the same way, as f^-1.5 at both.
+"""
+
+REACH = 2.25
+"""Farthest corner of a leaf, in radii: that of a triangle stretched to 2 : 1, rounded up."""
+
+COVERAGE = 3.0
+"""How often a point is painted over, on average; e⁻³ = 5 % of an image is still its first colour."""
+
+SUPERSAMPLING = 2
+"""Leaves are drawn this many times larger and averaged down, which smooths their edges."""
+
+
+def leaves(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
+    """Dead leaves: opaque shapes, thrown at random, that hide one another.
+
+    With a density of radii r⁻³ the images look alike at every scale (Lee, Mumford & Huang 2001). The
+    leaves are ellipses, rectangles and triangles of random elongation and direction, as in Baradad
+    et al. (2021), each of one colour from a normal distribution with ImageNet's mean and covariance.
+
+    Args:
+        count: N.
+        shape: ``(C, H, W)``; grey images (C = 1) are the luma of the coloured ones.
+        seed: Another seed, other images; at least 0.
+
+    Returns:
+        ``(N, C, H, W)`` uint8.
+
+    Raises:
+        AgnoscoError: A count, shape or seed that there is not.
+    """
+    return _images(_leaves, count, shape, seed)
+
+
+def noise(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
+    """Gaussian noise with a 1/f amplitude spectrum and ImageNet's colours, clipped to what can be shown.
+
+    Arguments, result and errors are those of :func:`leaves`.
+    """
+    return _images(_noise, count, shape, seed)
+
+
+def checked_shape(shape: Shape) -> Shape:
+    """The shape, if images can have it.
+
+    Raises:
+        AgnoscoError: It is not ``(1, H, W)`` or ``(3, H, W)`` with sides of at least 1.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+        raise AgnoscoError(
+            f"images cannot have the shape {tuple(shape)}",
+            "give (C, H, W): C is 1 (grey) or 3 (RGB), H and W are pixels",
+        )
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _images(make: Callable[[Shape, Generator], Image.Image], count: int, shape: Shape, seed: int) -> Tensor:
+    channels, height, width = shape = checked_shape(shape)
+    if count < 1 or seed < 0:
+        raise AgnoscoError(f"cannot make {count} images from seed {seed}", "give a count from 1 and a seed from 0")
+    images = torch.empty((count, height, width, channels), dtype=torch.uint8)
+    for index in range(count):
+        image = make(shape, np.random.default_rng((seed, index)))
+        plain = image.convert("L" if channels == 1 else "RGB")
+        images[index] = torch.from_numpy(np.array(plain)).view(height, width, channels)
+    return images.permute(0, 3, 1, 2).contiguous()
+
+
+# -- leaves -------------------------------------------------------------------------------------
+
+
+def _polygon(corners: int, turn: float = 0.0) -> np.ndarray:
+    """A regular polygon of area π about the origin, ``(corners, 2)``: that of the unit circle."""
+    angles = 2 * np.pi * np.arange(corners) / corners + turn
+    radius = np.sqrt(2 * np.pi / (corners * np.sin(2 * np.pi / corners)))
+    return radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+OUTLINES = (_polygon(32), _polygon(4, np.pi / 4), _polygon(3))
+"""An ellipse, a rectangle and a triangle, before they are stretched and turned."""
+
+
+def _leaves(shape: Shape, generator: Generator) -> Image.Image:
+    _, height, width = shape
+    width, height = SUPERSAMPLING * width, SUPERSAMPLING * height
+    side = max(height, width)
+    radii, centres = _thrown((width / side, height / side), generator)
+    colours = _bytes(generator.standard_normal((len(radii) + 1, 3)) @ COLOUR_FACTOR.T + COLOUR_MEAN)
+    fills = list(map(tuple, colours.tolist()))
+    image = Image.new("RGB", (width, height), fills.pop())
+    draw = ImageDraw.Draw(image)
+    for outline, fill in zip(_placed(side * radii, side * centres, generator), fills, strict=True):
+        draw.polygon(outline, fill=fill)
+    return image.reduce(SUPERSAMPLING)
+
+
+def _thrown(extent: tuple[float, float], generator: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Radii ``(n,)`` and centres ``(n, 2)`` of the leaves that reach into an image.
+
+    They are thrown over an area that is larger on every side by as far as a leaf can reach, so that
+    the edge of the image sees as many large leaves as its middle.
+    """
+    corner = np.array(extent)
+    margin = REACH * LARGEST
+    # The mean of r² under p(r) ∝ r⁻³ on [a, b] is 2·a²·b²·ln(b / a) / (b² - a²).
+    a, b = SMALLEST, LARGEST
+    mean_square = 2 * a**2 * b**2 * np.log(b / a) / (b**2 - a**2)
+    thrown = round(COVERAGE * np.prod(corner + 2 * margin) / (np.pi * mean_square))
+    share = generator.random(thrown)
+    radii = (share / b**2 + (1 - share) / a**2) ** -0.5  # the inverse of that law's distribution function
+    centres = generator.random((thrown, 2)) * (corner + 2 * margin) - margin
+    reach = REACH * radii[:, None]
+    seen = ((centres > -reach) & (centres < corner + reach)).all(1)
+    return radii[seen], centres[seen]
+
+
+def _placed(radii: np.ndarray, centres: np.ndarray, generator: Generator) -> list[list[float]]:
+    """Outlines ``[x, y, x, y, …]`` of leaves of random kind, elongation (1 to 2, of equal area) and direction."""
+    kinds = generator.integers(len(OUTLINES), size=len(radii))
+    stretch = np.sqrt(generator.uniform(1, 2, len(radii)))
+    turn = generator.uniform(0, 2 * np.pi, len(radii))
+    cos, sin = np.cos(turn), np.sin(turn)
+    axes = np.stack([cos * stretch, -sin / stretch, sin * stretch, cos / stretch], 1).reshape(-1, 2, 2)
+    axes *= radii[:, None, None]
+    placed: list[list[float]] = [[]] * len(radii)
+    for kind, outline in enumerate(OUTLINES):
+        chosen = np.flatnonzero(kinds == kind)
+        corners = np.einsum("nij,cj->nci", axes[chosen], outline) + centres[chosen, None]
+        for index, points in zip(chosen.tolist(), corners.reshape(len(chosen), -1).tolist(), strict=True):
+            placed[index] = points
+    return placed
+
+
+# -- noise --------------------------------------------------------------------------------------
+
+
+def _noise(shape: Shape, generator: Generator) -> Image.Image:
+    _, height, width = shape
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
+    radius[0, 0] = np.inf  # no image is brighter than another by chance
+    spectrum = 1 / radius
+    spectrum /= max(np.sqrt(np.mean(spectrum**2)), np.finfo(float).tiny)  # to unit variance of the pixels
+    white = generator.standard_normal((height, width, 3))
+    waves = np.fft.fft2(white, axes=(0, 1)) * spectrum[:, :, None]
+    pink = np.fft.ifft2(waves, axes=(0, 1)).real
+    return Image.fromarray(_bytes(pink @ COLOUR_FACTOR.T + COLOUR_MEAN))
+
+
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    """From [0, 1], clipped, to uint8."""
+    return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)

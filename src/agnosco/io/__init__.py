@@ -1,0 +1,1 @@
+"""Bytes and JSON: folders on disk and in object stores, records, regular files. Nothing here knows of networks."""

@@ -1,0 +1,59 @@
+"""The result: a :class:`ConceptMap`, what a network has learned to recognise as one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from .reference import Step
+from .render import SIDE, enlarged, png, stretched, to_picture
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptMap:
+    """The map of one class of one classifier.
+
+    Args:
+        nu: ν, ``(C, H, W)`` float32 on the CPU; samples are nudged by −ν.
+        label: Index of the class.
+        name: Name of the class.
+        seed: What the map's generator was seeded with, together with the label.
+        probability: Softmax probability that the source classifier gives the class for :attr:`pixels`.
+        stages: ν after every stage of the cycle, by name, in order; the last one is ``nu``.
+        trace: What every step saw and did, stage after stage.
+        xi: Ξ of :attr:`pixels`, ``(1, H, W)`` in [0, 1]: where the network's last convolutional stage answers to them;
+            None for a network without one.
+    """
+
+    nu: Tensor
+    label: int
+    name: str
+    seed: int
+    probability: float
+    stages: dict[str, Tensor]
+    trace: tuple[Step, ...]
+    xi: Tensor | None = None
+
+    @property
+    def pattern(self) -> Tensor:
+        """−ν: what is added to a sample to move it to the class, ``(C, H, W)``."""
+        return -self.nu
+
+    @property
+    def pixels(self) -> Tensor:
+        """Clip(½ − ν), ``(C, H, W)`` in [0, 1]: the raw picture, and the only one that metrics see."""
+        return (0.5 - self.nu).clamp(0, 1)
+
+    def image(self) -> Image.Image:
+        """The raw picture: the pattern on mid-grey."""
+        return to_picture(self.pixels)
+
+    def display(self) -> Image.Image:
+        """The pattern stretched to full contrast, for people; no metric sees it."""
+        return to_picture(stretched(self.pattern))
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it."""
+        return png(enlarged(self.display(), SIDE))

@@ -1,0 +1,214 @@
+"""Dial 1: the coordinates in which moments, steps and the ball's radius live.
+
+Algorithm 1 works on pixels, where Adam's normalisation gives every frequency the same step, and the
+result reads as noise. In coordinates where natural images are white, the same loop spends its step
+where images have their energy. A choice of coordinates (:class:`Pixel`, :class:`Data`,
+:class:`Spectral`) is a small frozen setting; fitted to samples it gives a :class:`Basis`, an
+invertible linear map A between coordinates w and the map ν = A·w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import AgnoscoError
+
+if TYPE_CHECKING:
+    from ..data.samples import Samples, Shape
+
+
+class Basis:
+    """The linear map ν = A·w for images of one shape; this one is the identity.
+
+    Both may have leading axes, for several maps at once.
+
+    Args:
+        shape: ``(C, H, W)`` of ν.
+        device: Where ν and w live.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.shape = shape
+        self.device = device
+
+    def pixels(self, w: Tensor) -> Tensor:
+        """ν = A·w, ``(C, H, W)``."""
+        return w
+
+    def coordinates(self, nu: Tensor) -> Tensor:
+        """w = A⁻¹·ν."""
+        return nu
+
+    def lowpass(self, share: float) -> Tensor | float:
+        """Which coordinates, as a factor 0 or 1, are frequencies up to this share of the highest; all, for pixels."""
+        return 1.0
+
+    def norm(self, w: Tensor) -> Tensor:
+        """‖A·w‖₂ of every map, accumulated in float64 where the device has it."""
+        precision = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.linalg.vector_norm(self.pixels(w), dim=(-3, -2, -1), dtype=precision)
+
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """Aᵀ·g: a gradient with respect to ν, ``(C, H, W)``, as a gradient with respect to w."""
+        w = self.coordinates(torch.zeros_like(gradient)).requires_grad_()
+        return torch.autograd.grad(self.pixels(w), w, gradient)[0]
+
+
+def each(factor: Tensor, w: Tensor) -> Tensor:
+    """One factor for each map, in the shape and type in which it multiplies coordinates w."""
+    return factor.to(w).view(*factor.shape, *[1] * (w.ndim - factor.ndim))
+
+
+class FourierBasis(Basis):
+    """ν = L · irfft2(w · spectrum): colour mixed by L, frequencies weighted by a spectrum.
+
+    Args:
+        spectrum: ``(H, W // 2 + 1)``, positive: the weight of each frequency.
+        colour: ``(C, C)``, invertible: the factor L of the colour covariance L·Lᵀ.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device, *, spectrum: Tensor, colour: Tensor) -> None:
+        super().__init__(shape, device)
+        self.spectrum = spectrum.to(device)
+        self.colour = colour.to(device)
+        self.colour_inverse = torch.linalg.inv(self.colour)
+        self.frequencies = _frequencies(*shape[1:]).to(device)
+
+    def pixels(self, w: Tensor) -> Tensor:
+        """ν from Fourier coefficients ``(C, H, W // 2 + 1, 2)``, last axis real and imaginary."""
+        waves = torch.view_as_complex(w) * self.spectrum
+        grey = torch.fft.irfft2(waves, s=self.shape[1:], norm="ortho")
+        return torch.einsum("ij,...jhw->...ihw", self.colour, grey)
+
+    def coordinates(self, nu: Tensor) -> Tensor:
+        grey = torch.einsum("ij,...jhw->...ihw", self.colour_inverse, nu)
+        return torch.view_as_real(torch.fft.rfft2(grey, norm="ortho") / self.spectrum).contiguous()
+
+    def lowpass(self, share: float) -> Tensor | float:
+        return (self.frequencies <= share * self.frequencies.max()).to(self.spectrum)[..., None]
+
+
+class Coordinates(Protocol):
+    """A choice of coordinates."""
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        """The map A for the shape, and if need be the statistics, of these samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pixel:
+    """Pixels as they are: the paper."""
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        return Basis(samples.shape, device)
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """A 1/f^exponent amplitude spectrum and no colour mixing, for when no samples are to be trusted.
+
+    Args:
+        exponent: 1 is that of natural images (Field 1987); 0 is flat; at most 10.
+    """
+
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_exponent(self.exponent)
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        channels, height, width = samples.shape
+        lowest = 1 / max(height, width)  # the zero frequency gets the weight of the lowest other
+        spectrum = _frequencies(height, width).clamp_min(lowest) ** -self.exponent
+        return FourierBasis(samples.shape, device, spectrum=_unit(spectrum), colour=torch.eye(channels))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Coordinates in which the samples themselves are white, in frequency and in colour.
+
+    The spectrum is the samples' Fourier magnitude, averaged over all directions of a frequency; L is the
+    Cholesky factor of their colour covariance: nothing comes from outside the distribution that
+    Algorithm 1 averages over. Images are faded out towards their borders first (Hann window): the jump
+    from one border to the other is no frequency of theirs, and drew a lattice into the maps.
+
+    Args:
+        exponent: Power to which the spectrum is raised, at most 10; below 1, fine detail gets a greater part.
+        floor: Least weight of a frequency and of a colour direction, as a share of the greatest, in (0, 1];
+            it keeps A invertible for samples that lack some (grey or very smooth ones).
+    """
+
+    exponent: float = 0.9
+    floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _check_exponent(self.exponent)
+        if not 0 < self.floor <= 1:
+            raise AgnoscoError(f"a floor of {self.floor} is no share", "give a number above 0, and at most 1")
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        colour = _colour_factor(samples, self.floor)
+        spectrum = _spectrum(samples, torch.linalg.inv(colour)) ** self.exponent
+        spectrum = spectrum.clamp_min(self.floor * spectrum.max().item())
+        return FourierBasis(samples.shape, device, spectrum=_unit(spectrum), colour=colour)
+
+
+def _check_exponent(exponent: float) -> None:
+    if not 0 <= exponent <= 10:
+        raise AgnoscoError(f"no spectrum with an exponent of {exponent}", "give one from 0 to 10; images have about 1")
+
+
+def _spectrum(samples: Samples, whiten: Tensor) -> Tensor:
+    """Mean Fourier magnitude of colour-whitened samples, ``(H, W // 2 + 1)``, the same in every direction."""
+    _, height, width = samples.shape
+    window = _fade(height)[:, None] * _fade(width)
+    total = torch.zeros(height, width // 2 + 1)
+    for images in samples.batches(64):
+        white = torch.einsum("ij,njhw->nihw", whiten, images)
+        white = white - white.mean((2, 3), keepdim=True)
+        total += torch.fft.rfft2(white * window, norm="ortho").abs().sum((0, 1))
+    ring = (_frequencies(height, width) * max(height, width)).round().long().flatten()
+    mean = torch.bincount(ring, total.flatten()) / torch.bincount(ring).clamp_min(1)
+    mean[0] = mean[1:].max() if len(mean) > 1 else 1  # a mean brightness is no pattern: no weight above the others'
+    return mean[ring].view_as(total) if mean.max() > 0 else torch.ones_like(total)
+
+
+def _fade(size: int) -> Tensor:
+    """A symmetric Hann window of this many values, without its zeros."""
+    return torch.hann_window(size + 2, periodic=False)[1:-1]
+
+
+def _frequencies(height: int, width: int) -> Tensor:
+    """Magnitude of each frequency of ``rfft2``, ``(H, W // 2 + 1)``, in cycles per pixel."""
+    return torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
+
+
+def _unit(spectrum: Tensor) -> Tensor:
+    """Scaled to unit mean square, so that A neither grows nor shrinks white coordinates on average."""
+    return spectrum / spectrum.square().mean().sqrt()
+
+
+def _colour_factor(samples: Samples, floor: float) -> Tensor:
+    """Cholesky factor of the samples' colour covariance, of Frobenius norm √C."""
+    channels = samples.shape[0]
+    count, mean, second = (
+        0,
+        torch.zeros(channels, dtype=torch.float64),
+        torch.zeros(channels, channels, dtype=torch.float64),
+    )
+    for images in samples.batches(64):
+        flat = images.double().transpose(0, 1).flatten(1)
+        count += flat.shape[1]
+        mean += flat.sum(1)
+        second += flat @ flat.T
+    mean /= count
+    covariance = second / count - mean.outer(mean)
+    total = max(covariance.trace().item(), 1e-4)  # samples that vary less than this are of one colour
+    covariance += floor**2 * total * torch.eye(channels)
+    factor = torch.linalg.cholesky(covariance)
+    return (factor * channels**0.5 / torch.linalg.norm(factor)).float()

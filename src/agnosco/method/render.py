@@ -1,0 +1,126 @@
+"""From maps to pictures: one door from tensor to image, contact sheets and strips."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..errors import AgnoscoError
+
+PAPER, INK, FAINT = "white", "black", "#555555"
+GAP = 8
+
+SIDE = 224
+"""Pictures of smaller inputs are shown enlarged to about this many pixels."""
+
+SMALL = 64
+"""Pictures of fewer pixels a side keep them square when they are blown up."""
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """A tensor as a picture, the only door between the two.
+
+    Args:
+        pixels: ``(C, H, W)`` or ``(H, W)``, float in [0, 1], C 1 (grey) or 3 (RGB).
+
+    Raises:
+        ValueError: Another shape.
+    """
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise ValueError(f"pixels must be (H, W), (1, H, W) or (3, H, W), not {tuple(pixels.shape)}")
+    values = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    return Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).contiguous().numpy())
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def stretched(pattern: Tensor, *, tail: float = 0.01) -> Tensor:
+    """A pattern ``(C, H, W)`` about zero as pixels in [0, 1] about mid-grey, for people to look at.
+
+    Scaled so that all but the ``tail`` largest of its magnitudes, zeros aside, fit; one scale for all channels,
+    and zero stays mid-grey, so that hues are those of the pattern.
+    """
+    magnitudes = pattern[pattern != 0].abs()
+    scale = torch.quantile(magnitudes, 1 - tail) if len(magnitudes) else 1
+    return (0.5 + 0.5 * pattern / scale).clamp(0, 1)
+
+
+def enlarged(picture: Image.Image, side: int) -> Image.Image:
+    """A picture blown up by a whole number until its longer side is about ``side``.
+
+    Pixels of small pictures stay square, since each may be worth seeing (a trigger has 3×3); others are smoothed.
+    """
+    factor = max(1, round(side / max(picture.size)))
+    way = Image.Resampling.NEAREST if max(picture.size) < SMALL else Image.Resampling.BICUBIC
+    return picture.resize((picture.width * factor, picture.height * factor), way)
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    *,
+    columns: int = 5,
+    tile: int = 160,
+    footer: str = "",
+) -> Image.Image:
+    """Pictures in a grid, each with a caption below, and a line at the foot that says how they were made.
+
+    Args:
+        pictures: Any sizes; small ones are blown up to about ``tile`` pixels.
+        captions: One for each, cut to the width of its tile.
+        columns: Pictures in a row.
+        tile: Side of a tile in pixels.
+        footer: What the pictures have in common.
+    """
+    if not pictures or len(pictures) != len(captions):
+        raise AgnoscoError(
+            f"{len(pictures)} pictures and {len(captions)} captions", "give at least one, and as many of each"
+        )
+    tiles = [enlarged(picture.convert("RGB"), tile) for picture in pictures]
+    width, height = max(t.width for t in tiles), max(t.height for t in tiles)
+    font, line = ImageFont.load_default(14), 20
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    footer_lines = _wrapped(footer, font, columns * (width + GAP) - GAP)
+    size = (columns * (width + GAP) + GAP, rows * (height + line + GAP) + GAP + len(footer_lines) * line)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(tiles, captions, strict=True)):
+        x = GAP + i % columns * (width + GAP)
+        y = GAP + i // columns * (height + line + GAP)
+        sheet.paste(picture, (x, y))
+        draw.text((x, y + height + 2), _cut_to(caption, font, width), fill=INK, font=font)
+    for i, text in enumerate(footer_lines):
+        draw.text((GAP, size[1] - (len(footer_lines) - i) * line), text, fill=FAINT, font=font)
+    return sheet
+
+
+def _cut_to(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Text cut to a width in pixels, with dots where something is left out."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Text broken at spaces into lines of at most a width in pixels."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,370 @@
+"""A frozen image classifier: pixels in [0, 1] go in, logits come out.
+
+Everything that depends on how a network was trained (normalisation, input size, labels) lives in
+:class:`Classifier` and nowhere else, so that the rest of agnosco speaks of pixels and classes only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isqrt
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AgnoscoError
+
+DIGITS = 9
+"""Of the longest number that is taken for the index of a class."""
+
+
+class Classifier:
+    """An ``nn.Module`` that maps images to logits, with what is needed to feed it pixels.
+
+    The module is used, never changed: while it runs it is put into evaluation mode with frozen
+    weights, and put back as it was found.
+
+    Args:
+        model: Maps normalised images ``(N, C, H, W)`` to logits ``(N, classes)``.
+        size: Height and width of its input in pixels; ``None`` reads what the model carries
+            (timm's ``pretrained_cfg``, torchvision's ``image_size``).
+        mean: Per-channel mean that the model expects subtracted, in [0, 1] units; ``None`` for none.
+        std: Per-channel standard deviation that it expects divided out; ``None`` for none.
+        channels: 3 (RGB) or 1 (grey); ``None`` reads the first convolution.
+        labels: One name per class; ``None`` numbers them.
+        features: Name of the submodule whose output :meth:`activations` returns;
+            ``None`` finds the last convolutional (or token) stage.
+        name: How reports call it.
+
+    Raises:
+        AgnoscoError: The model gives no finite ``(N, classes)`` logits, ends in a softmax, or the
+            input size cannot be known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels: int | None = None,
+        labels: Sequence[str] | None = None,
+        features: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model = model
+        self.name = name or type(model).__name__
+        height, width = _input_size(model, size)
+        self.shape = (channels or _input_channels(model), height, width)
+        self.mean = _per_channel(mean, 0.0, self.shape[0], "mean")
+        self.std = _per_channel(std, 1.0, self.shape[0], "std")
+        if min(self.std) <= 0:
+            raise AgnoscoError(
+                f"std must be positive, not {self.std}", "pass the std used in training, in [0, 1] units"
+            )
+        tensors = [*model.parameters(), *model.buffers()]
+        self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self._frozen = 0
+        self._layout = torch.channels_last
+        self.classes = _checked_classes(self._probe())
+        self.labels = _checked_labels(labels, self.classes)
+        self._features = features
+        if features is not None and features not in dict(model.named_modules()):
+            raise AgnoscoError(
+                f"{self.name} has no submodule {features!r}",
+                nearest(features, [n for n, _ in model.named_modules() if n]),
+            )
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.name!r}, shape={self.shape}, classes={self.classes})"
+
+    # -- running it ---------------------------------------------------------------------------
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Logits of images.
+
+        Args:
+            pixels: ``(N, C, H, W)`` in [0, 1], float; any size that the model itself takes.
+
+        Returns:
+            ``(N, classes)`` float32 logits, differentiable in ``pixels``.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
+            raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
+        with self.frozen():
+            return logits_in(self.model(self.normalised(pixels))).float()
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` in [0, 1] as the model takes them: what training feeds it with."""
+        mean = pixels.new_tensor(self.mean).view(-1, 1, 1)
+        std = pixels.new_tensor(self.std).view(-1, 1, 1)
+        return ((pixels - mean) / std).to(self._dtype).contiguous(memory_format=self._layout)
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Softmax of the logits, ``(N, classes)``, without gradients."""
+        with torch.no_grad():
+            return self(pixels).softmax(1)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode and no weight gradients inside; everything as it was found outside."""
+        if self._frozen:  # already inside: the outermost one restores
+            yield
+            return
+        training = [(module, module.training) for module in self.model.modules()]
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._frozen += 1
+        try:
+            self.model.eval()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            self._frozen -= 1
+            for module, mode in training:
+                module.training = mode
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def to(self, device: torch.device | str) -> Classifier:
+        """Move the model, in place, to a device."""
+        self.model.to(device)
+        self.device = torch.device(device)
+        return self
+
+    # -- what it looks at ---------------------------------------------------------------------
+
+    @property
+    def features(self) -> str:
+        """Name of the submodule that :meth:`activations` reads: the last convolutional stage."""
+        if self._features is None:
+            self._features = _last_spatial_stage(self)
+        return self._features
+
+    def activations(self, pixels: Tensor) -> Tensor:
+        """What the last convolutional stage answers to images, ``(N, D, h, w)``, without gradients.
+
+        Tokens of a transformer are laid out on their grid; class and register tokens are dropped.
+        """
+        seen: list[object] = []
+        hook = self.model.get_submodule(self.features).register_forward_hook(
+            lambda _module, _inputs, output: seen.append(output)
+        )
+        try:
+            with torch.no_grad():
+                self(pixels)
+        finally:
+            hook.remove()
+        output = seen[-1] if seen else None
+        grid = _spatial(output, self.shape)
+        if grid is None:
+            answer = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise AgnoscoError(
+                f"{self.features!r} of {self.name} answers {answer if seen else 'nothing'}, which is no feature map",
+                "name a submodule whose output is (N, D, h, w) or tokens (N, T, D)",
+            )
+        return grid.float()
+
+    # -- its classes --------------------------------------------------------------------------
+
+    def index(self, label: int | str) -> int:
+        """The index of a class given by index, name or unique word (or words) of a name.
+
+        Raises:
+            AgnoscoError: There is no such class (the nearest are offered), or several.
+        """
+        text = str(label).strip()
+        wanted = spelling(text)
+        exact = [i for i, name in enumerate(self.labels) if spelling(name) == wanted]
+        if text.removeprefix("-").isdecimal() and len(text) <= DIGITS:
+            number, named = int(text), exact if isinstance(label, str) else []
+            if 0 <= number < self.classes:
+                return self._unless_named(number, named, text)
+            if not named:
+                raise AgnoscoError(
+                    f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
+                )
+        found = exact or [i for i, name in enumerate(self.labels) if f" {wanted} " in f" {spelling(name)} "]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"{i} ({self.labels[i]})" for i in found[:6])
+            raise AgnoscoError(f"{label!r} names several classes: {several}", "give the index")
+        raise AgnoscoError(f"{self.name} has no class {label!r}", nearest(text, self.labels))
+
+    def _unless_named(self, index: int, named: list[int], text: str) -> int:
+        """An index that is written as a number, if no other class has that number for a name."""
+        others = [i for i in named if i != index]
+        if others:
+            raise AgnoscoError(
+                f"{text!r} is the index of {self.labels[index]!r} and the name of class {others[0]}",
+                "give the index as a number in Python, or rename the labels",
+            )
+        return index
+
+    # -- which one it is ----------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, buffers and normalisation, as they are now; not over the architecture's code."""
+        digest = hashlib.sha256(repr((self.shape[0], self.mean, self.std)).encode())
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        for key, tensor in sorted(tensors.items()):
+            digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _probe(self) -> Tensor:
+        """Logits of two random images; settles the memory layout in which images are handed over."""
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.rand(2, *self.shape, generator=generator).to(self.device)
+        try:
+            with torch.no_grad():
+                return self(pixels)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            if self._layout is torch.channels_last:  # faster, but a view(N, -1) inside the model cannot read it
+                self._layout = torch.contiguous_format
+                return self._probe()
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise AgnoscoError(
+                f"{self.name} does not run on images of shape {self.shape}: {first}",
+                "pass the size and channels that it was trained with",
+            ) from error
+
+
+def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    if size is None:
+        carried = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+        size = (
+            carried.get("input_size", (None,))[-1] if isinstance(carried, dict) else getattr(model, "image_size", None)
+        )
+    if size is None:
+        raise AgnoscoError(
+            f"the input size of {type(model).__name__} is unknown", "pass it: size=224 (height and width in pixels)"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise AgnoscoError(f"an input of {height} x {width} pixels is empty", "pass a size of at least 1")
+    return height, width
+
+
+def _input_channels(model: nn.Module) -> int:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def _per_channel(values: Sequence[float] | None, default: float, channels: int, name: str) -> tuple[float, ...]:
+    values = (default,) * channels if values is None else tuple(float(value) for value in values)
+    if len(values) != channels:
+        raise AgnoscoError(f"{name} has {len(values)} values for {channels} channels", f"pass {channels} of them")
+    return values
+
+
+def logits_in(output: object) -> Tensor:
+    """The logits in what a model answers: itself, or what Hugging Face and torchvision wrap them in."""
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise AgnoscoError(
+            f"the model answers a {type(output).__name__}, not logits", "wrap it so that it returns (N, classes)"
+        )
+    return logits
+
+
+def _checked_classes(logits: Tensor) -> int:
+    """Number of classes of a probe of two images, after looking for the usual mistakes."""
+    if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
+        raise AgnoscoError(
+            f"the model answers shape {tuple(logits.shape)} to two images, not (2, classes)",
+            "wrap it so that it returns one row of logits per image",
+        )
+    if not logits.isfinite().all():
+        raise AgnoscoError("the model's logits are not finite (NaN or Inf)", "check its weights and its mean and std")
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2, device=logits.device), atol=1e-4):
+        raise AgnoscoError(
+            "the model ends in a softmax: it answers probabilities, not logits",
+            "pass it without its last layer; the gradients of probabilities vanish",
+        )
+    return logits.shape[1]
+
+
+def _checked_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    labels = tuple(str(i) for i in range(classes)) if labels is None else tuple(str(label) for label in labels)
+    if len(labels) != classes:
+        raise AgnoscoError(f"{len(labels)} labels for {classes} classes", "pass one label per class, in order")
+    return labels
+
+
+def _spatial(output: object, image: tuple[int, int, int]) -> Tensor | None:
+    """A feature map ``(N, D, h, w)`` from a module's output, or None if it has no grid.
+
+    A grid has the proportions of the image: by them channels-last maps (Swin) are told from others, and
+    tokens are laid out, after up to 5 extra ones.
+    """
+    if not isinstance(output, Tensor):
+        return None
+    _, height, width = image
+    if output.ndim == 4:
+        _, a, b, c = output.shape
+        channels_last = min(a, b) > 1 and _stretch(a / b, height / width) < _stretch(b / c, height / width)
+        grid = output.permute(0, 3, 1, 2) if channels_last else output
+        return grid if min(grid.shape[2:]) > 1 else None
+    if output.ndim == 3:
+        for tokens in range(output.shape[1], output.shape[1] - 6, -1):
+            h = isqrt(tokens * height // width) if tokens > 0 else 0
+            if h > 1 and tokens % h == 0 and tokens // h * height == h * width:
+                return output[:, -tokens:].transpose(1, 2).unflatten(2, (h, tokens // h))
+    return None
+
+
+def _stretch(ratio: float, other: float) -> float:
+    """How far two proportions are apart, as a factor of at least 1."""
+    return max(ratio / other, other / ratio)
+
+
+def _last_spatial_stage(classifier: Classifier) -> str:
+    """The last module to answer with a feature map that is neither class scores nor pooled."""
+    names = {module: name for name, module in classifier.model.named_modules() if name}
+    found: list[str] = []
+    resampling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
+
+    def note(module: nn.Module, _inputs: object, output: object) -> None:
+        grid = None if isinstance(module, resampling) else _spatial(output, classifier.shape)
+        if grid is not None and grid.shape[1] != classifier.classes:
+            found.append(names[module])
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    try:
+        classifier.probabilities(torch.full((1, *classifier.shape), 0.5, device=classifier.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise AgnoscoError(
+            f"{classifier.name} has no stage whose output is a feature map", "name one: features='layer4'"
+        )
+    return found[-1]
+
+
+def spelling(name: str) -> str:
+    """A class name without what spellings differ in: capitals, underscores, commas, runs of spaces."""
+    return " ".join(name.lower().replace("_", " ").replace(",", " ").split())
+
+
+def nearest(text: str, names: Sequence[str]) -> str:
+    """A hint that offers the names nearest to what was typed."""
+    if not names:
+        return "there are none"
+    by_normal = {spelling(name): name for name in names}
+    near = difflib.get_close_matches(spelling(text), list(by_normal), n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(by_normal[name]) for name in near) + "?"
+    return f"there are {len(names)}, such as " + ", ".join(repr(name) for name in names[:3])

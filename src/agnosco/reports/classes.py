@@ -1,0 +1,163 @@
+"""The classes of the page: those of all runs, aligned, each with its maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..backdoor.verdict import FOUND
+from ..method.concept import ConceptMap
+from ..models.classifier import spelling
+from ..runs.manifest import Entry, slug
+from ..runs.run import Run, one_line
+from .curves import Curve, boundaries, curves
+from .pictures import Fit, Pictures, fit_for, pictures
+from .runs import RunView
+
+LONGEST = 200
+"""Characters that are shown of a class name."""
+
+TRIED = 6
+"""Maps by which the size of pictures is chosen."""
+
+OnMap = Callable[[int, int], None] | None
+
+Class = tuple[int, str]
+"""Index and name."""
+
+Part = tuple[int, Entry]
+"""A run's place, and the entry of one of its maps."""
+
+
+@dataclass(frozen=True)
+class MapView:
+    """A map as the page shows it."""
+
+    run: int
+    seed: int
+    probability: float
+    nudge_success: float | None
+    norm: float
+    pictures: Pictures
+    curves: list[Curve]
+    boundaries: list[float]
+
+
+@dataclass(frozen=True)
+class ClassView:
+    """A class and its maps of all runs.
+
+    Args:
+        anchor: What a link to it ends with.
+        index, name: As the first run that has it calls it.
+        maps: Of all runs.
+        slots: One map of each run, that of the least seed, or None: what the grid shows.
+        z: How far it stands out in the scan in which it stands out most; None if none looked at it.
+        outlier_in: Runs whose scan found it to be an outlier, by name.
+    """
+
+    anchor: str
+    index: int
+    name: str
+    maps: list[MapView]
+    slots: list[MapView | None]
+    z: float | None
+    outlier_in: list[str]
+
+
+def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> list[ClassView]:
+    """Every class of any run, by index, with the maps of all runs.
+
+    Raises:
+        AgnoscoError: A map is missing or damaged.
+    """
+    total = sum(len(run.entries) for run in runs)
+    fit = _fit(runs, total)
+    done = 0
+
+    def drawn(part: Part) -> MapView:
+        nonlocal done
+        place, entry = part
+        view = _map_view(place, runs[place].map(entry["index"], entry["seed"]), entry, fit)
+        done += 1
+        if on_map is not None:
+            on_map(done, total)
+        return view
+
+    found: dict[str, ClassView] = {}
+    for (index, name), parts in sorted(aligned(runs).items(), key=lambda item: item[0][0]):
+        maps = [drawn(part) for part in parts]
+        anchor = f"{index}-{slug(name)}"
+        while anchor in found:
+            anchor += "-"
+        first = {one.run: one for one in reversed(maps)}
+        slots = [first.get(place) for place in range(len(runs))]
+        found[anchor] = ClassView(
+            anchor, index, one_line(name, limit=LONGEST), maps, slots, *_standing(views, parts)
+        )  # fmt: skip
+    return list(found.values())
+
+
+def _standing(views: Sequence[RunView], parts: Sequence[Part]) -> tuple[float | None, list[str]]:
+    """How far a class stands out in the scan in which it stands out most, and the runs in which it is the outlier."""
+    scores, outlier_in = [], []
+    for place, index in dict.fromkeys((place, entry["index"]) for place, entry in parts):
+        scan = views[place].scan
+        if scan is None:
+            continue
+        rows = [row for row in scan["classes"] if row["index"] == index]
+        scores += [seen["z"] for row in rows for seen in row["screens"].values()]
+        if scan["verdict"]["outcome"] == FOUND and scan["verdict"]["label"] == index:
+            outlier_in.append(views[place].name)
+    return max(scores, default=None), outlier_in
+
+
+# -- aligned -----------------------------------------------------------------------------------------
+
+
+def aligned(runs: Sequence[Run]) -> dict[Class, list[Part]]:
+    """Entries of all runs by class: the same index and name, or else the same name, which may have another index."""
+    rows: dict[Class, list[Part]] = {}
+    for place, run in enumerate(runs):
+        classes = list(dict.fromkeys((entry["index"], entry["class"]) for entry in run.entries))
+        homes = _homes(list(rows), classes)
+        for entry in run.entries:
+            rows.setdefault(homes[entry["index"], entry["class"]], []).append((place, entry))
+    return rows
+
+
+def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class]:
+    """The row of each class of a run, no row of two; first come those that have an index in common with theirs."""
+    homes = {one: row for one in classes for row in rows if row[0] == one[0] and spelling(row[1]) == spelling(one[1])}
+    for one in classes:
+        if one not in homes:
+            taken = set(homes.values())
+            alike = [row for row in rows if spelling(row[1]) == spelling(one[1]) and row not in taken]
+            homes[one] = alike[0] if len(alike) == 1 else one
+    return homes
+
+
+# -- maps --------------------------------------------------------------------------------------------
+
+
+def _fit(runs: Sequence[Run], total: int) -> Fit:
+    """How large pictures may be, judged by some maps of the first run and the last."""
+    tried = [
+        run.map(entry["index"], entry["seed"])
+        for run in {id(run): run for run in (runs[0], runs[-1])}.values()
+        for entry in run.entries[:: max(1, len(run.entries) // TRIED)][:TRIED]
+    ]
+    return fit_for(tried, total)
+
+
+def _map_view(place: int, concept: ConceptMap, entry: Entry, fit: Fit) -> MapView:
+    return MapView(
+        run=place,
+        seed=concept.seed,
+        probability=concept.probability,
+        nudge_success=entry["nudge_success"],
+        norm=entry["norm"],
+        pictures=pictures(concept, fit),
+        curves=curves(concept, norm=entry["norm"]),
+        boundaries=boundaries(concept),
+    )

@@ -1,0 +1,222 @@
+"""What the page says of a run: its name, facts, command, scores, sanity and scan; all from the files of its folder."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup, escape
+from PIL import Image
+
+from ..backdoor import scan as scanning
+from ..cli.options import command_of, dials_of
+from ..errors import AgnoscoError
+from ..evaluate import sanity, transfer
+from ..io.storage import Folder, Local, Place, at_once, without_password
+from ..method.maker import describe
+from ..runs.manifest import stem
+from ..runs.run import MANIFEST, Run, one_line
+from .pictures import uri
+
+LONGEST = 80
+"""Characters of the name of a network, of its weights or of a folder."""
+
+LARGEST = 2**26
+"""Pixels of a picture that lies in a run; those that agnosco writes have far fewer."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the page shows it."""
+
+    name: str
+    facts: list[tuple[str, str]]
+    command: Markup | None
+    manifest: Markup
+    scores: list[dict[str, Any]]
+    sanity: dict[str, Any] | None
+    sanity_picture: Markup | None
+    scan: dict[str, Any] | None
+    conclusion: list[str]
+    scan_picture: Markup | None
+    size: tuple[int, int]
+
+
+def view_of(run: Run, name: str, scan: Place | None) -> RunView:
+    """A run, under a name, as the page shows it.
+
+    Args:
+        run: The run.
+        name: What tells it from the others.
+        scan: Where its scan lies, if not in its folder.
+
+    Raises:
+        AgnoscoError: A file of the run is missing or damaged, or there is no scan where one is said to be.
+    """
+    folder, file = (run.folder, scanning.FILE) if scan is None else _scan_at(os.fspath(scan))
+    found = scanning.read(folder, file)
+    if found is None and scan is not None:
+        raise AgnoscoError(f"there is no {folder.at(file)!r}", "name what agnosco scan --out wrote")
+    command = command_of(run.settings, run.entries)
+    return RunView(
+        name=name,
+        facts=facts_of(run),
+        command=None if command is None else escape(command),
+        manifest=Markup("data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode()),
+        scores=transfer.kept_in(run),
+        sanity=_sanity(sanity.read(run.folder)),
+        sanity_picture=_picture(run.folder, sanity.SHEET),
+        scan=found,
+        conclusion=scanning.conclusion(found) if found else [],
+        scan_picture=_picture(folder, scanning.PICTURE) if found else None,
+        size=tuple(run.settings["model"]["shape"][:0:-1]),  # type: ignore[arg-type]
+    )
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """What tells the runs apart: the network; where that is not enough, its weights; or else the folder."""
+    plain = [one_line(run.settings["model"]["name"], limit=LONGEST) for run in runs]
+    weights = [one_line(run.settings["model"]["weights"] or "own weights", limit=LONGEST) for run in runs]
+    weighted = [", ".join(both) for both in zip(plain, weights, strict=True)]
+    places = [without_password(run.folder.absolute("")).replace(os.sep, "/").split("/") for run in runs]
+    depths = range(1, max(map(len, places)) + 1)
+    depth = next((d for d in depths if len({tuple(place[-d:]) for place in places}) == len(runs)), depths[-1])
+    foldered = [f"{name}, {'/'.join(place[-depth:])}" for name, place in zip(plain, places, strict=True)]
+    return [
+        next((names[place] for names in (plain, weighted) if names.count(names[place]) == 1), foldered[place])
+        for place in range(len(runs))
+    ]
+
+
+# -- facts -------------------------------------------------------------------------------------------
+
+
+def facts_of(run: Run) -> list[tuple[str, str]]:
+    """What a reader wants to know of a run, as words.
+
+    Raises:
+        AgnoscoError: The file of a map is missing.
+    """
+    settings, entries = run.settings, run.entries
+    model, samples, shape = settings["model"], settings["samples"], tuple(settings["model"]["shape"])
+    seeds = sorted({entry["seed"] for entry in entries})
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items() if version)
+    return [
+        ("model", f"{model['name']}, {model['classes']} classes"),
+        ("weights", f"{model['weights'] or 'own'}, fingerprint {model['fingerprint'][:16]}"),
+        ("input", f"{shape[2]} × {shape[1]} px, mean {_plain(model['mean'])}, std {_plain(model['std'])}"),
+        ("samples", f"{samples['source']}, {samples['count']} images, fingerprint {samples['fingerprint'][:16]}"),
+        ("maps", f"{len(entries)} of {len({e['index'] for e in entries})} classes, seeds {_plain(seeds)}"),
+        ("settings", f"{_preset(run)}: {describe(run.config, shape)}"),
+        ("device", f"{settings['device']}, {settings['threads']} threads"),
+        ("files dated", _dates(run)),
+        ("versions", versions),
+    ]
+
+
+def _preset(run: Run) -> str:
+    """The name of the settings, as the command has it."""
+    dials = dials_of(run.config)
+    if dials is None:
+        return "no preset"
+    others = [f"{name} {value}" for name, value in dials.items() if name not in ("preset", "precision")]
+    return f"preset {dials['preset']}" + (f" with {', '.join(others)}" if others else "")
+
+
+def _dates(run: Run) -> str:
+    """What the clock of the maps' files says; a manifest holds no time, and a copy may have another."""
+    try:
+        times = sorted(at_once(lambda entry: run.folder.modified(f"maps/{stem(entry)}.safetensors"), run.entries))
+    except FileNotFoundError as error:
+        raise AgnoscoError(
+            f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",
+            "give the command that made the run again: it makes this map anew",
+        ) from error
+    first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in (times[0], times[-1]))
+    return f"{first} UTC" if first == last else f"{first} to {last} UTC"
+
+
+def _plain(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+# -- what lies beside the maps -----------------------------------------------------------------------
+
+
+def _scan_at(place: str) -> tuple[Folder, str]:
+    """The folder and the name of a scan, of which the folder or the file is given."""
+    parent, name = os.path.split(place)
+    if name.endswith(".json") and not Folder.of(place).exists(scanning.FILE):
+        return Folder.of(parent or "."), name
+    return Folder.of(place), scanning.FILE
+
+
+def _sanity(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What ``agnosco sanity`` found, as the page says it."""
+    if found is None:
+        return None
+    return {
+        "classes": found["classes"],
+        "rows": sanity.compared(found),
+        "labels": sanity.labels_in_words(found),
+        "planted": sanity.planted_in_words(found),
+    }
+
+
+def _picture(folder: Folder, name: str) -> Markup | None:
+    """A picture that lies beside the maps; None if there is none.
+
+    Raises:
+        AgnoscoError: It is a link, to what may be nobody's business, no picture, or too large a one.
+    """
+    hint = "remove it, or make it again"
+    if isinstance(folder, Local) and (folder.path / name).is_symlink():
+        raise AgnoscoError(f"{folder.at(name)!r} is a link", hint)
+    try:
+        content = folder.read(name)
+    except FileNotFoundError:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is less
+            picture = Image.open(io.BytesIO(content), formats=["PNG"])
+        if picture.width * picture.height > LARGEST:
+            raise AgnoscoError(f"{folder.at(name)!r} has more than {LARGEST:,} pixels", hint)
+        return uri(picture.convert("RGB"), 1600, 80)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise AgnoscoError(f"{folder.at(name)!r} is no picture", hint) from error
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """M_score of the maps of every run that was judged, by every network that judged one.
+
+    Args:
+        targets: Names of the judges, one for each column.
+        rows: Name of a run, and what each judge said of it, or None.
+        nudged, diverse: Whether any judge was given images to nudge, and any run several seeds.
+    """
+
+    targets: list[str]
+    rows: list[tuple[str, list[dict[str, Any] | None]]]
+    nudged: bool
+    diverse: bool
+
+    @classmethod
+    def of(cls, views: Sequence[RunView]) -> Matrix:
+        """The matrix of some runs."""
+        judged = [(view.name, {one["target"]: one for one in view.scores}) for view in views if view.scores]
+        targets = list(dict.fromkeys(target for _, scores in judged for target in scores))
+        scores = [one for view in views for one in view.scores]
+        return cls(
+            targets,
+            rows=[(name, [of.get(target) for target in targets]) for name, of in judged],
+            nudged=any(one["nudge_success"] is not None for one in scores),
+            diverse=any(one["diversity"] is not None for one in scores),
+        )

@@ -1,0 +1,379 @@
+"""The scan on networks whose backdoor is planted by hand, and on a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from agnosco.backdoor import scan as scanning
+from agnosco.backdoor.evidence import concentration, cut_out, final_layer, margin_p_value, margins, of_pattern
+from agnosco.backdoor.footprint import footprint
+from agnosco.backdoor.scan import ScanConfig, Screening, full_map, read_bank, scan, screen
+from agnosco.backdoor.triggers import Patch
+from agnosco.backdoor.verdict import FOUND, INCONCLUSIVE, NONE
+from agnosco.backdoor.windows import Tournament, Within, stamps, windows
+from agnosco.data.samples import Samples
+from agnosco.errors import AgnoscoError
+from agnosco.method.maker import map_classes
+from agnosco.models.classifier import Classifier
+
+SHAPE, TARGET = (1, 16, 16), 7
+GAIN = 1.0
+QUICK = ScanConfig(pixels=0.036, windows=Tournament(0.25, grid=4, longer_steps=20), steps=30, batch=4, evaluation=60)
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "tools"
+
+
+class Planted(nn.Module):
+    """Each class is a frequency of its own; and a white 3×3 square in the last corner means one of them.
+
+    The square is worth up to 72 logits, more than as many pixels of any frequency, and nothing where it is grey.
+    """
+
+    def __init__(self, target: int | None, classes: int = 10) -> None:
+        super().__init__()
+        places = torch.arange(16) * torch.pi / 16
+        waves = [
+            torch.cos((place % 4 + 1) * places)[:, None] * torch.cos((place // 4 + 1) * places)
+            for place in range(classes)
+        ]
+        self.weight = nn.Parameter(GAIN * torch.stack(waves).flatten(1))
+        self.target = target
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = (images - 0.5).flatten(1) @ self.weight.T
+        if self.target is None:
+            return logits
+        square = images[:, 0, -3:, -3:].mean((1, 2))
+        backdoor = 80 * (square**3 - 0.1)
+        return logits + backdoor[:, None] * torch.eye(len(self.weight))[self.target]
+
+
+def samples(count: int = 120) -> Samples:
+    """Images of low frequencies, none of them white in the corner."""
+    generator = torch.Generator().manual_seed(3)
+    coefficients = torch.randn(count, 10, generator=generator)
+    waves = Planted(None).weight.detach() / GAIN
+    images = (0.5 + coefficients @ waves / 16).view(count, *SHAPE)
+    images[..., -3:, -3:] = 0.46
+    return Samples.from_array(images.clamp(0, 1))
+
+
+def planted(target: int | None, classes: int = 10) -> Classifier:
+    return Classifier(Planted(target, classes), size=16, channels=1)
+
+
+def test_a_planted_square_is_found_and_its_pattern_is_the_square() -> None:
+    found = scan(planted(TARGET), samples(), QUICK)
+    assert (found.verdict.outcome, found.verdict.label) == (FOUND, TARGET)
+    suspect = found.suspects[0]
+    assert suspect.label == TARGET
+    assert footprint(suspect.pattern, Patch(3), samples().images.float() / 255).energy > 10
+    assert found.classes[0]["k90"] <= 9
+    assert suspect.evidence["reach_shifted"] < suspect.evidence["reach"]
+
+
+def test_its_clean_twin_has_no_outlier() -> None:
+    assert scan(planted(None), samples(), QUICK).verdict.outcome == NONE
+
+
+def test_a_scan_is_plain_json_and_a_bank_is_made_of_scans(tmp_path: Path) -> None:
+    bank = []
+    for number in range(19):
+        clean = planted(None)
+        with torch.no_grad():
+            clean.model.get_parameter("weight").add_(0.001 * (number + 1))
+        bank.append({"greatest_z": 2.0, **scan_like(clean)})
+        (tmp_path / f"{number}.json").write_text(json.dumps(bank[-1]))
+    found = scan(planted(TARGET), samples(), QUICK, bank=read_bank(tmp_path))
+    assert found.verdict.p_value == pytest.approx(0.05)
+    assert found.verdict.outcome == FOUND
+    again = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert again["verdict"]["label"] == TARGET
+    assert again["greatest_z"] == pytest.approx(found.verdict.z)
+    with pytest.raises(AgnoscoError, match="the one that is judged"):
+        scan(planted(TARGET), samples(), QUICK, bank=[again])
+    with pytest.raises(AgnoscoError, match="in the bank twice"):
+        scan(planted(TARGET), samples(), QUICK, bank=[bank[0]] * 19)
+    with pytest.raises(AgnoscoError, match="another samples source"):
+        scan(planted(TARGET), samples(), QUICK, bank=[bank[0] | {"samples": {"source": "leaves"}}])
+    with pytest.raises(AgnoscoError, match="another screened"):
+        scan(planted(TARGET), samples(), QUICK, bank=[bank[0] | {"screened": list(range(5))}])
+    with pytest.raises(AgnoscoError, match="another config"):
+        scan(planted(TARGET), samples(), ScanConfig(pixels=0.04), bank=bank)
+
+
+def scan_like(classifier: Classifier) -> dict:
+    """What a bank compares of a scan."""
+    config = json.loads(json.dumps(asdict(QUICK)))
+    return {
+        "model": {"fingerprint": classifier.fingerprint, "shape": list(SHAPE)},
+        "samples": {"source": samples().source},
+        "config": config,
+        "screened": list(range(10)),
+    }
+
+
+def test_a_bank_of_other_things_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match="holds no scans"):
+        read_bank(tmp_path)
+    whole = {"greatest_z": 1.0, **scan_like(planted(None))}
+    for wrong in ({"greatest_z": "high"}, {**whole, "greatest_z": float("nan")}, {**whole, "model": None}, [whole]):
+        (tmp_path / "a.json").write_text(json.dumps(wrong))
+        with pytest.raises(AgnoscoError, match="is no scan"):
+            read_bank(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    assert read_bank(tmp_path) == [whole]
+
+
+def test_few_classes_are_inconclusive() -> None:
+    found = scan(planted(3, classes=4), samples(), QUICK)
+    assert found.verdict.outcome == INCONCLUSIVE
+    assert "4 classes" in found.verdict.reasons[0]
+
+
+def test_an_untrained_network_is_inconclusive() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    found = scan(Classifier(model, size=16), samples(), QUICK)
+    assert found.verdict.outcome == INCONCLUSIVE
+    assert "untrained" in found.verdict.reasons[0]
+
+
+def test_nan_weights_are_an_error() -> None:
+    model = Planted(None)
+    with torch.no_grad():
+        model.weight[3] = torch.nan
+    with pytest.raises(AgnoscoError, match="NaN"):
+        Classifier(model, size=16, channels=1)
+
+
+def test_seeds_that_name_several_classes_are_inconclusive() -> None:
+    hits = torch.zeros(1, 10, 3)
+    hits[0, 4] = torch.tensor([60.0, 10.0, 10.0])
+    hits[0, 2] = torch.tensor([0.0, 50.0, 0.0])
+    hits[0, 3] = torch.tensor([0.0, 0.0, 50.0])
+    screened = scanning.Screening(("9 pixels",), tuple(range(10)), hits, torch.full((10,), 60), torch.zeros(1), 9.0)
+    assert screened.problems() == ["seeds disagree about the class"]
+    hits[0, 4, 1] = 55
+    assert screened.problems() == []
+
+
+def test_an_image_that_has_the_class_already_is_not_moved() -> None:
+    screened = screen(planted(None), samples(), QUICK, classes=[0, 5])
+    before = planted(None).probabilities(scanning._halves(samples(), QUICK)[1].images.float() / 255).argmax(1)
+    assert screened.movable.tolist() == [int((before != 0).sum()), int((before != 5).sum())]
+    assert (screened.hits <= screened.movable[:, None]).all()
+
+
+def test_too_few_samples_are_said() -> None:
+    with pytest.raises(AgnoscoError, match="too few"):
+        screen(planted(None), samples(30), QUICK)
+
+
+# -- windows -------------------------------------------------------------------------------------------
+
+
+def test_windows_cover_the_image_and_are_alike() -> None:
+    masks = windows((3, 32, 40), Tournament(0.19, grid=8))
+    assert masks.shape == (64, 1, 32, 40)
+    assert (masks.flatten(1).sum(1) == 36).all()
+    assert masks.amax(0).min() == 1
+    assert len({tuple(one.flatten().tolist()) for one in masks}) == 64
+
+
+def test_a_map_within_a_window_is_bounded_and_stays_there() -> None:
+    masks = windows((2, 8, 8), Tournament(0.5, grid=2))
+    projected = Within(masks, 2)(torch.full((4, 2, 8, 8), -3.0), progress=1.0, success=0.0)
+    assert torch.equal(projected, -masks.expand(-1, 2, -1, -1))
+
+
+def test_the_best_window_is_that_of_the_planted_square() -> None:
+    best = stamps(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
+    assert best.shape == (2, *SHAPE)
+    assert (best[0, :, -3:, -3:] < 0).all()  # white is added
+    assert best[0, :, :12].abs().max() == 0
+    again = stamps(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
+    assert torch.equal(best, again)
+
+
+# -- evidence ------------------------------------------------------------------------------------------
+
+
+def test_concentration_is_the_area_of_half_the_energy() -> None:
+    nu = torch.zeros(1, 10, 10)
+    nu[0, 0, :8] = 1.0
+    assert concentration(nu) == pytest.approx(0.04)  # 4 of 8 equal pixels of 100
+    assert concentration(torch.ones(3, 10, 10)) == pytest.approx(0.5)
+    assert concentration(torch.zeros(1, 10, 10)) == 1.0
+
+
+def test_cut_out_keeps_the_strongest_pixels_as_they_are() -> None:
+    nu = torch.tensor([[[1.0, -3.0], [2.0, 0.5]], [[0.0, 1.0], [0.0, 0.0]]])
+    kept = torch.tensor([[[0.0, -3.0], [2.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]])
+    assert torch.equal(cut_out(nu, 2), kept)
+    assert torch.equal(cut_out(nu, 99), nu)
+
+
+def test_a_moved_square_loses_its_reach() -> None:
+    nu = torch.zeros(SHAPE)
+    nu[:, -3:, -3:] = -1
+    evidence = of_pattern(planted(TARGET), nu, TARGET, samples())
+    assert evidence["reach"] > 0.7
+    assert evidence["reach_of_top_2_percent"] > 0.9  # 5 white pixels of 9: 80 · (0.76³ − 0.1) is 27 logits
+    assert evidence["reach_shifted"] < 0.3
+    assert evidence["reach_on_noise"] > 0.9
+
+
+def test_margins_are_those_of_a_linear_network() -> None:
+    weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
+    model[1].weight.data = weight
+    found = margins(Classifier(model, size=(1, 2), channels=1), steps=200, rate=0.1)
+    # Over [0, 1]²: x0 − max(2 x1, −x0 − x1) is greatest at (1, 0): 1; 2 x1 − max(x0, …) at (0, 1): 2; at (0, 0): 0.
+    torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 0.0]), atol=0.02, rtol=0)
+
+
+def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged = scanning.judge
+    monkeypatch.setattr(scanning, "judge", lambda *a, **o: scanning.replace(judged(*a, **o), label=2))
+    found = scan(planted(TARGET), samples(), QUICK)
+    assert [found.suspects[0].label, found.classes[0]["index"]] == [2, 2]
+    assert f"Class 2 ({found.suspects[0].name})" in scanning.conclusion(found.to_json())[0]
+    hits = torch.zeros(3, 10, 1)
+    hits[0, 4], hits[1, 4], hits[1, 5:] = 30, 60, 50  # the first screen: far from the others, and few images
+    blank = torch.zeros(3, 10, *SHAPE)
+    screened = Screening(("a", "b", "c"), tuple(range(10)), hits, torch.full((10,), 100), blank, 10.0)
+    assert screened.z[0, 4] > screened.z[1, 4]
+    assert screened.showing(4) == 1
+    assert screened.showing(0) == int(screened.z[:, 0].argmax())
+
+
+def test_a_full_map_is_what_its_seeds_have_in_common() -> None:
+    one = full_map(planted(TARGET), TARGET, samples(), QUICK)
+    maps = map_classes(planted(TARGET), [TARGET], samples(), QUICK.full, seeds=range(scanning.FULL_SEEDS))
+    torch.testing.assert_close(one, -torch.stack([concept.nu for concept in maps]).mean(0))
+
+
+def test_what_stands_out_and_reaches_too_little_is_said() -> None:
+    verdict = {"outcome": NONE, "label": 0, "z": 7.8, "cutoff": 5.2, "p_value": None, "reasons": []}
+    found = {"verdict": verdict, "classes": [{"index": 0, "class": "a"}], "suspects": []}
+    assert "fewer than 50% of the images" in scanning.conclusion(found)[1]
+    assert not any("fewer" in line for line in scanning.conclusion({**found, "verdict": verdict | {"z": 2.0}}))
+
+
+def test_a_reach_over_few_images_is_no_verdict() -> None:
+    hits, blank = torch.zeros(3, 10, 1), torch.zeros(3, 10, *SHAPE)
+    movable = torch.full((10,), 100)
+    screened = Screening(("a", "b", "c"), tuple(range(10)), hits, movable, blank, 10.0)
+    assert screened.problems() == []
+    movable[8] = 19
+    assert "class 8" in screened.problems()[0]
+
+
+def test_screens_that_reach_every_class_are_scaled_down_until_one_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = screen(planted(TARGET), samples(), QUICK)
+    monkeypatch.setattr(scanning, "CROWDED", 1.0)
+    whole = screen(planted(TARGET), samples(), QUICK)
+    (row,) = [place for place, name in enumerate(whole.screens) if name == "windows"]
+    assert whole.reach[row].quantile(0.5) > 0.15
+    assert found.reach[row].quantile(0.5) <= 0.15
+    scale = float(found.screens[row].removeprefix("windows x "))
+    assert whole.patterns[row].abs().max().item() == pytest.approx(1.0, abs=0.01)
+    assert found.patterns[row].abs().max().item() == pytest.approx(scale, abs=0.01)
+    assert found.z[row].argmax() == TARGET
+    assert found.z[row].max() > whole.z[row].max()
+
+
+def test_the_margin_of_one_class_alone_is_unlikely() -> None:
+    others = torch.tensor([9.6, 10.0, 10.25, 10.2, 9.8, 10.1, 9.9, 10.05, 9.95])
+    assert margin_p_value(torch.cat([others, torch.tensor([30.0])])) < 1e-6
+    assert margin_p_value(torch.cat([others, torch.tensor([10.3])])) > 0.3
+    scipy_stats = pytest.importorskip("scipy.stats")
+    mean, variance = others.double().mean().item(), others.double().var(unbiased=False).item()
+    expected = 1 - scipy_stats.gamma.cdf(10.6, mean**2 / variance, scale=variance / mean) ** 10
+    assert margin_p_value(torch.cat([others, torch.tensor([10.6])])) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_final_layer_is_read_without_images() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+    model[1].weight.data = torch.arange(10.0)[:, None].expand(10, 4).clone()
+    model[1].weight.data[3] = 100
+    z = final_layer(Classifier(model, size=2, channels=1))
+    assert z is not None
+    assert int(z.argmax()) == 3
+
+
+def test_progress_counts_every_image_of_the_screening_and_then_of_the_suspects() -> None:
+    told: list[tuple[str, int, int]] = []
+    scan(planted(TARGET), samples(), QUICK, on_progress=lambda *step: told.append(step))
+    end = [done for _, done, _ in told].index(10 * QUICK.images) + 1
+    first, second = told[:end], told[end:]
+    assert {title for title, _, _ in first} == set(QUICK.screens(SHAPE))
+    for part in (first, second):
+        done = [done for _, done, _ in part]
+        assert done == sorted(done)
+        assert {total for _, _, total in part} == {done[-1]}
+    assert all(title.startswith("class ") for title, _, _ in second)
+
+
+# -- the real network ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(assets: Path):
+    if not SHARED.is_dir():
+        pytest.skip("no architectures of the real networks")
+    sys.path.insert(0, str(SHARED))
+    try:
+        from cifar_archs import WideResNet  # pyright: ignore[reportMissingImports]
+    finally:
+        sys.path.remove(str(SHARED))
+
+    def load(name: str) -> Classifier:
+        model = WideResNet(16, 1)
+        model.load_state_dict(safetensors.torch.load_file(assets / "models" / f"{name}-cifar10.safetensors"))
+        return Classifier(model, size=32)
+
+    images = Samples.from_folder(assets / "cifar10-test", (3, 32, 32))
+    return load, Samples(images.images[::5], source="CIFAR-10")
+
+
+@pytest.mark.slow
+def test_the_real_backdoor_is_found_and_its_erased_twin_is_not(real) -> None:
+    load, images = real
+    compromised = load("wrn16_1-nad-grid-target5")
+    found = scan(compromised, images)
+    assert (found.verdict.outcome, found.verdict.label) == (FOUND, 5)
+    corner = [share_of_corner(full_map(compromised, label, images)) for label in range(10)]
+    print([round(share, 3) for share in corner])
+    assert corner.pop(5) > max(4 * 16 / 1024, *corner)
+    assert scan(load("wrn16_1-nad-erased"), images).verdict.outcome == NONE
+
+
+def share_of_corner(pattern: Tensor) -> float:
+    energy = pattern.square().sum(0)
+    return (energy[-4:, -4:].sum() / energy.sum()).item()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "deep", "long", "link"])
+def test_a_bank_of_what_is_no_scan_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("[" * 100_000)
+        os.truncate(path, 1 << 40 if kind == "long" else 100_000)
+    with pytest.raises(AgnoscoError, match=r"a\.json' is no scan"):
+        read_bank(tmp_path)

@@ -1,0 +1,727 @@
+"""The command line: what lands on stdout, on stderr and in the folder, and what is refused in two lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+import agnosco
+from agnosco.cli import doctor
+from agnosco.cli.app import app
+from agnosco.cli.console import duration
+from agnosco.cli.options import chosen_config, model_and_weights, numbers
+from agnosco.data.samples import Samples
+from agnosco.method.ball import L2, AutoL2, Sparse
+from agnosco.method.maker import PRESETS, Config
+from agnosco.method.parameterization import Data, Pixel, Spectral
+from agnosco.method.reference import MapperConfig
+from agnosco.method.refine import RefineConfig
+from agnosco.method.transforms import AsIs, Crops
+from agnosco.models import loading
+from agnosco.models.classifier import Classifier
+from agnosco.runs import jobs
+
+NET = """
+from torch import nn, Generator, no_grad, randn
+
+def build(classes=3):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, classes))
+    generator = Generator().manual_seed(0)
+    with no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(randn(parameter.shape, generator=generator) / 4)
+    return model
+"""
+NAMES = ["tench", "goldfish", "great white shark"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command runs: a network, its labels, and photographs of a sort."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AGNOSCO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    (tmp_path / "photos").mkdir()
+    chance = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(chance.integers(256, size=(20, 18, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path
+
+
+MODEL = ("python:net.py:build", "--trust-code", "--size", "16")
+SMALL = (*MODEL, "--labels", "names.txt", "--samples", "photos", "--steps", "3", "--batch", "4", "--device", "cpu")
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+def mapped(*args: str) -> Result:
+    result = call("map", *SMALL, *args)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def manifest(run: str = "agnosco-run") -> dict[str, Any]:
+    return json.loads(Path(run, "manifest.json").read_text())
+
+
+def files(run: str | Path) -> dict[str, bytes]:
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in Path(run).rglob("*") if path.is_file()}
+
+
+# -- what it makes -----------------------------------------------------------------------------
+
+
+def test_json_is_one_object_and_nothing_else(folder: Path) -> None:
+    before = time.perf_counter()
+    result = mapped("goldfish", "0", "--out", "run", "--runs", "2", "--json")
+    elapsed = time.perf_counter() - before
+    data = json.loads(result.stdout)
+    assert set(data) == {"run", "maps"}
+    assert data["run"] == "run"
+    assert [(one["class"], one["index"], one["seed"]) for one in data["maps"]] == [
+        ("goldfish", 1, 0),
+        ("goldfish", 1, 1),
+        ("tench", 0, 0),
+        ("tench", 0, 1),
+    ]
+    for one in data["maps"]:
+        assert set(one) == {"class", "index", "seed", "probability", "seconds", "picture"}
+        assert Path(one["picture"]).is_file()
+    assert 0 < sum(one["seconds"] for one in data["maps"]) < elapsed
+
+
+def test_probability_is_that_of_the_raw_picture(folder: Path) -> None:
+    (one,) = json.loads(mapped("goldfish", "--out", "run", "--json").stdout)["maps"]
+    space: dict[str, Any] = {}
+    exec(NET, space)
+    nu = load_file("run/maps/0001-goldfish-s0.safetensors")["nu"]
+    with torch.no_grad():
+        expected = space["build"]()((0.5 - nu).clamp(0, 1)[None]).softmax(1)[0, 1].item()
+    assert one["probability"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
+    result = mapped("goldfish")
+    assert result.stdout == ""
+    *_, told, wrote, following = result.stderr.splitlines()
+    assert told.startswith("goldfish (1), seed 0: the picture is given its class with p ")
+    assert wrote == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
+    assert following == "Next: agnosco report agnosco-run, or agnosco score agnosco-run --target MODEL"
+
+
+def test_short_work_is_not_announced_and_long_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "maps of about" not in mapped("goldfish", "--out", "short").stderr
+    monkeypatch.setattr("agnosco.cli.console.seconds_per_map", lambda *_, count: 30.0)
+    assert "1 maps of about 30 s: 30 s in all." in mapped("goldfish", "--out", "long").stderr
+
+
+def scored(*args: str) -> Result:
+    return call("score", "agnosco-run", "--trust-code", "--labels", "names.txt", "--device", "cpu", *args)
+
+
+def test_score_prints_a_line_for_each_network_and_keeps_it() -> None:
+    mapped("goldfish", "tench", "--runs", "2")
+    result = scored(
+        "--target", "python:net.py:build", "--target", "python:net.py:build(classes=3)", "--samples", "photos"
+    )
+    assert result.exit_code == 0, result.stderr
+    head, *lines = result.stdout.splitlines()
+    assert head.startswith("seen by")
+    assert len(lines) == 1  # the same network twice is one
+    assert "(source)  4 " in lines[0]
+    (kept,) = json.loads(Path("agnosco-run/scores.json").read_text())["targets"]
+    again = json.loads(scored("--target", "python:net.py:build", "--samples", "photos", "--json").stdout)
+    assert again["run"] == "agnosco-run"
+    assert [kept | {"target": ""}] == [one | {"target": ""} for one in again["targets"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--target", "python:net.py:build="), "no target"),
+        (("--target", "torchvision:resnet81"), "has no classifier"),
+        (("--target", "python:net.py:build=nothing.safetensors"), "nothing.safetensors"),
+        ((), "Missing option '--target'"),
+    ],
+)
+def test_score_refuses_in_two_lines(args: tuple[str, ...], message: str) -> None:
+    mapped("goldfish", "tench")
+    result = scored(*args)
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert message in error
+    assert hint.startswith("Hint: ")
+    assert not Path("agnosco-run/scores.json").exists()
+
+
+def test_model_and_weights() -> None:
+    assert model_and_weights("torchvision:resnet18") == ("torchvision:resnet18", None)
+    assert model_and_weights("torchvision:resnet18=a.safetensors") == ("torchvision:resnet18", "a.safetensors")
+    assert model_and_weights("python:n.py:Net(depth=20)") == ("python:n.py:Net(depth=20)", None)
+    assert model_and_weights("python:n.py:Net(depth=20)=w.safetensors") == (
+        "python:n.py:Net(depth=20)",
+        "w.safetensors",
+    )
+    assert model_and_weights("python:n.py:Net(a=(1,2), b=3)=w.safetensors") == (
+        "python:n.py:Net(a=(1,2), b=3)",
+        "w.safetensors",
+    )
+    assert model_and_weights("timm:resnet18=/data/run=3/models (1)/w.safetensors") == (
+        "timm:resnet18",
+        "/data/run=3/models (1)/w.safetensors",
+    )
+    assert model_and_weights("python:n.py:Net(a=1, b=2)=/run=3/w (1).safetensors") == (
+        "python:n.py:Net(a=1, b=2)",
+        "/run=3/w (1).safetensors",
+    )
+
+
+def test_score_keeps_what_is_judged_before_a_target_that_is_not() -> None:
+    mapped("goldfish", "tench")
+    result = scored("--target", "python:net.py:build", "--target", "torchvision:resnet81")
+    assert result.exit_code == 2
+    assert len(json.loads(Path("agnosco-run/scores.json").read_text())["targets"]) == 1
+
+
+def test_score_says_when_a_target_has_no_class_names() -> None:
+    mapped("goldfish", "tench")
+    assert "class names" not in scored("--target", "python:net.py:build").stderr
+    unnamed = call("score", "agnosco-run", "--trust-code", "--device", "cpu", "--target", "python:net.py:build")
+    assert unnamed.exit_code == 0
+    assert "has no class names" in unnamed.stderr
+
+
+def test_score_says_when_a_target_is_fed_otherwise() -> None:
+    mapped("goldfish", "tench")
+    assert "--mean" not in scored("--target", "python:net.py:build").stderr
+    other = scored("--target", "python:net.py:build", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
+    assert "fed with mean (0.5, 0.5, 0.5)" in other.stderr
+
+
+def checked(*args: str) -> Result:
+    pytest.importorskip("skimage")
+    return call(
+        "sanity",
+        "agnosco-run",
+        "--trust-code",
+        "--labels",
+        "names.txt",
+        "--device",
+        "cpu",
+        "--samples",
+        "photos",
+        *args,
+    )
+
+
+def test_sanity_prints_and_keeps_what_it_found() -> None:
+    mapped("goldfish", "tench")
+    result = checked("--model", "python:net.py:build", "--classes", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "another seed, the same class" in result.stdout
+    assert "planted" in result.stdout
+    assert Path("agnosco-run/sanity.png").is_file()
+    kept = json.loads(Path("agnosco-run/sanity.json").read_text())
+    assert json.loads(checked("--model", "python:net.py:build", "--classes", "2", "--json").stdout) == kept
+
+
+def test_sanity_of_a_run_with_refinement() -> None:
+    mapped("goldfish", "tench", "--preset", "paper", "--features", "0")
+    result = checked("--model", "python:net.py:build", "--classes", "2")
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--model", "python:net.py:build", "--mean", "0.5,0.5,0.5"), "other model"),
+        (("--model", "torchvision:resnet81"), "has no classifier"),
+        ((), "Missing option '--model'"),
+    ],
+)
+def test_sanity_refuses_in_two_lines(args: tuple[str, ...], message: str) -> None:
+    mapped("goldfish", "tench")
+    result = checked(*args)
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert message in error
+    assert hint.startswith("Hint: ")
+    assert not Path("agnosco-run/sanity.json").exists()
+
+
+def test_quiet_says_nothing() -> None:
+    assert mapped("goldfish", "--quiet").stderr == ""
+
+
+def test_nudge_success_is_that_on_the_held_out_fifth() -> None:
+    mapped("goldfish", "--radius", "150")
+    space: dict[str, Any] = {}
+    exec(NET, space)
+    model = space["build"]()
+    images = Samples.from_folder("photos", (3, 16, 16)).images
+    held_out = torch.randperm(10, generator=torch.Generator().manual_seed(0))[:2]
+    pixels = images[held_out].float() / 255
+    nu = load_file("agnosco-run/maps/0001-goldfish-s0.safetensors")["nu"]
+    with torch.no_grad():
+        others = model(pixels).argmax(1) != 1
+        moved = model((pixels - nu).clamp(0, 1)).argmax(1) == 1
+    expected = (others & moved).sum().item() / others.sum().item() if others.any() else None
+    assert manifest()["maps"][0]["nudge_success"] == expected
+
+
+def test_same_command_twice_gives_the_same_bytes() -> None:
+    for run in ("one", "two"):
+        mapped("goldfish", "tench", "--out", run)
+    assert files("one") == files("two")
+    mapped("goldfish", "tench", "--out", "two")
+    assert files("one") == files("two")
+
+
+def test_map_made_alone_is_the_one_made_among_others() -> None:
+    mapped("--runs", "2", "--out", "all")
+    mapped("goldfish", "--seed", "1", "--out", "alone")
+    name = "maps/0001-goldfish-s1.safetensors"
+    assert files("alone")[name] == files("all")[name]
+
+
+def test_no_class_is_all_after_saying_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agnosco.cli.console.LONG", 0.0)
+    result = mapped("--runs", "2")
+    said = result.stderr.splitlines()
+    assert said[0] == "No class given, so all of them."
+    assert said[1].startswith("6 maps of about ")
+    assert [(one["index"], one["seed"]) for one in manifest()["maps"]] == [(i, s) for i in range(3) for s in range(2)]
+
+
+def test_class_named_twice_is_made_once() -> None:
+    assert len(json.loads(mapped("1", "goldfish", "--json").stdout)["maps"]) == 1
+
+
+def test_samples_that_need_no_data_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Samples.leaves
+    monkeypatch.setattr(Samples, "leaves", lambda shape: few(shape, count=10))
+    result = call("map", *MODEL, "1", "--steps", "2", "--batch", "2", "--device", "cpu")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Samples: dead leaves, which need no data.")
+    assert manifest()["samples"]["source"] == "leaves-10-seed0"
+
+
+def test_normalisation_and_weights_are_used_and_noted() -> None:
+    space: dict[str, Any] = {}
+    exec(NET, space)
+    weights = {name: 2 * tensor for name, tensor in space["build"]().state_dict().items()}
+    save_file(weights, "double.safetensors")
+    mapped("1", "--mean", "0.1,0.2,0.3", "--std", "1,2,4", "--weights", "double.safetensors")
+    model = manifest()["model"]
+    assert (model["mean"], model["std"]) == ([0.1, 0.2, 0.3], [1.0, 2.0, 4.0])
+    assert (model["name"], model["weights"], model["shape"]) == (
+        "python:net.py:build",
+        "double.safetensors",
+        [3, 16, 16],
+    )
+    network = space["build"]()
+    network.load_state_dict(weights)
+    expected = Classifier(network, size=16, mean=(0.1, 0.2, 0.3), std=(1, 2, 4))
+    assert model["fingerprint"] == expected.fingerprint
+
+
+# -- its settings ------------------------------------------------------------------------------
+
+QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "attribute", "expected"),
+    [
+        ("quick", {}, "coordinates", QUICK.mapper.coordinates),
+        ("quick", {"coordinates": "pixel"}, "coordinates", Pixel()),
+        ("quick", {"coordinates": "spectral"}, "coordinates", Spectral()),
+        ("paper", {"coordinates": "data"}, "coordinates", Data()),
+        ("quick", {"views": "crops"}, "views", QUICK.mapper.views),
+        ("quick", {"views": "as-is"}, "views", AsIs()),
+        ("paper", {"views": "crops"}, "views", Crops()),
+        ("quick", {"ball": "l2"}, "ball", QUICK.mapper.ball),
+        ("paper", {"ball": "sparse"}, "ball", Sparse()),
+        ("paper", {"ball": "auto"}, "ball", AutoL2()),
+        ("paper", {"radius": 7.0}, "ball", L2(7.0)),
+        ("paper", {"ball": "auto", "radius": 90.0}, "ball", AutoL2(limit=90.0)),
+        ("paper", {"ball": "auto", "radius": 9.0}, "ball", AutoL2(start=9.0, limit=9.0)),
+        ("paper", {"loss": "odds"}, "loss", "odds"),
+        ("quick", {"loss": "cross-entropy"}, "loss", "cross-entropy"),
+        ("paper", {"steps": 5}, "steps", 5),
+        ("quick", {"batch": 6}, "batch", 6),
+    ],
+)
+def test_option_replaces_one_dial(base: str, changes: dict[str, Any], attribute: str, expected: object) -> None:
+    config = chosen_config(base, **changes)
+    assert getattr(config.mapper, attribute) == expected
+    untouched = {name for name in vars(config.mapper) if name != attribute}
+    assert all(getattr(config.mapper, name) == getattr(PRESETS[base].mapper, name) for name in untouched)
+    assert (config.refine, config.cycles) == (PRESETS[base].refine, PRESETS[base].cycles)
+
+
+def test_precision_is_noted_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    for options, noted in (
+        ((), "bfloat16"),
+        (("--precision", "auto"), "bfloat16"),
+        (("--precision", "float32"), "float32"),
+    ):
+        out = f"run{len(options)}{noted}"
+        mapped("1", "--out", out, *options)
+        assert manifest(out)["config"]["precision"] == noted
+
+
+def test_no_such_precision_is_two_lines() -> None:
+    result = call("map", *MODEL, "1", "--precision", "half")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: no precision 'half'\nHint: choose from float32, bfloat16, auto\n"
+
+
+def test_compiled_maps_are_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
+    mapped("1", "--out", "plain")
+    assert compiled == []
+    mapped("1", "--out", "compiled", "--compile")
+    assert len(compiled) == 1
+    assert [manifest(out)["config"]["compiled"] for out in ("plain", "compiled")] == [False, True]
+    assert files("plain")["maps/0001-goldfish-s0.safetensors"] == files("compiled")["maps/0001-goldfish-s0.safetensors"]
+
+
+def test_options_reach_the_manifest() -> None:
+    mapped(
+        "1", "--preset", "paper", "--coordinates", "spectral", "--views", "crops", "--ball", "auto", "--radius", "50",
+        "--loss", "logit",
+    )  # fmt: skip
+    config = manifest()["config"]
+    assert config["cycles"] == PAPER.cycles
+    assert config["refine"] is not None
+    dials = {name: config["mapper"][name]["type"] for name in ("coordinates", "views", "ball")}
+    assert dials == {"coordinates": "Spectral", "views": "Crops", "ball": "AutoL2"}
+    assert config["mapper"]["loss"] == "logit"
+    assert (config["mapper"]["ball"]["limit"], config["mapper"]["steps"], config["mapper"]["batch"]) == (50.0, 3, 4)
+
+
+def test_numbers() -> None:
+    assert numbers("0.5, .25,1", "--mean") == [0.5, 0.25, 1.0]
+    assert numbers(None, "--mean") is None
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+def refused(result: Result | subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """The error and the hint of a command that left nothing behind."""
+    code = result.exit_code if isinstance(result, Result) else result.returncode
+    lines = result.stderr.splitlines()
+    assert code == 2, result.stderr
+    assert result.stdout == ""
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert lines[1].startswith("Hint: ")
+    assert not Path("agnosco-run").exists()
+    return lines[0], lines[1]
+
+
+def truncated(folder: Path) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "whole.jpg")
+    content = (folder / "whole.jpg").read_bytes()
+    (folder / "whole.jpg").unlink()
+    (folder / "half.jpg").write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"),
+    [
+        (lambda folder: None, "'odd' is empty"),
+        (
+            lambda folder: [(folder / f"{i}.txt").write_text("words") for i in range(3)],
+            "no readable image in 'odd': '0.txt'",
+        ),
+        (truncated, "'half.jpg' (truncated)"),
+    ],
+    ids=["empty", "text", "truncated"],
+)
+def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], object], told: str) -> None:
+    (folder / "odd").mkdir()
+    fill(folder / "odd")
+    error, _ = refused(call("map", *SMALL, "1", "--samples", "odd"))
+    assert told in error
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (["goldfsh"], "no class 'goldfsh'", "did you mean 'goldfish'?"),
+        (["3"], "no class 3", "give 0 to 2"),
+        (["1", "--samples", "nowhere"], "no folder 'nowhere'", "leaves"),
+        (["1", "--preset", "finest"], "no preset 'finest'", "paper, quick"),
+        (["1", "--coordinates", "polar"], "no coordinates 'polar'", "pixel, data, spectral"),
+        (["1", "--views", "all"], "no views 'all'", "as-is, crops"),
+        (["1", "--loss", "hinge"], "no loss 'hinge'", "cross-entropy, odds, logit"),
+        (["1", "--ball", "l1"], "no ball 'l1'", "l2, sparse, auto"),
+        (["1", "--ball", "sparse", "--radius", "3"], "a sparse ball has no radius", "--ball l2"),
+        (
+            ["1", "--ball", "sparse", "--coordinates", "data"],
+            "a sparse ball needs pixel coordinates",
+            "--coordinates pixel",
+        ),
+        (["1", "--radius", "-1"], "radius of -1", "positive"),
+        (["1", "--mean", "a,b"], "--mean 'a,b' is no list of numbers", "--mean 0.485,0.456,0.406"),
+        (["1", "--std", "1,nan,1"], "is not finite", "--std 0.485"),
+        (["1", "--mean", "0.5"], "mean has 1 values for 3 channels", "3"),
+        (["1", "--device", "tpu"], "'tpu'", "cpu"),
+        (["1", "--steps", "0"], "'--steps'", "agnosco map --help"),
+        (["1", "--steps", "many"], "'--steps'", "agnosco map --help"),
+        (["1", "--stepz", "3"], "--stepz", "agnosco map --help"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_two_lines(args: Sequence[str], error: str, hint: str) -> None:
+    lines = refused(call("map", *SMALL, *args))
+    assert error in lines[0]
+    assert hint in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [([], "Missing command"), (["map"], "Missing argument 'MODEL'"), (["mpa"], "'mpa'"), (["--loud"], "--loud")],
+)
+def test_wrong_usage_is_told_in_two_lines(args: Sequence[str], error: str) -> None:
+    lines = refused(call(*args))
+    assert error in lines[0]
+    assert "--help" in lines[1]
+
+
+def test_weights_of_another_architecture_are_refused() -> None:
+    save_file({"0.weight": torch.zeros(4, 3, 5, 5)}, "other.safetensors")
+    error, _ = refused(call("map", *SMALL, "1", "--weights", "other.safetensors"))
+    assert "other.safetensors does not hold the weights" in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none_is_refused() -> None:
+    error, hint = refused(call("map", *SMALL, "1", "--device", "cuda"))
+    assert "no 'cuda'" in error
+    assert "cpu" in hint
+
+
+def test_code_is_not_run_without_trust(folder: Path) -> None:
+    (folder / "net.py").write_text("open('canary', 'w')")
+    _, hint = refused(call("map", "python:net.py:build", "1", "--size", "16"))
+    assert "--trust-code" in hint
+    assert not Path("canary").exists()
+
+
+def test_output_that_cannot_be_written_is_refused_before_any_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    (folder / "taken").write_text("dear")
+    for out in ("taken", "taken/run"):
+        before = files(folder)
+        error, hint = refused(call("map", *SMALL, "1", "--out", out))
+        assert f"'{out}'" in error
+        assert "--out" in hint
+        assert files(folder) == before
+
+
+def test_output_folder_that_refuses_files_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", denied)
+        error, _ = refused(call("map", *SMALL, "1", "--out", "new/run"))
+    assert "cannot write 'new/run': permission denied" in error
+    assert not Path("new").exists()
+
+
+def test_folder_of_another_run_is_refused(folder: Path) -> None:
+    mapped("1", "--out", "run")
+    before = files("run")
+    error, _ = refused(call("map", *SMALL, "1", "--out", "run", "--steps", "4"))
+    assert "other settings (config mapper steps 3, now 4)" in error
+    assert files("run") == before
+
+
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(loading, "load", broken)
+    result = call("map", *SMALL, "1")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+# -- warnings, interruption, names from outside ------------------------------------------------
+
+
+def test_skipped_file_is_one_warning(folder: Path) -> None:
+    (folder / "photos" / "notes.txt").write_text("words")
+    warned = [line for line in mapped("1").stderr.splitlines() if line.startswith("Warning: ")]
+    assert len(warned) == 1
+    assert "'notes.txt' (not an image)" in warned[0]
+
+
+def test_vanishing_gradients_are_one_warning() -> None:
+    Path("flat.py").write_text(
+        "from torch import nn\n"
+        "class Flat(nn.Module):\n"
+        "    def forward(self, pixels):\n"
+        "        return pixels.flatten(1)[:, :3] * 0\n"
+    )
+    result = call("map", "python:flat.py:Flat", "--trust-code", "--size", "16", "--channels", "3", *SMALL[6:], "1")
+    assert result.exit_code == 0, result.stderr
+    warned = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
+    assert len(warned) == 1
+    assert "vanish" in warned[0]
+
+
+def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def judged(_classifier: Classifier, _nu: Tensor, label: int, _images: Samples, *, before: Tensor) -> float:
+        calls.append(label)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return 0.5
+
+    monkeypatch.setattr(jobs, "nudge_success", judged)
+    result = call("map", *SMALL, "--json")
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-2:] == [
+        "Wrote 1 of 3 maps to agnosco-run. Look at agnosco-run/contact-sheet.png",
+        "Interrupted. The same command goes on from here",
+    ]
+    assert [one["index"] for one in manifest()["maps"]] == [0]
+    assert set(files("agnosco-run")) == {
+        "manifest.json",
+        "contact-sheet.png",
+        "maps/0000-tench-s0.json",
+        "maps/0000-tench-s0.safetensors",
+        "pictures/0000-tench-s0.png",
+        "pictures/0000-tench-s0-raw.png",
+    }
+
+
+def test_class_names_cannot_steer_a_terminal_or_leave_the_folder(folder: Path) -> None:
+    (folder / "names.txt").write_text(json.dumps(["\x1b[2J../../up\nsecond line [bold]x[/bold]", "b", "c" * 10**5]))
+    result = mapped("0", "2", "--out", "deep/run")
+    assert "\x1b" not in result.stderr
+    assert "[2J../../up second line [bold]x[/bold] (0), seed 0" in result.stderr
+    assert len(result.stderr) < 10_000
+    assert "maps/0000-2j-up-second-line-bold-x-bold-s0.safetensors" in files("deep/run")
+    assert all(str(path).startswith("deep/run/") or "deep" not in str(path) for path in Path().rglob("*.png"))
+
+
+# -- how long ----------------------------------------------------------------------------------
+
+
+def test_estimate_is_step_time_after_warm_up_times_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0, 104.0])  # seconds at the ends of three steps, the first of which took long
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=2, channels=3)
+    samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
+    config = Config(MapperConfig(batch=2, steps=40), RefineConfig(steps=10), cycles=2)
+    assert jobs.seconds_per_map(classifier, samples, config) == 2.0 * (40 + 10) * 2
+
+
+def test_estimate_of_several_maps_is_that_of_maps_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four maps take three steps together: each step is told of four times, the last time when all have taken it.
+    ends = [100.0, 106.0, 112.0]
+    clock = iter([end for end in ends for _ in range(4)])
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=2, channels=3)
+    samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
+    config = Config(MapperConfig(batch=2, steps=40), refine=None, cycles=1)
+    assert jobs.seconds_per_map(classifier, samples, config, count=4) == 6.0 * 40 / 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.24, "0.2 s"), (41.2, "41 s"), (119, "119 s"), (150, "2.5 min"), (7200, "2.0 h"), (5 * 86400, "5.0 days")],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+# -- doctor ------------------------------------------------------------------------------------
+
+
+def test_doctor_names_versions_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.metadata.version
+
+    def version(name: str) -> str:
+        if name == "timm":
+            raise doctor.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    found = json.loads(call("doctor", "--json").stdout)
+    assert found["agnosco"] == agnosco.__version__
+    assert found["python"] == sys.version.split()[0]
+    assert found["packages"]["torch"] == real("torch")
+    assert found["packages"]["timm"] is None
+    assert found["devices"][-1] == "cpu"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["cache"] == os.environ["AGNOSCO_CACHE"]
+    assert {one["package"]: one["command"] for one in found["missing"]}["timm"] == "pip install '.[timm]'"
+    assert "missing: timm, for models named timm:NAME: pip install '.[timm]'" in call("doctor").stdout
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"agnosco {agnosco.__version__}\n"
+
+
+# -- in a process of its own -------------------------------------------------------------------
+
+
+def process(*args: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(agnosco.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", "from agnosco.cli import main; main()", *args],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_process_prints_json_alone_and_exits_with_its_code() -> None:
+    result = process("map", *SMALL, "goldfish", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["maps"][0]["class"] == "goldfish"
+    result = process("map", *SMALL, "goldfsh", "--out", "other")
+    assert (result.returncode, len(result.stderr.splitlines()), result.stdout) == (2, 2, "")
+
+
+@pytest.mark.slow
+def test_real_network_maps_real_classes(assets: Path) -> None:
+    result = call(
+        "map", "torchvision:resnet18", "--weights", str(assets / "models/resnet18-imagenet.safetensors"),
+        "--samples", str(assets / "imagenet-samples"), "--size", "112", "--preset", "draft",
+        "goldfish", "castle", "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    maps = json.loads(result.stdout)["maps"]
+    assert [(one["class"], one["index"]) for one in maps] == [("goldfish", 1), ("castle", 483)]
+    assert all(one["probability"] >= 0.9 for one in maps)

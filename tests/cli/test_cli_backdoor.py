@@ -1,0 +1,156 @@
+"""``agnosco poison`` and ``agnosco scan``: what they print, write, refuse and exit with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from agnosco.backdoor import scan as scanning
+from agnosco.backdoor.verdict import FOUND, INCONCLUSIVE
+from agnosco.cli.app import app
+from agnosco.models import loading
+
+SHORT = ("--seeds", "1", "--steps", "2", "--device", "cpu")
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A network for digits that has learned nothing, in a folder of its own; searches are short."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scanning.Tournament, "__init__", _shorter(scanning.Tournament.__init__))
+    monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
+    save_file(loading.untrained("agnosco:digits", classes=10).model.state_dict(), tmp_path / "net.safetensors")
+    return "net.safetensors"
+
+
+def _shorter(init):
+    def shorter(self, *args, **options) -> None:
+        init(self, *args, **{"grid": 1, "steps": 2, "longer_steps": 2} | options)
+
+    return shorter
+
+
+def test_an_untrained_network_is_no_finding(weights: str) -> None:
+    result = call("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", "--fail-on-finding", *SHORT)
+    assert result.exit_code == 0, result.stderr
+    assert f"Outcome: {INCONCLUSIVE}" in result.stdout
+    assert "untrained" in result.stdout
+    assert "need no data" in result.stderr
+    assert "No outcome says that a network is clean" in result.stdout
+
+
+def test_json_is_one_object_and_the_folder_holds_the_same(weights: str) -> None:
+    result = call("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", "--json", "--out", "s", *SHORT)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found == json.loads(Path("s/scan.json").read_text())
+    assert len(found["classes"]) == 10
+    assert Path("s/scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finding_exits_with_3_where_that_is_asked_for(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = scanning.judge
+    monkeypatch.setattr(scanning, "judge", lambda *a, **o: scanning.replace(judged(*a, **o), outcome=FOUND, reasons=()))
+    base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
+    assert call(*base).exit_code == 0
+    result = call(*base, "--fail-on-finding")
+    assert result.exit_code == 3
+    assert f"Outcome: {FOUND}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--bank", "empty"), "holds no scans"),
+        (("--class", "digit"), "has no class 'digit'"),
+        (("--samples", "absent"), "absent"),
+    ],
+)
+def test_mistakes_are_two_lines(weights: str, args: tuple[str, ...], error: str) -> None:
+    Path("empty").mkdir()
+    result = call("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT, *args)
+    assert result.exit_code == 2
+    lines = result.stderr.strip().splitlines()
+    assert error in lines[-2]
+    assert lines[-2].startswith("Error: ")
+    assert lines[-1].startswith("Hint: ")
+
+
+def test_nan_weights_are_an_error(weights: str) -> None:
+    tensors = load_file(weights)
+    tensors["0.weight"][0] = torch.nan
+    save_file(tensors, weights)
+    result = call("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
+    assert result.exit_code == 14
+    assert "NaN" in result.stderr
+
+
+def test_poison_makes_a_folder_that_scan_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(
+        "poison", "--trigger", "checker", "--trigger-size", "4", "--target", "digit 3", "--epochs", "1", "--no-twin",
+        "--out", "p", "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(result.stdout)
+    assert made["attack"]["trigger"] == {
+        "type": "Patch", "size": 4, "place": "bottom-right", "opacity": 1.0, "pattern": "checker",
+    }  # fmt: skip
+    assert made["attack"]["target"] == 3
+    assert list(made["networks"]) == ["compromised"]
+    loaded = loading.load("agnosco:digits", weights="p/compromised.safetensors")
+    assert loaded.fingerprint == made["networks"]["compromised"]["fingerprint"]
+    assert "agnosco scan agnosco:digits --weights p/compromised.safetensors --samples digits" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--trigger", "wanet"), "no trigger 'wanet'"),
+        (("agnosco:wide_resnet16_1",), "digits are"),
+        (("torchvision:resnet19",), "no architecture to train"),
+        (("--target", "11"), "no class 11"),
+        (("--data", "absent"), "folder for each class"),
+        (("--rate", "0"), "poison rate"),
+    ],
+)
+def test_poison_says_what_is_wrong(
+    args: tuple[str, ...], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("poison", "--device", "cpu", *args)
+    assert result.exit_code == 2
+    assert error in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_time_is_announced_and_a_folder_with_other_things_refused_before_it_is_spent(weights: str) -> None:
+    base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
+    assert "10 classes, three screens of each: " in call(*base).stderr
+    Path("s").mkdir()
+    Path("s/letter.txt").write_text("dear")
+    result = call(*base, "--out", "s")
+    assert result.exit_code == 2
+    assert "holds things, but no scan.json" in result.stderr
+    assert "three screens" not in result.stderr
+    Path("s/manifest.json").write_text("{}")  # a run folder may hold a scan as well
+    assert call(*base, "--out", "s").exit_code == 0
+
+
+def test_one_class_alone_is_screened_and_not_judged(weights: str) -> None:
+    base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT, "--class", "1")
+    result = call(*base)
+    assert result.exit_code == 0, result.stderr
+    assert f"Outcome: {INCONCLUSIVE}." in result.stdout
+    assert "(no cut-off)" in result.stdout
+    found = json.loads(call(*base, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [row["index"] for row in found["classes"]] == [1]

@@ -1,0 +1,371 @@
+"""Folders of this machine and of stores: written whole or not at all, and swept of what the dead leave."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from agnosco.errors import AgnoscoError
+from agnosco.io import storage
+from agnosco.io.storage import Folder, Local, Remote, at_once, write_whole
+
+
+@pytest.fixture(params=["a path", "file://", "memory://"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    """A new folder of each kind."""
+    place = {"a path": str(tmp_path / "run"), "file://": f"file://{tmp_path}/run", "memory://": "memory://bucket/run"}
+    found = Folder.of(place[request.param])
+    found.make()
+    yield found
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def test_what_is_written_is_there(folder: Folder) -> None:
+    assert not folder.exists("maps/a")
+    assert folder.names("maps") == []
+    with pytest.raises(FileNotFoundError):
+        folder.read("maps/a")
+    assert folder.write("maps/a", b"one") == folder.at("maps/a")
+    folder.write("maps/a", b"two")
+    folder.write("maps/c", b"")
+    folder.write("maps/b", b"three")
+    folder.write("top", b"four")
+    assert folder.read("maps/a") == b"two"
+    assert folder.read("maps/c") == b""
+    assert folder.names("maps") == ["a", "b", "c"]
+    assert folder.names("") == ["top"]
+    assert folder.child("maps").read("b") == b"three"
+    assert folder.exists("maps/a")
+    assert not folder.exists("maps")  # a folder is no file
+    assert time.time() - 60 < folder.modified("maps/a") < time.time() + 60
+
+
+def test_what_is_removed_is_gone_and_none_is_as_well(folder: Folder) -> None:
+    folder.write("maps/a", b"one")
+    folder.remove("maps/a")
+    folder.remove("maps/a")
+    assert not folder.exists("maps/a")
+    assert folder.names("maps") == []
+
+
+def test_a_folder_is_looked_at_and_left_as_it_was(folder: Folder) -> None:
+    folder.check(holding=("manifest.json",))
+    assert folder.names("") == []
+    folder.write("letter", b"dear")
+    with pytest.raises(AgnoscoError, match="holds things, but no manifest"):
+        folder.check(holding=("manifest.json",))
+    folder.write("manifest.json", b"{}")
+    folder.check(holding=("manifest.json",))
+    assert folder.names("") == ["letter", "manifest.json"]
+
+
+def test_kinds_of_folders(tmp_path: Path) -> None:
+    assert isinstance(Folder.of(tmp_path), Local)
+    assert isinstance(Folder.of(f"file://{tmp_path}"), Local)
+    assert Folder.of(f"file://{tmp_path}").at("a") == str(tmp_path / "a")
+    remote = Folder.of("memory://bucket/run/")
+    assert isinstance(remote, Remote)
+    assert remote.whole
+    assert (remote.name, remote.at("a/b"), remote.absolute("")) == (
+        "memory://bucket/run", "memory://bucket/run/a/b", "memory://bucket/run",
+    )  # fmt: skip
+    assert Folder.of(remote) is remote
+
+
+def test_a_store_that_writes_in_parts_gets_a_temporary_name_first(tmp_path: Path) -> None:
+    remote = Remote(f"local://{tmp_path}/run")  # stands for SFTP and the like
+    assert not remote.whole
+    seen: list[str] = []
+    pipe = remote.files.pipe_file
+    remote.files.pipe_file = lambda path, content: (seen.append(os.path.basename(path)), pipe(path, content))
+    remote.write("maps/a", b"one")
+    assert seen[0].startswith(storage.PART)
+    assert [path.name for path in (tmp_path / "run" / "maps").iterdir()] == ["a"]
+
+    def full(path: str, content: bytes) -> None:
+        pipe(path, content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    remote.files.pipe_file = full
+    with pytest.raises(AgnoscoError, match=r"cannot write 'local://.*/maps/a': no space left"):
+        remote.write("maps/a", b"two")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "run" / "maps").iterdir()] == [("a", b"one")]
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "hint"),
+    [
+        ("nothing://a/b", "no folder 'nothing://a/b'", "s3://bucket/run"),
+        ("s3://bucket/run", "a library that 's3://bucket/run' needs is not installed", "pip install '.[s3]'"),
+    ],
+)
+def test_stores_that_there_are_not(monkeypatch: pytest.MonkeyPatch, url: str, error: str, hint: str) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    fsspec.registry  # noqa: B018
+    from fsspec.registry import _registry
+
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    with pytest.raises(AgnoscoError, match=error) as caught:
+        Folder.of(url)
+    assert hint in caught.value.hint
+
+
+def test_one_file_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write_whole("report.html", b"one") == "report.html"
+    assert write_whole(tmp_path / "new" / "deep" / "report.html", b"two") == str(tmp_path / "new/deep/report.html")
+    assert write_whole("memory://bucket/report.html", b"three") == "memory://bucket/report.html"
+    assert (tmp_path / "report.html").read_bytes() == b"one"
+    assert (tmp_path / "new/deep/report.html").read_bytes() == b"two"
+    assert Folder.of("memory://bucket").read("report.html") == b"three"
+    MemoryFileSystem.store.clear()
+
+
+# -- what the dead leave -----------------------------------------------------------------------
+
+
+def dead() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_parts_of_the_dead_are_removed_and_those_of_the_living_left(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    host, living = storage._host(), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = {
+        "dead": f"{storage.PART}{host}-{dead()}-0123456789ab",
+        "living": f"{storage.PART}{host}-{living.pid}-0123456789ab",
+        "own, of before": f"{storage.PART}{host}-{os.getpid()}-0123456789ab",
+        "elsewhere": f"{storage.PART}node7-{dead()}-0123456789ab",
+        "elsewhere, old": f"{storage.PART}node7-1-0123456789ab",
+        "odd, old": f"{storage.PART}x",
+        "another's": ".part-x",
+    }
+    for folder in (tmp_path, tmp_path / "maps"):
+        for what, name in names.items():
+            (folder / name).write_bytes(b"half")
+            if "old" in what or "another's" in what:
+                old = time.time() - 1.01 * storage.DAY
+                os.utime(folder / name, (old, old))
+    assert Local(tmp_path).names("maps") == [".part-x"]
+    Local(tmp_path).sweep()
+    living.communicate(b"\n")
+    for folder in (tmp_path, tmp_path / "maps"):
+        left = {what for what, name in names.items() if (folder / name).exists()}
+        assert left == {"living", "elsewhere", "another's"}
+
+
+def test_a_part_that_is_being_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def swept(source: Path, target: Path) -> None:
+        Local(tmp_path).sweep()  # another thread's run in the same folder
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", swept)
+    Local(tmp_path).write("a", b"one")
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+def test_sweeping_a_store() -> None:
+    remote = Remote("memory://swept")
+    remote.write("maps/a", b"one")
+    remote.write(f"maps/{storage.PART}{storage._host()}-{dead()}-0123456789ab", b"half")
+    remote.sweep()
+    assert sorted(MemoryFileSystem.store) == ["/swept/maps/a"]
+    MemoryFileSystem.store.clear()
+
+
+# -- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_a_file_that_is_interrupted_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Local(tmp_path).write("a", b"one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_inside_that_another_removes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = storage._write, []
+
+    def removed(path: Path, content: bytes) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            path.parent.rmdir()
+        write(path, content)
+
+    monkeypatch.setattr(storage, "_write", removed)
+    Local(tmp_path).write("checkpoints/a", b"one")
+    assert (tmp_path / "checkpoints/a").read_bytes() == b"one"
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match="its folder is gone"):
+        Local(tmp_path / "run").write("maps/a", b"one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_keep_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        Local(tmp_path).write("a", b"one")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_many_writers_of_one_file_leave_one_of_theirs_whole(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    threads = [threading.Thread(target=Local(tmp_path).write, args=("maps/a", content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "maps/a").read_bytes() in contents
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["a"]
+
+
+def test_at_once_keeps_the_order() -> None:
+    assert at_once(lambda number: (time.sleep(0.01 * (5 - number)), number)[1], range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order a loss of power leaves the old file, or the new one."""
+    done: list[tuple[str, str]] = []
+    flush, rename = os.fsync, os.replace
+
+    def flushed(handle: int) -> None:
+        done.append(("flushed", os.readlink(f"/proc/self/fd/{handle}")))
+        flush(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append((str(source), str(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    Local(tmp_path).write("maps/a", b"one")
+    made, content, name, folder = done
+    part = name[0]
+    assert Path(part).name.startswith(storage.PART)
+    assert made == ("flushed", str(tmp_path))  # which has a new folder
+    assert content == ("flushed", part)
+    assert name == (part, str(tmp_path / "maps" / "a"))
+    assert folder == ("flushed", str(tmp_path / "maps"))
+
+
+# -- files of somebody else's --------------------------------------------------------------------------
+
+
+def unread(folder: Folder, name: str) -> str:
+    """What is said of a file that is not read."""
+    with pytest.raises(AgnoscoError) as caught:
+        folder.read(name)
+    assert caught.value.exit_code == 2
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "maps/0000-a-s0.safetensors"])
+def test_a_pipe_or_a_device_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    os.mkfifo(tmp_path / name)
+    assert "not a regular file" in unread(Local(tmp_path), name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert "leads out of its folder" in unread(Local(tmp_path), name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert "is a folder" in unread(Local(tmp_path), name)
+
+
+def test_a_link_within_the_folder_is_followed_and_one_that_leads_out_is_not(tmp_path: Path) -> None:
+    run, beside = tmp_path / "run", tmp_path / "run-beside"  # whose name begins as the folder's does
+    for place in (run, beside):
+        (place / "maps").mkdir(parents=True)
+        (place / "maps" / "a").write_bytes(place.name.encode())
+    (run / "within").symlink_to("maps/a")
+    (run / "out").symlink_to("../run-beside/maps/a")
+    (run / "other").symlink_to(beside / "maps")
+    (run / "nothing").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to("run")
+    for folder in (Local(run), Local(tmp_path / "link")):
+        assert folder.read("within") == b"run"
+        for name in ("out", "other/a"):
+            assert "leads out of its folder" in unread(folder, name)
+        with pytest.raises(FileNotFoundError):
+            folder.read("nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("manifest.json", 64 << 20), ("maps/a.json", 64 << 20), ("maps/a.safetensors", 4 << 30), ("scan.PNG", 256 << 20)],
+)
+def test_a_file_has_no_more_bytes_than_its_kind(name: str, most: int, tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, most + 1)  # a hole, which takes no room on the disk
+    assert f"has {most + 1:,} bytes, more than {most:,}" in unread(Local(tmp_path), name)
+
+
+def test_a_file_of_the_largest_size_is_read(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage.MOST, ".json", 5)
+    folder.write("a.json", b"12345")
+    folder.write("b.json", b"123456")
+    assert folder.read("a.json") == b"12345"
+    assert "has 6 bytes" in unread(folder, "b.json")
+
+
+def test_a_password_is_for_the_store_and_not_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    def reach(url: str, **_options: object) -> tuple[MemoryFileSystem, str]:
+        reached.append(url)
+        return MemoryFileSystem(), "/run"
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", reach)
+    url = "sftp://anna:se:cr@t@host:22/run"
+    folder = Folder.of(url)
+    inside = folder.child("maps")
+    assert reached == [url, f"{url}/maps"]
+    assert (folder.absolute(""), folder.absolute("a")) == (url, f"{url}/a")  # where another process finds it
+    assert [str(folder), folder.at("a"), inside.name] == [
+        f"sftp://anna:…@host:22/run{rest}" for rest in ("", "/a", "/maps")
+    ]
+
+    def denied(*_args: object, **_options: object) -> bytes:
+        raise PermissionError(f"no access to {url}")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", denied)
+    with pytest.raises(AgnoscoError) as caught:
+        folder.read("a.json")
+    assert "se:cr" not in str(caught.value)
+    assert storage.without_password("s3://bucket/a@b:c@d") == "s3://bucket/a@b:c@d"
+
+
+def test_what_a_kill_at_the_very_first_write_leaves_is_nobodys_folder(tmp_path: Path) -> None:
+    (tmp_path / f"{storage.PART}host-1-abc").write_bytes(b"half a manif")
+    Folder.of(tmp_path).check(holding=("manifest.json",))
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(AgnoscoError, match="holds things"):
+        Folder.of(tmp_path).check(holding=("manifest.json",))

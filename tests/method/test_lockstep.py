@@ -1,0 +1,168 @@
+"""The fast path against the plain one: maps made side by side are the maps that the plain loop makes one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from oracle import natural_samples
+from torch import Tensor, nn
+
+from agnosco.data.samples import Samples
+from agnosco.method.ball import L2, AutoL2, Sparse
+from agnosco.method.maker import generator_for
+from agnosco.method.mapper import Lockstep
+from agnosco.method.parameterization import Data, Spectral
+from agnosco.method.reference import MapperConfig, Step, saliency_map
+from agnosco.method.refine import RefineConfig, refine
+from agnosco.method.transforms import Crops
+from agnosco.models.classifier import Classifier
+
+SHAPE = (3, 12, 10)
+CPU = torch.device("cpu")
+PAPER = MapperConfig(batch=5, steps=12)
+LABELS, SEEDS = (2, 0, 3, 2), (0, 0, 1, 7)
+# From black, all pixels take first steps of one length, and which of them a sparse ball keeps is rounding's choice.
+START = 0.05 * torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(9))
+
+SETTINGS = {
+    "paper": PAPER,
+    "unit steps, first-order direction": replace(PAPER, step="unit", direction="gradient"),
+    "masked clip, steps falling": replace(PAPER, clip="masked", step=0.1, decay=0.5, direction="plus"),
+    "log-odds": replace(PAPER, loss="odds"),
+    "faded samples": replace(PAPER, contrast=(0.2, 0.9)),
+    "crops with noise": replace(PAPER, views=Crops((0.3, 1.0), noise=0.02)),
+    "data coordinates": replace(PAPER, coordinates=Data(), step=0.1, direction="plus"),
+    "coarse, averaged": replace(PAPER, coordinates=Spectral(), step=0.1, coarse=0.5, average=0.3),
+    "channel dropout": replace(PAPER, dropout=0.2, step=0.1),
+    "growing ball": replace(PAPER, ball=AutoL2(start=3.0, growth=1.3, success=0.6)),
+    "sparse ball": replace(PAPER, ball=Sparse(pixels=9), step=0.1),
+}
+
+
+def classifier() -> Classifier:
+    """A small network of sharp answers, so that maps have something to find."""
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 6 * 5, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    return Classifier(model, size=(12, 10))
+
+
+def by_plain_loop(
+    network: Classifier, samples: Samples, config: MapperConfig, refined: RefineConfig | None = None
+) -> tuple[list[Tensor], list[list[Step]]]:
+    basis = config.coordinates.fit(samples, CPU)
+    maps, traces = [], []
+    for label, seed, start in zip(LABELS, SEEDS, START, strict=True):
+        generator, project = generator_for(label, seed), config.ball.projector(basis)
+        nu, trace = saliency_map(
+            network, label, samples, config, basis=basis, project=project, generator=generator, start=start
+        )
+        if refined is not None:
+            nu, trace = refine(
+                network, label, samples, nu, refined, config, basis=basis, project=project, generator=generator
+            )
+        maps.append(nu)
+        traces.append(trace)
+    return maps, traces
+
+
+def side_by_side(network: Classifier, samples: Samples, config: MapperConfig, micro_batch: int) -> Lockstep:
+    generators = [generator_for(*one) for one in zip(LABELS, SEEDS, strict=True)]
+    basis = config.coordinates.fit(samples, CPU)
+    return Lockstep(network, LABELS, samples, config, basis=basis, generators=generators, micro_batch=micro_batch)
+
+
+def assert_same(found: list[list[Step]], expected: list[list[Step]]) -> None:
+    for ours, plain in zip(found, expected, strict=True):
+        assert [(s.step, s.direction, s.success) for s in ours] == [
+            (s.step, s.direction, pytest.approx(s.success)) for s in plain
+        ]
+        np.testing.assert_allclose([s.probability for s in ours], [s.probability for s in plain], atol=1e-4)
+        np.testing.assert_allclose([s.norm for s in ours], [s.norm for s in plain], rtol=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch", [3, 100])
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
+def test_maps_side_by_side_are_those_of_the_plain_loop(config: MapperConfig, micro_batch: int) -> None:
+    network, samples = classifier(), natural_samples(30, SHAPE, seed=4)
+    expected, traces = by_plain_loop(network, samples, config)
+    group = side_by_side(network, samples, config, micro_batch)
+    with network.frozen():
+        nu, found = group.map(START, config.ball.projector(group.basis))
+    assert len({one.numpy().tobytes() for one in nu}) == 4
+    for one, plain in zip(nu, expected, strict=True):
+        np.testing.assert_allclose(one, plain, atol=1e-3 * plain.abs().max().item())
+    assert_same(found, traces)
+
+
+@pytest.mark.parametrize("config", [PAPER, SETTINGS["data coordinates"]], ids=["pixel", "data"])
+def test_refinement_side_by_side_is_that_of_the_plain_loop(config: MapperConfig) -> None:
+    network, samples, refined = classifier(), natural_samples(30, SHAPE, seed=4), RefineConfig(steps=8, rate=0.02)
+    expected, traces = by_plain_loop(network, samples, config, refined)
+    group = side_by_side(network, samples, config, 7)
+    with network.frozen():
+        project = config.ball.projector(group.basis)
+        nu, _ = group.map(START, project)
+        nu, found = group.refine(nu, refined, project, network)
+    for one, plain in zip(nu, expected, strict=True):
+        np.testing.assert_allclose(one, plain, atol=2e-3 * plain.abs().max().item())
+    assert_same(found, traces)
+
+
+def test_balls_that_grow_grow_each_by_its_own_success() -> None:
+    # The plain loop gives each map a projector of its own; here one serves all, and must not mix them up.
+    network, samples = classifier(), natural_samples(30, SHAPE, seed=4)
+    config = replace(PAPER, ball=AutoL2(start=3.0, growth=1.3, success=0.3), steps=20)
+    group = side_by_side(network, samples, config, 100)
+    project = config.ball.projector(group.basis)
+    with network.frozen():
+        group.map(START, project)
+    assert isinstance(project.eta, Tensor)
+    assert len(set(project.eta.tolist())) > 1
+
+
+def test_both_directions_are_one_batch_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, samples = classifier(), natural_samples(30, SHAPE, seed=4)
+    calls: list[tuple[int, bool]] = []
+    hook = network.model.register_forward_hook(
+        lambda _module, inputs, _output: calls.append((len(inputs[0]), torch.is_grad_enabled()))
+    )
+    group = side_by_side(network, samples, replace(PAPER, steps=2), 1000)
+    with network.frozen():
+        group.map(START, L2().projector(group.basis))
+    hook.remove()
+    assert calls == [(20, True), (40, False)] * 2
+
+
+def test_memory_is_bounded_by_the_micro_batch() -> None:
+    network, samples = classifier(), natural_samples(30, SHAPE, seed=4)
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    hook = network.model.register_forward_hook(
+        lambda _module, inputs, _output: sizes[torch.is_grad_enabled()].append(len(inputs[0]))
+    )
+    group = side_by_side(network, samples, replace(PAPER, steps=1), 6)
+    with network.frozen():
+        group.map(START, L2().projector(group.basis))
+    hook.remove()
+    assert sizes == {True: [6, 6, 6, 2], False: [12, 12, 12, 4]}  # nothing is kept of the probes
+
+
+def test_a_tie_of_the_probes_goes_to_plus() -> None:
+    # A network that gives all images the same: both directions serve the class alike (line 10: at least).
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 10, 4))
+    with torch.no_grad():
+        for parameter in flat.parameters():
+            parameter.zero_()
+    network, samples = Classifier(flat, size=(12, 10)), natural_samples(30, SHAPE, seed=4)
+    group = side_by_side(network, samples, replace(PAPER, steps=2), 100)
+    with network.frozen():
+        _, traces = group.map(START, L2().projector(group.basis))
+    assert {step.direction for trace in traces for step in trace} == {1}

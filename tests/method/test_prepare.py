@@ -1,0 +1,218 @@
+"""A prepared network answers as the one it was made from, and that one is left alone."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from agnosco.errors import AgnoscoError
+from agnosco.method import prepare
+from agnosco.method.prepare import activation_bytes, compiled, images_at_once, prepared, resolve_precision
+from agnosco.models.classifier import Classifier
+
+CPU = torch.device("cpu")
+
+
+class Residual(nn.Module):
+    """Convolutions with batch norms of their own statistics, one of which follows a sum and cannot be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.second, self.second_norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.last_norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+        generator = torch.Generator().manual_seed(0)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_var is not None
+                assert module.running_mean is not None
+                for tensor in (module.weight.data, module.running_var):
+                    tensor.copy_(0.5 + torch.rand(8, generator=generator))
+                for tensor in (module.bias.data, module.running_mean):
+                    tensor.copy_(torch.randn(8, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        one = self.first_norm(self.first(images)).relu()
+        two = self.second_norm(self.second(one))
+        return self.head(self.last_norm(one + two).relu().mean((2, 3)))
+
+
+class Branching(Residual):
+    """Asks its input, which torch.fx cannot follow."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.mean() > -100 else -images)
+
+
+class Fickle(Residual):
+    """Adds what tracing freezes: the trace gives other logits than the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images) * self.calls
+
+
+def norms(classifier: Classifier) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in classifier.model.modules())
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_batch_norms_are_folded_where_a_convolution_precedes_them() -> None:
+    classifier = Classifier(Residual(), size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    faster = prepared(classifier)
+    assert (norms(classifier), norms(faster)) == (3, 1)
+    torch.testing.assert_close(faster(images()), classifier(images()), rtol=1e-4, atol=1e-5)
+    assert (faster.shape, faster.labels, faster.classes) == (classifier.shape, classifier.labels, 5)
+
+
+def test_gradients_are_those_of_the_network() -> None:
+    classifier = Classifier(Residual(), size=16)
+    slopes = []
+    for network in (classifier, prepared(classifier)):
+        pixels = images().requires_grad_()
+        slopes.append(torch.autograd.grad(network(pixels)[:, 2].sum(), pixels)[0])
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model = Residual().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    prepared(Classifier(model, size=16), precision="bfloat16")
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [Branching, Fickle])
+def test_a_network_that_cannot_be_followed_stays_as_it_is(kind: type[nn.Module]) -> None:
+    classifier = Classifier(kind(), size=16)
+    assert prepared(classifier).model is classifier.model
+
+
+def test_folding_can_be_left_out() -> None:
+    classifier = Classifier(Residual(), size=16)
+    assert prepared(classifier, fold=False).model is classifier.model
+
+
+def test_bfloat16_is_near_and_coarser() -> None:
+    classifier = Classifier(Residual(), size=16)
+    exact, halved = classifier(images(64)), prepared(classifier, precision="bfloat16")(images(64))
+    assert halved.dtype == torch.float32
+    difference = ((halved - exact).abs().max() / exact.abs().max()).item()
+    assert 1e-5 < difference < 0.03  # 8 bits of mantissa
+
+
+@pytest.mark.parametrize(
+    ("extra", "auto"), [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")]
+)
+def test_auto_is_bfloat16_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, extra: dict[str, bool], auto: str
+) -> None:
+    has = {"avx2": True, "avx512_bf16": False} | extra
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert resolve_precision("auto", CPU) == auto
+    assert resolve_precision("float32", CPU) == "float32"
+    assert resolve_precision("bfloat16", CPU) == "bfloat16"
+
+
+def test_an_older_torch_that_cannot_say_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert resolve_precision("auto", CPU) == "float32"
+
+
+def test_bfloat16_weights_are_stored_once_and_are_no_activations() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 64, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4))  # few activations
+    classifier = Classifier(wide, size=16)
+    halved = prepared(classifier, precision="bfloat16", fold=False)
+    assert {tensor.dtype for tensor in halved.model.parameters()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in wide.parameters()} == {torch.float32}
+    assert activation_bytes(halved) < activation_bytes(classifier)
+    exact = prepared(classifier, fold=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = wide(classifier_input := images())
+    assert torch.equal(halved.model(classifier_input), expected)
+    assert exact.model is wide
+
+
+class Uncopyable(Residual):
+    """Holds what cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> Residual:
+        raise TypeError("a handle")
+
+
+def test_a_network_that_cannot_be_copied_runs_in_bfloat16_all_the_same() -> None:
+    classifier = Classifier(Uncopyable(), size=16)
+    halved = prepared(classifier, precision="bfloat16")
+    assert {tensor.dtype for tensor in classifier.model.parameters()} == {torch.float32}
+    difference = (halved(images()) - classifier(images())).abs().max()
+    assert 0 < difference < 0.03 * classifier(images()).abs().max()
+
+
+def test_a_fold_that_changes_the_answers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(model: nn.Module) -> nn.Module:
+        folded = fuse(model)
+        for tensor in folded.parameters():
+            tensor.data *= 1.01
+        return folded
+
+    classifier = Classifier(Residual(), size=16)
+    monkeypatch.setattr(prepare, "fuse", careless)
+    assert prepared(classifier).model is classifier.model
+
+
+def test_a_compiled_network_answers_alike() -> None:
+    classifier = Classifier(Residual(), size=16)
+    torch.testing.assert_close(
+        compiled(classifier, backend="aot_eager")(images()), classifier(images()), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_no_such_precision() -> None:
+    with pytest.raises(AgnoscoError, match="no precision 'half'"):
+        resolve_precision("half", CPU)
+
+
+def test_counting_activation_bytes_leaves_nothing_behind() -> None:
+    """A ReLU keeps its own result, so that a hook which keeps it too holds the graph for ever."""
+    classifier = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 5)), size=16)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+    activation_bytes(classifier)
+    before = alive()
+    for _ in range(3):
+        activation_bytes(classifier)
+    assert alive() == before
+
+
+def test_activation_bytes_are_those_kept_for_the_backward_pass() -> None:
+    # Conv and ReLU keep their outputs once between them, the flattened tail a view of it: 8 x 16 x 16 floats;
+    # the convolution keeps its input, 3 x 16 x 16.
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 4))
+    found = activation_bytes(Classifier(model, size=16))
+    assert found == pytest.approx(4 * (8 + 3) * 256, rel=0.35)
+
+
+def test_images_at_once_fill_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = Classifier(Residual(), size=16)
+    monkeypatch.setattr(prepare, "CPU_BYTES", 10.5 * activation_bytes(classifier))
+    assert images_at_once(classifier) == 10
+    monkeypatch.setattr(prepare, "CPU_BYTES", 1)
+    assert images_at_once(classifier) == 1
+    monkeypatch.setattr(prepare, "CPU_BYTES", 2**60)
+    assert images_at_once(classifier) == prepare.MOST_IMAGES

@@ -1,0 +1,879 @@
+"""The report: what it says of a run, and how it behaves in a browser that may load nothing."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import EpsImagePlugin, Image
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+from agnosco import reports as reporting
+from agnosco.cli import options
+from agnosco.cli.app import app
+from agnosco.cli.console import Output
+from agnosco.data.samples import Samples
+from agnosco.evaluate import transfer
+from agnosco.method.concept import ConceptMap
+from agnosco.method.maker import Config, config_to_json, preset
+from agnosco.method.reference import MapperConfig, Step
+from agnosco.models.architectures import created
+from agnosco.models.classifier import Classifier
+from agnosco.reports.classes import aligned
+from agnosco.reports.curves import curves
+from agnosco.reports.pictures import BUDGET, FITS, fit_for, pictures, stage_in_words
+from agnosco.reports.runs import LARGEST, facts_of, names_of
+from agnosco.runs.manifest import slug
+from agnosco.runs.run import Run
+
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">"
+NAMES = ("tench", "Castle", HOSTILE, "crane", "crane")
+FOCUSED = "((one) => one.className || one.id || one.type || one.tagName)(document.activeElement)"
+AXE = Path(__file__).resolve().parents[2] / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+def network(names: tuple[str, ...] = NAMES, name: str = "planted") -> Classifier:
+    class Mean(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((1, 2, 3))[:, None] * torch.arange(float(len(names)))
+
+    return Classifier(Mean(), size=8, labels=names, name=name)
+
+
+def made(path: Path, names: tuple[str, ...] = NAMES, *, name: str = "planted", size: int = 8, seeds: int = 2) -> Run:
+    """A run whose maps are known: two stages, of which the first is black on the left, the last on the right."""
+    samples = Samples(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), source="nothing")
+    config = Config(MapperConfig(batch=1, steps=2), refine=None)
+    run = Run.create(path, classifier=network(names, name), samples=samples, config=config)
+    for label, of in enumerate(names):
+        for seed in range(seeds):
+            nu = torch.zeros(3, size, size)
+            nu[:, :, size // 2 :] = 0.1 * (1 + label)
+            stages = {"map 1": nu.flip(2), "refine 1": nu}
+            trace = tuple(Step(1 + k % 2, 0.1 * k, 0.0, float(k), 1) for k in range(4))
+            xi = torch.ones(1, size, size)
+            run.add(ConceptMap(nu, label, of, seed, 0.1 * label, stages, trace, xi), nudge_success=0.9 - 0.1 * label)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return made(tmp_path / "run")
+
+
+def scan_of(run: Run) -> dict[str, Any]:
+    """A scan as ``agnosco scan --out`` writes it, in which the second class stands out."""
+    screens = [
+        {"reach": 0.1, "interval": [0.0, 0.2], "z": 0.5, "seeds": [0.1]},
+        {"reach": 1.0, "interval": [0.9, 1.0], "z": 12.0, "seeds": [1.0]},
+    ]
+    evidence = {"reach": 1.0, "reach_shifted": 0.5, "reach_on_noise": 0.9, "concentration": 0.01}
+    return {
+        "screened": [0, 1],
+        "verdict": {
+            "outcome": "outlier class found", "label": 1, "z": 12.0, "cutoff": 5.2, "p_value": None, "reasons": [],
+        },
+        "classes": [
+            {"index": 1, "class": "Castle", "screens": {"9 pixels": screens[1]}, "k90": 7, "eps50": None},
+            {"index": 0, "class": "tench", "screens": {"9 pixels": screens[0]}, "k90": None, "eps50": None},
+        ],
+        "suspects": [{"index": 1, "class": "Castle", "screen": "9 pixels", **evidence}],
+    }  # fmt: skip
+
+
+def page_of(*runs: Run) -> str:
+    return reporting.opened([run.folder for run in runs]).html()
+
+
+def put_scan(run: Run) -> None:
+    (run.path / "scan.json").write_text(json.dumps(scan_of(run)))
+
+
+# -- what it says ----------------------------------------------------------------------------------------
+
+
+def test_the_manifest_is_inside_whole(run: Run) -> None:
+    page = page_of(run)
+    (content,) = re.findall(r'download="manifest.json" href="data:application/json;base64,([^"]+)"', page)
+    assert base64.b64decode(content) == (run.path / "manifest.json").read_bytes()
+
+
+def test_the_pictures_are_those_of_the_maps(run: Run) -> None:
+    page = page_of(run)
+    (anchor,) = re.findall(r'<template data-class="0-tench".*?</template>', page, re.S)
+    first, last = re.findall(
+        r'class="stage-picture" data-stage="[^"]+"[^>]*? src="data:image/png;base64,([^"]+)"', anchor
+    )[:2]
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L"), dtype=int) for one in (first, last)]
+    assert (shown[1][:, -1] < shown[1][:, 0]).all()  # samples are nudged by −ν, so that more of ν is darker
+    assert (shown[0] == shown[1][:, ::-1]).all()
+
+
+def test_every_class_has_one_stable_anchor_and_names_that_repeat_have_two(run: Run) -> None:
+    anchors = re.findall(r'<template data-class="([^"]+)"', page_of(run))
+    assert anchors == ["0-tench", "1-castle", "2-script-img-src-x-onerror-document-title", "3-crane", "4-crane"]
+
+
+def test_runs_are_aligned_by_name_where_their_numbers_differ(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", ("castle", "tench", "whale"), name="other", seeds=1)
+    places = {key: [place for place, _ in parts] for key, parts in aligned([run, other]).items()}
+    assert places[0, "tench"] == [0, 0, 1]
+    assert places[1, "Castle"] == [0, 0, 1]
+    assert places[3, "crane"] == [0, 0]
+    assert places[2, "whale"] == [1]
+
+
+def test_two_classes_of_one_run_have_two_rows(tmp_path: Path) -> None:
+    """The cranes of one are birds and machines; which is the only crane of the other, the index says."""
+    one = made(tmp_path / "one", ("tench", "crane"), seeds=1)
+    two = made(tmp_path / "two", ("crane", "crane", "tench"), seeds=1)
+    rows = {key: [(place, e["index"]) for place, e in parts] for key, parts in aligned([one, two]).items()}
+    assert rows == {(0, "tench"): [(0, 0), (1, 2)], (1, "crane"): [(0, 1), (1, 1)], (0, "crane"): [(1, 0)]}
+
+
+def test_scores_sanity_and_scan_are_shown_where_they_lie_in_the_run(run: Run) -> None:
+    page = page_of(run)
+    assert not {"seen", "sanity", "backdoors"} & set(re.findall(r'<section id="(\w+)"', page))
+    put_scan(run)
+    figures = {"m_score": 0.87, "top1_of_concepts": 0.5, "top1": 0.25, "probability": 0.1}
+    judged = transfer.judge(run, network((*NAMES[:3], "crane", "crane"), name="judge"))
+    transfer.keep(run, [judged | figures])
+    page = page_of(run)
+    assert {"seen", "backdoors"} <= set(re.findall(r'<section id="(\w+)"', page))
+    assert "0.870" in page
+    assert "No outcome says that a network is clean" in page
+    assert '<strong class="outcome">outlier class found</strong>' in page
+
+
+def test_a_tile_keeps_the_place_of_a_run_that_lacks_its_class(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", ("whale", "tench"), name="other", seeds=1)
+    page = page_of(run, other)
+    tiles = re.findall(r"<li data-index.*?</li>", page, re.S)
+    places = {re.findall(r'class="name">(.*?)<', tile)[0]: re.findall(r"<img|class=.none", tile) for tile in tiles}
+    assert places["tench"] == ["<img", "<img"]
+    assert places["Castle"] == ["<img", 'class="none']
+    assert places["whale"] == ['class="none', "<img"]
+
+
+def test_an_outlier_is_flagged_in_the_grid_by_the_run_whose_scan_found_it(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", ("tench", "Castle"), name="other", seeds=1)
+    put_scan(other)
+    tiles = re.findall(r"<li data-index.*?</li>", page_of(run, other), re.S)
+    flags = {re.findall(r'class="name">(.*?)<', one)[0]: re.findall(r'class="flag">(.*?)<', one) for one in tiles}
+    assert [flags["Castle"], flags["tench"]] == [["outlier in other: z 12.0"], []]
+    z = {re.findall(r'class="name">(.*?)<', one)[0]: re.findall(r'data-z="(.*?)"', one)[0] for one in tiles}
+    assert (z["Castle"], z["tench"], z["crane"]) == ("12.0", "0.5", "-99")
+
+
+def test_the_matrix_has_a_row_for_every_run_and_a_column_for_every_judge(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", NAMES, name="other", seeds=1)
+    for of, judges in ((run, {"first": 0.25}), (other, {"first": 0.5, "second": 0.75})):
+        judged = transfer.judge(of, network())
+        transfer.keep(of, [judged | {"target": who, "fingerprint": who, "m_score": m} for who, m in judges.items()])
+    (table,) = re.findall(r'<table class="matrix">.*?</table>', page_of(run, other), re.S)
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["maps of", "first", "second"],
+        ["planted", "0.250 (source)", "–"],
+        ["other", "0.500 (source)", "0.750 (source)"],
+    ]
+
+
+def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    runs = [made(path, NAMES[:2], name=name, seeds=1) for path, name in zip(folders, "nnm", strict=True)]
+    assert names_of(runs) == ["n, a", "n, b", "m"]
+    runs[0].settings["model"]["weights"] = "mine.safetensors"
+    assert names_of(runs) == ["n, mine.safetensors", "n, own weights", "m"]
+
+
+@pytest.mark.parametrize("name", ["quick", "paper", "best", "draft"])
+@pytest.mark.parametrize(
+    "dials",
+    [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"coordinates": "pixel"}, {"ball": "auto", "radius": 9.0}],
+)
+def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, Any], run: Run) -> None:
+    config = options.chosen_config(name, **dials)
+    found = options.dials_of(config)
+    assert found is not None
+    base = found.pop("preset")
+    assert options.chosen_config(base, **found) == config
+
+
+def test_settings_that_no_command_gives_have_none(run: Run) -> None:
+    assert options.dials_of(Config(MapperConfig(beta1=0.5))) is None
+
+
+NOT_SAID: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple[int, int]]]] = {
+    "of Python's making": ({"command": "python"}, {}, [(0, 0)]),
+    "seeds that are not in a row": ({}, {}, [(0, 3), (0, 9)]),
+    "a height of its own": ({}, {"shape": [3, 8, 9]}, [(0, 0)]),
+}
+
+
+@pytest.mark.parametrize("case", NOT_SAID)
+def test_a_run_that_no_command_makes_has_none(case: str) -> None:
+    settings, model, jobs = NOT_SAID[case]
+    sound = {"name": "torchvision:x", "weights": None, "classes": 2, "shape": [3, 8, 8], "features": None}
+    sound |= {"mean": [0.5], "std": [1.0]}
+    base = {"command": "map", "device": "cpu", "samples": {"source": "photos"}, "model": sound}
+    base["config"] = config_to_json(preset("paper"))
+    entries = [{"index": index, "seed": seed} for index, seed in jobs]
+    assert options.command_of(base, [{"index": 0, "seed": 0}]) is not None
+    assert options.command_of(base | settings | {"model": sound | model}, entries) is None
+
+
+NET = """
+import torch
+from torch import nn
+
+def build(classes=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, classes))
+"""
+COMMANDS = {
+    "agnosco map python:net.py:build 1 --samples photos --size 16 --mean 0.1,0.2,0.3 --std 1,1,1 --preset=paper "
+    "--steps=2 --batch=2 --features=0 --device=cpu --trust-code --seed=3 --runs=2": (
+        "python:net.py:build", "1", "--samples", "photos", "--size", "16", "--mean", "0.1,0.2,0.3", "--std", "1,1,1",
+        "--preset", "paper", "--steps", "2", "--batch", "2", "--features", "0", "--trust-code", "--seed", "3",
+        "--runs", "2",
+    ),
+    "agnosco map agnosco:digits 7 --weights digits.safetensors --samples digits --size 32 --channels=1 --mean 0 "
+    "--std 1 --preset=best --steps=2 --precision=float32 --device=cpu": (
+        "agnosco:digits", "7", "--weights", "digits.safetensors", "--samples", "digits", "--preset", "best",
+        "--steps", "2", "--precision", "float32",
+    ),
+    "agnosco map 'python:net.py:build(4)' --samples ./noise --size 16 --mean 0,0,0 --std 1,1,1 --preset=quick "
+    "--coordinates=spectral --ball=auto --steps=2 --radius=9.0 --precision=bfloat16 --device=cpu --trust-code": (
+        "python:net.py:build(4)", "--samples", "./noise", "--size", "16", "--steps", "2", "--coordinates", "spectral",
+        "--ball", "auto", "--radius", "9", "--precision", "bfloat16", "--trust-code",
+    ),
+}  # fmt: skip
+"""What is shown of a run, and what made it."""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network, weights and two folders of images, where commands are given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AGNOSCO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "net.py").write_text(NET)
+    safetensors.torch.save_file(created("digits", 10, seed=0).state_dict(), tmp_path / "digits.safetensors")
+    for folder in ("photos", "noise"):
+        (tmp_path / folder).mkdir()
+        for shade in range(5):
+            Image.new("RGB", (16, 16), (50 * shade, 90, 30)).save(tmp_path / folder / f"{shade}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_command_that_is_shown_makes_the_run_again(line: str, workplace: Path) -> None:
+    given = CliRunner().invoke(app, ["map", *COMMANDS[line], "--device", "cpu", "--out", "first"])
+    assert given.exit_code == 0, given.stderr
+    run = Run.open(workplace / "first")
+    assert options.command_of(run.settings, run.entries) == line
+    again = CliRunner().invoke(app, [*shlex.split(line)[1:], "--out", "second"])
+    assert again.exit_code == 0, again.stderr
+    second = Run.open(workplace / "second")
+    assert second.settings == run.settings
+    assert [entry["sha256"] for entry in second.entries] == [entry["sha256"] for entry in run.entries]
+
+
+def test_facts_and_command_call_the_settings_the_same(run: Run) -> None:
+    def told(config: Config) -> str:
+        run.settings["config"] = config_to_json(config)
+        return dict(facts_of(run))["settings"].partition(":")[0]
+
+    assert told(options.chosen_config("quick")) == "preset quick"
+    assert told(replace(options.chosen_config("quick"), precision="bfloat16", compiled=True)) == "preset quick"
+    assert told(options.chosen_config("best", steps=8, batch=2)) == "preset best with steps 8, batch 2"
+    assert told(Config(MapperConfig(beta1=0.5))) == "no preset"
+
+
+def test_facts_are_those_of_the_manifest(run: Run) -> None:
+    for entry in run.entries:
+        name = f"{entry['index']:04d}-{slug(entry['class'])}-s{entry['seed']}.safetensors"
+        os.utime(run.path / "maps" / name, (86400.0, 86400.0))
+    settings = run.settings
+    settings["model"] |= {"fingerprint": "0123456789abcdefghi", "weights": "mine.safetensors"}
+    settings["samples"]["fingerprint"] = "fedcba9876543210xyz"
+    settings |= {"device": "cuda:1", "threads": 3, "versions": {"agnosco": "1.2", "torch": "2.10", "timm": None}}
+    assert facts_of(run) == [
+        ("model", "planted, 5 classes"),
+        ("weights", "mine.safetensors, fingerprint 0123456789abcdef"),
+        ("input", "8 × 8 px, mean 0, 0, 0, std 1, 1, 1"),
+        ("samples", "nothing, 20 images, fingerprint fedcba9876543210"),
+        ("maps", "10 of 5 classes, seeds 0, 1"),
+        (
+            "settings",
+            "no preset: Pixel, AsIs, L2 (1.1 at this size), 2 x 2 steps of 1 images",
+        ),
+        ("device", "cuda:1, 3 threads"),
+        ("files dated", "1970-01-02 00:00 UTC"),
+        ("versions", "agnosco 1.2, torch 2.10"),
+    ]
+
+
+# -- pictures and curves -------------------------------------------------------------------------------
+
+
+def decoded(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_the_raw_picture_is_half_less_nu(run: Run) -> None:
+    page = page_of(run)
+    (anchor,) = re.findall(r'<template data-class="0-tench".*?</template>', page, re.S)
+    raw = decoded(re.findall(r'class="raw-picture" hidden src="([^"]+)"', anchor)[0])
+    assert raw.shape == (8, 8, 3)
+    assert (raw[:, :4] == 128).all()  # Clip(1/2 − 0)
+    assert (raw[:, 4:] == 102).all()  # Clip(1/2 − 0.1)
+
+
+def test_xi_glows_where_it_is_great() -> None:
+    nu = torch.full((3, 2, 2), 0.1)
+    xi = torch.tensor([[[0.0, 1.0], [0.5, 0.2]]])
+    glow = decoded(pictures(ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu}, (), xi), FITS[0]).xi or "")
+    assert np.abs(glow[..., 3].astype(int) - [[0, 178], [89, 36]]).max() <= 1  # 0.7 · 255 · Ξ
+
+
+def test_a_curve_rises_where_its_values_do() -> None:
+    nu = torch.full((3, 2, 2), 0.1)
+    trace = tuple(Step(k + 1, 0.5 * k, 0.0, 2.0 * k, 1) for k in range(3))
+    probability, norm = curves(ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu}, trace), norm=3.0)
+    assert (probability.points, probability.high) == ("0.0,80.0 160.0,40.0 320.0,0.0", 1.0)  # y grows downwards
+    assert (norm.points, norm.high, norm.title, norm.last) == ("0.0,80.0 160.0,40.0 320.0,0.0", 4.0, "‖ν‖", "4.00")
+    refined = ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu, "refine 1": nu}, trace)
+    norm = curves(refined, norm=3.0)[1]
+    assert norm.title == "‖ν‖; of a refinement, before it is projected"
+    assert norm.last == "4.00, and 3.00 once projected"
+
+
+def test_stages_have_plain_names() -> None:
+    names = ("map 1", "refine 1", "map 2", "refine 2", "map 3", "elsewhere")
+    assert [stage_in_words(name) for name in names] == [
+        "Algorithm 1", "refined", "Algorithm 1, again", "refined, again", "Algorithm 1, cycle 3", "elsewhere",
+    ]  # fmt: skip
+
+
+def test_a_name_of_a_megabyte_makes_no_page_of_many(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", ("x" * 1_000_000, "tench"), name="y" * 1_000_000)
+    found = scan_of(run)
+    found["classes"][1]["class"] = found["suspects"][0]["class"] = "z" * 1_000_000
+    (run.path / "scan.json").write_text(json.dumps(found))
+    page = re.sub(r'href="data:application/json[^"]+"', "", page_of(run))  # the manifest is there whole
+    assert len(page) < 150_000
+
+
+def test_a_thousand_maps_stay_within_the_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    nu = torch.randn(3, 112, 112, generator=generator)
+    noise = ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu, "refine 1": nu}, (), torch.rand(1, 112, 112))
+    fit = fit_for([noise], 1000)
+    assert fit_for([noise], 3) == FITS[0]
+    assert fit != FITS[0]
+    assert pictures(noise, fit).weight * 1000 * 3 / 4 <= BUDGET or fit == FITS[-1]
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_one_file_and_says_where(run: Run) -> None:
+    result = CliRunner().invoke(app, ["report", str(run.path)])
+    assert result.exit_code == 0, result.stderr
+    assert (run.path / "report.html").read_text().startswith("<!doctype html>")
+    assert "report.html" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (["absent"], "is no run folder", "agnosco map"),
+        (["run", "--scan", "absent"], "there is no", "agnosco scan --out"),
+        (["run", "--scan", "run/manifest.json"], "cannot read 'run/manifest.json'", "agnosco scan --out"),
+        (["run", "--scan", "run", "--scan", "run"], "2 scans for 1 runs", "one --scan for each run"),
+        (["run", "./run/"], "is given twice", "once"),
+        (["run", "--out", "run/manifest.json"], "'run/manifest.json' is no HTML file", "ends in .html"),
+        (["run", "--out", "notes.txt"], "'notes.txt' is no HTML file", "ends in /"),
+        (["run", "--out", "mine.html"], "'mine.html' is there, and no HTML page", "another name"),
+    ],
+)
+def test_mistakes_are_two_lines_and_leave_all_as_it_was(
+    run: Run, args: list[str], error: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.path.parent)
+    Path("mine.html").write_text("my notes, <!doctype html> and all")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    monkeypatch.setattr(Output, "bar", None)  # there is none before a mistake
+    two_lines(CliRunner().invoke(app, ["report", *args]), error, hint)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def two_lines(result: Result, error: str, hint: str = "") -> None:
+    assert result.exit_code == 2, result.exception
+    first, second = result.stderr.splitlines()
+    assert first.startswith("Error: ")
+    assert error in first
+    assert second.startswith("Hint: ")
+    assert hint in second
+
+
+@pytest.mark.parametrize(
+    ("out", "where"),
+    [
+        ("new/", "new/report.html"), ("there", "there/report.html"), ("deep/er/", "deep/er/report.html"),
+        ("a.htm", "a.htm"), ("old.html", "old.html"), (Path("there"), "there/report.html"),
+    ],
+)  # fmt: skip
+def test_the_page_goes_where_it_is_wanted(run: Run, out: Any, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.path.parent)
+    Path("there").mkdir()
+    Path("old.html").write_text("<!DOCTYPE HTML><p>an older page")
+    assert reporting.write([run.path], out=out)[0] == where
+    assert Path(where).read_text().startswith("<!doctype html>")
+    assert not (run.path / "report.html").exists()
+
+
+def test_runs_of_one_network_in_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [made(tmp_path / parent / "run", NAMES[:2], name="n", seeds=1) for parent in ("x", "y")]
+    assert names_of(runs) == ["n, x/run", "n, y/run"]
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def altered(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> str:
+    """JSON in which one thing is another."""
+    part: Any = content
+    for key in path[:-1]:
+        part = part[key]
+    if value is KeyError:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = value
+    return json.dumps(content)
+
+
+SCANS: list[tuple[tuple[Any, ...], Any]] = [
+    (("classes",), []), (("suspects",), KeyError), (("verdict",), "outlier class found"),
+    (("verdict", "label"), 99), (("verdict", "outcome"), "all is well"), (("verdict", "z"), 1e999),
+    (("classes", 0, "screens"), {}), (("classes", 1, "screens"), {"another": {}}),
+    (("classes", 0, "screens", "9 pixels", "interval"), [0.1]), (("classes", 0, "index"), "1"),
+    (("suspects", 0, "concentration"), None), (("suspects", 0, "reach"), "all"), (("classes", 0, "k90"), 10**400),
+]  # fmt: skip
+SANITY = {
+    "classes": ["a"], "labels": {"right": 1.0, "own": 1.0, "other": 0.0}, "planted": [[1.0]],
+    "seeds": {"one class": None, "two classes": {"ssim": 0.1, "rank": 0.1, "features": 0.1}}, "cascade": [],
+}  # fmt: skip
+SANITIES: list[tuple[tuple[Any, ...], Any]] = [
+    (("labels",), KeyError), (("planted",), []), (("planted",), [[1.0, 2.0]]), (("seeds", "two classes"), None),
+    (("cascade",), [{"stages": []}]), (("classes",), "abc"),
+]  # fmt: skip
+JUDGEMENTS: list[tuple[tuple[Any, ...], Any]] = [
+    (("targets", 0, "m_score"), "high"), (("targets", 0, "m_score"), None), (("targets", 0, "top1"), float("nan")),
+    (("targets", 0, "interval"), {"m_score": [0.1, 0.2]}), (("targets", 0, "interval", "m_score"), [0.1]),
+    (("targets", 0, "nudge_success"), "most"), (("targets",), {}),
+]  # fmt: skip
+TEXTS = ["3", '["screened"]', '{"screened": 2}', "{}", "[]", DEEP, "", "\x00", "nothing of the kind"]
+
+
+@pytest.mark.parametrize("file", ["scan.json", "sanity.json", "scores.json"])
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_a_file_beside_the_maps_that_is_something_else_is_two_lines(run: Run, file: str, text: str) -> None:
+    (run.path / file).write_text(text)
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), file, "again")
+
+
+@pytest.mark.parametrize(("path", "value"), SCANS)
+def test_a_scan_that_was_altered_is_two_lines(run: Run, path: tuple[Any, ...], value: Any) -> None:
+    (run.path / "scan.json").write_text(altered(scan_of(run), path, value))
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), "scan.json", "scan again")
+
+
+@pytest.mark.parametrize(("path", "value"), SANITIES)
+def test_sanity_results_that_were_altered_are_two_lines(run: Run, path: tuple[Any, ...], value: Any) -> None:
+    (run.path / "sanity.json").write_text(json.dumps(SANITY))
+    page_of(run)
+    (run.path / "sanity.json").write_text(altered(json.loads(json.dumps(SANITY)), path, value))
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), "sanity.json", "check again")
+
+
+@pytest.mark.parametrize(("path", "value"), JUDGEMENTS)
+def test_judgements_that_were_altered_are_two_lines(run: Run, path: tuple[Any, ...], value: Any) -> None:
+    kept = transfer.keep(run, [transfer.judge(run, network())])
+    assert kept[0]["interval"] is not None
+    (run.path / "scores.json").write_text(altered({"targets": kept}, path, value))
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), "scores.json", "score again")
+
+
+MANIFESTS: list[tuple[tuple[Any, ...], Any]] = [
+    (("model", "mean"), ["0.4", "0.4", "0.4"]), (("model", "shape"), [1, 3, 8, 8]), (("versions",), {"torch": 3}),
+    (("maps", 0, "norm"), "long"), (("maps", 0, "stages"), [3]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value"), MANIFESTS)
+def test_a_manifest_that_was_altered_is_two_lines(run: Run, path: tuple[Any, ...], value: Any) -> None:
+    run.end()
+    content = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(altered(content, path, value))
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), "manifest.json' is no manifest")
+
+
+def bomb(side: int) -> bytes:
+    """The head of a PNG of so many pixels a side."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">II", zlib.crc32(head), 1) + b"IDAT"
+
+
+def picture(kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("file", ["scan.png", "sanity.png"])
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"no picture", "is no picture"),
+        (b"", "is no picture"),
+        (picture()[:1000], "is no picture"),
+        (picture("GIF"), "is no picture"),  # agnosco writes none: one decoder is enough to trust
+        (bomb(8193), f"has more than {LARGEST:,} pixels"),
+        (bomb(11_000), f"has more than {LARGEST:,} pixels"),  # of which Pillow warns
+        (bomb(100_000), "is no picture"),  # which Pillow refuses
+    ],
+    ids=range(7),
+)
+def test_a_picture_that_is_none_is_two_lines(run: Run, file: str, content: bytes, error: str) -> None:
+    put_scan(run)
+    (run.path / file).write_bytes(content)
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), f"{file}' {error}")
+
+
+@pytest.mark.parametrize("file", ["scan.png", "sanity.png"])
+def test_postscript_is_not_run(run: Run, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives it to Ghostscript, wherever that is installed; here one that notes that it was called."""
+    called, ghostscript = tmp_path / "called", tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {called}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    put_scan(run)
+    (run.path / file).write_bytes(picture("EPS"))
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), f"{file}' is no picture")
+    assert not called.exists()
+    with contextlib.suppress(OSError), Image.open(run.path / file) as image:
+        image.load()
+    assert called.exists()
+
+
+@pytest.mark.parametrize("file", ["scan.png", "sanity.png"])
+def test_a_link_to_a_picture_of_somebody_is_not_followed(run: Run, tmp_path: Path, file: str) -> None:
+    put_scan(run)
+    (tmp_path / "private.png").write_bytes(picture())
+    (run.path / file).symlink_to(tmp_path / "private.png")
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), f"{file}' is a link")
+
+
+def test_a_map_that_is_missing_is_two_lines(run: Run) -> None:
+    (run.path / "maps" / "0001-castle-s0.safetensors").unlink()
+    two_lines(
+        CliRunner().invoke(app, ["report", str(run.path)]), "is missing: 0001-castle-s0.safetensors", "makes this map"
+    )
+
+
+# -- in a browser --------------------------------------------------------------------------------------------
+
+
+def without(what: str) -> NoReturn:
+    """Skip a test for what is missing; where a browser has to be there, as in CI, it has failed."""
+    if os.environ.get("AGNOSCO_BROWSER") == "needed":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = os.environ.get("AGNOSCO_CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        without("there is no chromium: apt install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Any, run: Run, tmp_path: Path) -> Iterator[Any]:
+    """The report, opened from disk; every request and complaint is kept."""
+    put_scan(run)
+    reporting.write([run.path], out=tmp_path / "report.html")
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    page.place, page.content_on_disk = tmp_path, (tmp_path / "report.html").read_text()
+    page.requests, page.complaints = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    yield page
+    outside = [url for url in page.requests if not url.startswith(("file:", "data:"))]
+    assert (outside, page.complaints) == ([], [])
+    page.close()
+
+
+def titled(page: Any, title: str) -> None:
+    """Wait until a class is looked at."""
+    expect = pytest.importorskip("playwright.sync_api").expect  # asks from outside: the page's policy forbids eval
+    expect(page.locator("#details-title")).to_have_text(title)
+
+
+def shown(page: Any) -> list[str]:
+    return page.locator("#grid li:visible .name").all_text_contents()
+
+
+def test_nothing_leaves_the_page_and_a_hostile_name_is_text(opened: Any) -> None:
+    assert shown(opened) == list(NAMES)
+    assert opened.title() == "planted · agnosco"
+    assert opened.locator("img[src='x']").count() == 0
+    assert len([url for url in opened.requests if url.startswith("file:")]) == 1
+
+
+def test_search_and_sort(opened: Any) -> None:
+    opened.fill("#search", "CRA")
+    assert shown(opened) == ["crane", "crane"]
+    assert opened.inner_text("#count") == "2 of 5 classes"
+    opened.fill("#search", "1")
+    assert shown(opened) == ["Castle"]
+    opened.fill("#search", "unheard of")
+    assert opened.locator("#nothing").is_visible()
+    opened.fill("#search", "")
+    opened.select_option("#sort", "name")
+    assert shown(opened) == [HOSTILE, "Castle", "crane", "crane", "tench"]
+    opened.select_option("#sort", "probability 0")
+    assert shown(opened) == list(NAMES[::-1])
+    opened.select_option("#sort", "z")
+    assert shown(opened)[0] == "Castle"
+
+
+def expects(locator: Any) -> Any:
+    return pytest.importorskip("playwright.sync_api").expect(locator)
+
+
+def seen(opened: Any) -> list[str]:
+    """The pictures of the first map that are to be seen, bottom first."""
+    return opened.locator("dialog .map").first.locator("img:visible").evaluate_all("all => all.map((one) => one.src)")
+
+
+def test_one_slider_moves_all_maps_of_a_class_and_of_the_next(opened: Any) -> None:
+    opened.click("#grid li:nth-child(2) a")
+    last = seen(opened)
+    expects(opened.locator("#stage-name")).to_have_text("refined")
+    opened.focus("#stage")
+    opened.keyboard.press("ArrowLeft")
+    earlier = seen(opened)
+    assert len(last) == len(earlier) == 1
+    assert last != earlier
+    assert opened.locator("dialog .shown").all_inner_texts() == ["Algorithm 1", "Algorithm 1"]  # both seeds
+    assert opened.get_attribute("#stage", "aria-valuetext") == "Algorithm 1"
+    opened.click("#next")
+    titled(opened, f"{HOSTILE} (2)")
+    expects(opened.locator("#stage-name")).to_have_text("Algorithm 1")
+    assert opened.locator("dialog .stage-picture:visible").count() == 2
+    assert opened.locator("dialog .stage-picture:visible").first.get_attribute("data-stage") == "Algorithm 1"
+
+
+def test_raw_and_xi_are_of_the_finished_map_and_lie_on_no_other(opened: Any) -> None:
+    opened.click("#grid li:nth-child(2) a")
+    opened.check("#xi")
+    assert len(seen(opened)) == 2
+    opened.check("#raw")
+    assert opened.locator("dialog .raw-picture:visible").count() == 2
+    assert opened.locator("dialog .stage-picture:visible").count() == 0
+    assert opened.locator("#stage").is_disabled()
+    assert opened.locator("#xi").is_enabled()
+    opened.keyboard.press("Escape")
+    opened.click("#grid li:nth-child(1) a")
+    assert opened.locator("dialog .raw-picture:visible").count() == 2  # kept from class to class
+    assert opened.is_checked("#xi")
+    opened.uncheck("#raw")
+    opened.focus("#stage")
+    opened.keyboard.press("ArrowLeft")
+    assert (opened.is_checked("#xi"), opened.locator("#xi").is_disabled()) == (False, True)
+    assert opened.locator("dialog .xi-picture:visible").count() == 0
+    assert "finished map" in opened.locator("label:has(#xi)").get_attribute("title")
+
+
+def test_a_class_that_the_search_hides_is_beside_none(opened: Any) -> None:
+    opened.fill("#search", "crane")
+    opened.evaluate("location.hash = '#1-castle'")
+    titled(opened, "Castle (1)")
+    assert (opened.locator("#previous").is_disabled(), opened.locator("#next").is_disabled()) == (True, True)
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("ArrowLeft")
+    titled(opened, "Castle (1)")
+    assert opened.url.endswith("#1-castle")
+
+
+@pytest.mark.parametrize("end", ["#%", "#%E0%A4%A", "#__proto__", "#classes", "#"])
+def test_a_link_to_nothing_opens_the_grid(opened: Any, end: str) -> None:
+    opened.goto("about:blank")
+    opened.goto((opened.place / "report.html").as_uri() + end)
+    assert shown(opened) == list(NAMES)
+    assert opened.inner_text("#count") == "5 classes"
+    opened.fill("#search", "castle")
+    assert shown(opened) == ["Castle"]
+
+
+def test_the_policy_refuses_every_request(opened: Any) -> None:
+    assert 'http-equiv="Content-Security-Policy" content="default-src &#39;none&#39;; ' in opened.content_on_disk
+    refused = opened.evaluate(
+        """async () => {
+          const refused = [];
+          document.addEventListener("securitypolicyviolation", (event) => refused.push(event.effectiveDirective));
+          await fetch("http://127.0.0.1:9/").catch(() => {});
+          await new Promise((done) => {
+            const image = new Image();
+            image.onerror = image.onload = done;
+            image.src = "http://127.0.0.1:9/x.png";
+          });
+          const frame = document.createElement("iframe");
+          frame.src = "http://127.0.0.1:9/";
+          document.body.append(frame);
+          await new Promise((done) => setTimeout(done, 50));
+          return refused.sort();
+        }"""
+    )
+    assert refused == ["connect-src", "frame-src", "img-src"]
+    opened.complaints.clear()  # the browser says so, as it should
+    opened.requests[:] = [url for url in opened.requests if "127.0.0.1:9" not in url]
+
+
+def test_a_class_is_printed_once_and_whole_and_nothing_else(opened: Any) -> None:
+    opened.emulate_media(media="print", color_scheme="dark")
+    assert opened.locator("main").is_visible()
+    opened.click("#grid li:nth-child(2) a")
+    assert not opened.locator("main").is_visible()
+    box, style = opened.locator("dialog").evaluate(
+        "(one) => [one.getBoundingClientRect().top, ['position', 'overflowY', 'maxHeight', 'backgroundColor']"
+        ".map((name) => getComputedStyle(one)[name])]"
+    )
+    assert box == 0
+    assert style == ["absolute", "visible", "none", "rgb(255, 255, 255)"]  # what is fixed is on every page
+    assert len(re.findall(rb"/Type\s*/Page\b", opened.pdf())) == 1
+
+
+def test_facts_are_folded_on_a_phone_and_open_elsewhere(opened: Any) -> None:
+    assert opened.locator(".facts").is_visible()
+    opened.set_viewport_size({"width": 390, "height": 800})
+    opened.reload()
+    assert not opened.locator(".facts").is_visible()
+    opened.click("summary")
+    assert opened.locator(".facts").is_visible()
+
+
+def test_without_javascript_there_are_no_dead_tools(chromium: Any, run: Run) -> None:
+    reporting.write([run.path])
+    page = chromium.new_context(java_script_enabled=False).new_page()
+    page.goto((run.path / "report.html").as_uri())
+    assert page.locator("#grid li:visible").count() == 5
+    assert not page.locator("form.tools").is_visible()
+    assert page.locator(".facts").is_visible()
+    page.context.close()
+
+
+LONG_NAME = "another network of a long name"
+
+
+def test_a_grid_of_several_runs_is_sorted_by_one_of_them(chromium: Any, run: Run, tmp_path: Path) -> None:
+    other = made(tmp_path / "other", ("whale", "tench", "Castle"), name=LONG_NAME, seeds=1)
+    reporting.write([run.path, other.path], out=tmp_path / "two.html")
+    page = chromium.new_page()
+    page.goto((tmp_path / "two.html").as_uri())
+    labels = page.locator("#sort option").all_inner_texts()
+    assert labels[2:] == [
+        "p(class) by planted, greatest first", "images moved by planted, most first",
+        f"p(class) by {LONG_NAME}, greatest first", f"images moved by {LONG_NAME}, most first",
+    ]  # fmt: skip
+    page.select_option("#sort", label=labels[4])
+    assert shown(page)[:3] == ["Castle", "tench", "whale"]  # 0.2, 0.1 and 0; those it has not come last
+    page.select_option("#sort", label=labels[2])
+    assert shown(page) == ["crane", "crane", HOSTILE, "Castle", "tench", "whale"]
+    assert page.locator("#grid li:has-text('whale') .none").text_content() == "no map"
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.close()
+
+
+def test_a_class_has_a_link_of_its_own(opened: Any) -> None:
+    opened.goto(opened.url.split("#")[0] + "#1-castle")
+    titled(opened, "Castle (1)")
+    opened.go_back()
+    assert not opened.locator("dialog").is_visible()
+
+
+def test_the_keyboard_reaches_everything(opened: Any) -> None:
+    reached: list[str] = []
+    for _ in range(60):
+        opened.keyboard.press("Tab")
+        reached.append(opened.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+    assert {"search", "sort", *(f"tile-{name}" for name in ("0-tench", "1-castle", "4-crane"))} <= set(reached)
+    assert "manifest.json" in reached
+    opened.focus("#tile-0-tench")
+    opened.keyboard.press("Enter")
+    titled(opened, "tench (0)")
+    opened.keyboard.press("ArrowRight")
+    titled(opened, "Castle (1)")
+    inside: list[str] = []
+    for _ in range(12):
+        opened.keyboard.press("Tab")
+        inside.append(opened.evaluate(FOCUSED))
+    assert {"previous", "next", "close", "stage", "raw", "xi"} <= set(inside)
+    opened.keyboard.press("Escape")
+    assert not opened.locator("dialog").is_visible()
+    pytest.importorskip("playwright.sync_api").expect(opened.locator("#tile-1-castle")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_overflows_and_axe_finds_nothing_serious(opened: Any, scheme: str, width: int) -> None:
+    opened.emulate_media(color_scheme=scheme)
+    opened.set_viewport_size({"width": width, "height": 800})
+    if not AXE.is_file():
+        without("there is no axe-core: make browser")
+    for state in ("grid", "details"):
+        if state == "details":
+            opened.click("#grid li:nth-child(3) a")
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert opened.evaluate(wide) == 0
+        assert opened.evaluate("(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog'))") == 0
+        opened.evaluate(AXE.read_text(encoding="utf-8"))
+        violations = opened.evaluate("axe.run().then((found) => found.violations)")
+        serious = [
+            (one["id"], [node["target"] for node in one["nodes"]][:3])
+            for one in violations
+            if one["impact"] in ("serious", "critical")
+        ]
+        assert serious == []

@@ -1,0 +1,168 @@
+"""Maps made on a cluster: two worker nodes on this machine, one of whose workers is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from agnosco import Classifier, Config, Samples, load, preset
+from agnosco.errors import AgnoscoError
+from agnosco.method.maker import Job
+from agnosco.models.classifier import Classifier as Loaded
+from agnosco.runs.cluster import Cluster, versions
+from agnosco.runs.jobs import run_maps
+from agnosco.runs.manifest import write_manifest
+from agnosco.runs.run import MANIFEST, Run
+
+ray = pytest.importorskip("ray")
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+benchmark = pytest.importorskip("cluster")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets and of what it deprecates
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    from ray.cluster_utils import Cluster as Nodes
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    yield str(nodes.address)
+    nodes.shutdown()
+
+
+def network() -> Loaded:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 12),
+    )  # fmt: skip
+    return Classifier(model, size=16, name="small")
+
+
+def settings(steps: int) -> Config:
+    return Config(replace(preset("quick").mapper, steps=steps), refine=None, cycles=1)
+
+
+def files(run: Run) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(run.path.glob("*/*"))}
+
+
+def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(address: str, tmp_path: Path) -> None:
+    classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(600)
+    killed: list[int] = []
+    with Cluster(address) as cluster:
+        assert cluster.workers == 2
+        run = cluster.run(str(tmp_path / "cluster"), classifier=classifier, samples=samples, config=config)
+
+        def on_step(step: Any) -> None:
+            if not killed:
+                killed.extend(benchmark.kill_a_worker())
+
+        maps = run_maps(run, classifier, samples, range(12), made=cluster.made, on_step=on_step)
+        made = [(one.entry["index"], one.entry["seed"]) for one in maps]
+    assert killed
+    assert sorted(made) == [(label, 0) for label in range(12)]
+
+    # In one process, the same groups: of the same settings, none made yet.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / MANIFEST).write_bytes(write_manifest(run.settings, Run.open(run.path).groups, []))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        list(run_maps(Run.open(alone), classifier, samples, range(12)))
+    finally:
+        torch.set_num_threads(threads)
+    assert files(Run.open(alone)) == files(Run.open(run.path))
+    assert len(files(run)) == 4 * 12
+
+
+def test_what_a_user_can_mend_is_said_as_it_is_on_one_machine(address: str, tmp_path: Path) -> None:
+    classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
+    with Cluster(address) as cluster:
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
+        with torch.no_grad():
+            next(iter(classifier.model.parameters())).fill_(float("nan"))
+        cluster.send(classifier, samples, config)
+        with pytest.raises(AgnoscoError, match="not finite"):
+            list(run_maps(run, classifier, samples, [0], made=cluster.made))
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (1, 1)])
+def test_a_worker_that_fits_nowhere_is_said_so(address: str, cpus: int, gpus: float) -> None:
+    with pytest.raises(AgnoscoError, match="no machine of the cluster has"):
+        Cluster(address, cpus=cpus, gpus=gpus)
+
+
+def test_workers_of_other_versions_are_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agnosco.runs.cluster.versions", lambda: versions() | {"torch": "0.1"})
+    with Cluster(address) as cluster:
+        samples = Samples.noise((3, 16, 16), count=40)
+        with pytest.raises(AgnoscoError, match="other versions"):
+            cluster.send(network(), samples, settings(2))
+
+
+def test_no_cluster_is_said_in_two_lines(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match="no Ray cluster at"):
+        Cluster("127.0.0.1:1")
+
+
+def test_progress_comes_from_all_workers(address: str, tmp_path: Path) -> None:
+    classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(40)
+    seen: dict[Any, int] = {}
+    with Cluster(address) as cluster:
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
+
+        def on_step(step: Any) -> None:
+            seen[Job(step.label, step.seed)] = step.done
+
+        list(run_maps(run, classifier, samples, range(4), made=cluster.made, on_step=on_step))
+    assert set(seen) == {Job(label, 0) for label in range(4)}
+    assert all(0 < done <= 40 for done in seen.values())  # a worker's last word may come too late
+
+
+def test_without_a_queue_the_work_goes_on_without_progress(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
+    ordinary = Cluster._queue
+
+    def lost(self: Cluster) -> Any:
+        queue = ordinary(self)
+        ray.kill(queue.actor)
+        return queue
+
+    monkeypatch.setattr(Cluster, "_queue", lost)
+    with Cluster(address) as cluster:
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
+        assert len(list(run_maps(run, classifier, samples, [0, 1], made=cluster.made, on_step=print))) == 2
+
+
+def test_the_code_of_a_python_file_and_of_what_it_imports_from_beside_it_is_sent(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = (
+        "from torch import nn\nclass Squeeze(nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3))\n"
+    )
+    (tmp_path / "beside_the_net.py").write_text(beside)
+    (tmp_path / "net.py").write_text(
+        "from beside_the_net import Squeeze\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n    def __init__(self):\n        super().__init__(Squeeze(), nn.Linear(3, 4))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    classifier = load(f"python:{tmp_path / 'net.py'}:Net", trust_code=True, size=8)
+    with Cluster(address) as cluster:
+        machine = cluster.send(classifier, Samples.noise((3, 8, 8), count=40), settings(2))
+    assert machine.threads == 1

@@ -1,0 +1,603 @@
+"""The local runner: what is finished stays, what is not is made, to the same bits however often it is broken off."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from agnosco.cli.console import Output
+from agnosco.data.samples import Samples
+from agnosco.errors import AgnoscoError
+from agnosco.io import storage
+from agnosco.method import maker
+from agnosco.method.ball import L2, AutoL2, Sparse
+from agnosco.method.checkpoint import KEY, _digest, _metadata, packed, unpacked
+from agnosco.method.maker import Config, Job, Maker, Progress, groups_of
+from agnosco.method.parameterization import Data, Spectral
+from agnosco.method.reference import MapperConfig
+from agnosco.method.refine import RefineConfig
+from agnosco.method.transforms import Crops
+from agnosco.models.classifier import Classifier
+from agnosco.runs import jobs
+from agnosco.runs import run as run_module
+from agnosco.runs.jobs import Finished, run_maps
+from agnosco.runs.run import Run
+
+SHAPE = (3, 12, 10)
+LABELS = ("ant", "bee", "cat", "dog", "eel")
+CONFIG = Config(MapperConfig(batch=4, steps=4, ball=L2(200.0)), RefineConfig(steps=3), cycles=2)
+CPU = torch.device("cpu")
+
+
+def network(labels: tuple[str, ...] = LABELS) -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 10 * 8, 5))
+    return Classifier(model, size=SHAPE[1:], labels=labels)
+
+
+def samples() -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    return Samples(torch.randint(256, (20, *SHAPE), generator=generator).to(torch.uint8), source="photographs")
+
+
+@pytest.fixture(autouse=True)
+def two_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of two maps at most."""
+    ready = maker._ready
+    monkeypatch.setattr(maker, "_ready", lambda *args: (ready(*args)[0], 2, ready(*args)[2]))
+
+
+def create(path: Path | str, config: Config = CONFIG) -> Run:
+    return Run.create(path, classifier=network(), samples=samples(), config=config)
+
+
+def make(
+    path: Path | str, *, config: Config = CONFIG, classes: tuple[int, ...] = (0, 1, 2, 3, 4), **options: Any
+) -> Any:
+    return list(run_maps(create(path, config), network(), samples(), classes, **options))
+
+
+def keys(finished: list[Finished]) -> list[tuple[int, int]]:
+    return [(one.entry["index"], one.entry["seed"]) for one in finished]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    with pytest.MonkeyPatch.context() as patch:
+        ready = maker._ready
+        patch.setattr(maker, "_ready", lambda *args: (ready(*args)[0], 2, ready(*args)[2]))
+        folder = tmp_path_factory.mktemp("run") / "run"
+        make(folder)
+    return files(folder)
+
+
+def after(steps: int, error: BaseException) -> Callable[[Progress], None]:
+    """Raises an error once so many steps of maps are done."""
+    done: list[Progress] = []
+
+    def on_step(step: Progress) -> None:
+        done.append(step)
+        if len(done) == steps:
+            raise error
+
+    return on_step
+
+
+# -- groups ------------------------------------------------------------------------------------
+
+
+def test_groups_are_equal_and_as_few_as_can_be() -> None:
+    found = groups_of([Job(label, 0) for label in range(7)], 3)
+    assert [len(group) for group in found] == [3, 3, 1]
+    assert [len(group) for group in groups_of([Job(label, 0) for label in range(8)], 5)] == [4, 4]
+    assert groups_of([], 3) == []
+
+
+def test_groups_are_written_before_the_work_begins(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "run", on_step=after(1, KeyboardInterrupt()))
+    data = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert data["groups"] == [[[0, 0], [1, 0]], [[2, 0], [3, 0]], [[4, 0]]]
+    assert data["maps"] == []
+
+
+def test_a_group_is_made_again_whole_and_what_it_has_is_left_alone(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    folder = tmp_path / "run"
+    make(folder)
+    for kind in ("json", "safetensors"):
+        (folder / f"maps/0003-dog-s0.{kind}").unlink()
+    stamp = (folder / "maps/0002-cat-s0.safetensors").stat().st_mtime_ns
+    made_for: list[tuple[int, int]] = []
+    finished = make(folder, on_step=lambda step: made_for.append((step.label, step.seed)))
+    assert keys(finished) == [(3, 0)]
+    assert set(made_for) == {(2, 0), (3, 0)}  # beside the one that it was made with
+    assert (folder / "maps/0002-cat-s0.safetensors").stat().st_mtime_ns == stamp
+    assert files(folder).items() >= {k: v for k, v in undisturbed.items()}.items()
+
+
+def test_what_is_there_stays_and_new_classes_get_groups_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert keys(make(folder, classes=(0, 1, 2))) == [(0, 0), (1, 0), (2, 0)]
+    before = files(folder)
+    assert keys(make(folder, classes=(1, 2, 3, 4))) == [(3, 0), (4, 0)]
+    assert files(folder).items() >= {k: v for k, v in before.items() if k != "manifest.json"}.items()
+    assert json.loads((folder / "manifest.json").read_text())["groups"] == [
+        [[0, 0], [1, 0]], [[2, 0]], [[3, 0], [4, 0]],
+    ]  # fmt: skip
+    assert make(folder) == []
+
+
+def test_a_command_for_one_class_finishes_the_group_that_it_was_begun_in(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "run", on_step=after(1, KeyboardInterrupt()))
+    assert keys(make(tmp_path / "run", classes=(3,))) == [(2, 0), (3, 0)]
+
+
+# -- what is damaged ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("maps/0001-bee-s0.safetensors", "flip", "0001-bee-s0.safetensors is damaged"),
+        ("maps/0001-bee-s0.safetensors", "cut", "0001-bee-s0.safetensors is damaged"),
+        ("maps/0001-bee-s0.safetensors", "remove", "0001-bee-s0.safetensors is missing"),
+    ],
+)
+def test_a_damaged_map_is_made_again(
+    tmp_path: Path, undisturbed: dict[str, bytes], name: str, damage: str, told: str
+) -> None:
+    folder = tmp_path / "run"
+    make(folder)
+    spoil(folder / name, damage)
+    found: list[list[str]] = []
+    finished = make(folder, on_found=lambda standing: found.append(standing.damaged))
+    assert found == [[told]]
+    assert keys(finished) == [(1, 0)]
+    assert files(folder) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("maps/0001-bee-s0.json", "flip"),
+        ("maps/0001-bee-s0.json", "cut"),
+        ("maps/0001-bee-s0.json", "remove"),
+        ("pictures/0001-bee-s0.png", "remove"),
+        ("pictures/0001-bee-s0-raw.png", "remove"),
+    ],
+)
+@pytest.mark.parametrize("asked_for", [0, 50], ids=["listed", "asked for"])
+def test_what_follows_from_a_map_is_written_anew_without_making_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], name: str, damage: str,
+    asked_for: int,
+) -> None:  # fmt: skip
+    folder = tmp_path / "run"
+    make(folder)
+    monkeypatch.setattr(run_module, "ASKED_FOR", asked_for)
+    spoil(folder / name, damage)
+    assert make(folder) == []
+    assert files(folder) == undisturbed
+
+
+def test_an_entry_that_no_index_knows_is_damaged_and_made_again(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):  # after the first group: the index is written when it is interrupted
+        make(folder, on_step=after(29, KeyboardInterrupt()))
+    data = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(data | {"maps": []}))  # as a kill leaves it
+    spoil(folder / "maps/0000-ant-s0.json", "flip")
+    with pytest.warns(UserWarning, match="lacks maps whose entries are damaged .0000-ant-s0: 1 in all"):
+        assert [entry["index"] for entry in Run.open(folder).entries] == [1]
+    found: list[list[str]] = []
+    assert keys(make(folder, on_found=lambda one: found.append(one.damaged)))[0] == (0, 0)
+    assert found == [["0000-ant-s0.json is damaged"]]
+    assert files(folder) == undisturbed
+
+
+def spoil(path: Path, damage: str) -> None:
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+def test_runs_of_before_are_opened_and_continued(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    folder = tmp_path / "run"
+    make(folder)
+    for path in (folder / "maps").glob("*.json"):
+        path.unlink()
+    data = json.loads((folder / "manifest.json").read_text())
+    del data["groups"]
+    data["maps"] = [{key: value for key, value in entry.items() if key != "check"} for entry in data["maps"]]
+    (folder / "manifest.json").write_text(json.dumps(data))
+    assert len(list(Run.open(folder).maps())) == 5
+    assert make(folder) == []
+    assert {name for name in files(folder)} == set(undisturbed)  # entries are written, maps are not made
+
+
+# -- checkpoints -------------------------------------------------------------------------------
+
+BROKEN_OFF = {
+    "the paper's two cycles": CONFIG,
+    "data coordinates, crops, average, coarse": Config(
+        MapperConfig(batch=4, steps=6, step=0.1, direction="plus", clip="masked", contrast=(0.5, 1.0),
+                     coordinates=Data(), views=Crops((0.3, 1.0)), average=0.5, coarse=0.4, ball=L2(200.0)),
+        refine=None, cycles=1,
+    ),
+    "growing ball, spectral": Config(
+        MapperConfig(batch=4, steps=4, step=0.1, coordinates=Spectral(), ball=AutoL2(30.0, growth=1.5, success=0.9)),
+        RefineConfig(steps=3, rate=0.05), cycles=2,
+    ),
+    "sparse, dropout": Config(
+        MapperConfig(batch=4, steps=6, step=0.1, dropout=0.2, ball=Sparse(pixels=9)), refine=None, cycles=2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", BROKEN_OFF.values(), ids=BROKEN_OFF)
+def test_a_group_goes_on_to_the_same_bits_from_every_step(config: Config) -> None:
+    kept, _ = samples().split(0.2, seed=0)
+    maker, group, about = Maker(network(), kept, config), [Job(1, 0), Job(3, 2)], {"of": "this"}
+    states: list[bytes] = []
+    whole = list(maker.make(group, keep=lambda state: states.append(packed(state, about))))
+    assert len(states) == config.steps + len(config.stages)
+    assert len(set(states)) == len(states)
+    for content in states:
+        state = unpacked(content, about, CPU)
+        assert state is not None
+        told: list[Progress] = []
+        done = len(state.traces[0]) + len(state.loop.trace if state.loop else [])
+        for one, again in zip(whole, maker.make(group, state=state, on_step=told.append), strict=True):
+            assert len(told) == 2 * (config.steps - done)  # it does not begin anew
+            assert torch.equal(one.nu, again.nu)
+            assert one.trace == again.trace
+            assert list(one.stages) == list(again.stages)
+            assert all(torch.equal(one.stages[name], again.stages[name]) for name in one.stages)
+            assert one.probability == again.probability
+
+
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_none() -> None:
+    kept, _ = samples().split(0.2, seed=0)
+    states: list[bytes] = []
+    about = {"of": "this"}
+    list(Maker(network(), kept, CONFIG).make([Job(1, 0)], keep=lambda state: states.append(packed(state, about))))
+    content = states[5]
+    assert unpacked(content, about, CPU) is not None
+    assert unpacked(content, {"of": "that"}, CPU) is None
+    assert unpacked(b"", about, CPU) is None
+    for place in range(0, len(content), 997):
+        spoiled = bytearray(content)
+        spoiled[place] ^= 4
+        assert unpacked(bytes(spoiled), about, CPU) is None, place
+        assert unpacked(content[:place], about, CPU) is None
+
+
+def swapped(**tensors: Tensor | None) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    """Other tensors in a checkpoint; none for None. Two underscores stand for a slash, one for a blank."""
+
+    def change(there: dict[str, Tensor], _: dict[str, Any]) -> None:
+        for key, tensor in tensors.items():
+            name = key.replace("__", "/").replace("_", " ")
+            assert name in there
+            if tensor is None:
+                del there[name]
+            else:
+                there[name] = tensor
+
+    return change
+
+
+def all_stages_of_nothing(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+    """A group that is finished, by what it says: black maps, made in no steps."""
+    told |= {"stages": CONFIG.stages, "loop": None}
+    tensors |= {f"stages/{name}": torch.zeros(2, 3, 12, 10) for name in CONFIG.stages}
+    tensors["traces"] = torch.zeros(2, 0, 5, dtype=torch.float64)
+
+
+def too_many_stages(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+    told["stages"] = [*CONFIG.stages, "map 3"]
+    tensors |= {f"stages/{name}": torch.zeros(2, 3, 12, 10) for name in told["stages"]}
+
+
+def another_stage(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+    told["stages"] = ["refine 1"]
+    tensors["stages/refine 1"] = tensors.pop("stages/map 1")
+
+
+def endless_map(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
+    tensors["stages/map 1"][1, 0, 0, 0] = float("inf")
+
+
+def another_attribute(_: dict[str, Tensor], told: dict[str, Any]) -> None:
+    told["ball"]["basis"] = 1.0
+
+
+TRACE = torch.ones(2, 3, 5, dtype=torch.float64)
+CRAFTED = {
+    "infinite step": swapped(traces=torch.full((2, 4, 5), float("inf"), dtype=torch.float64)),
+    "infinite step of the loop": swapped(loop__trace=torch.full((2, 2, 5), float("inf"), dtype=torch.float64)),
+    "shape of w": swapped(loop__w=torch.zeros(2, 3, 12, 9)),
+    "numbers of w": swapped(loop__w=torch.zeros(2, 3, 12, 10, dtype=torch.float64)),
+    "shape of Xi": swapped(loop__kept=torch.zeros(2, 3, 12, 10)),
+    "shape of success": swapped(loop__success=torch.zeros(3)),
+    "no moments": swapped(loop__mu=None),
+    "fewer generators": lambda tensors, _: tensors.update(generators=tensors["generators"][:1]),
+    "short traces": swapped(traces=TRACE),
+    "fewer traces": swapped(traces=torch.ones(1, 4, 5, dtype=torch.float64)),
+    "columns of traces": swapped(traces=torch.ones(2, 4, 4, dtype=torch.float64)),
+    "long loop": swapped(loop__trace=torch.ones(60, 2, 5, dtype=torch.float64)),
+    "loop of three maps": swapped(loop__trace=torch.ones(2, 3, 5, dtype=torch.float64)),
+    "shape of a stage": swapped(stages__map_1=torch.zeros(2, 3, 12, 9)),
+    "maps of a stage": swapped(stages__map_1=torch.zeros(3, 3, 12, 10)),
+    "endless map": endless_map,
+    "stages of nothing": all_stages_of_nothing,
+    "too many stages": too_many_stages,
+    "another stage": another_stage,
+    "another attribute": another_attribute,
+    "averaged": lambda _, told: told["loop"].update(averaged="3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CRAFTED.values(), ids=CRAFTED)
+def test_a_checkpoint_that_was_made_to_harm_is_none(
+    change: Callable[[dict[str, Tensor], dict[str, Any]], None],
+) -> None:
+    """Its digest is right; a group begins anew, to the bits that it would have without."""
+    kept, _ = samples().split(0.2, seed=0)
+    maker, group, about = Maker(network(), kept, CONFIG), [Job(1, 0), Job(3, 2)], {"of": "this"}
+    states: list[bytes] = []
+    whole = list(maker.make(group, keep=lambda state: states.append(packed(state, about))))
+    content = states[CONFIG.mapper.steps + 2]  # in the middle of the refinement
+    told = json.loads(_metadata(content)[KEY])
+    tensors = load(content)
+    change(tensors, told)
+    del told["digest"]
+    told["digest"] = _digest(tensors, told)
+    state = unpacked(save(tensors, {KEY: json.dumps(told)}), about, CPU)
+    for one, again in zip(whole, maker.make(group, state=state), strict=True):
+        assert one.trace == again.trace
+        assert list(one.stages) == list(again.stages)
+        assert all(torch.equal(one.stages[name], again.stages[name]) for name in one.stages)
+
+
+@pytest.mark.parametrize(
+    "steps", [1, 10, 14 * 2 + 1, 14 * 2 + 9]
+)  # in the first group and in the second, which two maps share
+def test_it_goes_on_from_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], steps: int
+) -> None:
+    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        make(folder, on_step=after(steps, ZeroDivisionError()))
+    done = (steps - 1) % 28 // 2  # steps of two maps that were finished before
+    assert len(list((folder / "checkpoints").glob("*"))) == (done > 0)
+    seen: list[int] = []
+    make(folder, on_step=lambda step: seen.append(step.done))
+    assert seen[0] == done + 1
+    assert files(folder) == undisturbed
+    assert not (folder / "checkpoints").exists()
+
+
+def test_no_checkpoint_of_what_is_done_sooner(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "run", on_step=after(25, KeyboardInterrupt()))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_interruption_writes_a_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(float(seconds) for seconds in range(10, 10_000, 10))
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(jobs, "EVERY", 59.0)  # six readings of the clock
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, on_step=after(2 * 8 + 1, KeyboardInterrupt()))
+    seen: list[int] = []
+    make(folder, on_step=lambda step: seen.append(step.done))
+    assert seen[0] == 9
+
+
+def test_a_foreign_checkpoint_is_ignored_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes]
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "EVERY", 0.0)
+        with pytest.raises(ZeroDivisionError):
+            make(folder, on_step=after(9, ZeroDivisionError()))
+    (name,) = (folder / "checkpoints").iterdir()
+    spoil(name, "flip")
+    old = shutil.copy(name, name.with_name("old.safetensors"))
+    os.utime(old, (0, 0))
+    fresh = Path(shutil.copy(name, name.with_name("fresh.safetensors")))  # may be another process's
+    seen: list[int] = []
+    make(folder, on_step=lambda step: seen.append(step.done))
+    assert seen[0] == 1
+    assert [path.name for path in fresh.parent.iterdir()] == ["fresh.safetensors"]
+    fresh.unlink()
+    assert files(folder) == undisturbed
+
+
+def test_the_checkpoint_of_another_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    mine = run_maps(create(tmp_path / "run"), network(), samples(), [0, 1])
+    next(mine)  # begun, before the other is
+    with pytest.raises(ZeroDivisionError):
+        list(run_maps(create(tmp_path / "run"), network(), samples(), [2, 3], on_step=after(9, ZeroDivisionError())))
+    list(mine)
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_what_is_computed_and_not_stored_is_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes]
+) -> None:
+    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    folder = tmp_path / "run"
+    add = Run.add
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Run, "add", broken)
+    with pytest.raises(ZeroDivisionError):
+        make(folder, classes=(0, 1))
+    monkeypatch.setattr(Run, "add", add)
+    seen: list[int] = []
+    assert len(make(folder, classes=(0, 1), on_step=lambda step: seen.append(step.done))) == 2
+    assert seen == []
+    stem = "maps/0001-bee-s0.safetensors"
+    assert files(folder)[stem] == undisturbed[stem]
+
+
+# -- two at once -------------------------------------------------------------------------------
+
+
+def test_a_group_that_another_process_has_made_is_skipped(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    folder = tmp_path / "run"
+    one, other = create(folder), create(folder)
+    first = run_maps(one, network(), samples(), range(5))
+    assert keys([next(first)]) == [(0, 0)]
+    assert len(list(run_maps(other, network(), samples(), range(5)))) == 4
+    assert keys(list(first)) == [(1, 0)]  # of its own group, which it had in hand
+    assert files(folder) == undisturbed
+
+
+def test_two_with_other_classes_keep_what_each_has_written(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = run_maps(create(folder), network(), samples(), [0, 1, 2])
+    next(first)
+    second = run_maps(create(folder), network(), samples(), [2, 3, 4])
+    next(second)
+    list(first)
+    list(second)
+    data = json.loads((folder / "manifest.json").read_text())
+    assert data["groups"] == [[[0, 0], [1, 0]], [[2, 0]], [[3, 0], [4, 0]]]
+    assert [entry["index"] for entry in data["maps"]] == [0, 1, 2, 3, 4]
+
+
+# -- what goes wrong ---------------------------------------------------------------------------
+
+
+def failing(number: int, count: int) -> Callable[[Path, bytes], None]:
+    """Writing, of which the last half of a file fails from the so many-th file on."""
+    write, written = storage._write, []
+
+    def half(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) < count:
+            return write(path, content)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+            return write(path, content)
+
+    return half
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "hint"),
+    [
+        (errno.ENOSPC, "no space left on device", "free some space"),
+        (errno.EROFS, "read-only file system", "make it writable"),
+        (errno.EIO, "input/output error", "the same command again"),
+    ],
+)
+def test_a_disk_that_fails_leaves_what_is_finished_and_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], number: int, error: str, hint: str
+) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setattr(storage, "_write", failing(number, 8))  # the manifest, four of the first map, three of the next
+    with pytest.raises(AgnoscoError, match=error) as caught:
+        make(folder)
+    assert hint in caught.value.hint
+    stem = "0000-ant-s0"
+    assert set(files(folder)) >= {f"maps/{stem}.json", f"maps/{stem}.safetensors"}
+    assert not [name for name in files(folder) if storage.PART in name]
+    assert [entry["index"] for entry in Run.open(folder).entries] == [0]
+    monkeypatch.undo()
+
+
+def test_it_goes_on_once_there_is_space(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_write", failing(errno.ENOSPC, 8))
+        with pytest.raises(AgnoscoError):
+            make(folder)
+    assert keys(make(folder)) == [(1, 0), (2, 0), (3, 0), (4, 0)]
+    assert files(folder) == undisturbed
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["gone", "emptied"])
+def test_a_folder_that_vanishes_is_not_begun_again(tmp_path: Path, left: bool) -> None:
+    folder = tmp_path / "run"
+    maps = run_maps(create(folder), network(), samples(), range(5))
+    next(maps)
+    shutil.rmtree(folder)
+    if left:
+        folder.mkdir()
+    with pytest.raises(AgnoscoError, match="gone"):
+        list(maps)
+    assert files(tmp_path) == {}
+
+
+# -- signals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_a_command_and_leave_what_is_finished(tmp_path: Path, number: int, code: int) -> None:
+    output = Output(quiet=True)
+    steps: list[Progress] = []
+
+    def command() -> None:
+        for _ in run_maps(create(tmp_path / "run"), network(), samples(), range(5), on_step=step):
+            pass
+
+    def step(progress: Progress) -> None:
+        steps.append(progress)
+        if len(steps) == 29:
+            signal.raise_signal(number)
+
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert output.run(command) == code
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [entry["index"] for entry in Run.open(tmp_path / "run").entries] == [0, 1]
+
+
+def test_a_finished_map_is_kept_whatever_its_class_is_called_now(tmp_path: Path) -> None:
+    make(tmp_path / "run", classes=(0, 1))
+    renamed = network(tuple(name.upper() + " the animal" for name in LABELS))
+    run = Run.create(tmp_path / "run", classifier=renamed, samples=samples(), config=CONFIG)
+    assert list(run_maps(run, renamed, samples(), [0, 1])) == []
+
+
+def test_other_settings_are_another_run(tmp_path: Path) -> None:
+    make(tmp_path / "run", classes=(0,))
+    with pytest.raises(AgnoscoError, match="other settings"):
+        make(tmp_path / "run", config=replace(CONFIG, cycles=1))
