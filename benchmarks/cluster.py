@@ -25,9 +25,9 @@ from growth import config, network
 from pages import made_on, markdown, put
 
 from agnosco import Run, Samples
-from agnosco.method.maker import Progress
 from agnosco.runs.cluster import Cluster
 from agnosco.runs.jobs import run_maps
+from agnosco.types import Progress
 
 MAPS, STEPS, SIZE = 100, 200, 64
 PATH = RESULTS / "cluster.json"

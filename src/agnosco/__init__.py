@@ -4,14 +4,15 @@ from .data.samples import Samples
 from .errors import AgnoscoError, AgnoscoWarning
 from .method.ball import L2, AutoL2, Sparse
 from .method.concept import ConceptMap
-from .method.maker import PRESETS, Config, Progress, map_class, map_classes, preset
+from .method.maker import PRESETS, Config, map_class, map_classes, preset
 from .method.parameterization import Data, Pixel, Spectral
-from .method.reference import MapperConfig, Step
+from .method.reference import MapperConfig
 from .method.refine import RefineConfig
 from .method.transforms import AsIs, Crops
 from .models.classifier import Classifier
 from .models.loading import load
 from .runs.run import Run, remake
+from .types import Progress, Step
 
 __version__ = "0.1.0"
 

@@ -21,7 +21,6 @@ from agnosco.method.ball import L2, AutoL2, Sparse
 from agnosco.method.maker import (
     PRESETS,
     Config,
-    Progress,
     config_from_json,
     config_to_json,
     describe,
@@ -37,6 +36,7 @@ from agnosco.method.reference import MapperConfig, saliency_map
 from agnosco.method.refine import RefineConfig, refine
 from agnosco.method.transforms import AsIs, Crops
 from agnosco.models.classifier import Classifier
+from agnosco.types import Progress
 
 SHAPE = (3, 8, 8)
 SMALL = Config(MapperConfig(batch=4, steps=3), RefineConfig(steps=2), cycles=2)

@@ -15,10 +15,11 @@ from agnosco.method.ball import L2, AutoL2, Sparse
 from agnosco.method.maker import generator_for
 from agnosco.method.mapper import Lockstep
 from agnosco.method.parameterization import Data, Spectral
-from agnosco.method.reference import MapperConfig, Step, saliency_map
+from agnosco.method.reference import MapperConfig, saliency_map
 from agnosco.method.refine import RefineConfig, refine
 from agnosco.method.transforms import Crops
 from agnosco.models.classifier import Classifier
+from agnosco.types import Step
 
 SHAPE = (3, 12, 10)
 CPU = torch.device("cpu")

@@ -21,7 +21,6 @@ from agnosco.method.reference import (
     LOSSES,
     MapperConfig,
     Moments,
-    Step,
     class_loss,
     draw_contrasts,
     faded,
@@ -31,6 +30,7 @@ from agnosco.method.reference import (
 )
 from agnosco.method.transforms import AsIs, Crops, Views
 from agnosco.models.classifier import Classifier
+from agnosco.types import Step
 
 CPU = torch.device("cpu")
 

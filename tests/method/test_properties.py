@@ -35,10 +35,11 @@ from agnosco.method.reference import CLIPS, DIRECTIONS, LOSSES, MapperConfig
 from agnosco.method.refine import RefineConfig
 from agnosco.method.render import contact_sheet, enlarged, png, stretched, to_picture
 from agnosco.method.transforms import AsIs, Crops, Views, look
-from agnosco.models.classifier import Classifier, spelling
+from agnosco.models.classifier import Classifier
 from agnosco.reports import classes as report_classes
 from agnosco.runs.manifest import slug
 from agnosco.runs.run import Run
+from agnosco.text import spelling
 
 CPU = torch.device("cpu")
 

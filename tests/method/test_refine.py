@@ -15,9 +15,10 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method.ball import L2
 from agnosco.method.parameterization import Coordinates, Data, Pixel, Spectral
-from agnosco.method.reference import MapperConfig, Step
+from agnosco.method.reference import MapperConfig
 from agnosco.method.refine import RefineConfig, attention, refine
 from agnosco.models.classifier import Classifier
+from agnosco.types import Step
 
 CPU = torch.device("cpu")
 SHAPE = (3, 8, 8)

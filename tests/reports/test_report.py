@@ -33,7 +33,7 @@ from agnosco.data.samples import Samples
 from agnosco.evaluate import transfer
 from agnosco.method.concept import ConceptMap
 from agnosco.method.maker import Config, config_to_json, preset
-from agnosco.method.reference import MapperConfig, Step
+from agnosco.method.reference import MapperConfig
 from agnosco.models.architectures import created
 from agnosco.models.classifier import Classifier
 from agnosco.reports.classes import aligned
@@ -42,6 +42,7 @@ from agnosco.reports.pictures import BUDGET, FITS, fit_for, pictures, stage_in_w
 from agnosco.reports.runs import LARGEST, facts_of, names_of
 from agnosco.runs.manifest import slug
 from agnosco.runs.run import Run
+from agnosco.types import Step
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">"
 NAMES = ("tench", "Castle", HOSTILE, "crane", "crane")

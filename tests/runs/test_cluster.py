@@ -15,12 +15,12 @@ from torch import nn
 
 from agnosco import Classifier, Config, Samples, load, preset
 from agnosco.errors import AgnoscoError
-from agnosco.method.maker import Job
 from agnosco.models.classifier import Classifier as Loaded
 from agnosco.runs.cluster import Cluster, versions
 from agnosco.runs.jobs import run_maps
 from agnosco.runs.manifest import write_manifest
 from agnosco.runs.run import MANIFEST, Run
+from agnosco.types import Job
 
 ray = pytest.importorskip("ray")
 

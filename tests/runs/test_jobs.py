@@ -24,7 +24,7 @@ from agnosco.io import storage
 from agnosco.method import maker
 from agnosco.method.ball import L2, AutoL2, Sparse
 from agnosco.method.checkpoint import KEY, _digest, _metadata, packed, unpacked
-from agnosco.method.maker import Config, Job, Maker, Progress, groups_of
+from agnosco.method.maker import Config, Maker, groups_of
 from agnosco.method.parameterization import Data, Spectral
 from agnosco.method.reference import MapperConfig
 from agnosco.method.refine import RefineConfig
@@ -34,6 +34,7 @@ from agnosco.runs import jobs
 from agnosco.runs import run as run_module
 from agnosco.runs.jobs import Finished, run_maps
 from agnosco.runs.run import Run
+from agnosco.types import Job, Progress
 
 SHAPE = (3, 12, 10)
 LABELS = ("ant", "bee", "cat", "dog", "eel")

@@ -25,13 +25,15 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.method.ball import L2
 from agnosco.method.concept import ConceptMap
-from agnosco.method.maker import Config, Job, config_to_json, map_class
-from agnosco.method.reference import MapperConfig, Step
+from agnosco.method.maker import Config, config_to_json, map_class
+from agnosco.method.reference import MapperConfig
 from agnosco.method.refine import RefineConfig
 from agnosco.models.classifier import Classifier
 from agnosco.runs import run as run_module
 from agnosco.runs.manifest import read_entry, slug, write_entry
-from agnosco.runs.run import Run, check_target, one_line, remake
+from agnosco.runs.run import Run, check_target, remake
+from agnosco.text import one_line
+from agnosco.types import Job, Step
 
 SHAPE = (3, 12, 10)
 CONFIG = Config(MapperConfig(batch=4, steps=3, ball=L2(200.0)), RefineConfig(steps=2), cycles=2)

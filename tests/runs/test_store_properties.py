@@ -20,11 +20,12 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.io import storage
 from agnosco.method.concept import ConceptMap
-from agnosco.method.maker import Config, Job
-from agnosco.method.reference import MapperConfig, Step
+from agnosco.method.maker import Config
+from agnosco.method.reference import MapperConfig
 from agnosco.models.classifier import Classifier
 from agnosco.runs import manifest
 from agnosco.runs.run import Run
+from agnosco.types import Job, Step
 
 SHAPE = (3, 2, 2)
 CONFIG = Config(MapperConfig(batch=1, steps=1), refine=None, cycles=1)

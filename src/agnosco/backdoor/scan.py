@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.procedural import Shape
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..io.records import NUMBER
@@ -34,6 +33,7 @@ from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import m_score, nudge_success, predictions
 from ..models.classifier import Classifier
 from ..runs.jobs import seconds_per_map
+from ..types import Shape
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .verdict import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Verdict, judge, robust_z, stabilised, wilson
 from .windows import Tournament, stamps

@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.procedural import Shape
 from ..errors import AgnoscoError
+from ..types import Shape
 
 PLACES = {
     "top-left": (0.0, 0.0),

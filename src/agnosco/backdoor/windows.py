@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..data.procedural import Shape
 from ..data.samples import Samples
 from ..method.mapper import Lockstep
 from ..method.prepare import images_at_once, prepared
-from ..method.reference import MapperConfig, Step
+from ..method.reference import MapperConfig
 from ..models.classifier import Classifier
+from ..types import Shape, Step
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,19 @@ from ..backdoor.triggers import NAMES as TRIGGERS
 from ..backdoor.triggers import PLACES, trigger_of
 from ..backdoor.verdict import FOUND
 from ..data.datasets import Labelled, digits, from_class_folders
-from ..data.procedural import Shape
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..evaluate import sanity
 from ..evaluate.transfer import SCORES, Judgement, judge, keep, table
-from ..io.storage import Folder, without_password
+from ..io.storage import Folder
 from ..models import loading
 from ..models.classifier import Classifier
 from ..runs.cluster import connected
 from ..runs.jobs import Finished, seconds_per_map
 from ..runs.manifest import HELD_OUT, SPLIT_SEED
 from ..runs.run import MANIFEST, Run, check_target
+from ..text import without_password
+from ..types import Shape
 from . import demo, doctor, inspection
 from .console import Output, duration
 from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers

@@ -22,7 +22,9 @@ from ..method import maker
 from ..models import loading
 from ..models.classifier import Classifier
 from ..runs.jobs import Finished, Made, run_maps, seconds_per_map
-from ..runs.run import Run, Standing, one_line
+from ..runs.run import Run, Standing
+from ..text import one_line
+from ..types import OnProgress, OnStep
 
 LONG = 10.0
 """Seconds beyond which work is announced."""
@@ -139,13 +141,13 @@ class Output:
 
             yield show
 
-    def read(self, reading: Callable[[Callable[[int, int], None]], Samples]) -> Samples:
+    def read(self, reading: Callable[[OnProgress], Samples]) -> Samples:
         """Samples, read under a bar."""
         with self.bar() as show:
             return reading(lambda done, total: show("reading samples", f"{done}/{total}", done, total))
 
     @contextmanager
-    def steps(self) -> Iterator[Callable[[maker.Progress], None]]:
+    def steps(self) -> Iterator[OnStep]:
         """A live line for maps whose number is not known."""
         with self.bar() as show:
             yield lambda step: show(f"class {step.label}", _state(step), step.done, step.total)

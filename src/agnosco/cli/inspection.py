@@ -10,7 +10,7 @@ from typing import Any
 from ..models import loading
 from ..models.weights import CODES, Contents, gravest
 from ..models.weights import examine as _examine
-from ..runs.run import one_line
+from ..text import one_line
 
 LARGEST = 3
 """Tensors that are named."""

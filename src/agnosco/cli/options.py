@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -18,6 +18,7 @@ from ..method.maker import PRESETS, Config, config_from_json, preset
 from ..method.parameterization import Coordinates, Data, Pixel, Spectral
 from ..method.transforms import AsIs, Crops, Views
 from ..models.classifier import Classifier
+from ..types import OnProgress
 
 COORDINATES: dict[str, type[Coordinates]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
 VIEWS: dict[str, type[Views]] = {"as-is": AsIs, "crops": Crops}
@@ -71,7 +72,7 @@ def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> lis
     return list(dict.fromkeys(classifier.index(label) for label in classes or range(classifier.classes)))
 
 
-def chosen_samples(source: str, shape: Shape, *, progress: Callable[[int, int], None] | None = None) -> Samples:
+def chosen_samples(source: str, shape: Shape, *, progress: OnProgress | None = None) -> Samples:
     """Samples of a name: ``leaves`` or ``noise``, which need no data, ``digits``, or a folder of images.
 
     Args:

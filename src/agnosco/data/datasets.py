@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AgnoscoError
+from ..types import OnProgress, Shape
 from .decoding import default_cache
-from .procedural import Shape
 from .samples import Samples
 
 DIGITS = "scikit-learn digits"
@@ -80,9 +79,7 @@ def digits() -> Labelled:
     return Labelled(samples, labels, tuple(f"digit {i}" for i in range(10)))
 
 
-def from_class_folders(
-    path: str | Path, shape: Shape, *, progress: Callable[[int, int], None] | None = None
-) -> Labelled:
+def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress | None = None) -> Labelled:
     """The images of a folder that holds one folder for each class; classes are in the order of their names.
 
     Where they would take more than :data:`MOST_BYTES`, some of each class are chosen, which a warning says.

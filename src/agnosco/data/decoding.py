@@ -31,7 +31,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import AgnoscoError, AgnoscoWarning
-from .procedural import Shape
+from ..types import OnProgress, Shape
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is tried; Pillow knows others, but some are run through external programs (EPS) or look like text."""
@@ -58,7 +58,6 @@ KEPT = 1000
 NAMED = 3
 """Skipped files that a message names before it counts the rest."""
 
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -110,7 +109,7 @@ def read_folder(
     *,
     limit: int = MOST_FILES,
     cache: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Folder:
     """Every image beneath a folder, or in one file, in the order of their names.
 
@@ -394,7 +393,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
 
 
-def _decode_all(files: dict[str, Path], shape: Shape, progress: Progress | None) -> Decoded:
+def _decode_all(files: dict[str, Path], shape: Shape, progress: OnProgress | None) -> Decoded:
     def attempt(path: Path) -> Tensor | str:
         try:
             return decode(path, shape)

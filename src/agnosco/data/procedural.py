@@ -19,8 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..errors import AgnoscoError
-
-Shape = tuple[int, int, int]
+from ..types import Shape
 
 COLOUR_MEAN = np.array([0.485, 0.456, 0.406])
 """Mean RGB of ImageNet, as torchvision's weights use it."""

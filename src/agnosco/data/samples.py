@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import AgnoscoError, AgnoscoWarning
+from ..types import OnProgress, Shape
 from . import decoding, procedural
 from .decoding import Skipped
-from .procedural import Shape, checked_shape
+from .procedural import checked_shape
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in grey (ITU-R BT.601), the ones that Pillow uses."""
@@ -71,7 +72,7 @@ class Samples:
         *,
         limit: int = decoding.MOST_FILES,
         cache: str | Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: OnProgress | None = None,
     ) -> Samples:
         """Every image beneath a folder, of any size and mode, in the order of their names.
 
@@ -131,7 +132,7 @@ class Samples:
         shape: Shape,
         *,
         limit: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: OnProgress | None = None,
     ) -> Samples:
         """The images of a torch ``Dataset``; labels are not looked at.
 

@@ -28,18 +28,17 @@ from ..errors import AgnoscoError
 from ..io.records import NUMBER
 from ..io.records import read as read_record
 from ..io.storage import Folder
-from ..method.maker import Config, Progress, generator_for, map_class, map_classes
+from ..method.maker import Config, generator_for, map_class, map_classes
 from ..method.render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import logits_of
 from ..models.classifier import Classifier
 from ..runs.run import Run
+from ..types import OnStep
 
 LEVELS = 6
 """Most steps of a cascade."""
 
 FILE, SHEET = "sanity.json", "sanity.png"
-
-OnStep = Callable[[Progress], None] | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,9 @@ class Labels:
     other: float
 
 
-def check(run: Run, classifier: Classifier, samples: Samples, *, classes: int = 3, on_step: OnStep = None) -> dict:
+def check(
+    run: Run, classifier: Classifier, samples: Samples, *, classes: int = 3, on_step: OnStep | None = None
+) -> dict:
     """All four checks of a run; writes ``sanity.json`` and ``sanity.png`` into it.
 
     Args:
@@ -261,7 +262,7 @@ def cascade(
     pictures: Tensor,
     seed: int = 0,
     on_level: Callable[[Level], None] | None = None,
-    on_step: OnStep = None,
+    on_step: OnStep | None = None,
 ) -> list[Level]:
     """The same maps, of networks whose weights are redrawn from the output downwards.
 
@@ -381,7 +382,9 @@ class Templates(nn.Module):
         return torch.einsum("nchw,lchw->nl", images - 0.5, self.weight)
 
 
-def planted(samples: Samples, config: Config, *, classes: int = 4, seed: int = 0, on_step: OnStep = None) -> Tensor:
+def planted(
+    samples: Samples, config: Config, *, classes: int = 4, seed: int = 0, on_step: OnStep | None = None
+) -> Tensor:
     """Correlations of maps with templates that a network was built from.
 
     The templates are smooth random colour fields of unit norm.

@@ -17,8 +17,9 @@ from ..errors import AgnoscoError
 from ..io.records import NUMBER, read
 from ..method.concept import ConceptMap
 from ..method.score import Score, diversity, intervals, logits_of, nudge_success, predictions, score_of_logits
-from ..models.classifier import Classifier, spelling
+from ..models.classifier import Classifier
 from ..runs.run import Run
+from ..text import spelling
 
 SCORES = "scores.json"
 

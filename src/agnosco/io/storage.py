@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AgnoscoError
+from ..text import without_password
 from .regular import read_regular
 
 WRITABLE = "make it writable, or choose another folder with --out"
@@ -491,11 +492,6 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def without_password(url: str) -> str:
-    """A URL, or a text with some, for people."""
-    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:…@", url)
 
 
 def _reason(error: Any) -> str:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.procedural import Shape
 from ..errors import AgnoscoError
+from ..types import Shape
 from .parameterization import Basis, each
 
 REFERENCE_VALUES = 3 * 224 * 224

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..types import Step
 from .ball import Projector, carried
 from .mapper import LoopState
 from .parameterization import Basis
-from .reference import Step
 
 KEY = "agnosco"
 """The one key of the file's metadata: several would be written in an order of chance."""

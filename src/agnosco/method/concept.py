@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from .reference import Step
+from ..types import Step
 from .render import SIDE, enlarged, png, stretched, to_picture
 
 

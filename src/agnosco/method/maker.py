@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from torch import Tensor
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
+from ..types import Job, OnStep, Progress, Step
 from .ball import L2, AutoL2, Projector, Sparse, carry_on, scaled
 from .checkpoint import GroupState, fits
 from .concept import ConceptMap
 from .mapper import Lockstep, LoopState
 from .parameterization import Data, Pixel, Spectral
 from .prepare import PRECISIONS, compiled, images_at_once, placed, prepared, resolve_precision
-from .reference import MapperConfig, Step, check_ended
+from .reference import MapperConfig, check_ended
 from .refine import RefineConfig, attention
 from .transforms import AsIs, Crops
 
@@ -105,33 +106,6 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-class Job(NamedTuple):
-    """A map to be made: the class's index, and the seed."""
-
-    label: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a step.
-
-    Args:
-        label, seed: The map being made.
-        stage: Name of its stage, ``"map 1"``, ``"refine 1"``, ``"map 2"`` …
-        done: Steps done of this map, all stages together.
-        total: Steps that this map takes.
-        last: What the last step saw and did.
-    """
-
-    label: int
-    seed: int
-    stage: str
-    done: int
-    total: int
-    last: Step
-
-
 def map_classes(
     classifier: Classifier,
     classes: Iterable[int | str],
@@ -140,7 +114,7 @@ def map_classes(
     *,
     seeds: Iterable[int] = (0,),
     together: int | None = None,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[ConceptMap]:
     """The maps of several classes and seeds, each as soon as it is finished.
 
@@ -184,7 +158,7 @@ def map_class(
     config: Config | str = "quick",
     *,
     seed: int = 0,
-    on_step: Callable[[Progress], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> ConceptMap:
     """The map of one class; see :func:`map_classes`."""
     return next(map_classes(classifier, [label], samples, config, seeds=[seed], on_step=on_step))
@@ -224,7 +198,7 @@ class Maker:
         self,
         group: Sequence[Job],
         *,
-        on_step: Callable[[Progress], None] | None = None,
+        on_step: OnStep | None = None,
         state: GroupState | None = None,
         keep: Callable[[GroupState], None] | None = None,
     ) -> Iterator[ConceptMap]:
@@ -250,7 +224,7 @@ class Maker:
         self,
         group: Sequence[Job],
         state: GroupState | None,
-        on_step: Callable[[Progress], None] | None,
+        on_step: OnStep | None,
         keep: Callable[[GroupState], None] | None,
     ) -> GroupState:
         generators = [generator_for(*job) for job in group]
@@ -285,7 +259,7 @@ class Maker:
         project: Projector,
         group: Sequence[Job],
         before: GroupState,
-        on_step: Callable[[Progress], None] | None,
+        on_step: OnStep | None,
         keep: Callable[[GroupState], None] | None,
     ) -> tuple[Tensor, list[list[Step]]]:
         """One stage from where the group stands: ν, and what every step did for each map."""
@@ -336,7 +310,7 @@ def _in_groups(
     samples: Samples,
     config: Config,
     together: int | None,
-    on_step: Callable[[Progress], None] | None,
+    on_step: OnStep | None,
 ) -> Iterator[ConceptMap]:
     maker = Maker(classifier, samples, config)
     for group in groups_of(jobs, together or maker.together):

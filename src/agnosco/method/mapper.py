@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..data.samples import Samples
 from ..models.classifier import Classifier
+from ..types import Step
 from .ball import Projector
 from .dropout import Gains, draw_gains, scaled_channels
 from .parameterization import Basis, each
-from .reference import MapperConfig, Moments, Step, class_loss, draw_contrasts, faded, nudged, step_length, unit_step
+from .reference import MapperConfig, Moments, class_loss, draw_contrasts, faded, nudged, step_length, unit_step
 from .refine import RefineConfig, attention
 
 OnSteps = Callable[[list[Step]], None] | None

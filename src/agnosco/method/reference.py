@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..models.classifier import Classifier
+from ..types import Step
 from .ball import L2, Ball, Projector
 from .dropout import draw_gains, scaled_channels
 from .parameterization import Basis, Coordinates, Pixel, each
@@ -120,25 +121,6 @@ class MapperConfig:
     def passes(self) -> int:
         """Images that a map sends through the network with gradients: b · K."""
         return self.batch * self.steps
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step saw and did.
-
-    Args:
-        step: k, from 1.
-        probability: Mean softmax probability of the class over the nudged mini-batch, before the step.
-        success: Share of that mini-batch classified as the class.
-        norm: ‖ν‖₂ after the step.
-        direction: +1 if v was added, −1 if subtracted, 0 in the refinement.
-    """
-
-    step: int
-    probability: float
-    success: float
-    norm: float
-    direction: int
 
 
 class Moments:

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
+from ..types import Step
 from .ball import Projector
 from .parameterization import Basis
-from .reference import MapperConfig, Step, draw_contrasts, faded, loss_gradient
+from .reference import MapperConfig, draw_contrasts, faded, loss_gradient
 
 
 @dataclass(frozen=True)

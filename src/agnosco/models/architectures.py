@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.procedural import Shape
+from ..types import Shape
 
 
 def digits(classes: int = 10) -> nn.Module:

@@ -6,7 +6,6 @@ Everything that depends on how a network was trained (normalisation, input size,
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AgnoscoError
+from ..text import nearest, spelling
 
 DIGITS = 9
 """Of the longest number that is taken for the index of a class."""
@@ -352,19 +352,3 @@ def _last_spatial_stage(classifier: Classifier) -> str:
             f"{classifier.name} has no stage whose output is a feature map", "name one: features='layer4'"
         )
     return found[-1]
-
-
-def spelling(name: str) -> str:
-    """A class name without what spellings differ in: capitals, underscores, commas, runs of spaces."""
-    return " ".join(name.lower().replace("_", " ").replace(",", " ").split())
-
-
-def nearest(text: str, names: Sequence[str]) -> str:
-    """A hint that offers the names nearest to what was typed."""
-    if not names:
-        return "there are none"
-    by_normal = {spelling(name): name for name in names}
-    near = difflib.get_close_matches(spelling(text), list(by_normal), n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(by_normal[name]) for name in near) + "?"
-    return f"there are {len(names)}, such as " + ", ".join(repr(name) for name in names[:3])

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from ..errors import AgnoscoError, AgnoscoWarning
+from ..text import nearest
 from .architectures import ARCHITECTURES
-from .classifier import Classifier, nearest
+from .classifier import Classifier
 from .weights import CODES, LIMITS, Weights, opened, read_text
 
 FORMS = "torchvision:NAME, timm:NAME, agnosco:NAME or python:FILE.py:FACTORY"

@@ -17,8 +17,9 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import AgnoscoError
-from ..io.storage import Folder, Local, Place, without_password, write_whole
+from ..io.storage import Folder, Local, Place, write_whole
 from ..runs.run import Run
+from ..text import without_password
 from .classes import OnMap, rows_of
 from .curves import HEIGHT, WIDTH
 from .runs import Matrix, RunView, names_of, view_of

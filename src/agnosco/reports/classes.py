@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..backdoor.verdict import FOUND
 from ..method.concept import ConceptMap
-from ..models.classifier import spelling
 from ..runs.manifest import Entry, slug
-from ..runs.run import Run, one_line
+from ..runs.run import Run
+from ..text import one_line, spelling
 from .curves import Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures
 from .runs import RunView

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..method.concept import ConceptMap
 from ..method.render import SMALL, stretched, to_picture
-from ..runs.run import one_line
+from ..text import one_line
 
 BUDGET = 20 * 2**20
 """Bytes of all pictures of a page; base64 makes a third more of them."""

@@ -18,10 +18,11 @@ from ..backdoor import scan as scanning
 from ..cli.options import command_of, dials_of
 from ..errors import AgnoscoError
 from ..evaluate import sanity, transfer
-from ..io.storage import Folder, Local, Place, at_once, without_password
+from ..io.storage import Folder, Local, Place, at_once
 from ..method.maker import describe
 from ..runs.manifest import stem
-from ..runs.run import MANIFEST, Run, one_line
+from ..runs.run import MANIFEST, Run
+from ..text import one_line, without_password
 from .pictures import uri
 
 LONGEST = 80

@@ -24,9 +24,10 @@ import torch
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
-from ..method.maker import Config, Job, Progress, maps_together
+from ..method.maker import Config, maps_together
 from ..method.prepare import resolve_precision
 from ..models.classifier import Classifier
+from ..types import Job, OnStep, Progress
 from .jobs import Finished, Worker
 from .run import Run
 
@@ -44,8 +45,6 @@ STOPPING = 20.0
 
 LISTENING = 0.2
 """Seconds that the driver waits before it listens again."""
-
-OnStep = Callable[[Progress], None] | None
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Cluster:
         )  # fmt: skip
 
     def made(
-        self, run: Run, classifier: Classifier, samples: Samples, jobs: Sequence[Job], on_step: OnStep
+        self, run: Run, classifier: Classifier, samples: Samples, jobs: Sequence[Job], on_step: OnStep | None
     ) -> Iterator[Finished]:
         """Make maps and store them, as :func:`agnosco.runs.jobs.made_here` does; each group is a task.
 
@@ -298,7 +297,7 @@ def _opened(place: str) -> Run:
         ) from error
 
 
-def _teller(events: Any) -> OnStep:
+def _teller(events: Any) -> OnStep | None:
     """What tells the driver how far every map is, not too often."""
     if events is None:
         return None
@@ -376,7 +375,7 @@ def _file_of(module: str) -> str:
     return os.path.abspath(getattr(sys.modules[module], "__file__", None) or "")
 
 
-def _tell(events: Any, on_step: OnStep) -> None:
+def _tell(events: Any, on_step: OnStep | None) -> None:
     """Hand on what workers told meanwhile."""
     if events is None or on_step is None:
         return

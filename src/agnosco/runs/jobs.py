@@ -21,9 +21,10 @@ from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.storage import DAY
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.concept import ConceptMap
-from ..method.maker import Config, Job, Maker, Progress, map_classes, maps_together
+from ..method.maker import Config, Maker, map_classes, maps_together
 from ..method.score import nudge_success, predictions
 from ..models.classifier import Classifier
+from ..types import Job, OnStep
 from .manifest import Entry
 from .run import Run, Standing, split
 
@@ -34,8 +35,6 @@ EVERY = 60.0
 """Seconds of work that a process which is killed loses at most, and a step: how often a checkpoint is written."""
 
 CHECKPOINTS = "checkpoints"
-
-OnStep = Callable[[Progress], None] | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Finished:
     seconds: float
 
 
-Made = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep], Iterator[Finished]]
+Made = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep | None], Iterator[Finished]]
 """Who makes the maps that a run lacks: :func:`made_here`, or a cluster."""
 
 
@@ -117,7 +116,7 @@ def run_maps(
     classes: Sequence[int | str],
     *,
     seeds: Sequence[int] = (0,),
-    on_step: OnStep = None,
+    on_step: OnStep | None = None,
     on_found: Callable[[Standing], None] | None = None,
     made: Made | None = None,
 ) -> Iterator[Finished]:
@@ -156,7 +155,7 @@ def run_maps(
 
 
 def made_here(
-    run: Run, classifier: Classifier, samples: Samples, jobs: Sequence[Job], on_step: OnStep
+    run: Run, classifier: Classifier, samples: Samples, jobs: Sequence[Job], on_step: OnStep | None
 ) -> Iterator[Finished]:
     """Make maps and store them, in this process, group after group."""
     worker = Worker(run, classifier, samples)
@@ -179,7 +178,7 @@ class Worker:
         self.maker = Maker(classifier, kept, run.config)
         self.before = predictions(classifier, self.held_out)
 
-    def make(self, group: Sequence[Job], *, on_step: OnStep = None) -> Iterator[Finished]:
+    def make(self, group: Sequence[Job], *, on_step: OnStep | None = None) -> Iterator[Finished]:
         """A group, made from its checkpoint or from the beginning; of its maps, those that are missing are stored."""
         missing = self.run.standing(group, names=self.classifier.labels).missing
         if not missing:  # another process has made it

@@ -38,11 +38,12 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.storage import GONE, Folder, Local, Place, at_once
 from ..method.concept import ConceptMap
-from ..method.maker import Config, Job, config_from_json, describe, groups_of, map_class
+from ..method.maker import Config, config_from_json, describe, groups_of, map_class
 from ..method.prepare import resolve_precision
-from ..method.reference import Step
 from ..method.render import SIDE, contact_sheet, enlarged, png
 from ..models.classifier import Classifier
+from ..text import one_line
+from ..types import Job, Step
 from .manifest import (
     HELD_OUT,
     SPLIT_SEED,
@@ -65,8 +66,8 @@ SHEET = "contact-sheet.png"
 NOTEBOOK, THUMBNAIL = 40, 128
 """Maps that a notebook shows of a run, and their size."""
 
-SHOWN, CAPTION = 200, 31
-"""Longest class name in a line that is printed, and longest caption under a tile."""
+CAPTION = 31
+"""Longest caption under a tile."""
 
 ON_SHEET = 400
 """Maps of a contact sheet at most: a picture of more of them nobody opens. The report shows all."""
@@ -575,12 +576,6 @@ def check_target(path: Place | Folder, *, holding: Sequence[str] = (MANIFEST,)) 
         AgnoscoError: The path is a file, a folder with other things in it, or cannot be written.
     """
     Folder.of(path).check(holding=holding)
-
-
-def one_line(text: str, *, limit: int = SHOWN) -> str:
-    """Untrusted text as one line without control characters, cut to a length."""
-    clean = "".join(character for character in " ".join(text.split()) if character.isprintable())
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def _job(entry: Entry) -> Job:

@@ -1,0 +1,63 @@
+"""What several rooms speak of: shapes, jobs, and what a step of the mapper reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Shape = tuple[int, int, int]
+"""Of an image: ``(C, H, W)``."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many are done, and how many there are in all."""
+
+
+class Job(NamedTuple):
+    """A map to be made: the class's index, and the seed."""
+
+    label: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step saw and did.
+
+    Args:
+        step: k, from 1.
+        probability: Mean softmax probability of the class over the nudged mini-batch, before the step.
+        success: Share of that mini-batch classified as the class.
+        norm: ‖ν‖₂ after the step.
+        direction: +1 if v was added, −1 if subtracted, 0 in the refinement.
+    """
+
+    step: int
+    probability: float
+    success: float
+    norm: float
+    direction: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    Args:
+        label, seed: The map being made.
+        stage: Name of its stage, ``"map 1"``, ``"refine 1"``, ``"map 2"`` …
+        done: Steps done of this map, all stages together.
+        total: Steps that this map takes.
+        last: What the last step saw and did.
+    """
+
+    label: int
+    seed: int
+    stage: str
+    done: int
+    total: int
+    last: Step
+
+
+OnStep = Callable[[Progress], None]
+"""Called after every step of a map, with where the map stands."""
