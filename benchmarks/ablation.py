@@ -33,12 +33,12 @@ from pages import made_on, put
 import agnosco
 from agnosco import (
     L2,
-    AsIs,
     AutoL2,
     Classifier,
     Config,
     Crops,
     Data,
+    Identity,
     MapperConfig,
     Pixel,
     RefineConfig,
@@ -47,7 +47,7 @@ from agnosco import (
 )
 from agnosco.method.maker import config_from_json, config_to_json
 from agnosco.method.prepare import resolve_precision
-from agnosco.method.score import nudge_success, predictions, score
+from agnosco.method.score import predictions, score, targeted_success_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("AGNOSCO_ASSETS", ROOT / "build" / "assets"))
@@ -164,7 +164,7 @@ BANKS: dict[str, Callable[[], Bank]] = {
 
 CROSS_ENTROPY = MapperConfig(
     batch=4, steps=480, step=0.1, decay=1.0, direction="plus", clip="masked",
-    coordinates=Data(), views=Crops((0.3, 1.0)), ball=L2(60.0),
+    parameterization=Data(), transforms=Crops((0.3, 1.0)), ball=L2(60.0),
 )  # fmt: skip
 """``quick`` before its loss and the contrasts of its samples were chosen: what the rows of *dials* change."""
 
@@ -187,14 +187,14 @@ def choice_rows() -> Iterator[Row]:
 
     yield Row("choice", "cross-entropy, as the samples are, radius 60", mapped())
     yield Row("choice", "contrasts 0-1", mapped(contrast=(0.0, 1.0)))
-    yield Row("choice", "views with noise of 0.06", mapped(views=Crops((0.3, 1.0), noise=0.06)))
+    yield Row("choice", "views with noise of 0.06", mapped(transforms=Crops((0.3, 1.0), noise=0.06)))
     yield Row("choice", "logit", mapped(loss="logit"))
     yield Row("choice", "logit, contrasts 0-1", mapped(loss="logit", contrast=(0.0, 1.0)))
-    yield Row("choice", "log-odds", mapped(loss="odds"))
-    yield Row("choice", "log-odds, contrasts 0-1", mapped(loss="odds", contrast=(0.0, 1.0)))
+    yield Row("choice", "log-odds", mapped(loss="log-odds"))
+    yield Row("choice", "log-odds, contrasts 0-1", mapped(loss="log-odds", contrast=(0.0, 1.0)))
     for low, radius in ((0.5, 70.0), (0.25, 80.0)):
         changes = {"contrast": (low, 1.0), "ball": L2(radius)}
-        yield Row("choice", f"log-odds, contrasts {low:g}-1, radius {radius:g}", mapped(loss="odds", **changes))
+        yield Row("choice", f"log-odds, contrasts {low:g}-1, radius {radius:g}", mapped(loss="log-odds", **changes))
 
 
 def paper_rows(base: MapperConfig) -> Iterator[Row]:
@@ -209,7 +209,7 @@ def paper_rows(base: MapperConfig) -> Iterator[Row]:
     yield Row("paper", "step 0.05 of the radius", mapped(step=0.05))
     yield Row("paper", "steps falling to 0", mapped(decay=1.0))
     yield Row("paper", "clip masked", mapped(clip="masked"))
-    yield Row("paper", "loss odds", mapped(loss="odds"))
+    yield Row("paper", "loss odds", mapped(loss="log-odds"))
     yield Row("paper", "direction gradient", mapped(direction="gradient"))
     yield Row("paper", "direction plus", mapped(direction="plus"))
     for factor in (0.5, 2, 3):
@@ -249,9 +249,9 @@ def quick_rows() -> Iterator[Row]:
     yield Row("quick", "cross-entropy, samples as they are", mapped(loss="cross-entropy", contrast=(1.0, 1.0)))
     yield Row("quick", "cross-entropy, samples as they are, radius 60", replace(quick, mapper=_quarter(CROSS_ENTROPY)))
     yield Row("quick", "logit", mapped(loss="logit"))
-    yield Row("quick", "images as they are, no crops", mapped(views=AsIs()))
-    yield Row("quick", "spectral coordinates", mapped(coordinates=Spectral()))
-    yield Row("quick", "pixel coordinates", mapped(coordinates=Pixel()))
+    yield Row("quick", "images as they are, no crops", mapped(transforms=Identity()))
+    yield Row("quick", "spectral coordinates", mapped(parameterization=Spectral()))
+    yield Row("quick", "pixel coordinates", mapped(parameterization=Pixel()))
     yield Row("quick", "samples: leaves", mapped(), samples="leaves")
 
 
@@ -267,24 +267,24 @@ def dial_rows() -> Iterator[Row]:
         return Config(replace(mapper, **changes), refine=None, cycles=1, precision="auto")
 
     yield Row("dials", "cross-entropy, radius 60", mapped())
-    for words, coordinates in (("pixel", Pixel()), ("spectral", Spectral()), ("data", mapper.coordinates)):
-        for seen, views in (("as is", AsIs()), ("crops", mapper.views)):
+    for words, parameterization in (("pixel", Pixel()), ("spectral", Spectral()), ("data", mapper.parameterization)):
+        for seen, transforms in (("as is", Identity()), ("crops", mapper.transforms)):
             if (words, seen) != ("data", "crops"):
-                yield Row("dials", f"{words}, {seen}", mapped(coordinates=coordinates, views=views))
+                yield Row("dials", f"{words}, {seen}", mapped(parameterization=parameterization, transforms=transforms))
     for factor in (0.5, 1.5):
         yield Row("dials", f"radius x {factor:.2g}", mapped(ball=L2(60.0 * factor)))
     yield Row("dials", "radius auto", mapped(ball=AutoL2()))
-    yield Row("dials", "data spectrum as it is", mapped(coordinates=Data(exponent=1.0)))
+    yield Row("dials", "data spectrum as it is", mapped(parameterization=Data(exponent=1.0)))
     yield Row("dials", "clip straight-through", mapped(clip="straight-through"))
     yield Row("dials", "samples at contrasts of 0-1", mapped(contrast=(0.0, 1.0)))
     yield Row("dials", "steps of equal length", mapped(step=0.05, decay=0.0))
     yield Row("dials", "averaged over the last half", mapped(average=0.5))
     yield Row("dials", "averaged, steps of equal length", mapped(step=0.05, decay=0.0, average=0.5))
     yield Row("dials", "coarse to fine over the first half", mapped(coarse=0.5))
-    yield Row("dials", "crops of 10-100 %", mapped(views=Crops((0.1, 1.0))))
-    yield Row("dials", "crops of 30-170 %", mapped(views=Crops((0.3, 1.7))))
-    yield Row("dials", "crops of 30-170 %, radius x 1.33", mapped(views=Crops((0.3, 1.7)), ball=L2(80.0)))
-    yield Row("dials", "views with noise of 0.03", mapped(views=Crops((0.3, 1.0), noise=0.03)))
+    yield Row("dials", "crops of 10-100 %", mapped(transforms=Crops((0.1, 1.0))))
+    yield Row("dials", "crops of 30-170 %", mapped(transforms=Crops((0.3, 1.7))))
+    yield Row("dials", "crops of 30-170 %, radius x 1.33", mapped(transforms=Crops((0.3, 1.7)), ball=L2(80.0)))
+    yield Row("dials", "views with noise of 0.03", mapped(transforms=Crops((0.3, 1.0), noise=0.03)))
     yield Row("dials", "channel dropout of 0.1", mapped(dropout=0.1))
     yield Row("dials", "channel dropout of 0.2", mapped(dropout=0.2))
     yield Row("dials", "b / 2, 2 K", mapped(batch=mapper.batch // 2, steps=mapper.steps * 2))
@@ -315,7 +315,7 @@ def measure(bank: Bank, row: Row) -> dict[str, object]:
     pictures = torch.stack([(0.5 + row.sign * m.nu).clamp(0, 1) for m in maps])
     labels = [m.label for m in maps]
     before = predictions(bank.source, held_out)
-    nudges = [nudge_success(bank.source, -row.sign * m.nu, m.label, held_out, before=before) for m in maps]
+    nudges = [targeted_success_rate(bank.source, -row.sign * m.nu, m.label, held_out, before=before) for m in maps]
     return {
         "group": row.group,
         "config": config_to_json(replace(config, precision=resolve_precision("auto", bank.source.device))),
@@ -323,7 +323,7 @@ def measure(bank: Bank, row: Row) -> dict[str, object]:
         "seeds": len(row.seeds),
         "passes": row.config.passes,
         "seconds_per_map": round(seconds, 2),
-        "nudge_success": statistics.fmean(nudges),
+        "targeted_success_rate": statistics.fmean(nudges),
         "own": asdict(score(bank.source, pictures, labels)),
         "others": {name: asdict(score(judge, pictures, labels)) for name, judge in bank.judges.items()},
     }
@@ -375,7 +375,7 @@ def line(name: str, result: dict) -> str:
         return f"{statistics.fmean(values):.2f} ({min(values):.2f})"
 
     cells = (
-        name, f"{result['passes']:,}", f"{result['own']['probability']:.2f}", f"{result['nudge_success']:.2f}",
+        name, f"{result['passes']:,}", f"{result['own']['probability']:.2f}", f"{result['targeted_success_rate']:.2f}",
         over("m_score"), over("top1_of_concepts"), over("top1"), f"{result['seconds_per_map']:.1f}",
     )  # fmt: skip
     return "| " + " | ".join(cells) + " |"

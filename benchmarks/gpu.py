@@ -24,7 +24,7 @@ import agnosco
 from agnosco import Classifier, Config, Samples
 from agnosco.method.maker import maps_together
 from agnosco.method.prepare import resolve_precision
-from agnosco.method.score import nudge_success, predictions, score
+from agnosco.method.score import predictions, score, targeted_success_rate
 
 
 def whole(toy: bool) -> dict:
@@ -88,8 +88,8 @@ def precision(toy: bool) -> dict:
             found[f"{name}, {kind}"] = {
                 "own": asdict(score(source, pictures, classes)),
                 "others": {other: asdict(score(judge, pictures, classes)) for other, judge in judges.items()},
-                "nudge_success": fmean(
-                    nudge_success(source, one.nu, one.label, held_out, before=before) for one in made
+                "targeted_success_rate": fmean(
+                    targeted_success_rate(source, one.nu, one.label, held_out, before=before) for one in made
                 ),
             }
         pairs = zip(maps[name, "float32"], maps[name, "bfloat16"], strict=True)

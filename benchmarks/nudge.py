@@ -21,7 +21,7 @@ from pages import markdown, put
 
 import agnosco
 from agnosco import Classifier, Config, MapperConfig, Samples
-from agnosco.method.score import nudge_success, predictions
+from agnosco.method.score import predictions, targeted_success_rate
 
 SMALL_BUDGET = MapperConfig(batch=16, steps=150)
 CONFIGS = {
@@ -44,11 +44,11 @@ def measure(classifier: Classifier, folder: str, classes: tuple[int, ...], confi
     mapping, held_out = Samples.from_folder(ASSETS / folder, classifier.shape).split()
     maps = list(agnosco.map_classes(classifier, classes, mapping, config))
     before = predictions(classifier, held_out)
-    nudges = [nudge_success(classifier, m.nu, m.label, held_out, before=before) for m in maps]
+    nudges = [targeted_success_rate(classifier, m.nu, m.label, held_out, before=before) for m in maps]
     return {
         "classes": len(classes),
-        "nudge_success": round(statistics.fmean(nudges), 4),
-        "least_nudge_success": round(min(nudges), 4),
+        "targeted_success_rate": round(statistics.fmean(nudges), 4),
+        "least_targeted_success_rate": round(min(nudges), 4),
         "probability": round(statistics.fmean(m.probability for m in maps), 4),
     }
 
@@ -59,7 +59,7 @@ def table(results: dict) -> str:
     for key, row in results["rows"].items():
         network = key.split(": ")[0]
         cells = found.setdefault(network, [network, str(row["classes"])])
-        cells.append(f"{row['nudge_success']:.3f} ({row['least_nudge_success']:.2f})")
+        cells.append(f"{row['targeted_success_rate']:.3f} ({row['least_targeted_success_rate']:.2f})")
     return markdown(["network", "classes", *CONFIGS], found.values())
 
 

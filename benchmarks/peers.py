@@ -49,7 +49,7 @@ from agnosco.method.maker import config_to_json
 from agnosco.method.parameterization import FourierBasis
 from agnosco.method.prepare import prepared, resolve_precision
 from agnosco.method.render import contact_sheet
-from agnosco.method.score import nudge_success, predictions, score
+from agnosco.method.score import predictions, score, targeted_success_rate
 
 PASSES = agnosco.preset("quick").passes
 TILE = 160  # of a picture in the figure
@@ -117,13 +117,13 @@ def deep_inversion(network: Classifier, tv: float, batch: int, label: int, seed:
     target = torch.full((batch,), label)
     with network.frozen():
         for _ in range(PASSES // batch):
-            views = []
+            transforms = []
             for _ in range(batch):
                 shift = torch.randint(-8, 9, (2,)).tolist()
                 view = image.roll(shift, (2, 3))
-                views.append(view.flip(3) if torch.rand(()) < 0.5 else view)
+                transforms.append(view.flip(3) if torch.rand(()) < 0.5 else view)
             variation = image.diff(dim=2).square().mean() + image.diff(dim=3).square().mean()
-            loss = torch.nn.functional.cross_entropy(network(torch.cat(views)), target)
+            loss = torch.nn.functional.cross_entropy(network(torch.cat(transforms)), target)
             loss = loss + tv * variation + 0.01 * (image - 0.5).square().mean()
             adam.zero_grad()
             loss.backward()
@@ -191,7 +191,7 @@ def measure(source: str, only: str, seeds: int, fresh: bool) -> None:
             # A picture is used as a nudge as ours are: what it adds to mid-grey is added to photographs.
             nudges = [0.5 - picture if nu is None else nu for picture, nu in made]
             moved = [
-                nudge_success(network, nu, label, held_out, before=before)
+                targeted_success_rate(network, nu, label, held_out, before=before)
                 for nu, label in zip(nudges, labels, strict=True)
             ]
             row = {
@@ -199,7 +199,7 @@ def measure(source: str, only: str, seeds: int, fresh: bool) -> None:
                 "config": config,
                 "precision": precision,
                 "norm": fmean(nu.norm().item() for nu in nudges),
-                "nudge_success": fmean(moved),
+                "targeted_success_rate": fmean(moved),
                 "own": asdict(score(network, pictures, labels)),
                 "others": {target: asdict(score(judge, pictures, labels)) for target, judge in judges.items()},
             }
@@ -260,7 +260,7 @@ def line(name: str, row: dict) -> list[str]:
     return [
         f"{name} ({len(TRIAL_CLASSES) * row['seeds']})",
         f"{row['own']['probability']:.2f}",
-        f"{row['nudge_success']:.2f}",
+        f"{row['targeted_success_rate']:.2f}",
         f"{row['norm']:.0f}",
         *cells,
         row["precision"],

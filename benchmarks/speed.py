@@ -121,7 +121,7 @@ Steps = Callable[[int], int]
 
 def plain(network: Classifier, samples: Samples, config: Config) -> Steps:
     """The plain loop."""
-    basis = config.mapper.coordinates.fit(samples, network.device)
+    basis = config.mapper.parameterization.fit(samples, network.device)
 
     def steps(count: int) -> int:
         mapper = replace(config.mapper, steps=count)
@@ -145,7 +145,7 @@ def side_by_side(
     """The fast path: as the product chooses, or with something changed."""
     precision = preparing.pop("precision", None) or resolve_precision(config.precision, network.device)
     faster = prepared(network, precision=precision, **preparing)
-    basis = config.mapper.coordinates.fit(samples, network.device)
+    basis = config.mapper.parameterization.fit(samples, network.device)
     at_once = micro_batch or images_at_once(faster)
     faster = compiled(faster) if through_compiler else faster
     resident = placed(samples, network.device)
@@ -239,7 +239,7 @@ def rounds(ways: dict[str, Steps], device: torch.device, toy: bool) -> dict[str,
 def likeness(network: Classifier, samples: Samples, config: Config) -> list[float]:
     """Cosine of the product's maps, side by side, to the plain loop's: the full length of a map, two classes."""
     found = []
-    basis = config.mapper.coordinates.fit(samples, network.device)
+    basis = config.mapper.parameterization.fit(samples, network.device)
     labels = [0, 1]
     maps = agnosco.map_classes(network, labels, samples, replace(config, precision="float32"), together=2)
     for made in maps:

@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def cell(one: Judgement) -> str:
     """M_score / top-1 of 10 / top-1 of all / nudge success."""
-    figures = [one["m_score"], one["top1_of_concepts"], one["top1"], one["nudge_success"]]
+    figures = [one["m_score"], one["top1_of_concepts"], one["top1"], one["targeted_success_rate"]]
     return " / ".join(f"{figure:.2f}" for figure in figures)
 
 

@@ -123,7 +123,7 @@ def prepared(folder: Path, board: Board) -> list[str]:
     jobs.Keeper.write = board.during(CHECKPOINT, jobs.Keeper.write)
     return [
         "map", "agnosco:digits", "--weights", str(folder / "network.safetensors"), "--samples", "noise",
-        "--preset", "paper", "--ball", "auto", "--views", "crops", "--steps", "8", "--batch", "4",
+        "--preset", "paper", "--ball", "auto", "--transforms", "crops", "--steps", "8", "--batch", "4",
         "--runs", str(SEEDS), "--device", "cpu", *map(str, range(10)),
     ]  # fmt: skip
 

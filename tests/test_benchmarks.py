@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_scan import TARGET, planted, samples
+from helpers import TARGET, planted, samples
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 backdoors = pytest.importorskip("backdoors")

@@ -157,7 +157,7 @@ def test_every_page_links_to_what_is_there() -> None:
 
 def test_the_reference_of_commands_is_that_of_help() -> None:
     made = subprocess.run(
-        [sys.executable, "-m", "typer", "agnosco.cli", "utils", "docs", "--name", "agnosco"],
+        [sys.executable, "-m", "typer", "agnosco.cli.app", "utils", "docs", "--name", "agnosco"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").strip() == made.stdout.strip(), "make docs writes it"

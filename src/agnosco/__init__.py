@@ -8,7 +8,7 @@ from .method.maker import PRESETS, Config, map_class, map_classes, preset
 from .method.parameterization import Data, Pixel, Spectral
 from .method.reference import MapperConfig
 from .method.refine import RefineConfig
-from .method.transforms import AsIs, Crops
+from .method.transforms import Crops, Identity
 from .models.classifier import Classifier
 from .models.loading import load
 from .runs.run import Run, remake
@@ -21,13 +21,13 @@ __all__ = [
     "PRESETS",
     "AgnoscoError",
     "AgnoscoWarning",
-    "AsIs",
     "AutoL2",
     "Classifier",
     "ConceptMap",
     "Config",
     "Crops",
     "Data",
+    "Identity",
     "MapperConfig",
     "Pixel",
     "Progress",

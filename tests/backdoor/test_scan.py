@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from helpers import SHAPE, TARGET, Planted, planted, samples
 from torch import Tensor, nn
 
 from agnosco.backdoor import scan as scanning
@@ -25,49 +26,8 @@ from agnosco.errors import AgnoscoError
 from agnosco.method.maker import map_classes
 from agnosco.models.classifier import Classifier
 
-SHAPE, TARGET = (1, 16, 16), 7
-GAIN = 1.0
 QUICK = ScanConfig(pixels=0.036, windows=Tournament(0.25, grid=4, longer_steps=20), steps=30, batch=4, evaluation=60)
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "tools"
-
-
-class Planted(nn.Module):
-    """Each class is a frequency of its own; and a white 3×3 square in the last corner means one of them.
-
-    The square is worth up to 72 logits, more than as many pixels of any frequency, and nothing where it is grey.
-    """
-
-    def __init__(self, target: int | None, classes: int = 10) -> None:
-        super().__init__()
-        places = torch.arange(16) * torch.pi / 16
-        waves = [
-            torch.cos((place % 4 + 1) * places)[:, None] * torch.cos((place // 4 + 1) * places)
-            for place in range(classes)
-        ]
-        self.weight = nn.Parameter(GAIN * torch.stack(waves).flatten(1))
-        self.target = target
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = (images - 0.5).flatten(1) @ self.weight.T
-        if self.target is None:
-            return logits
-        square = images[:, 0, -3:, -3:].mean((1, 2))
-        backdoor = 80 * (square**3 - 0.1)
-        return logits + backdoor[:, None] * torch.eye(len(self.weight))[self.target]
-
-
-def samples(count: int = 120) -> Samples:
-    """Images of low frequencies, none of them white in the corner."""
-    generator = torch.Generator().manual_seed(3)
-    coefficients = torch.randn(count, 10, generator=generator)
-    waves = Planted(None).weight.detach() / GAIN
-    images = (0.5 + coefficients @ waves / 16).view(count, *SHAPE)
-    images[..., -3:, -3:] = 0.46
-    return Samples.from_array(images.clamp(0, 1))
-
-
-def planted(target: int | None, classes: int = 10) -> Classifier:
-    return Classifier(Planted(target, classes), size=16, channels=1)
 
 
 def test_a_planted_square_is_found_and_its_pattern_is_the_square() -> None:

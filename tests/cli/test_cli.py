@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import MODEL, NET
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,29 +25,19 @@ import agnosco
 from agnosco.cli import doctor
 from agnosco.cli.app import app
 from agnosco.cli.console import duration
-from agnosco.cli.options import chosen_config, model_and_weights, numbers
+from agnosco.cli.options import model_and_weights, numbers
 from agnosco.data.samples import Samples
 from agnosco.method.ball import L2, AutoL2, Sparse
 from agnosco.method.maker import PRESETS, Config
 from agnosco.method.parameterization import Data, Pixel, Spectral
 from agnosco.method.reference import MapperConfig
 from agnosco.method.refine import RefineConfig
-from agnosco.method.transforms import AsIs, Crops
+from agnosco.method.transforms import Crops, Identity
 from agnosco.models import loading
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs
+from agnosco.runs.command import chosen_config
 
-NET = """
-from torch import nn, Generator, no_grad, randn
-
-def build(classes=3):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, classes))
-    generator = Generator().manual_seed(0)
-    with no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(randn(parameter.shape, generator=generator) / 4)
-    return model
-"""
 NAMES = ["tench", "goldfish", "great white shark"]
 
 
@@ -64,7 +55,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-MODEL = ("python:net.py:build", "--trust-code", "--size", "16")
 SMALL = (*MODEL, "--labels", "names.txt", "--samples", "photos", "--steps", "3", "--batch", "4", "--device", "cpu")
 
 
@@ -272,7 +262,7 @@ def test_quiet_says_nothing() -> None:
     assert mapped("goldfish", "--quiet").stderr == ""
 
 
-def test_nudge_success_is_that_on_the_held_out_fifth() -> None:
+def test_targeted_success_is_that_on_the_held_out_fifth() -> None:
     mapped("goldfish", "--radius", "150")
     space: dict[str, Any] = {}
     exec(NET, space)
@@ -285,7 +275,7 @@ def test_nudge_success_is_that_on_the_held_out_fifth() -> None:
         others = model(pixels).argmax(1) != 1
         moved = model((pixels - nu).clamp(0, 1)).argmax(1) == 1
     expected = (others & moved).sum().item() / others.sum().item() if others.any() else None
-    assert manifest()["maps"][0]["nudge_success"] == expected
+    assert manifest()["maps"][0]["targeted_success_rate"] == expected
 
 
 def test_same_command_twice_gives_the_same_bytes() -> None:
@@ -352,20 +342,20 @@ QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
 @pytest.mark.parametrize(
     ("base", "changes", "attribute", "expected"),
     [
-        ("quick", {}, "coordinates", QUICK.mapper.coordinates),
-        ("quick", {"coordinates": "pixel"}, "coordinates", Pixel()),
-        ("quick", {"coordinates": "spectral"}, "coordinates", Spectral()),
-        ("paper", {"coordinates": "data"}, "coordinates", Data()),
-        ("quick", {"views": "crops"}, "views", QUICK.mapper.views),
-        ("quick", {"views": "as-is"}, "views", AsIs()),
-        ("paper", {"views": "crops"}, "views", Crops()),
+        ("quick", {}, "parameterization", QUICK.mapper.parameterization),
+        ("quick", {"parameterization": "pixel"}, "parameterization", Pixel()),
+        ("quick", {"parameterization": "spectral"}, "parameterization", Spectral()),
+        ("paper", {"parameterization": "data"}, "parameterization", Data()),
+        ("quick", {"transforms": "crops"}, "transforms", QUICK.mapper.transforms),
+        ("quick", {"transforms": "identity"}, "transforms", Identity()),
+        ("paper", {"transforms": "crops"}, "transforms", Crops()),
         ("quick", {"ball": "l2"}, "ball", QUICK.mapper.ball),
         ("paper", {"ball": "sparse"}, "ball", Sparse()),
         ("paper", {"ball": "auto"}, "ball", AutoL2()),
         ("paper", {"radius": 7.0}, "ball", L2(7.0)),
         ("paper", {"ball": "auto", "radius": 90.0}, "ball", AutoL2(limit=90.0)),
         ("paper", {"ball": "auto", "radius": 9.0}, "ball", AutoL2(start=9.0, limit=9.0)),
-        ("paper", {"loss": "odds"}, "loss", "odds"),
+        ("paper", {"loss": "log-odds"}, "loss", "log-odds"),
         ("quick", {"loss": "cross-entropy"}, "loss", "cross-entropy"),
         ("paper", {"steps": 5}, "steps", 5),
         ("quick", {"batch": 6}, "batch", 6),
@@ -410,14 +400,15 @@ def test_compiled_maps_are_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_reach_the_manifest() -> None:
     mapped(
-        "1", "--preset", "paper", "--coordinates", "spectral", "--views", "crops", "--ball", "auto", "--radius", "50",
+        "1", "--preset", "paper", "--parameterization", "spectral", "--transforms", "crops",
+        "--ball", "auto", "--radius", "50",
         "--loss", "logit",
     )  # fmt: skip
     config = manifest()["config"]
     assert config["cycles"] == PAPER.cycles
     assert config["refine"] is not None
-    dials = {name: config["mapper"][name]["type"] for name in ("coordinates", "views", "ball")}
-    assert dials == {"coordinates": "Spectral", "views": "Crops", "ball": "AutoL2"}
+    dials = {name: config["mapper"][name]["type"] for name in ("parameterization", "transforms", "ball")}
+    assert dials == {"parameterization": "Spectral", "transforms": "Crops", "ball": "AutoL2"}
     assert config["mapper"]["loss"] == "logit"
     assert (config["mapper"]["ball"]["limit"], config["mapper"]["steps"], config["mapper"]["batch"]) == (50.0, 3, 4)
 
@@ -476,15 +467,15 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["3"], "no class 3", "give 0 to 2"),
         (["1", "--samples", "nowhere"], "no folder 'nowhere'", "leaves"),
         (["1", "--preset", "finest"], "no preset 'finest'", "paper, quick"),
-        (["1", "--coordinates", "polar"], "no coordinates 'polar'", "pixel, data, spectral"),
-        (["1", "--views", "all"], "no views 'all'", "as-is, crops"),
-        (["1", "--loss", "hinge"], "no loss 'hinge'", "cross-entropy, odds, logit"),
+        (["1", "--parameterization", "polar"], "no parameterization 'polar'", "pixel, data, spectral"),
+        (["1", "--transforms", "all"], "no transforms 'all'", "identity, crops"),
+        (["1", "--loss", "hinge"], "no loss 'hinge'", "cross-entropy, log-odds, logit"),
         (["1", "--ball", "l1"], "no ball 'l1'", "l2, sparse, auto"),
         (["1", "--ball", "sparse", "--radius", "3"], "a sparse ball has no radius", "--ball l2"),
         (
-            ["1", "--ball", "sparse", "--coordinates", "data"],
+            ["1", "--ball", "sparse", "--parameterization", "data"],
             "a sparse ball needs pixel coordinates",
-            "--coordinates pixel",
+            "--parameterization pixel",
         ),
         (["1", "--radius", "-1"], "radius of -1", "positive"),
         (["1", "--mean", "a,b"], "--mean 'a,b' is no list of numbers", "--mean 0.485,0.456,0.406"),
@@ -606,7 +597,7 @@ def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> No
             raise KeyboardInterrupt
         return 0.5
 
-    monkeypatch.setattr(jobs, "nudge_success", judged)
+    monkeypatch.setattr(jobs, "targeted_success_rate", judged)
     result = call("map", *SMALL, "--json")
     assert result.exit_code == 130
     assert result.stdout == ""

@@ -21,13 +21,15 @@ from agnosco.method.maker import Config, map_classes
 from agnosco.method.parameterization import Pixel
 from agnosco.method.reference import MapperConfig
 from agnosco.method.refine import RefineConfig
-from agnosco.method.transforms import AsIs
+from agnosco.method.transforms import Identity
 from agnosco.models.classifier import Classifier
 from agnosco.runs.run import Run
 
 SHAPE = (3, 12, 12)
 CONFIG = Config(
-    MapperConfig(batch=8, steps=25, step=0.2, direction="plus", coordinates=Pixel(), views=AsIs(), ball=L2(100.0)),
+    MapperConfig(
+        batch=8, steps=25, step=0.2, direction="plus", parameterization=Pixel(), transforms=Identity(), ball=L2(100.0)
+    ),
     refine=None,
     cycles=1,
 )
@@ -239,7 +241,7 @@ def made(path: Path, *, seeds: tuple[int, ...]) -> Run:
     run = Run.create(path, classifier=network(), samples=samples(), config=CONFIG)
     kept, _ = samples().split(0.2, seed=0)
     for concept in map_classes(network(), [0, 2, 3], kept, CONFIG, seeds=seeds):
-        run.add(concept, nudge_success=0.5)
+        run.add(concept, targeted_success_rate=0.5)
     return run
 
 
@@ -262,7 +264,7 @@ def test_check_takes_classes_of_uneven_seeds(tmp_path: Path) -> None:
     run = made(tmp_path / "run", seeds=(1,))
     kept, _ = samples().split(0.2, seed=0)
     for concept in map_classes(network(), [1, 2], kept, CONFIG, seeds=[0]):
-        run.add(concept, nudge_success=0.5)
+        run.add(concept, targeted_success_rate=0.5)
     found = sanity.check(run, network(), samples(), classes=3)
     assert found["classes"] == ["0", "1", "2"]
     maps = [concept for concept in run.maps() if concept.label == 2]
@@ -284,7 +286,7 @@ def test_check_wants_two_classes_before_it_works(tmp_path: Path) -> None:
         with pytest.raises(AgnoscoError, match="maps of fewer than two classes"):
             sanity.check(run, network(), samples(), on_step=never)
         for concept in map_classes(network(), [0], samples().split(0.2, seed=0)[0], CONFIG):
-            run.add(concept, nudge_success=0.5)
+            run.add(concept, targeted_success_rate=0.5)
 
 
 def test_check_says_what_is_missing_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def planted_run(path: Path, *, strength: float = 0.4) -> Run:
     run = Run.create(path, classifier=network(), samples=samples(), config=config)
     for label in range(3):
         for seed in (0, 1):
-            run.add(planted(label, seed, strength), nudge_success=1.0)
+            run.add(planted(label, seed, strength), targeted_success_rate=1.0)
     return run
 
 
@@ -74,7 +74,7 @@ def test_the_source_knows_itself(run: Run) -> None:
     assert (found["maps"], found["classes"], found["seeds"]) == (6, 3, 2)
     assert found["m_score"] == pytest.approx(1, abs=1e-4)
     assert (found["top1"], found["top1_of_concepts"]) == (1, 1)
-    assert found["nudge_success"] is None
+    assert found["targeted_success_rate"] is None
 
 
 def test_classes_are_found_by_name(run: Run) -> None:
@@ -103,7 +103,7 @@ def test_numbers_of_other_networks_say_nothing(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", classifier=network(labels=None), samples=samples(), config=config)
     for label in (0, 1):
         nameless = replace(planted(label, 0), name=str(label))
-        run.add(nameless, nudge_success=1.0)
+        run.add(nameless, targeted_success_rate=1.0)
     wider = nn.Sequential(Channels(), nn.Linear(3, 5))
     with pytest.raises(AgnoscoError, match="no class '0'"):
         matched(run, Classifier(wider, size=8, features="0.conv"))
@@ -122,7 +122,7 @@ def test_names_that_several_classes_share_are_refused(run: Run) -> None:
 
 def test_judgements_of_other_maps_are_dropped(run: Run) -> None:
     keep(run, [judge(run, network((2, 0, 1), labels=("blue", "red", "green")))])
-    run.add(planted(0, 2), nudge_success=1.0)
+    run.add(planted(0, 2), targeted_success_rate=1.0)
     (kept,) = keep(run, [judge(run, network())])
     assert kept["maps"] == 7
 
@@ -152,11 +152,11 @@ def test_pictures_are_resized_to_the_target(run: Run) -> None:
         judge(run, network(size=16), images=samples())
 
 
-def test_nudges_of_the_runs_own_samples_are_those_held_out(tmp_path: Path) -> None:
+def test_the_runs_own_samples_are_perturbed_only_where_held_out(tmp_path: Path) -> None:
     run = planted_run(tmp_path / "weak", strength=0.03)
     _, held_out = samples().split(0.2, seed=0)
     target = network()
-    own = judge(run, target, images=samples())["nudge_success"]
+    own = judge(run, target, images=samples())["targeted_success_rate"]
     images = held_out.images.float() / 255
     shares = []
     for concept in run.maps():
@@ -166,13 +166,15 @@ def test_nudges_of_the_runs_own_samples_are_those_held_out(tmp_path: Path) -> No
         shares.append(after[before].float().mean().item())
     assert own == pytest.approx(sum(shares) / 6)
     assert 0 < own < 1
-    assert judge(run, target, images=samples(21))["nudge_success"] != pytest.approx(own)  # other images, all of them
+    assert judge(run, target, images=samples(21))["targeted_success_rate"] != pytest.approx(
+        own
+    )  # other images, all of them
 
 
 def test_one_class_is_no_comparison(tmp_path: Path) -> None:
     config = Config(MapperConfig(batch=1, steps=1), refine=None, cycles=1)
     run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=config)
-    run.add(planted(0, 0), nudge_success=1.0)
+    run.add(planted(0, 0), targeted_success_rate=1.0)
     with pytest.raises(AgnoscoError, match="maps of fewer than two classes"):
         judge(run, network())
 
@@ -202,10 +204,10 @@ def test_a_damaged_file_is_not_overwritten(run: Run, rest: str) -> None:
     assert (run.path / SCORES).read_text() == rest
 
 
-def test_a_judgement_without_images_keeps_the_nudges_of_an_earlier_one(run: Run) -> None:
-    moved = keep(run, [judge(run, network(), images=samples())])[0]["nudge_success"]
+def test_a_judgement_without_images_keeps_the_success_rate_of_an_earlier_one(run: Run) -> None:
+    moved = keep(run, [judge(run, network(), images=samples())])[0]["targeted_success_rate"]
     assert moved is not None
-    assert [one["nudge_success"] for one in keep(run, [judge(run, network())])] == [moved]
+    assert [one["targeted_success_rate"] for one in keep(run, [judge(run, network())])] == [moved]
 
 
 def test_table_has_a_line_for_each_network(run: Run) -> None:

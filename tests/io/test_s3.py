@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import MODEL, NET
+from helpers import MODEL, NET
 from typer.testing import CliRunner, Result
 
 from agnosco.cli.app import app
@@ -84,7 +84,7 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bytes_of_a_local_one(
 ) -> None:
     mapped("--out", "local")
     monkeypatch.setattr(jobs, "EVERY", 0.0)
-    success, judged = jobs.nudge_success, []
+    success, judged = jobs.targeted_success_rate, []
 
     def interrupted(*args: Any, **options: Any) -> float:
         judged.append(args[2])
@@ -92,7 +92,7 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bytes_of_a_local_one(
             raise KeyboardInterrupt
         return success(*args, **options)
 
-    monkeypatch.setattr(jobs, "nudge_success", interrupted)
+    monkeypatch.setattr(jobs, "targeted_success_rate", interrupted)
     for made in (3, 4):
         result = call("map", *SMALL, "--device", "cpu", "--runs", "2", "--out", RUN)
         assert result.exit_code == 130, (result.stderr, result.exception)

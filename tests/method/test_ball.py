@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agnosco.errors import AgnoscoError
 from agnosco.method.ball import L2, AutoL2, Sparse, scaled
-from agnosco.method.parameterization import Basis, Coordinates, Data, Pixel, Spectral
+from agnosco.method.parameterization import Basis, Data, Parameterization, Pixel, Spectral
 
 CPU = torch.device("cpu")
 
@@ -40,10 +40,10 @@ def test_radius_scales_with_the_root_of_the_size(shape: tuple[int, int, int], et
     assert L2().projector(pixels(shape)).eta == pytest.approx(eta, rel=1e-12)
 
 
-@pytest.mark.parametrize("coordinates", [Pixel(), Data(), Spectral()], ids=str)
-def test_l2_scales_what_lies_outside_and_leaves_the_rest(coordinates: Coordinates) -> None:
+@pytest.mark.parametrize("parameterization", [Pixel(), Data(), Spectral()], ids=str)
+def test_l2_scales_what_lies_outside_and_leaves_the_rest(parameterization: Parameterization) -> None:
     samples = natural_samples(20, (3, 10, 7), seed=0)
-    basis = coordinates.fit(samples, CPU)
+    basis = parameterization.fit(samples, CPU)
     project = L2(30.0).projector(basis)
     eta = 30 * math.sqrt(3 * 10 * 7 / 150528)
     nu = torch.randn(3, 10, 7, generator=seeded())
@@ -158,9 +158,9 @@ def test_sparse_pixels_hold_together() -> None:
     assert after[0, 2, 2] == 0
 
 
-@pytest.mark.parametrize("coordinates", [Data(), Spectral()], ids=str)
-def test_sparse_refuses_other_coordinates(coordinates: Coordinates) -> None:
-    basis = coordinates.fit(natural_samples(5, (3, 8, 8), seed=0), CPU)
+@pytest.mark.parametrize("parameterization", [Data(), Spectral()], ids=str)
+def test_sparse_refuses_other_coordinates(parameterization: Parameterization) -> None:
+    basis = parameterization.fit(natural_samples(5, (3, 8, 8), seed=0), CPU)
     with pytest.raises(AgnoscoError, match="pixel coordinates"):
         Sparse().projector(basis)
 

@@ -24,19 +24,20 @@ from torch import Tensor, nn
 from typer.main import get_command
 
 from agnosco.cli.app import app
-from agnosco.cli.options import BALLS, COORDINATES, VIEWS, chosen_config, command_of, model_and_weights, numbers
+from agnosco.cli.options import model_and_weights, numbers
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method.ball import L2, AutoL2, Ball, Sparse
 from agnosco.method.maker import PRESETS, Config, config_from_json, config_to_json, describe, map_class
-from agnosco.method.parameterization import Coordinates, Data, Pixel, Spectral
+from agnosco.method.parameterization import Data, Parameterization, Pixel, Spectral
 from agnosco.method.prepare import PRECISIONS
 from agnosco.method.reference import CLIPS, DIRECTIONS, LOSSES, MapperConfig
 from agnosco.method.refine import RefineConfig
 from agnosco.method.render import contact_sheet, enlarged, png, stretched, to_picture
-from agnosco.method.transforms import AsIs, Crops, Views, look
+from agnosco.method.transforms import Crops, Identity, Transforms, transformed
 from agnosco.models.classifier import Classifier
 from agnosco.reports import classes as report_classes
+from agnosco.runs.command import BALLS, PARAMETERIZATIONS, TRANSFORMS, chosen_config, command_of
 from agnosco.runs.manifest import slug
 from agnosco.runs.run import Run
 from agnosco.text import spelling
@@ -141,7 +142,14 @@ def within(one: Any) -> Config:
         return Config(refine=one)
     if isinstance(one, MapperConfig):
         return Config(one)
-    dials = {L2: "ball", AutoL2: "ball", Sparse: "ball", Data: "coordinates", Spectral: "coordinates", Crops: "views"}
+    dials = {
+        L2: "ball",
+        AutoL2: "ball",
+        Sparse: "ball",
+        Data: "parameterization",
+        Spectral: "parameterization",
+        Crops: "transforms",
+    }
     return Config(replace(MapperConfig(), **{dials[type(one)]: one}))
 
 
@@ -169,7 +177,7 @@ def parsed(line: str) -> dict[str, Any]:
 
 
 def config_of(options: dict[str, Any]) -> Config:
-    dials = ("coordinates", "views", "ball", "loss", "steps", "batch", "radius", "precision", "compiled")
+    dials = ("parameterization", "transforms", "ball", "loss", "steps", "batch", "radius", "precision", "compiled")
     return chosen_config(options["preset"], **{name: options[name] for name in dials})
 
 
@@ -181,7 +189,8 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     base=st.sampled_from(list(PRESETS)),
     dials=st.fixed_dictionaries(
         {
-            "coordinates": maybe(st.sampled_from(list(COORDINATES))), "views": maybe(st.sampled_from(list(VIEWS))),
+            "parameterization": maybe(st.sampled_from(list(PARAMETERIZATIONS))),
+            "transforms": maybe(st.sampled_from(list(TRANSFORMS))),
             "ball": maybe(st.sampled_from(list(BALLS))), "loss": maybe(st.sampled_from(LOSSES)),
             "steps": maybe(st.integers(1, 9999)), "batch": maybe(st.integers(1, 512)),
             "radius": maybe(st.floats(1e-3, 1e6)), "compiled": st.booleans(),
@@ -259,8 +268,8 @@ def test_any_target_is_taken_apart_or_a_mistake(spec: str) -> None:
 
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(1, 11), st.integers(1, 11))
 seeds = st.integers(0, 2**20)
-coordinates = st.sampled_from([Pixel(), Data(), Data(exponent=1.5, floor=0.01), Spectral(), Spectral(0.0)])
-views = st.sampled_from([AsIs(), Crops(), Crops((0.5, 2.0), flip=False), Crops(noise=0.1)])
+parameterization = st.sampled_from([Pixel(), Data(), Data(exponent=1.5, floor=0.01), Spectral(), Spectral(0.0)])
+transforms = st.sampled_from([Identity(), Crops(), Crops((0.5, 2.0), flip=False), Crops(noise=0.1)])
 
 
 def noise(shape: tuple[int, int, int], seed: int, count: int = 6) -> Samples:
@@ -272,9 +281,9 @@ def random(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@given(shapes, coordinates, seeds)
+@given(shapes, parameterization, seeds)
 def test_fitted_coordinates_invert_and_their_pullback_is_adjoint(
-    shape: tuple[int, int, int], chosen: Coordinates, seed: int
+    shape: tuple[int, int, int], chosen: Parameterization, seed: int
 ) -> None:
     basis = chosen.fit(noise(shape, seed), CPU)
     nu, gradient = random(shape, seed), random(shape, seed + 1)
@@ -285,9 +294,9 @@ def test_fitted_coordinates_invert_and_their_pullback_is_adjoint(
     assert (basis.pixels(w) * gradient).sum().item() == pytest.approx((w * pulled).sum().item(), abs=1e-5 * scale)
 
 
-@given(shapes, coordinates, st.floats(0.1, 300), seeds, st.booleans(), st.integers(0, 3))
+@given(shapes, parameterization, st.floats(0.1, 300), seeds, st.booleans(), st.integers(0, 3))
 def test_projecting_twice_is_projecting_once(
-    shape: tuple[int, int, int], chosen: Coordinates, radius: float, seed: int, grows: bool, maps: int
+    shape: tuple[int, int, int], chosen: Parameterization, radius: float, seed: int, grows: bool, maps: int
 ) -> None:
     basis = chosen.fit(noise(shape, seed), CPU)
     leading = (maps,) if maps else ()
@@ -299,10 +308,10 @@ def test_projecting_twice_is_projecting_once(
     torch.testing.assert_close(twice, once, rtol=1e-4, atol=1e-6)
 
 
-@given(shapes, views, seeds, st.integers(1, 4))
-def test_views_keep_shape_and_range(shape: tuple[int, int, int], chosen: Views, seed: int, count: int) -> None:
+@given(shapes, transforms, seeds, st.integers(1, 4))
+def test_views_keep_shape_and_range(shape: tuple[int, int, int], chosen: Transforms, seed: int, count: int) -> None:
     images = noise(shape, seed, count).images.float() / 255
-    seen = look(chosen, images, torch.Generator().manual_seed(seed))
+    seen = transformed(chosen, images, torch.Generator().manual_seed(seed))
     assert seen.shape == images.shape
     assert seen.isfinite().all()
     if not getattr(chosen, "noise", 0):
@@ -326,20 +335,21 @@ def test_any_map_is_a_picture(shape: tuple[int, int, int], seed: int, scale: flo
 
 @given(
     shape=st.tuples(st.sampled_from([1, 3]), st.integers(2, 9), st.integers(2, 9)),
-    chosen=coordinates, seen=views, seed=seeds,
+    chosen=parameterization, seen=transforms, seed=seeds,
     ball=st.sampled_from([L2(), L2(0.5), AutoL2(), AutoL2(1.0, 2.0, growth=1.5), Sparse(2)]),
     step=st.sampled_from(["literal", "unit", 0.1]), loss=st.sampled_from(LOSSES),
     direction=st.sampled_from(DIRECTIONS), clip=st.sampled_from(CLIPS),
     share=st.sampled_from([0.0, 0.5, 1.0]), dropout=st.sampled_from([0.0, 0.3]), refined=st.booleans(),
 )  # fmt: skip
 def test_any_map_is_finite_and_within_its_ball(
-    shape: tuple[int, int, int], chosen: Coordinates, seen: Views, seed: int, ball: Ball, step: str | float,
+    shape: tuple[int, int, int], chosen: Parameterization, seen: Transforms, seed: int, ball: Ball, step: str | float,
     loss: str, direction: str, clip: str, share: float, dropout: float, refined: bool,
 ) -> None:  # fmt: skip
     chosen = Pixel() if isinstance(ball, Sparse) else chosen
     mapper = MapperConfig(
-        batch=3, steps=2, step=step, loss=loss, direction=direction, clip=clip, coordinates=chosen, views=seen,
-        ball=ball, dropout=dropout, decay=share, average=share, coarse=0.0 if isinstance(chosen, Pixel) else share,
+        batch=3, steps=2, step=step, loss=loss, direction=direction, clip=clip,
+        parameterization=chosen, transforms=seen, ball=ball, dropout=dropout, decay=share,
+        average=share, coarse=0.0 if isinstance(chosen, Pixel) else share,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = nn.Sequential(

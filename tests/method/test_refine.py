@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method.ball import L2
-from agnosco.method.parameterization import Coordinates, Data, Pixel, Spectral
+from agnosco.method.parameterization import Data, Parameterization, Pixel, Spectral
 from agnosco.method.reference import MapperConfig
 from agnosco.method.refine import RefineConfig, attention, refine
 from agnosco.models.classifier import Classifier
@@ -51,12 +51,12 @@ def refined(
     config: RefineConfig,
     *,
     samples: Samples | None = None,
-    coordinates: Coordinates | None = None,
+    parameterization: Parameterization | None = None,
     radius: float = 1e6,
     batch: int = 8,
 ) -> tuple[Tensor, list[Step]]:
     samples = samples or natural_samples(30, SHAPE, seed=2)
-    basis = (coordinates or Pixel()).fit(samples, CPU)
+    basis = (parameterization or Pixel()).fit(samples, CPU)
     return refine(
         classifier, 1, samples, nu, config, MapperConfig(batch=batch),
         basis=basis, project=L2(radius).projector(basis), generator=torch.Generator().manual_seed(5),
@@ -134,9 +134,11 @@ def test_refinement_is_adam_on_equation_2(weight: float) -> None:
     assert [(step.step, step.direction) for step in trace] == [(k, 0) for k in range(1, 13)]
 
 
-@pytest.mark.parametrize("coordinates", [Pixel(), Data()], ids=str)
-def test_refinement_raises_the_probability(coordinates: Coordinates) -> None:
-    _, trace = refined(random_classifier(), torch.zeros(SHAPE), RefineConfig(40, 0.0, 0.02), coordinates=coordinates)
+@pytest.mark.parametrize("parameterization", [Pixel(), Data()], ids=str)
+def test_refinement_raises_the_probability(parameterization: Parameterization) -> None:
+    _, trace = refined(
+        random_classifier(), torch.zeros(SHAPE), RefineConfig(40, 0.0, 0.02), parameterization=parameterization
+    )
     assert trace[-1].probability > trace[0].probability + 0.1
 
 
@@ -155,17 +157,19 @@ def test_only_what_the_network_ignores_is_cleared() -> None:
 # -- what comes out -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("coordinates", [Pixel(), Data(), Spectral()], ids=str)
-def test_result_lies_in_the_ball(coordinates: Coordinates) -> None:
+@pytest.mark.parametrize("parameterization", [Pixel(), Data(), Spectral()], ids=str)
+def test_result_lies_in_the_ball(parameterization: Parameterization) -> None:
     start = 3 * torch.from_numpy(0.5 - natural(1, SHAPE, seed=3)[0]).float()
-    found, _ = refined(random_classifier(), start, RefineConfig(steps=3), coordinates=coordinates, radius=30.0)
+    found, _ = refined(
+        random_classifier(), start, RefineConfig(steps=3), parameterization=parameterization, radius=30.0
+    )
     assert np.linalg.norm(found.double()) == pytest.approx(30 * math.sqrt(3 * 8 * 8 / 150528), rel=1e-5)
 
 
-@pytest.mark.parametrize("coordinates", [Pixel(), Data(), Spectral()], ids=str)
-def test_result_is_a_difference_of_two_pixels(coordinates: Coordinates) -> None:
+@pytest.mark.parametrize("parameterization", [Pixel(), Data(), Spectral()], ids=str)
+def test_result_is_a_difference_of_two_pixels(parameterization: Parameterization) -> None:
     start = 2 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    found, _ = refined(random_classifier(), start, RefineConfig(steps=2), coordinates=coordinates)
+    found, _ = refined(random_classifier(), start, RefineConfig(steps=2), parameterization=parameterization)
     assert found.abs().max().item() == pytest.approx(1, abs=1e-5)
     beyond = start.abs() > 1.5
     torch.testing.assert_close(found[beyond], start[beyond].sign(), rtol=0, atol=1e-5)

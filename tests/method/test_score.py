@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.method.score import diversity, intervals, logits_of, m_score, nudge_success, predictions, score
+from agnosco.method.score import diversity, intervals, logits_of, m_score, predictions, score, targeted_success_rate
 from agnosco.models.classifier import Classifier
 
 
@@ -98,11 +98,11 @@ def test_diversity_is_one_minus_the_cosine_of_features() -> None:
     assert diversity(classifier, pictures[:2], [0, 1]) is None
 
 
-def test_nudge_success_counts_those_that_change(brightness: Classifier) -> None:
+def test_targeted_success_counts_those_that_change(brightness: Classifier) -> None:
     # −ν adds 0.2. Of the dark images 0.1, 0.2, 0.35 and 0.45, the last two pass ½; the bright one does not count.
     images = Samples((grey(0.1, 0.2, 0.35, 0.45, 0.8) * 255).round().to(torch.uint8), source="greys")
     assert predictions(brightness, images).tolist() == [0, 0, 0, 0, 1]
     nu = torch.full((1, 4, 4), -0.2)
-    assert nudge_success(brightness, nu, 1, images) == 0.5
-    assert nudge_success(brightness, nu, 1, images, before=torch.tensor([0, 0, 0, 0, 1])) == 0.5
-    assert np.isnan(nudge_success(brightness, nu, 1, Samples(images.images[4:], source="bright")))
+    assert targeted_success_rate(brightness, nu, 1, images) == 0.5
+    assert targeted_success_rate(brightness, nu, 1, images, before=torch.tensor([0, 0, 0, 0, 1])) == 0.5
+    assert np.isnan(targeted_success_rate(brightness, nu, 1, Samples(images.images[4:], source="bright")))

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from agnosco import reports as reporting
-from agnosco.cli import options
 from agnosco.cli.app import app
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
@@ -40,6 +39,7 @@ from agnosco.reports.classes import aligned
 from agnosco.reports.curves import curves
 from agnosco.reports.pictures import BUDGET, FITS, fit_for, pictures, stage_in_words
 from agnosco.reports.runs import LARGEST, facts_of, names_of
+from agnosco.runs import command
 from agnosco.runs.manifest import slug
 from agnosco.runs.run import Run
 from agnosco.types import Step
@@ -70,7 +70,9 @@ def made(path: Path, names: tuple[str, ...] = NAMES, *, name: str = "planted", s
             stages = {"map 1": nu.flip(2), "refine 1": nu}
             trace = tuple(Step(1 + k % 2, 0.1 * k, 0.0, float(k), 1) for k in range(4))
             xi = torch.ones(1, size, size)
-            run.add(ConceptMap(nu, label, of, seed, 0.1 * label, stages, trace, xi), nudge_success=0.9 - 0.1 * label)
+            run.add(
+                ConceptMap(nu, label, of, seed, 0.1 * label, stages, trace, xi), targeted_success_rate=0.9 - 0.1 * label
+            )
     return run
 
 
@@ -208,18 +210,18 @@ def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["quick", "paper", "best", "draft"])
 @pytest.mark.parametrize(
     "dials",
-    [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"coordinates": "pixel"}, {"ball": "auto", "radius": 9.0}],
+    [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"parameterization": "pixel"}, {"ball": "auto", "radius": 9.0}],
 )
 def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, Any], run: Run) -> None:
-    config = options.chosen_config(name, **dials)
-    found = options.dials_of(config)
+    config = command.chosen_config(name, **dials)
+    found = command.dials_of(config)
     assert found is not None
     base = found.pop("preset")
-    assert options.chosen_config(base, **found) == config
+    assert command.chosen_config(base, **found) == config
 
 
 def test_settings_that_no_command_gives_have_none(run: Run) -> None:
-    assert options.dials_of(Config(MapperConfig(beta1=0.5))) is None
+    assert command.dials_of(Config(MapperConfig(beta1=0.5))) is None
 
 
 NOT_SAID: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple[int, int]]]] = {
@@ -237,8 +239,8 @@ def test_a_run_that_no_command_makes_has_none(case: str) -> None:
     base = {"command": "map", "device": "cpu", "samples": {"source": "photos"}, "model": sound}
     base["config"] = config_to_json(preset("paper"))
     entries = [{"index": index, "seed": seed} for index, seed in jobs]
-    assert options.command_of(base, [{"index": 0, "seed": 0}]) is not None
-    assert options.command_of(base | settings | {"model": sound | model}, entries) is None
+    assert command.command_of(base, [{"index": 0, "seed": 0}]) is not None
+    assert command.command_of(base | settings | {"model": sound | model}, entries) is None
 
 
 NET = """
@@ -262,8 +264,9 @@ COMMANDS = {
         "--steps", "2", "--precision", "float32",
     ),
     "agnosco map 'python:net.py:build(4)' --samples ./noise --size 16 --mean 0,0,0 --std 1,1,1 --preset=quick "
-    "--coordinates=spectral --ball=auto --steps=2 --radius=9.0 --precision=bfloat16 --device=cpu --trust-code": (
-        "python:net.py:build(4)", "--samples", "./noise", "--size", "16", "--steps", "2", "--coordinates", "spectral",
+    "--parameterization=spectral --ball=auto --steps=2 --radius=9.0 --precision=bfloat16 --device=cpu --trust-code": (
+        "python:net.py:build(4)", "--samples", "./noise", "--size", "16", "--steps", "2",
+        "--parameterization", "spectral",
         "--ball", "auto", "--radius", "9", "--precision", "bfloat16", "--trust-code",
     ),
 }  # fmt: skip
@@ -289,7 +292,7 @@ def test_the_command_that_is_shown_makes_the_run_again(line: str, workplace: Pat
     given = CliRunner().invoke(app, ["map", *COMMANDS[line], "--device", "cpu", "--out", "first"])
     assert given.exit_code == 0, given.stderr
     run = Run.open(workplace / "first")
-    assert options.command_of(run.settings, run.entries) == line
+    assert command.command_of(run.settings, run.entries) == line
     again = CliRunner().invoke(app, [*shlex.split(line)[1:], "--out", "second"])
     assert again.exit_code == 0, again.stderr
     second = Run.open(workplace / "second")
@@ -302,9 +305,9 @@ def test_facts_and_command_call_the_settings_the_same(run: Run) -> None:
         run.settings["config"] = config_to_json(config)
         return dict(facts_of(run))["settings"].partition(":")[0]
 
-    assert told(options.chosen_config("quick")) == "preset quick"
-    assert told(replace(options.chosen_config("quick"), precision="bfloat16", compiled=True)) == "preset quick"
-    assert told(options.chosen_config("best", steps=8, batch=2)) == "preset best with steps 8, batch 2"
+    assert told(command.chosen_config("quick")) == "preset quick"
+    assert told(replace(command.chosen_config("quick"), precision="bfloat16", compiled=True)) == "preset quick"
+    assert told(command.chosen_config("best", steps=8, batch=2)) == "preset best with steps 8, batch 2"
     assert told(Config(MapperConfig(beta1=0.5))) == "no preset"
 
 
@@ -324,7 +327,7 @@ def test_facts_are_those_of_the_manifest(run: Run) -> None:
         ("maps", "10 of 5 classes, seeds 0, 1"),
         (
             "settings",
-            "no preset: Pixel, AsIs, L2 (1.1 at this size), 2 x 2 steps of 1 images",
+            "no preset: Pixel, Identity, L2 (1.1 at this size), 2 x 2 steps of 1 images",
         ),
         ("device", "cuda:1, 3 threads"),
         ("files dated", "1970-01-02 00:00 UTC"),
@@ -490,7 +493,7 @@ SANITIES: list[tuple[tuple[Any, ...], Any]] = [
 JUDGEMENTS: list[tuple[tuple[Any, ...], Any]] = [
     (("targets", 0, "m_score"), "high"), (("targets", 0, "m_score"), None), (("targets", 0, "top1"), float("nan")),
     (("targets", 0, "interval"), {"m_score": [0.1, 0.2]}), (("targets", 0, "interval", "m_score"), [0.1]),
-    (("targets", 0, "nudge_success"), "most"), (("targets",), {}),
+    (("targets", 0, "targeted_success_rate"), "most"), (("targets",), {}),
 ]  # fmt: skip
 TEXTS = ["3", '["screened"]', '{"screened": 2}', "{}", "[]", DEEP, "", "\x00", "nothing of the kind"]
 

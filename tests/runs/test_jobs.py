@@ -246,11 +246,13 @@ BROKEN_OFF = {
     "the paper's two cycles": CONFIG,
     "data coordinates, crops, average, coarse": Config(
         MapperConfig(batch=4, steps=6, step=0.1, direction="plus", clip="masked", contrast=(0.5, 1.0),
-                     coordinates=Data(), views=Crops((0.3, 1.0)), average=0.5, coarse=0.4, ball=L2(200.0)),
+                     parameterization=Data(), transforms=Crops((0.3, 1.0)), average=0.5, coarse=0.4, ball=L2(200.0)),
         refine=None, cycles=1,
     ),
     "growing ball, spectral": Config(
-        MapperConfig(batch=4, steps=4, step=0.1, coordinates=Spectral(), ball=AutoL2(30.0, growth=1.5, success=0.9)),
+        MapperConfig(
+            batch=4, steps=4, step=0.1, parameterization=Spectral(), ball=AutoL2(30.0, growth=1.5, success=0.9)
+        ),
         RefineConfig(steps=3, rate=0.05), cycles=2,
     ),
     "sparse, dropout": Config(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import MODEL, NET
+from helpers import MODEL, NET
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def test_two_processes_at_one_folder_make_the_run_that_one_makes(tmp_path: Path)
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = (
-        "from agnosco import prepare; from agnosco.cli import main; prepare.MOST_IMAGES = 8; main()",
+        "from agnosco.method import prepare; from agnosco.cli.app import main; prepare.MOST_IMAGES = 8; main()",
         "map", *MODEL, "--samples", "noise", "--steps", "4", "--batch", "4", "--device", "cpu", "--runs", "6",
     )  # fmt: skip
     at = [

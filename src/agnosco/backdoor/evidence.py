@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.samples import Samples
-from ..method.score import nudge_success
+from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
 from .verdict import robust_z
 
@@ -50,7 +50,7 @@ def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) 
     noise = Samples.noise(images.shape, count=min(len(images), 100), seed=1)
 
     def reach(of: Tensor, on: Samples = images) -> float:
-        return nudge_success(classifier, of, label, on)
+        return targeted_success_rate(classifier, of, label, on)
 
     return {
         "reach": reach(nu),

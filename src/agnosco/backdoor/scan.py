@@ -30,7 +30,7 @@ from ..method.ball import L2, Sparse, scaled
 from ..method.maker import Config, map_classes
 from ..method.reference import MapperConfig
 from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
-from ..method.score import m_score, nudge_success, predictions
+from ..method.score import m_score, predictions, targeted_success_rate
 from ..models.classifier import Classifier
 from ..runs.jobs import seconds_per_map
 from ..types import Shape
@@ -234,7 +234,7 @@ def screen(
     def moved(nus: Tensor) -> Tensor:
         """Images moved by every map ``(classes, seeds, C, H, W)``."""
         shares = [
-            [nudge_success(classifier, nu, label, held, before=before) for nu in own]
+            [targeted_success_rate(classifier, nu, label, held, before=before) for nu in own]
             for label, own in zip(labels, nus, strict=True)
         ]
         return (torch.tensor(shares).nan_to_num() * movable[:, None]).round()
@@ -536,11 +536,13 @@ def _row(
         images = Samples(held.images[:CURVE_IMAGES], source=held.source)
         *_, stamp, spread = -screened.patterns[:, column]
         most = int((stamp != 0).any(0).sum())
-        entry["k90"] = _least(lambda k: nudge_success(classifier, cut_out(stamp, round(k)), label, images), most, 0.9)
+        entry["k90"] = _least(
+            lambda k: targeted_success_rate(classifier, cut_out(stamp, round(k)), label, images), most, 0.9
+        )
         entry["k90"] = None if entry["k90"] is None else round(entry["k90"])
         unit = spread / torch.linalg.vector_norm(spread).clamp_min(1e-12)
         ball = scaled(config.radius, classifier.shape)
-        entry["eps50"] = _least(lambda e: nudge_success(classifier, e * unit, label, images), ball, 0.5)
+        entry["eps50"] = _least(lambda e: targeted_success_rate(classifier, e * unit, label, images), ball, 0.5)
     return entry
 
 

@@ -99,7 +99,7 @@ def stamps(
     generator = _generator(label, seed, -1)
     noise = 2 * torch.randint(2, (len(masks), *classifier.shape), generator=generator) - 1.0
     faster = prepared(classifier)
-    basis = mapper.coordinates.fit(samples, classifier.device)
+    basis = mapper.parameterization.fit(samples, classifier.device)
     micro_batch = images_at_once(faster)
 
     def mapped(start: Tensor, masks: Tensor, settings: MapperConfig, round_: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from ..io.storage import Folder
 from ..models import loading
 from ..models.classifier import Classifier
 from ..runs.cluster import connected
+from ..runs.command import chosen_config
 from ..runs.jobs import Finished, seconds_per_map
 from ..runs.manifest import HELD_OUT, SPLIT_SEED
 from ..runs.run import MANIFEST, Run, check_target
@@ -35,7 +36,7 @@ from ..text import without_password
 from ..types import Shape
 from . import demo, doctor, inspection
 from .console import Output, duration
-from .options import chosen_classes, chosen_config, chosen_samples, model_and_weights, numbers
+from .options import chosen_classes, chosen_samples, model_and_weights, numbers
 
 
 class Commands(TyperGroup):
@@ -137,8 +138,12 @@ def map_(
     preset: Annotated[
         str, typer.Option(metavar="paper|quick|best|draft", help="The settings to begin with.")
     ] = "quick",
-    coordinates: Annotated[str | None, typer.Option(metavar="pixel|data|spectral", help="Where steps live.")] = None,
-    views: Annotated[str | None, typer.Option(metavar="as-is|crops", help="How nudged images are seen.")] = None,
+    parameterization: Annotated[
+        str | None, typer.Option(metavar="pixel|data|spectral", help="Where steps live.")
+    ] = None,
+    transforms: Annotated[
+        str | None, typer.Option(metavar="identity|crops", help="How nudged images are seen.")
+    ] = None,
     ball: Annotated[str | None, typer.Option(metavar="l2|sparse|auto", help="What bounds the map.")] = None,
     loss: Annotated[str | None, typer.Option(metavar="cross-entropy|odds|logit", help="What a step descends.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of Algorithm 1, in each cycle.")] = None,
@@ -176,7 +181,8 @@ def map_(
     output.quiet = quiet
     check_target(out)
     config = chosen_config(
-        preset, coordinates=coordinates, views=views, ball=ball, loss=loss, steps=steps, batch=batch,
+        preset, parameterization=parameterization, transforms=transforms, ball=ball, loss=loss, steps=steps,
+        batch=batch,
         radius=radius, precision=precision, compiled=compiled,
     )  # fmt: skip
     output.say_download(model, weights)

@@ -278,7 +278,11 @@ def _state(step: maker.Progress) -> str:
 
 def _told(one: Finished) -> str:
     entry = one.entry
-    moves = "" if entry["nudge_success"] is None else f", moves {entry['nudge_success']:.0%} of held-out images to it"
+    moves = (
+        ""
+        if entry["targeted_success_rate"] is None
+        else f", moves {entry['targeted_success_rate']:.0%} of held-out images to it"
+    )
     return (
         f"{entry['class']} ({entry['index']}), seed {entry['seed']}: "
         f"the picture is given its class with p {entry['probability']:.2f}{moves}, {duration(one.seconds)}"

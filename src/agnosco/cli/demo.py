@@ -50,8 +50,8 @@ CONFIG = Config(
         direction="plus",
         clip="masked",
         contrast=(0.0, 1.0),
-        coordinates=Data(),
-        views=Crops(area=(0.8, 1.0), flip=False, noise=0.3),  # a mirrored digit is none
+        parameterization=Data(),
+        transforms=Crops(area=(0.8, 1.0), flip=False, noise=0.3),  # a mirrored digit is none
         ball=L2(97.0),  # white on black: the paper's radius is too small for such contrast
     ),
     refine=None,

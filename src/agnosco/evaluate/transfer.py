@@ -16,7 +16,7 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..io.records import NUMBER, read
 from ..method.concept import ConceptMap
-from ..method.score import Score, diversity, intervals, logits_of, nudge_success, predictions, score_of_logits
+from ..method.score import Score, diversity, intervals, logits_of, predictions, score_of_logits, targeted_success_rate
 from ..models.classifier import Classifier
 from ..runs.run import Run
 from ..text import spelling
@@ -31,7 +31,7 @@ _FIGURES = {figure.name: NUMBER for figure in fields(Score)}
 _JUDGEMENT = {
     "target": str, "fingerprint": str, "shape": [int, int, int], "run": str, "source": bool, "maps": int,
     "classes": int, "seeds": int, **_FIGURES, "interval": (None, {key: [NUMBER, NUMBER] for key in _FIGURES}),
-    "diversity": (None, NUMBER), "nudge_success": (None, NUMBER),
+    "diversity": (None, NUMBER), "targeted_success_rate": (None, NUMBER),
 }  # fmt: skip
 """What a judgement holds, in the words of :func:`agnosco.io.records.check_shape`."""
 
@@ -48,7 +48,7 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
         Plain values for JSON: ``target``, ``fingerprint``, ``shape``, ``run`` (a digest of the maps judged),
         ``source`` (whether it is the network that the maps were made with), ``maps``, ``classes``, ``seeds``, the
         figures of :class:`~agnosco.method.score.Score`, ``interval`` (their 95 % bootstrap intervals, or None),
-        ``diversity`` (or None) and ``nudge_success`` (or None).
+        ``diversity`` (or None) and ``targeted_success_rate`` (or None).
 
     Raises:
         AgnoscoError: The target lacks a class of the run, or the run has fewer than two.
@@ -73,7 +73,7 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
         **asdict(score_of_logits(logits, labels)),
         "interval": found and {figure: list(ends) for figure, ends in found.items()},
         "diversity": _diversity(target, pictures, labels),
-        "nudge_success": None if images is None else _moved(run, target, maps, labels, images),
+        "targeted_success_rate": None if images is None else _moved(run, target, maps, labels, images),
     }
 
 
@@ -117,8 +117,8 @@ def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     known = {(one["fingerprint"], *one["shape"]): one for one in kept_in(run)}
     for one in judgements:
         key = (one["fingerprint"], *one["shape"])
-        if one["nudge_success"] is None and key in known:  # judged without images this time
-            one = one | {"nudge_success": known[key]["nudge_success"]}
+        if one["targeted_success_rate"] is None and key in known:  # judged without images this time
+            one = one | {"targeted_success_rate": known[key]["targeted_success_rate"]}
         known[key] = one
     kept = sorted(known.values(), key=lambda one: (not one["source"], one["target"], one["shape"]))
     run.write(SCORES, (json.dumps({"targets": kept}, indent=1, sort_keys=True) + "\n").encode())
@@ -144,7 +144,7 @@ def table(judgements: Sequence[Judgement]) -> str:
     ]
     for one in judgements:
         figures = [_with_interval(one, name) for name in ("m_score", "top1_of_concepts", "top1", "probability")]
-        rest = ["-" if one[name] is None else f"{one[name]:.2f}" for name in ("nudge_success", "diversity")]
+        rest = ["-" if one[name] is None else f"{one[name]:.2f}" for name in ("targeted_success_rate", "diversity")]
         rows.append((one["target"] + (" (source)" if one["source"] else ""), str(one["maps"]), *figures, *rest))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -186,7 +186,7 @@ def _moved(
         _, images = images.split(made["held_out"], seed=made["split_seed"])
     before = predictions(target, images)
     found = [
-        nudge_success(target, concept.nu, label, images, before=before)
+        targeted_success_rate(target, concept.nu, label, images, before=before)
         for concept, label in zip(maps, labels, strict=True)
     ]
     known = [share for share in found if share == share]  # NaN: every image had the class already

@@ -118,7 +118,7 @@ class Sparse:
 
     def projector(self, basis: Basis) -> Projector:
         if type(basis) is not Basis:
-            raise AgnoscoError("a sparse ball needs pixel coordinates", "choose --coordinates pixel, or --ball l2")
+            raise AgnoscoError("a sparse ball needs pixel coordinates", "choose --parameterization pixel, or --ball l2")
         if not 1 <= self.pixels <= basis.shape[1] * basis.shape[2]:
             raise AgnoscoError(
                 f"{self.pixels} pixels do not fit into {basis.shape[1]} x {basis.shape[2]}", "give a smaller number"

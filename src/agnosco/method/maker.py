@@ -26,7 +26,7 @@ from .parameterization import Data, Pixel, Spectral
 from .prepare import PRECISIONS, compiled, images_at_once, placed, prepared, resolve_precision
 from .reference import MapperConfig, check_ended
 from .refine import RefineConfig, attention
-from .transforms import AsIs, Crops
+from .transforms import Crops, Identity
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ _SEEN = MapperConfig(
     steps=480,
     step=0.1,
     decay=1.0,
-    loss="odds",
+    loss="log-odds",
     direction="plus",
     clip="masked",
     contrast=(0.5, 1.0),
-    coordinates=Data(),
-    views=Crops(area=(0.3, 1.0)),
+    parameterization=Data(),
+    transforms=Crops(area=(0.3, 1.0)),
     ball=L2(70.0),
 )
 
@@ -189,7 +189,7 @@ class Maker:
     def __init__(self, classifier: Classifier, samples: Samples, config: Config) -> None:
         self.classifier = classifier
         self.config = config
-        self.basis = config.mapper.coordinates.fit(samples, classifier.device)
+        self.basis = config.mapper.parameterization.fit(samples, classifier.device)
         config.mapper.ball.projector(self.basis)  # what does not go together is said before anything is done
         self.faster, self.together, self.micro_batch = _ready(classifier, config)
         self.resident = placed(samples, classifier.device)
@@ -334,8 +334,8 @@ def generator_for(label: int, seed: int) -> torch.Generator:
 _DIALS: dict[str, dict[str, type]] = {
     name: {dial.__name__: dial for dial in dials}
     for name, dials in {
-        "coordinates": (Pixel, Data, Spectral),
-        "views": (AsIs, Crops),
+        "parameterization": (Pixel, Data, Spectral),
+        "transforms": (Identity, Crops),
         "ball": (L2, AutoL2, Sparse),
     }.items()
 }
@@ -391,7 +391,7 @@ def describe(config: Config, shape: tuple[int, int, int]) -> str:
     loop = ["network in bfloat16"] if config.precision == "bfloat16" else []
     loop += _changed(mapper, ("step", "decay", "average", "coarse", "loss", "direction", "clip", "contrast", "dropout"))
     return (
-        f"{_words(mapper.coordinates)}, {_words(mapper.views)}, {_words(mapper.ball)}{eta}, "
+        f"{_words(mapper.parameterization)}, {_words(mapper.transforms)}, {_words(mapper.ball)}{eta}, "
         f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}{''.join(f', {words}' for words in loop)}"
     )
 

@@ -19,7 +19,7 @@ from ..types import Step
 from .ball import Projector
 from .dropout import Gains, draw_gains, scaled_channels
 from .parameterization import Basis, each
-from .reference import MapperConfig, Moments, class_loss, draw_contrasts, faded, nudged, step_length, unit_step
+from .reference import MapperConfig, Moments, class_loss, draw_contrasts, faded, perturbed, step_length, unit_step
 from .refine import RefineConfig, attention
 
 OnSteps = Callable[[list[Step]], None] | None
@@ -64,7 +64,7 @@ class Lockstep:
         labels: The class ℓ of each of the M maps.
         samples: The sample set Ī; fastest where its bytes lie on the device.
         config: Settings of Algorithm 1.
-        basis: ``config.coordinates`` fitted to the samples.
+        basis: ``config.parameterization`` fitted to the samples.
         generators: One CPU generator for each map.
         micro_batch: Images whose activations are held at once; bounds memory and changes nothing else.
     """
@@ -207,7 +207,7 @@ class Lockstep:
         maps, batch = images.shape[:2]
         moved = (images - nu[:, None]).flatten(0, 1)
         clipped = moved.clamp(0, 1).requires_grad_()
-        seen = self._see(clipped, self._draw_views())
+        seen = self._transformed(clipped, self._draw_transforms())
         gains = self._draw_gains()
         slopes, logits = torch.empty_like(seen), []
         for start in range(0, len(seen), self.micro_batch):
@@ -237,8 +237,10 @@ class Lockstep:
             return torch.where((x * v).flatten(1).sum(1) >= 0, ones, -ones)
         unit = self.basis.pixels(unit_step(v, self.basis))
         probes = torch.stack([nu + unit, nu - unit])
-        twice = [torch.cat([part, part]) for part in self._draw_views()]  # both are looked at through the same views
-        seen = self._see(nudged(images, probes[:, :, None]).flatten(0, 2), twice)
+        twice = [
+            torch.cat([part, part]) for part in self._draw_transforms()
+        ]  # both are looked at through the same views
+        seen = self._transformed(perturbed(images, probes[:, :, None]).flatten(0, 2), twice)
         plus, minus = self._probability(seen).view(2, maps, -1).mean(2)
         return torch.where(plus >= minus, ones, -ones)
 
@@ -255,14 +257,14 @@ class Lockstep:
 
     # -- chance --------------------------------------------------------------------------------
 
-    def _draw_views(self) -> list[Tensor]:
+    def _draw_transforms(self) -> list[Tensor]:
         """What chance decides of the views of all mini-batches, on the device."""
         shape = (self.config.batch, *self.basis.shape)
-        drawn = [self.config.views.draw(shape, generator) for generator in self.generators]
+        drawn = [self.config.transforms.draw(shape, generator) for generator in self.generators]
         return [torch.cat(parts).to(self.basis.device) for parts in zip(*drawn, strict=True)]
 
-    def _see(self, images: Tensor, drawn: list[Tensor]) -> Tensor:
-        return self.config.views.see(images, *drawn)
+    def _transformed(self, images: Tensor, drawn: list[Tensor]) -> Tensor:
+        return self.config.transforms.apply(images, *drawn)
 
     def _draw_gains(self) -> Gains:
         drawn = [

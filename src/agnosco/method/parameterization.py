@@ -92,7 +92,7 @@ class FourierBasis(Basis):
         return (self.frequencies <= share * self.frequencies.max()).to(self.spectrum)[..., None]
 
 
-class Coordinates(Protocol):
+class Parameterization(Protocol):
     """A choice of coordinates."""
 
     def fit(self, samples: Samples, device: torch.device) -> Basis:

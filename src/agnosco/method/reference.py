@@ -30,8 +30,8 @@ from ..models.classifier import Classifier
 from ..types import Step
 from .ball import L2, Ball, Projector
 from .dropout import draw_gains, scaled_channels
-from .parameterization import Basis, Coordinates, Pixel, each
-from .transforms import AsIs, Views, look
+from .parameterization import Basis, Parameterization, Pixel, each
+from .transforms import Identity, Transforms, transformed
 
 MICRO_BATCH = 32
 """Images whose activations are held at once; bounds memory and changes nothing else."""
@@ -39,7 +39,7 @@ MICRO_BATCH = 32
 TINY = 1e-30
 """Keeps a zero step from being divided by its norm."""
 
-LOSSES = ("cross-entropy", "odds", "logit")
+LOSSES = ("cross-entropy", "log-odds", "logit")
 DIRECTIONS = ("lookahead", "gradient", "plus")
 CLIPS = ("straight-through", "masked")
 
@@ -60,14 +60,14 @@ class MapperConfig:
         direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` asks the
             sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
         loss: What is descended in line 4: the ``"cross-entropy"`` (the paper); minus the log-odds of the class,
-            ``"odds"``, whose gradient is the same but for the factor 1 − p, with which cross-entropy forgets an
+            ``"log-odds"``, whose gradient is the same but for the factor 1 − p, with which cross-entropy forgets an
             image that is given the class already; minus its ``"logit"``, which leaves the other classes out of
             account (Zhao et al. 2021, for perturbations that other networks share).
         clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
             there, ``"masked"`` not at all where the nudged image is clipped.
         contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
-        coordinates: Where moments, steps and ball live.
-        views: How a nudged image is seen.
+        parameterization: Where moments, steps and ball live.
+        transforms: How a nudged image is seen.
         dropout: Deviation of a random gain on every channel of the network, anew for each image (see
             :mod:`agnosco.method.dropout`); 0 is the network as it is.
         ball: Ψ of line 15.
@@ -84,8 +84,8 @@ class MapperConfig:
     direction: str = "lookahead"
     clip: str = "straight-through"
     contrast: tuple[float, float] = (1.0, 1.0)
-    coordinates: Coordinates = field(default_factory=Pixel)
-    views: Views = field(default_factory=AsIs)
+    parameterization: Parameterization = field(default_factory=Pixel)
+    transforms: Transforms = field(default_factory=Identity)
     dropout: float = 0.0
     ball: Ball = field(default_factory=L2)
     beta1: float = 0.9
@@ -112,7 +112,7 @@ class MapperConfig:
                 raise AgnoscoError(f"{name} {getattr(self, name)} is no share", "give a number in [0, 1]")
         if not 0 <= low <= high <= 1:
             raise AgnoscoError(f"no contrasts of {self.contrast}", "give the least and the greatest, in [0, 1]")
-        if self.coarse and isinstance(self.coordinates, Pixel):
+        if self.coarse and isinstance(self.parameterization, Pixel):
             raise AgnoscoError("pixels have no frequencies to let in", "choose Data() or Spectral(), or coarse 0")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise AgnoscoError(f"no moments with {self.beta1} and {self.beta2}", "give betas in [0, 1)")
@@ -161,7 +161,7 @@ def saliency_map(
         label: Index ℓ of the class.
         samples: The sample set Ī.
         config: Settings.
-        basis: ``config.coordinates`` fitted to the samples.
+        basis: ``config.parameterization`` fitted to the samples.
         project: Ψ, the projector of ``config.ball`` for this basis.
         generator: A CPU generator; the only source of chance.
         start: ν to begin with, ``(C, H, W)``; zero (line 1's black image) if None.
@@ -216,7 +216,7 @@ def check_ended(label: int, last: Step) -> None:
         warnings.warn(f"the gradients of class {label} vanish: its map is empty", AgnoscoWarning, stacklevel=3)
 
 
-def nudged(images: Tensor, nu: Tensor) -> Tensor:
+def perturbed(images: Tensor, nu: Tensor) -> Tensor:
     """Clip(I − ν): samples ``(..., C, H, W)`` moved towards the class, in [0, 1] (line 3)."""
     return (images - nu).clamp(0, 1)
 
@@ -247,8 +247,8 @@ def loss_gradient(
     Returns:
         The gradient ``(C, H, W)``, the mean probability of the class, the share given the class.
     """
-    clipped = nudged(images, nu).requires_grad_()
-    seen = look(config.views, clipped, generator)
+    clipped = perturbed(images, nu).requires_grad_()
+    seen = transformed(config.transforms, clipped, generator)
     gains = draw_gains(classifier.model, config.dropout, len(images), classifier.classes, generator)
     gradients: list[Tensor] = []
     probability = success = 0.0
@@ -305,15 +305,15 @@ def _direction(
     means: list[float] = []
     for probe in (nu + unit, nu - unit):
         generator.set_state(state)  # both are looked at through the same views
-        means.append(_mean_probability(classifier, label, nudged(images, probe), config.views, generator))
+        means.append(_mean_probability(classifier, label, perturbed(images, probe), config.transforms, generator))
     return 1 if means[0] >= means[1] else -1
 
 
 def _mean_probability(
-    classifier: Classifier, label: int, images: Tensor, views: Views, generator: torch.Generator
+    classifier: Classifier, label: int, images: Tensor, transforms: Transforms, generator: torch.Generator
 ) -> float:
     """E[K(I) → ℓ]: mean softmax probability of the class over images (line 10)."""
-    seen = look(views, images, generator)
+    seen = transformed(transforms, images, generator)
     parts = [classifier.probabilities(part)[:, label] for part in seen.split(MICRO_BATCH)]
     return torch.cat(parts).mean().item()
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
-from .reference import nudged
+from .reference import perturbed
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def predictions(classifier: Classifier, images: Samples) -> Tensor:
     return torch.cat(parts)
 
 
-def nudge_success(
+def targeted_success_rate(
     classifier: Classifier, nu: Tensor, label: int, images: Samples, *, before: Tensor | None = None
 ) -> float:
     """Share of images, of those not yet given the class, that Clip(I − ν) moves to it.
@@ -176,7 +176,7 @@ def nudge_success(
     before = predictions(classifier, images) if before is None else before
     nu = nu.to(classifier.device)
     moved = [
-        classifier.probabilities(nudged(part.to(classifier.device), nu)).argmax(1).cpu() == label
+        classifier.probabilities(perturbed(part.to(classifier.device), nu)).argmax(1).cpu() == label
         for part in images.batches(64)
     ]
     return torch.cat(moved)[before != label].double().mean().item()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..errors import AgnoscoError
 
 
-class Views(Protocol):
+class Transforms(Protocol):
     """A way to see images: what chance decides, and what is seen then.
 
     The two are apart so that the views of several maps, each with a generator of its own, are seen at once.
@@ -29,19 +29,19 @@ class Views(Protocol):
         """What chance decides for images of shape ``(N, C, H, W)``: tensors of N rows, drawn on the CPU."""
         ...
 
-    def see(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         """Differentiable views ``(N, C, H, W)`` of images of that shape."""
         ...
 
 
 @dataclass(frozen=True)
-class AsIs:
+class Identity:
     """The image as it is: the paper."""
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
         return ()
 
-    def see(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         return images
 
 
@@ -80,13 +80,13 @@ class Crops:
         affine[:, :, 2] = (1 - scale)[:, None] * (2 * torch.stack(place, 1) - 1)
         return (affine, self.noise * torch.randn(*shape, generator=generator)) if self.noise else (affine,)
 
-    def see(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         affine, *noise = drawn
         grid = F.affine_grid(affine, list(images.shape), align_corners=False)
         seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return seen + noise[0] if noise else seen
 
 
-def look(views: Views, images: Tensor, generator: torch.Generator) -> Tensor:
+def transformed(transforms: Transforms, images: Tensor, generator: torch.Generator) -> Tensor:
     """Images as these views see them."""
-    return views.see(images, *(part.to(images.device) for part in views.draw(images.shape, generator)))
+    return transforms.apply(images, *(part.to(images.device) for part in transforms.draw(images.shape, generator)))

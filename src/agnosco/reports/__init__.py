@@ -142,7 +142,7 @@ def _environment() -> Any:
     import jinja2  # which no other command needs
 
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("agnosco", "report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("agnosco", "reports"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ class MapView:
     run: int
     seed: int
     probability: float
-    nudge_success: float | None
+    targeted_success_rate: float | None
     norm: float
     pictures: Pictures
     curves: list[Curve]
@@ -155,7 +155,7 @@ def _map_view(place: int, concept: ConceptMap, entry: Entry, fit: Fit) -> MapVie
         run=place,
         seed=concept.seed,
         probability=concept.probability,
-        nudge_success=entry["nudge_success"],
+        targeted_success_rate=entry["targeted_success_rate"],
         norm=entry["norm"],
         pictures=pictures(concept, fit),
         curves=curves(concept, norm=entry["norm"]),

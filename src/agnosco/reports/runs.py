@@ -15,11 +15,11 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from ..backdoor import scan as scanning
-from ..cli.options import command_of, dials_of
 from ..errors import AgnoscoError
 from ..evaluate import sanity, transfer
 from ..io.storage import Folder, Local, Place, at_once
 from ..method.maker import describe
+from ..runs.command import command_of, dials_of
 from ..runs.manifest import stem
 from ..runs.run import MANIFEST, Run
 from ..text import one_line, without_password
@@ -206,7 +206,7 @@ class Matrix:
 
     targets: list[str]
     rows: list[tuple[str, list[dict[str, Any] | None]]]
-    nudged: bool
+    perturbed: bool
     diverse: bool
 
     @classmethod
@@ -218,6 +218,6 @@ class Matrix:
         return cls(
             targets,
             rows=[(name, [of.get(target) for target in targets]) for name, of in judged],
-            nudged=any(one["nudge_success"] is not None for one in scores),
+            perturbed=any(one["targeted_success_rate"] is not None for one in scores),
             diverse=any(one["diversity"] is not None for one in scores),
         )

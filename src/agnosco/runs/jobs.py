@@ -22,7 +22,7 @@ from ..io.storage import DAY
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.concept import ConceptMap
 from ..method.maker import Config, Maker, map_classes, maps_together
-from ..method.score import nudge_success, predictions
+from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .manifest import Entry
@@ -192,7 +192,7 @@ class Worker:
                     share = (time.perf_counter() - begun) / len(missing)
                 begun = time.perf_counter()
                 if (concept.label, concept.seed) in missing:
-                    entry = self.run.add(concept, nudge_success=self._judged(concept))
+                    entry = self.run.add(concept, targeted_success_rate=self._judged(concept))
                     yield Finished(entry, share + time.perf_counter() - begun)
         except KeyboardInterrupt:
             keeper.interrupted()
@@ -200,7 +200,7 @@ class Worker:
         keeper.remove()
 
     def _judged(self, concept: ConceptMap) -> float:
-        return nudge_success(self.classifier, concept.nu, concept.label, self.held_out, before=self.before)
+        return targeted_success_rate(self.classifier, concept.nu, concept.label, self.held_out, before=self.before)
 
 
 def _remove_checkpoints(run: Run) -> None:

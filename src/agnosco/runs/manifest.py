@@ -50,7 +50,7 @@ _SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 _ENTRY: dict[str, Any] = {
     "index": int, "class": str, "seed": int, "stages": [str], "probability": float,
-    "nudge_success": float | None, "norm": float, "files": {str: str}, "sha256": str,
+    "targeted_success_rate": float | None, "norm": float, "files": {str: str}, "sha256": str,
 }  # fmt: skip
 
 

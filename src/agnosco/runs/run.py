@@ -281,12 +281,12 @@ class Run:
         self._merge()
         self._write_manifest()
 
-    def add(self, concept: ConceptMap, *, nudge_success: float) -> Entry:
+    def add(self, concept: ConceptMap, *, targeted_success_rate: float) -> Entry:
         """Write a map, its pictures and, last of all, its entry.
 
         Args:
             concept: The map.
-            nudge_success: Share of held-out images that it moves to its class; NaN if there are none to move.
+            targeted_success_rate: Share of held-out images that it moves to its class; NaN if there are none to move.
 
         Returns:
             Its entry.
@@ -300,7 +300,7 @@ class Run:
                 "seed": concept.seed,
                 "stages": list(concept.stages),
                 "probability": concept.probability,
-                "nudge_success": nudge_success if isfinite(nudge_success) else None,
+                "targeted_success_rate": targeted_success_rate if isfinite(targeted_success_rate) else None,
                 "norm": torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
                 "files": {
                     "map": f"maps/{name}.safetensors",
@@ -587,7 +587,7 @@ def _words(error: Exception) -> str:
 
 
 def _caption(entry: Entry, *, several: bool) -> str:
-    moves = "" if entry["nudge_success"] is None else f", moves {entry['nudge_success']:.0%}"
+    moves = "" if entry["targeted_success_rate"] is None else f", moves {entry['targeted_success_rate']:.0%}"
     figures = (f" s{entry['seed']}" if several else "") + f"  p {entry['probability']:.2f}{moves}"
     return one_line(entry["class"], limit=CAPTION - len(figures)) + figures
 

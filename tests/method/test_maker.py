@@ -34,14 +34,16 @@ from agnosco.method.parameterization import Data, Pixel, Spectral
 from agnosco.method.prepare import prepared
 from agnosco.method.reference import MapperConfig, saliency_map
 from agnosco.method.refine import RefineConfig, refine
-from agnosco.method.transforms import AsIs, Crops
+from agnosco.method.transforms import Crops, Identity
 from agnosco.models.classifier import Classifier
 from agnosco.types import Progress
 
 SHAPE = (3, 8, 8)
 SMALL = Config(MapperConfig(batch=4, steps=3), RefineConfig(steps=2), cycles=2)
 WHITE = Config(
-    MapperConfig(batch=4, steps=4, step=0.1, coordinates=Data(), views=Crops(noise=0.02), ball=AutoL2()), None, cycles=1
+    MapperConfig(batch=4, steps=4, step=0.1, parameterization=Data(), transforms=Crops(noise=0.02), ball=AutoL2()),
+    None,
+    cycles=1,
 )
 
 
@@ -297,7 +299,7 @@ def test_paper_is_the_paper() -> None:
     mapper = config.mapper
     assert (mapper.batch, mapper.steps, mapper.step, mapper.direction) == (128, 650, "literal", "lookahead")
     assert (mapper.decay, mapper.clip, mapper.contrast) == (0.0, "straight-through", (1.0, 1.0))
-    assert (mapper.coordinates, mapper.views, mapper.ball) == (Pixel(), AsIs(), L2(30.0))
+    assert (mapper.parameterization, mapper.transforms, mapper.ball) == (Pixel(), Identity(), L2(30.0))
     assert config.refine == RefineConfig(steps=150, weight=50.0)
     assert config.cycles == 2
     assert config.passes == 2 * (650 + 150) * 128
@@ -309,16 +311,18 @@ def test_presets_describe_themselves(name: str) -> None:
     line = describe(config, (3, 112, 112))
     assert "\n" not in line
     assert f"steps of {config.mapper.batch} images" in line
-    for dial in (config.mapper.coordinates, config.mapper.views, config.mapper.ball):
+    for dial in (config.mapper.parameterization, config.mapper.transforms, config.mapper.ball):
         assert type(dial).__name__ in line
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
 def test_descriptions_name_what_was_changed() -> None:
-    words = "Pixel, AsIs, L2 (15.0 at this size), 2 x 650 steps of 128 images, refined with λ 50"
+    words = "Pixel, Identity, L2 (15.0 at this size), 2 x 650 steps of 128 images, refined with λ 50"
     assert describe(Config(), (3, 112, 112)) == words
     changed = Config(
-        MapperConfig(batch=9, steps=70, coordinates=Spectral(1.5), views=Crops(flip=False), ball=Sparse(pixels=16)),
+        MapperConfig(
+            batch=9, steps=70, parameterization=Spectral(1.5), transforms=Crops(flip=False), ball=Sparse(pixels=16)
+        ),
         None,
         1,
     )
@@ -345,10 +349,10 @@ mappers = st.builds(
     direction=st.sampled_from(["lookahead", "gradient", "plus"]),
     clip=st.sampled_from(["straight-through", "masked"]),
     contrast=ranges(0, 1),
-    coordinates=st.just(Pixel())
+    parameterization=st.just(Pixel())
     | st.builds(Data, exponent=st.floats(0, 2), floor=numbers(0, 1))
     | st.builds(Spectral, st.floats(0, 3)),
-    views=st.just(AsIs()) | st.builds(Crops, area=ranges(0, 1), flip=st.booleans(), noise=st.floats(0, 1)),
+    transforms=st.just(Identity()) | st.builds(Crops, area=ranges(0, 1), flip=st.booleans(), noise=st.floats(0, 1)),
     ball=st.builds(L2, numbers(0, 500))
     | st.builds(AutoL2, numbers(0, 50), numbers(50, 500), st.floats(0, 1), st.floats(1, 2))
     | st.builds(Sparse, st.integers(1, 400), numbers(0, 1), st.floats(0, 1)),
@@ -368,8 +372,8 @@ def test_settings_survive_json(config: Config) -> None:
 def test_settings_as_json_name_their_dials() -> None:
     plain = config_to_json(WHITE)
     assert plain["refine"] is None
-    assert plain["mapper"]["views"] == {"type": "Crops", "area": [0.1, 1.0], "flip": True, "noise": 0.02}
-    assert plain["mapper"]["coordinates"]["type"] == "Data"
+    assert plain["mapper"]["transforms"] == {"type": "Crops", "area": [0.1, 1.0], "flip": True, "noise": 0.02}
+    assert plain["mapper"]["parameterization"]["type"] == "Data"
     assert plain["mapper"]["batch"] == 4
 
 
@@ -378,13 +382,13 @@ MISTAKES: dict[str, Callable[[dict[str, Any]], object]] = {
     "unknown setting of the refinement": lambda data: data["refine"].update(colour=1),
     "unknown setting of a dial": lambda data: data["mapper"]["ball"].update(colour=1),
     "unknown dial": lambda data: data["mapper"]["ball"].update(type="Cube"),
-    "dial without a type": lambda data: data["mapper"]["views"].clear(),
+    "dial without a type": lambda data: data["mapper"]["transforms"].clear(),
     "no mapper": lambda data: data.pop("mapper"),
     "no cycles": lambda data: data.pop("cycles"),
     "one contrast of two": lambda data: data["mapper"].update(contrast=[1.0]),
     "text for a number": lambda data: data["mapper"].update(batch="many"),
     "unknown part": lambda data: data.update(colour=1),
-    "dial in another's place": lambda data: data["mapper"].update(views={"type": "L2", "radius": 3.0}),
+    "dial in another's place": lambda data: data["mapper"].update(transforms={"type": "L2", "radius": 3.0}),
     "mapper that is no object": lambda data: data.update(mapper=[1, 2]),
 }
 

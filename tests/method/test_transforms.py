@@ -12,7 +12,7 @@ from oracle import Array
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError
-from agnosco.method.transforms import AsIs, Crops, look
+from agnosco.method.transforms import Crops, Identity, transformed
 
 SIDE = 32
 
@@ -42,18 +42,18 @@ def crops_of(seen: Tensor) -> tuple[Array, Array, Array, Array]:
 
 def test_as_is_is_the_image() -> None:
     images = ramps(3)
-    assert look(AsIs(), images, seeded()) is images
+    assert transformed(Identity(), images, seeded()) is images
 
 
 def test_a_crop_of_everything_is_the_image() -> None:
     images = torch.rand(4, 3, 9, 14, generator=seeded(1))
-    seen = look(Crops(area=(1.0, 1.0), flip=False), images, seeded())
+    seen = transformed(Crops(area=(1.0, 1.0), flip=False), images, seeded())
     torch.testing.assert_close(seen, images, rtol=0, atol=1e-5)
 
 
 def test_a_flip_is_a_mirror() -> None:
     images = torch.rand(40, 3, 9, 14, generator=seeded(1))
-    seen = look(Crops(area=(1.0, 1.0)), images, seeded())
+    seen = transformed(Crops(area=(1.0, 1.0)), images, seeded())
     plain, mirrored = (torch.isclose(seen, i, atol=1e-5).all((1, 2, 3)) for i in (images, images.flip(3)))
     assert (plain ^ mirrored).all()
     assert plain.any()
@@ -62,7 +62,7 @@ def test_a_flip_is_a_mirror() -> None:
 
 def test_a_crop_of_a_ramp_is_a_ramp() -> None:
     # A quarter of the area is half the side: half the slope, everywhere but in the last half pixel of the image.
-    seen = look(Crops(area=(0.25, 0.25), flip=False), ramps(50), seeded())
+    seen = transformed(Crops(area=(0.25, 0.25), flip=False), ramps(50), seeded())
     slopes = SIDE * np.diff(seen[:, 0].numpy(), axis=2)[:, :, 1:-1]
     np.testing.assert_allclose(slopes, 0.5, atol=1e-4)
     assert np.ptp(seen[:, 0].numpy(), axis=1).max() < 1e-5  # straight: x does not change from top to bottom
@@ -71,7 +71,7 @@ def test_a_crop_of_a_ramp_is_a_ramp() -> None:
 
 
 def test_areas_are_uniform_within_their_bounds() -> None:
-    width, height, _, _ = crops_of(look(Crops(area=(0.2, 0.6), flip=False), ramps(2000), seeded()))
+    width, height, _, _ = crops_of(transformed(Crops(area=(0.2, 0.6), flip=False), ramps(2000), seeded()))
     np.testing.assert_allclose(width, height, atol=1e-4)
     area = width * height
     assert area.min() > 0.2 - 1e-4
@@ -81,7 +81,7 @@ def test_areas_are_uniform_within_their_bounds() -> None:
 
 
 def test_crops_lie_anywhere_inside_the_image() -> None:
-    width, height, x, y = crops_of(look(Crops(area=(0.2, 0.6), flip=False), ramps(2000), seeded()))
+    width, height, x, y = crops_of(transformed(Crops(area=(0.2, 0.6), flip=False), ramps(2000), seeded()))
     for side, centre in ((width, x), (height, y)):
         place = (centre - side / 2) / (1 - side)  # 0 touches one border, 1 the other
         assert place.min() > -1e-3
@@ -93,7 +93,7 @@ def test_crops_lie_anywhere_inside_the_image() -> None:
 
 def test_a_crop_greater_than_the_image_holds_all_of_it() -> None:
     # Four times the area is twice the side: the image fills 16 of 32 pixels, somewhere, and its borders go on.
-    seen = look(Crops(area=(4.0, 4.0), flip=False), ramps(500), seeded())
+    seen = transformed(Crops(area=(4.0, 4.0), flip=False), ramps(500), seeded())
     lowest, highest = 0.5 / SIDE, 1 - 0.5 / SIDE  # the centres of the outermost pixels
     for ramp in (seen[:, 0, 0].numpy(), seen[:, 1, :, 0].numpy()):
         assert (np.diff(ramp, axis=1) > -1e-6).all()
@@ -106,7 +106,7 @@ def test_a_crop_greater_than_the_image_holds_all_of_it() -> None:
 
 
 def test_half_of_the_views_are_flipped() -> None:
-    width, height, _, _ = crops_of(look(Crops(), ramps(2000), seeded()))
+    width, height, _, _ = crops_of(transformed(Crops(), ramps(2000), seeded()))
     assert (width < 0).mean() == pytest.approx(0.5, abs=0.045)  # four sd
     assert (height > 0).all()
 
@@ -114,7 +114,7 @@ def test_half_of_the_views_are_flipped() -> None:
 def test_gradient_reaches_the_pixels_seen() -> None:
     # Bilinear weights sum to one: what all output pixels together pass back is their number.
     images = ramps(8).requires_grad_()
-    look(Crops(area=(0.2, 0.6)), images, seeded()).sum().backward()
+    transformed(Crops(area=(0.2, 0.6)), images, seeded()).sum().backward()
     assert images.grad is not None
     torch.testing.assert_close(images.grad.sum((1, 2, 3)), torch.full((8,), 2.0 * SIDE * SIDE))
     untouched = (images.grad == 0).double().mean((1, 2, 3))
@@ -124,15 +124,15 @@ def test_gradient_reaches_the_pixels_seen() -> None:
 
 def test_noise_has_the_standard_deviation_asked_for() -> None:
     images = torch.full((64, 3, 16, 16), 0.5)
-    noise = look(Crops(noise=0.07), images, seeded()) - images
+    noise = transformed(Crops(noise=0.07), images, seeded()) - images
     assert noise.mean().item() == pytest.approx(0, abs=0.002)  # 49152 values
     assert noise.std().item() == pytest.approx(0.07, rel=0.02)
 
 
 def test_generator_decides() -> None:
-    images, views = torch.rand(6, 3, 8, 8, generator=seeded(1)), Crops(noise=0.05)
-    assert torch.equal(look(views, images, seeded(3)), look(views, images, seeded(3)))
-    assert not torch.equal(look(views, images, seeded(3)), look(views, images, seeded(4)))
+    images, transforms = torch.rand(6, 3, 8, 8, generator=seeded(1)), Crops(noise=0.05)
+    assert torch.equal(transformed(transforms, images, seeded(3)), transformed(transforms, images, seeded(3)))
+    assert not torch.equal(transformed(transforms, images, seeded(3)), transformed(transforms, images, seeded(4)))
 
 
 @pytest.mark.parametrize(

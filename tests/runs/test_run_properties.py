@@ -55,7 +55,7 @@ def whole(path: Path) -> Run:
     """A run of two maps."""
     run = create(path)
     for index in (0, 1):
-        run.add(concept(index, NAMES[index], 0), nudge_success=0.5)
+        run.add(concept(index, NAMES[index], 0), targeted_success_rate=0.5)
     return run
 
 
@@ -96,7 +96,7 @@ def damaged(content: bytes, damage: tuple[str, int, int]) -> bytes:
 def test_any_maps_come_back(maps: list[tuple[int, str, int]], ended: bool) -> None:
     with folder() as path:
         run = create(path)
-        entries = [run.add(concept(*one), nudge_success=float("nan")) for one in maps]
+        entries = [run.add(concept(*one), targeted_success_rate=float("nan")) for one in maps]
         if ended:
             run.end()
         again = Run.open(path)
@@ -158,7 +158,7 @@ def test_any_damage_of_a_file_is_told_and_nothing_else_is_raised(
             with pytest.raises(AgnoscoError, match="its digest is not that of its entry"):
                 Run.open(path).map(0)
             run = create(path)
-            run.add(concept(0, "a", 0), nudge_success=0.5)
+            run.add(concept(0, "a", 0), targeted_success_rate=0.5)
             assert file.read_bytes() == MAP
 
 
@@ -211,7 +211,7 @@ def _writes(run: Run, one: ConceptMap) -> Iterator[str]:
 
     def add() -> None:
         try:
-            run.add(one, nudge_success=0.5)
+            run.add(one, targeted_success_rate=0.5)
         finally:
             names.append("")
             done.release()

@@ -71,8 +71,8 @@ def concept(index: int = 1, seed: int = 0) -> ConceptMap:
 def run(tmp_path: Path) -> Run:
     """A run of two maps."""
     run = create(tmp_path / "run")
-    run.add(concept(2, seed=7), nudge_success=0.25)
-    run.add(concept(1), nudge_success=float("nan"))
+    run.add(concept(2, seed=7), targeted_success_rate=0.25)
+    run.add(concept(1), targeted_success_rate=float("nan"))
     run.write_contact_sheet()
     run.end()
     return run
@@ -134,11 +134,11 @@ def test_entry_describes_its_map(run: Run) -> None:
     first, second = manifest(run)["maps"]  # by index, whatever the order they were made in
     made = concept(1)
     assert (first["index"], first["class"], first["seed"], first["stages"]) == (1, "Goldfish, gold", 0, STAGES)
-    assert first["nudge_success"] is None  # JSON has no NaN
+    assert first["targeted_success_rate"] is None  # JSON has no NaN
     assert first["probability"] == made.probability
     assert first["norm"] == pytest.approx(np.linalg.norm(made.nu.double().numpy()), rel=1e-12)
     assert first["sha256"] == hashlib.sha256((run.path / first["files"]["map"]).read_bytes()).hexdigest()
-    assert (second["index"], second["class"], second["seed"], second["nudge_success"]) == (2, HOSTILE, 7, 0.25)
+    assert (second["index"], second["class"], second["seed"], second["targeted_success_rate"]) == (2, HOSTILE, 7, 0.25)
 
 
 def test_map_file_holds_nu_stages_and_trace(run: Run) -> None:
@@ -185,7 +185,7 @@ def test_maps_come_back_as_they_were_made(run: Run) -> None:
 def test_same_run_gives_the_same_bytes_and_names_no_folder(run: Run, tmp_path: Path) -> None:
     other = create(tmp_path / "elsewhere" / "other")
     for index, seed, success in ((1, 0, float("nan")), (2, 7, 0.25)):  # in the other order
-        other.add(concept(index, seed=seed), nudge_success=success)
+        other.add(concept(index, seed=seed), targeted_success_rate=success)
     other.write_contact_sheet()
     other.end()
     assert files(other.path) == files(run.path)
@@ -197,9 +197,9 @@ def test_same_run_gives_the_same_bytes_and_names_no_folder(run: Run, tmp_path: P
 def test_run_is_continued_map_by_map(run: Run) -> None:
     before = files(run.path)
     again = create(run.path)
-    again.add(concept(1), nudge_success=float("nan"))
+    again.add(concept(1), targeted_success_rate=float("nan"))
     assert files(run.path) == before
-    again.add(concept(0), nudge_success=1.0)
+    again.add(concept(0), targeted_success_rate=1.0)
     again.end()
     assert [entry["index"] for entry in manifest(run)["maps"]] == [0, 1, 2]
 
@@ -208,7 +208,7 @@ def test_a_run_is_whole_after_every_map(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     assert not run.path.exists()
     for count in (1, 2):
-        entry = run.add(concept(count), nudge_success=0.5)
+        entry = run.add(concept(count), targeted_success_rate=0.5)
         assert manifest(run)["maps"] == []  # written at the end: not once for each of 20,000 maps
         found = Run.open(run.path).entries
         assert [one["index"] for one in found] == [1, 2][:count]
@@ -379,7 +379,7 @@ def test_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
         ("samples", "held_out", "all"),
         ("maps", "probability", "high"),
         ("maps", "stages", 3),
-        ("maps", "nudge_success", "many"),
+        ("maps", "targeted_success_rate", "many"),
         ("maps", "norm", "long"),
         ("maps", "norm", None),
         ("maps", "norm", ...),
@@ -541,7 +541,7 @@ def test_links_in_a_folder_are_not_followed(run: Run, tmp_path: Path) -> None:
     (run.path / "contact-sheet.png").unlink()
     (run.path / "contact-sheet.png").symlink_to(canary)
     again = create(run.path)
-    again.add(concept(1), nudge_success=0.5)
+    again.add(concept(1), targeted_success_rate=0.5)
     again.write_contact_sheet()
     assert canary.read_text() == "dear"
     assert not (run.path / "contact-sheet.png").is_symlink()
@@ -550,7 +550,7 @@ def test_links_in_a_folder_are_not_followed(run: Run, tmp_path: Path) -> None:
     (run.path / "pictures").symlink_to(elsewhere)
     before = files(elsewhere)
     with pytest.raises(AgnoscoError, match="is a link"):
-        again.add(concept(1), nudge_success=0.25)
+        again.add(concept(1), targeted_success_rate=0.25)
     assert files(elsewhere) == before
 
 
@@ -568,7 +568,7 @@ def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
     monkeypatch.setattr(run_module, "contact_sheet", noted)
     run = create(tmp_path / "run")
     for label in range(3):
-        run.add(concept(label), nudge_success=0.5)
+        run.add(concept(label), targeted_success_rate=0.5)
     run.write_contact_sheet()
     assert told[0][0] == 2
     assert told[0][1].startswith("The first 2 of 3 maps. ")

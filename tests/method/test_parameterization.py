@@ -12,7 +12,7 @@ from oracle import natural_samples
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.method.parameterization import Coordinates, Data, FourierBasis, Pixel, Spectral
+from agnosco.method.parameterization import Data, FourierBasis, Parameterization, Pixel, Spectral
 
 CPU = torch.device("cpu")
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(2, 9), st.integers(2, 9))
@@ -189,9 +189,9 @@ def test_spectral_coordinates_fall_off_with_frequency(shape: tuple[int, int, int
     assert torch.equal(basis.colour, torch.eye(shape[0]))
 
 
-@pytest.mark.parametrize("coordinates", [Data(), Spectral(1.0), Spectral(2.0)], ids=str)
-def test_spectrum_has_unit_mean_square(coordinates: Coordinates) -> None:
-    basis = coordinates.fit(natural_samples(20, (3, 12, 10), seed=0), CPU)
+@pytest.mark.parametrize("parameterization", [Data(), Spectral(1.0), Spectral(2.0)], ids=str)
+def test_spectrum_has_unit_mean_square(parameterization: Parameterization) -> None:
+    basis = parameterization.fit(natural_samples(20, (3, 12, 10), seed=0), CPU)
     assert isinstance(basis, FourierBasis)
     assert np.mean(basis.spectrum.double().numpy() ** 2) == pytest.approx(1, rel=1e-5)
 
