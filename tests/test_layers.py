@@ -29,7 +29,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Libraries: what every room may import, and what some may besides.
 EVERYWHERE = sys.stdlib_module_names | {"torch", "numpy", "PIL"}
 BESIDES = {
-    "io": {"fsspec"},
+    "io": {"fsspec", "msgspec"},
     "models": {"safetensors", "timm", "torchvision"},
     "data": {"safetensors", "sklearn"},
     "method": {"safetensors"},

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..io.records import NUMBER
-from ..io.records import read as read_record
+from ..io.records import read_shape as read_record
 from ..io.regular import read_regular
 from ..io.storage import MOST, Folder, Place
 from ..method.ball import L2, Sparse, scaled

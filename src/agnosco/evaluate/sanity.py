@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..io.records import NUMBER
-from ..io.records import read as read_record
+from ..io.records import read_shape as read_record
 from ..io.storage import Folder
 from ..method.maker import Config, generator_for, map_class, map_classes
 from ..method.render import SIDE, contact_sheet, enlarged, png, stretched, to_picture

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
-from ..io.records import NUMBER, read
+from ..io.records import NUMBER, read_shape
 from ..method.concept import ConceptMap
 from ..method.score import Score, diversity, intervals, logits_of, predictions, score_of_logits, targeted_success_rate
 from ..models.classifier import Classifier
@@ -131,7 +131,7 @@ def kept_in(run: Run) -> list[Judgement]:
     Raises:
         AgnoscoError: Their file is damaged, or another version's.
     """
-    found = read(run.folder, SCORES, {"targets": [_JUDGEMENT]}, hint="remove it, and score again")
+    found = read_shape(run.folder, SCORES, {"targets": [_JUDGEMENT]}, hint="remove it, and score again")
     state = _state(run)
     return [one for one in found["targets"] if one["run"] == state] if found else []
 
