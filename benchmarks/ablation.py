@@ -45,7 +45,7 @@ from agnosco import (
     Samples,
     Spectral,
 )
-from agnosco.method.maker import config_from_json, config_to_json
+from agnosco.method.config import config_from_json, config_to_json
 from agnosco.method.prepare import resolve_precision
 from agnosco.method.score import predictions, score, targeted_success_rate
 

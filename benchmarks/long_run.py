@@ -27,7 +27,7 @@ from torch import nn
 
 import agnosco
 from agnosco import Classifier, Config, Samples
-from agnosco.method.refine import RefineConfig
+from agnosco.method.config import RefineConfig
 from agnosco.runs.jobs import run_maps
 from agnosco.runs.run import Run
 

@@ -45,7 +45,7 @@ from torchvision.utils import save_image
 
 import agnosco
 from agnosco import Classifier, ConceptMap, Data, Samples
-from agnosco.method.maker import config_to_json
+from agnosco.method.config import config_to_json
 from agnosco.method.parameterization import FourierBasis
 from agnosco.method.prepare import prepared, resolve_precision
 from agnosco.method.render import contact_sheet

@@ -20,7 +20,7 @@ from table1 import mapped, networks, samples
 
 import agnosco
 from agnosco.evaluate.sanity import check, words
-from agnosco.method.maker import config_to_json
+from agnosco.method.config import config_to_json
 
 PATH = RESULTS / "sanity.json"
 SEEDS = 2

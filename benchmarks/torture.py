@@ -38,8 +38,8 @@ from pages import made_on, markdown, put
 
 from agnosco.cli.app import main as command_line
 from agnosco.io import storage
-from agnosco.method import maker, prepare
-from agnosco.method.refine import RefineConfig
+from agnosco.method import prepare
+from agnosco.method.config import PRESETS, RefineConfig
 from agnosco.models.architectures import created
 from agnosco.runs import jobs
 from agnosco.runs.run import Run
@@ -114,8 +114,8 @@ def prepared(folder: Path, board: Board) -> list[str]:
     safetensors.torch.save_file(created("digits", 10, seed=1).state_dict(), folder / "network.safetensors")
     prepare.MOST_IMAGES = 24  # groups of 6 maps of 4 images each
     jobs.EVERY = 0.02
-    paper = maker.PRESETS["paper"]
-    maker.PRESETS["paper"] = replace(paper, refine=RefineConfig(steps=6, rate=0.05))
+    paper = PRESETS["paper"]
+    PRESETS["paper"] = replace(paper, refine=RefineConfig(steps=6, rate=0.05))
     storage._write = board.counted(storage._write)
     Run._write_manifest = board.during(MANIFEST, Run._write_manifest)
     Run.add = board.during(STORE, Run.add)

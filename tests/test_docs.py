@@ -23,7 +23,7 @@ from agnosco.backdoor import scan as scanning
 from agnosco.backdoor.train import Training
 from agnosco.backdoor.windows import Tournament
 from agnosco.cli import app
-from agnosco.method import maker
+from agnosco.method.config import PRESETS
 from agnosco.models import loading
 from agnosco.runs import jobs
 
@@ -64,10 +64,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     small = {
         name: replace(config, mapper=replace(config.mapper, steps=2, batch=2), refine=None)
-        for name, config in maker.PRESETS.items()
+        for name, config in PRESETS.items()
     }
     for name, config in small.items():
-        monkeypatch.setitem(maker.PRESETS, name, config)
+        monkeypatch.setitem(PRESETS, name, config)
     monkeypatch.setattr(jobs, "TIMED", 2)
     quick = scanning.ScanConfig(
         windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20

@@ -2,13 +2,10 @@
 
 from .data.samples import Samples
 from .errors import AgnoscoError, AgnoscoWarning
-from .method.ball import L2, AutoL2, Sparse
 from .method.concept import ConceptMap
-from .method.maker import PRESETS, Config, map_class, map_classes, preset
-from .method.parameterization import Data, Pixel, Spectral
-from .method.reference import MapperConfig
-from .method.refine import RefineConfig
-from .method.transforms import Crops, Identity
+from .method.config import PRESETS, Config, MapperConfig, RefineConfig, preset
+from .method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
+from .method.maker import map_class, map_classes
 from .models.classifier import Classifier
 from .models.loading import load
 from .runs.run import Run, remake

@@ -27,12 +27,8 @@ from agnosco.cli.app import app
 from agnosco.cli.console import duration
 from agnosco.cli.options import model_and_weights, numbers
 from agnosco.data.samples import Samples
-from agnosco.method.ball import L2, AutoL2, Sparse
-from agnosco.method.maker import PRESETS, Config
-from agnosco.method.parameterization import Data, Pixel, Spectral
-from agnosco.method.reference import MapperConfig
-from agnosco.method.refine import RefineConfig
-from agnosco.method.transforms import Crops, Identity
+from agnosco.method.config import PRESETS, Config, MapperConfig, RefineConfig
+from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
 from agnosco.models import loading
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs
@@ -408,7 +404,7 @@ def test_options_reach_the_manifest() -> None:
     assert config["cycles"] == PAPER.cycles
     assert config["refine"] is not None
     dials = {name: config["mapper"][name]["type"] for name in ("parameterization", "transforms", "ball")}
-    assert dials == {"parameterization": "Spectral", "transforms": "Crops", "ball": "AutoL2"}
+    assert dials == {"parameterization": "spectral", "transforms": "crops", "ball": "auto"}
     assert config["mapper"]["loss"] == "logit"
     assert (config["mapper"]["ball"]["limit"], config["mapper"]["steps"], config["mapper"]["batch"]) == (50.0, 3, 4)
 

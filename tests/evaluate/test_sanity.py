@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.evaluate import sanity
-from agnosco.method.ball import L2
-from agnosco.method.maker import Config, map_classes
-from agnosco.method.parameterization import Pixel
-from agnosco.method.reference import MapperConfig
-from agnosco.method.refine import RefineConfig
-from agnosco.method.transforms import Identity
+from agnosco.method.config import Config, MapperConfig, RefineConfig
+from agnosco.method.dials import L2, Identity, Pixel
+from agnosco.method.maker import map_classes
 from agnosco.models.classifier import Classifier
 from agnosco.runs.run import Run
 

@@ -14,8 +14,7 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.evaluate.transfer import SCORES, judge, keep, matched, table
 from agnosco.method.concept import ConceptMap
-from agnosco.method.maker import Config
-from agnosco.method.reference import MapperConfig
+from agnosco.method.config import Config, MapperConfig
 from agnosco.models.classifier import Classifier
 from agnosco.runs.run import Run
 from agnosco.types import Step

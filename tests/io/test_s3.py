@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from agnosco.cli.app import app
 from agnosco.io.storage import Folder, Remote
 from agnosco.method import maker
+from agnosco.method.config import PRESETS, RefineConfig
 from agnosco.runs import jobs
 from agnosco.runs.run import Run
 
@@ -49,8 +51,8 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)
-    paper = maker.PRESETS["paper"]
-    monkeypatch.setitem(maker.PRESETS, "paper", maker.replace(paper, refine=maker.RefineConfig(steps=2)))
+    paper = PRESETS["paper"]
+    monkeypatch.setitem(PRESETS, "paper", replace(paper, refine=RefineConfig(steps=2)))
     ready = maker._ready
     monkeypatch.setattr(maker, "_ready", lambda *args: (ready(*args)[0], 2, ready(*args)[2]))
     s3fs.S3FileSystem.clear_instance_cache()

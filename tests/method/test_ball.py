@@ -13,8 +13,8 @@ from oracle import natural_samples
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError
-from agnosco.method.ball import L2, AutoL2, Sparse, scaled
-from agnosco.method.parameterization import Basis, Data, Parameterization, Pixel, Spectral
+from agnosco.method.dials import L2, AutoL2, Data, Parameterization, Pixel, Sparse, Spectral, scaled_radius
+from agnosco.method.parameterization import Basis
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     ids=str,
 )
 def test_radius_scales_with_the_root_of_the_size(shape: tuple[int, int, int], eta: float) -> None:
-    assert scaled(30.0, shape) == pytest.approx(eta, rel=1e-12)
+    assert scaled_radius(30.0, shape) == pytest.approx(eta, rel=1e-12)
     assert L2().projector(pixels(shape)).eta == pytest.approx(eta, rel=1e-12)
 
 
@@ -63,7 +63,7 @@ def test_zero_stays_zero() -> None:
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, math.nan])
 def test_l2_needs_room(radius: float) -> None:
-    with pytest.raises(AgnoscoError, match="leaves no room"):
+    with pytest.raises(AgnoscoError, match="radius must be positive"):
         L2(radius)
 
 

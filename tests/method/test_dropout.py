@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agnosco.method import reference
+from agnosco.method.config import MapperConfig
+from agnosco.method.dials import Pixel
 from agnosco.method.dropout import draw_gains, scaled_channels
-from agnosco.method.parameterization import Pixel
-from agnosco.method.reference import MapperConfig, saliency_map
+from agnosco.method.reference import saliency_map
 from agnosco.models.classifier import Classifier
 
 

@@ -17,24 +17,21 @@ from torch import Tensor, nn
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.method import maker, mapper
-from agnosco.method.ball import L2, AutoL2, Sparse
-from agnosco.method.maker import (
+from agnosco.method.config import (
     PRESETS,
     Config,
+    MapperConfig,
+    RefineConfig,
     config_from_json,
     config_to_json,
     describe,
-    generator_for,
-    map_class,
-    map_classes,
-    maps_together,
     preset,
 )
-from agnosco.method.parameterization import Data, Pixel, Spectral
+from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
+from agnosco.method.maker import generator_for, map_class, map_classes, maps_together
 from agnosco.method.prepare import prepared
-from agnosco.method.reference import MapperConfig, saliency_map
-from agnosco.method.refine import RefineConfig, refine
-from agnosco.method.transforms import Crops, Identity
+from agnosco.method.reference import saliency_map
+from agnosco.method.refine import refine
 from agnosco.models.classifier import Classifier
 from agnosco.types import Progress
 
@@ -372,8 +369,8 @@ def test_settings_survive_json(config: Config) -> None:
 def test_settings_as_json_name_their_dials() -> None:
     plain = config_to_json(WHITE)
     assert plain["refine"] is None
-    assert plain["mapper"]["transforms"] == {"type": "Crops", "area": [0.1, 1.0], "flip": True, "noise": 0.02}
-    assert plain["mapper"]["parameterization"]["type"] == "Data"
+    assert plain["mapper"]["transforms"] == {"type": "crops", "area": [0.1, 1.0], "flip": True, "noise": 0.02}
+    assert plain["mapper"]["parameterization"]["type"] == "data"
     assert plain["mapper"]["batch"] == 4
 
 
@@ -388,7 +385,7 @@ MISTAKES: dict[str, Callable[[dict[str, Any]], object]] = {
     "one contrast of two": lambda data: data["mapper"].update(contrast=[1.0]),
     "text for a number": lambda data: data["mapper"].update(batch="many"),
     "unknown part": lambda data: data.update(colour=1),
-    "dial in another's place": lambda data: data["mapper"].update(transforms={"type": "L2", "radius": 3.0}),
+    "dial in another's place": lambda data: data["mapper"].update(transforms={"type": "l2", "radius": 3.0}),
     "mapper that is no object": lambda data: data.update(mapper=[1, 2]),
 }
 

@@ -11,13 +11,12 @@ from oracle import natural_samples
 from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
-from agnosco.method.ball import L2, AutoL2, Sparse
+from agnosco.method.config import MapperConfig, RefineConfig
+from agnosco.method.dials import L2, AutoL2, Crops, Data, Sparse, Spectral
 from agnosco.method.maker import generator_for
 from agnosco.method.mapper import Lockstep
-from agnosco.method.parameterization import Data, Spectral
-from agnosco.method.reference import MapperConfig, saliency_map
-from agnosco.method.refine import RefineConfig, refine
-from agnosco.method.transforms import Crops
+from agnosco.method.reference import saliency_map
+from agnosco.method.refine import refine
 from agnosco.models.classifier import Classifier
 from agnosco.types import Step
 

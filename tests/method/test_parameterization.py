@@ -12,7 +12,8 @@ from oracle import natural_samples
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.method.parameterization import Data, FourierBasis, Parameterization, Pixel, Spectral
+from agnosco.method.dials import Data, Parameterization, Pixel, Spectral
+from agnosco.method.parameterization import FourierBasis
 
 CPU = torch.device("cpu")
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(2, 9), st.integers(2, 9))
@@ -205,5 +206,5 @@ def test_exponents_without_sense_are_refused(kind: type, exponent: float) -> Non
 
 @pytest.mark.parametrize("floor", [0.0, -1.0, 1.5, float("nan")])
 def test_floors_without_sense_are_refused(floor: float) -> None:
-    with pytest.raises(AgnoscoError, match="is no share"):
+    with pytest.raises(AgnoscoError, match="floor must be above 0"):
         Data(floor=floor)

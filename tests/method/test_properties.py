@@ -27,17 +27,41 @@ from agnosco.cli.app import app
 from agnosco.cli.options import model_and_weights, numbers
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.method.ball import L2, AutoL2, Ball, Sparse
-from agnosco.method.maker import PRESETS, Config, config_from_json, config_to_json, describe, map_class
-from agnosco.method.parameterization import Data, Parameterization, Pixel, Spectral
-from agnosco.method.prepare import PRECISIONS
-from agnosco.method.reference import CLIPS, DIRECTIONS, LOSSES, MapperConfig
-from agnosco.method.refine import RefineConfig
+from agnosco.method.config import (
+    CLIPS,
+    DIRECTIONS,
+    LOSSES,
+    PRECISIONS,
+    PRESETS,
+    Config,
+    MapperConfig,
+    RefineConfig,
+    config_from_json,
+    config_to_json,
+    describe,
+)
+from agnosco.method.dials import (
+    BALLS,
+    L2,
+    PARAMETERIZATIONS,
+    TRANSFORMS,
+    AutoL2,
+    Ball,
+    Crops,
+    Data,
+    Identity,
+    Parameterization,
+    Pixel,
+    Sparse,
+    Spectral,
+    Transforms,
+)
+from agnosco.method.maker import map_class
 from agnosco.method.render import contact_sheet, enlarged, png, stretched, to_picture
-from agnosco.method.transforms import Crops, Identity, Transforms, transformed
+from agnosco.method.transforms import transformed
 from agnosco.models.classifier import Classifier
 from agnosco.reports import classes as report_classes
-from agnosco.runs.command import BALLS, PARAMETERIZATIONS, TRANSFORMS, chosen_config, command_of
+from agnosco.runs.command import chosen_config, command_of
 from agnosco.runs.manifest import slug
 from agnosco.runs.run import Run
 from agnosco.text import spelling

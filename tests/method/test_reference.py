@@ -15,20 +15,11 @@ from torch import Tensor
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method import reference
-from agnosco.method.ball import L2, AutoL2, Ball, Projector
-from agnosco.method.parameterization import Basis, Data, FourierBasis, Parameterization, Pixel, Spectral
-from agnosco.method.reference import (
-    LOSSES,
-    MapperConfig,
-    Moments,
-    class_loss,
-    draw_contrasts,
-    faded,
-    loss_gradient,
-    perturbed,
-    saliency_map,
-)
-from agnosco.method.transforms import Crops, Identity, Transforms
+from agnosco.method.ball import Projector
+from agnosco.method.config import LOSSES, MapperConfig
+from agnosco.method.dials import L2, AutoL2, Ball, Crops, Data, Identity, Parameterization, Pixel, Spectral, Transforms
+from agnosco.method.parameterization import Basis, FourierBasis
+from agnosco.method.reference import Moments, class_loss, draw_contrasts, faded, loss_gradient, perturbed, saliency_map
 from agnosco.models.classifier import Classifier
 from agnosco.types import Step
 

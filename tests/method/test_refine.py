@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.method.ball import L2
-from agnosco.method.parameterization import Data, Parameterization, Pixel, Spectral
-from agnosco.method.reference import MapperConfig
-from agnosco.method.refine import RefineConfig, attention, refine
+from agnosco.method.config import MapperConfig, RefineConfig
+from agnosco.method.dials import L2, Data, Parameterization, Pixel, Spectral
+from agnosco.method.refine import attention, refine
 from agnosco.models.classifier import Classifier
 from agnosco.types import Step
 

@@ -12,7 +12,8 @@ from oracle import Array
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError
-from agnosco.method.transforms import Crops, Identity, transformed
+from agnosco.method.dials import Crops, Identity
+from agnosco.method.transforms import transformed
 
 SIDE = 32
 

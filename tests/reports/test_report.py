@@ -31,8 +31,7 @@ from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
 from agnosco.evaluate import transfer
 from agnosco.method.concept import ConceptMap
-from agnosco.method.maker import Config, config_to_json, preset
-from agnosco.method.reference import MapperConfig
+from agnosco.method.config import Config, MapperConfig, config_to_json, preset
 from agnosco.models.architectures import created
 from agnosco.models.classifier import Classifier
 from agnosco.reports.classes import aligned

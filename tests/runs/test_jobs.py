@@ -22,13 +22,10 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.io import storage
 from agnosco.method import maker
-from agnosco.method.ball import L2, AutoL2, Sparse
 from agnosco.method.checkpoint import KEY, _digest, _metadata, packed, unpacked
-from agnosco.method.maker import Config, Maker, groups_of
-from agnosco.method.parameterization import Data, Spectral
-from agnosco.method.reference import MapperConfig
-from agnosco.method.refine import RefineConfig
-from agnosco.method.transforms import Crops
+from agnosco.method.config import Config, MapperConfig, RefineConfig
+from agnosco.method.dials import L2, AutoL2, Crops, Data, Sparse, Spectral
+from agnosco.method.maker import Maker, groups_of
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs
 from agnosco.runs import run as run_module

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.method.ball import L2
 from agnosco.method.concept import ConceptMap
-from agnosco.method.maker import Config, config_to_json, map_class
-from agnosco.method.reference import MapperConfig
-from agnosco.method.refine import RefineConfig
+from agnosco.method.config import Config, MapperConfig, RefineConfig, config_to_json
+from agnosco.method.dials import L2
+from agnosco.method.maker import map_class
 from agnosco.models.classifier import Classifier
 from agnosco.runs import run as run_module
 from agnosco.runs.manifest import read_entry, slug, write_entry

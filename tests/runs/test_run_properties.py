@@ -20,8 +20,7 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.io import storage
 from agnosco.method.concept import ConceptMap
-from agnosco.method.maker import Config
-from agnosco.method.reference import MapperConfig
+from agnosco.method.config import Config, MapperConfig
 from agnosco.models.classifier import Classifier
 from agnosco.runs import manifest
 from agnosco.runs.run import Run

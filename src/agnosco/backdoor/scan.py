@@ -26,9 +26,9 @@ from ..io.records import NUMBER
 from ..io.records import read_shape as read_record
 from ..io.regular import read_regular
 from ..io.storage import MOST, Folder, Place
-from ..method.ball import L2, Sparse, scaled
-from ..method.maker import Config, map_classes
-from ..method.reference import MapperConfig
+from ..method.config import Config, MapperConfig
+from ..method.dials import L2, Sparse, scaled_radius
+from ..method.maker import map_classes
 from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import m_score, predictions, targeted_success_rate
 from ..models.classifier import Classifier
@@ -114,7 +114,7 @@ class ScanConfig:
         return {
             f"{pixels} pixels": Config(replace(base, ball=Sparse(pixels, hold=0.1)), refine=None, cycles=1),
             "windows": self.windows,
-            f"L2 {scaled(self.radius, shape):.1f}": self.spread,
+            f"L2 {scaled_radius(self.radius, shape):.1f}": self.spread,
         }
 
     @property
@@ -541,7 +541,7 @@ def _row(
         )
         entry["k90"] = None if entry["k90"] is None else round(entry["k90"])
         unit = spread / torch.linalg.vector_norm(spread).clamp_min(1e-12)
-        ball = scaled(config.radius, classifier.shape)
+        ball = scaled_radius(config.radius, classifier.shape)
         entry["eps50"] = _least(lambda e: targeted_success_rate(classifier, e * unit, label, images), ball, 0.5)
     return entry
 

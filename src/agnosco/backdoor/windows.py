@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..data.samples import Samples
+from ..method.config import MapperConfig
 from ..method.mapper import Lockstep
 from ..method.prepare import images_at_once, prepared
-from ..method.reference import MapperConfig
 from ..models.classifier import Classifier
 from ..types import Shape, Step
 

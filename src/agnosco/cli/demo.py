@@ -22,11 +22,8 @@ from ..backdoor.triggers import Patch
 from ..data.datasets import SIDE, Labelled, digits
 from ..errors import AgnoscoError
 from ..io.storage import Folder, Place
-from ..method.ball import L2
-from ..method.maker import Config
-from ..method.parameterization import Data
-from ..method.reference import MapperConfig
-from ..method.transforms import Crops
+from ..method.config import Config, MapperConfig
+from ..method.dials import L2, Crops, Data
 from ..models.architectures import created
 from ..models.classifier import Classifier
 from ..runs.manifest import HELD_OUT, SPLIT_SEED

@@ -28,7 +28,8 @@ from ..errors import AgnoscoError
 from ..io.records import NUMBER
 from ..io.records import read_shape as read_record
 from ..io.storage import Folder
-from ..method.maker import Config, generator_for, map_class, map_classes
+from ..method.config import Config
+from ..method.maker import generator_for, map_class, map_classes
 from ..method.render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import logits_of
 from ..models.classifier import Classifier

@@ -1,15 +1,10 @@
-"""What callers call: Algorithm 1 and refinement in turn, with settings that have names.
-
-The presets are chosen from the figures in ``docs/paper.md``, which ``benchmarks/ablation.py`` makes.
-"""
+"""What callers call: the maps of several classes, each by Algorithm 1 and the refinement in turn."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,92 +13,14 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
 from ..types import Job, OnStep, Progress, Step
-from .ball import L2, AutoL2, Projector, Sparse, carry_on, scaled
+from .ball import Projector, carry_on
 from .checkpoint import GroupState, fits
 from .concept import ConceptMap
+from .config import Config, preset
 from .mapper import Lockstep, LoopState
-from .parameterization import Data, Pixel, Spectral
-from .prepare import PRECISIONS, compiled, images_at_once, placed, prepared, resolve_precision
-from .reference import MapperConfig, check_ended
-from .refine import RefineConfig, attention
-from .transforms import Crops, Identity
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides a map but the classifier, the samples, the class and the seed.
-
-    Args:
-        mapper: Settings of Algorithm 1.
-        refine: Settings of the refinement that follows it, or None for none.
-        cycles: How often the two are run in turn.
-        precision: Arithmetic of the network while maps are made: ``"float32"``, ``"bfloat16"``, or ``"auto"``
-            for bfloat16 where the device has it in hardware. Everything else is float32 always (on a GPU, PyTorch
-            lets convolutions have TF32 by default).
-        compiled: Whether to run the network through ``torch.compile`` first; pays for many maps on a GPU.
-    """
-
-    mapper: MapperConfig = field(default_factory=MapperConfig)
-    refine: RefineConfig | None = field(default_factory=RefineConfig)
-    cycles: int = 2
-    precision: str = "float32"
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise AgnoscoError(f"no precision {self.precision!r}", f"choose from {', '.join(PRECISIONS)}")
-        if self.cycles < 1:
-            raise AgnoscoError(f"{self.cycles} cycles leave nothing to do", "give at least 1")
-        if self.compiled and self.mapper.dropout:
-            raise AgnoscoError("a compiled network has no channels to drop", "leave compiled out, or dropout at 0")
-
-    @property
-    def stages(self) -> list[str]:
-        """What a map goes through: ``"map 1"``, ``"refine 1"``, ``"map 2"`` and so on."""
-        kinds = ("map", "refine") if self.refine else ("map",)
-        return [f"{kind} {cycle}" for cycle in range(1, self.cycles + 1) for kind in kinds]
-
-    @property
-    def steps(self) -> int:
-        """Steps that a map takes, refinement included."""
-        return self.cycles * (self.mapper.steps + (self.refine.steps if self.refine else 0))
-
-    @property
-    def passes(self) -> int:
-        """Images that a map sends forward and back through the network."""
-        return self.steps * self.mapper.batch
-
-
-_SEEN = MapperConfig(
-    batch=4,
-    steps=480,
-    step=0.1,
-    decay=1.0,
-    loss="log-odds",
-    direction="plus",
-    clip="masked",
-    contrast=(0.5, 1.0),
-    parameterization=Data(),
-    transforms=Crops(area=(0.3, 1.0)),
-    ball=L2(70.0),
-)
-
-PRESETS: dict[str, Config] = {
-    "paper": Config(),
-    "quick": Config(_SEEN, refine=None, cycles=1, precision="auto"),
-    "best": Config(replace(_SEEN, steps=960, ball=L2(90.0)), refine=None, cycles=1, precision="auto"),
-    "draft": Config(replace(_SEEN, steps=240), refine=None, cycles=1, precision="auto"),
-}
-"""``paper`` is the method to the letter, ``quick`` the one whose pictures people and other networks read at a
-hundredth of the cost, ``best`` twice ``quick`` with a wider ball: sharper pictures, and nudges that move most
-images, named by other networks about as well; ``draft`` half of ``quick`` for a first look."""
-
-
-def preset(name: str) -> Config:
-    """The settings of this name."""
-    if name not in PRESETS:
-        raise AgnoscoError(f"no preset {name!r}", f"choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+from .prepare import compiled, images_at_once, placed, prepared, resolve_precision
+from .reference import check_ended
+from .refine import attention
 
 
 def map_classes(
@@ -329,79 +246,3 @@ def generator_for(label: int, seed: int) -> torch.Generator:
     """The generator that a map owns: from its label and seed, and nothing else."""
     digest = hashlib.sha256(f"{label}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-_DIALS: dict[str, dict[str, type]] = {
-    name: {dial.__name__: dial for dial in dials}
-    for name, dials in {
-        "parameterization": (Pixel, Data, Spectral),
-        "transforms": (Identity, Crops),
-        "ball": (L2, AutoL2, Sparse),
-    }.items()
-}
-
-
-def config_to_json(config: Config) -> dict[str, Any]:
-    """Settings as plain JSON values; each dial carries its ``type``."""
-
-    def plain(name: str, value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            kind = {"type": type(value).__name__} if name in _DIALS else {}
-            return kind | {f.name: plain(f.name, getattr(value, f.name)) for f in fields(value)}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain("", config)
-
-
-def config_from_json(data: dict[str, Any]) -> Config:
-    """The settings that :func:`config_to_json` wrote.
-
-    Raises:
-        AgnoscoError: They name a dial or a setting that this version does not know.
-    """
-
-    def built(name: str, value: Any) -> Any:
-        if name in _DIALS:
-            rest = {part: built(part, setting) for part, setting in value.items() if part != "type"}
-            return _DIALS[name][value["type"]](**rest)
-        return tuple(value) if isinstance(value, list) else value
-
-    try:
-        parts = dict(data)
-        mapper = MapperConfig(**{name: built(name, value) for name, value in parts.pop("mapper").items()})
-        refine = parts.pop("refine")
-        return Config(mapper, RefineConfig(**refine) if refine else None, parts.pop("cycles"), **parts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise AgnoscoError(
-            f"settings that this version does not know: {error}", "use the version that wrote them"
-        ) from error
-
-
-def describe(config: Config, shape: tuple[int, int, int]) -> str:
-    """The settings in one line, for captions: which dials a picture was made with, and what it cost.
-
-    Args:
-        config: The settings.
-        shape: ``(C, H, W)`` of the images, to which a radius is scaled.
-    """
-    mapper = config.mapper
-    eta = f" ({scaled(mapper.ball.radius, shape):.1f} at this size)" if isinstance(mapper.ball, L2) else ""
-    refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""
-    cycles = f"{config.cycles} x " if config.cycles > 1 else ""
-    loop = ["network in bfloat16"] if config.precision == "bfloat16" else []
-    loop += _changed(mapper, ("step", "decay", "average", "coarse", "loss", "direction", "clip", "contrast", "dropout"))
-    return (
-        f"{_words(mapper.parameterization)}, {_words(mapper.transforms)}, {_words(mapper.ball)}{eta}, "
-        f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}{''.join(f', {words}' for words in loop)}"
-    )
-
-
-def _words(dial: Any) -> str:
-    """A dial in words: its kind, and the settings in which it differs from its defaults."""
-    return " ".join([type(dial).__name__, *_changed(dial, [f.name for f in fields(dial)])])
-
-
-def _changed(settings: Any, names: Iterable[str]) -> list[str]:
-    """The settings of these names that are not at their defaults."""
-    defaults = {f.name: f.default for f in fields(settings)}
-    return [f"{name} {getattr(settings, name)}" for name in names if getattr(settings, name) != defaults[name]]

@@ -17,10 +17,11 @@ from ..data.samples import Samples
 from ..models.classifier import Classifier
 from ..types import Step
 from .ball import Projector
+from .config import MapperConfig, RefineConfig
 from .dropout import Gains, draw_gains, scaled_channels
 from .parameterization import Basis, each
-from .reference import MapperConfig, Moments, class_loss, draw_contrasts, faded, perturbed, step_length, unit_step
-from .refine import RefineConfig, attention
+from .reference import Moments, class_loss, draw_contrasts, faded, perturbed, step_length, unit_step
+from .refine import attention
 
 OnSteps = Callable[[list[Step]], None] | None
 

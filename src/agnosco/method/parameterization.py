@@ -1,24 +1,16 @@
-"""Dial 1: the coordinates in which moments, steps and the ball's radius live.
+"""Dial 1: the coordinates w in which moments, steps and the ball's radius live, as a linear map ν = A·w.
 
-Algorithm 1 works on pixels, where Adam's normalisation gives every frequency the same step, and the
-result reads as noise. In coordinates where natural images are white, the same loop spends its step
-where images have their energy. A choice of coordinates (:class:`Pixel`, :class:`Data`,
-:class:`Spectral`) is a small frozen setting; fitted to samples it gives a :class:`Basis`, an
-invertible linear map A between coordinates w and the map ν = A·w.
+Algorithm 1 works on pixels, where Adam's normalisation gives every frequency the same step, and the result reads as
+noise. In coordinates where natural images are white, the same loop spends its step where images have their energy.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
 import torch
 from torch import Tensor
 
-from ..errors import AgnoscoError
-
-if TYPE_CHECKING:
-    from ..data.samples import Samples, Shape
+from ..data.samples import Samples
+from ..types import Shape
 
 
 class Basis:
@@ -92,75 +84,24 @@ class FourierBasis(Basis):
         return (self.frequencies <= share * self.frequencies.max()).to(self.spectrum)[..., None]
 
 
-class Parameterization(Protocol):
-    """A choice of coordinates."""
-
-    def fit(self, samples: Samples, device: torch.device) -> Basis:
-        """The map A for the shape, and if need be the statistics, of these samples."""
-        ...
-
-
-@dataclass(frozen=True)
-class Pixel:
-    """Pixels as they are: the paper."""
-
-    def fit(self, samples: Samples, device: torch.device) -> Basis:
-        return Basis(samples.shape, device)
+def spectral_basis(samples: Samples, device: torch.device, exponent: float) -> FourierBasis:
+    """A 1/f^exponent amplitude spectrum, and colours as they are."""
+    channels, height, width = samples.shape
+    lowest = 1 / max(height, width)  # the zero frequency gets the weight of the lowest other
+    spectrum = _frequencies(height, width).clamp_min(lowest) ** -exponent
+    return FourierBasis(samples.shape, device, spectrum=_unit(spectrum), colour=torch.eye(channels))
 
 
-@dataclass(frozen=True)
-class Spectral:
-    """A 1/f^exponent amplitude spectrum and no colour mixing, for when no samples are to be trusted.
+def data_basis(samples: Samples, device: torch.device, *, exponent: float, floor: float) -> FourierBasis:
+    """The samples' own spectrum and colours; see :class:`agnosco.method.dials.Data`.
 
-    Args:
-        exponent: 1 is that of natural images (Field 1987); 0 is flat; at most 10.
+    Images are faded out towards their borders first (Hann window): the jump from one border to the other is no
+    frequency of theirs, and drew a lattice into the maps.
     """
-
-    exponent: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_exponent(self.exponent)
-
-    def fit(self, samples: Samples, device: torch.device) -> Basis:
-        channels, height, width = samples.shape
-        lowest = 1 / max(height, width)  # the zero frequency gets the weight of the lowest other
-        spectrum = _frequencies(height, width).clamp_min(lowest) ** -self.exponent
-        return FourierBasis(samples.shape, device, spectrum=_unit(spectrum), colour=torch.eye(channels))
-
-
-@dataclass(frozen=True)
-class Data:
-    """Coordinates in which the samples themselves are white, in frequency and in colour.
-
-    The spectrum is the samples' Fourier magnitude, averaged over all directions of a frequency; L is the
-    Cholesky factor of their colour covariance: nothing comes from outside the distribution that
-    Algorithm 1 averages over. Images are faded out towards their borders first (Hann window): the jump
-    from one border to the other is no frequency of theirs, and drew a lattice into the maps.
-
-    Args:
-        exponent: Power to which the spectrum is raised, at most 10; below 1, fine detail gets a greater part.
-        floor: Least weight of a frequency and of a colour direction, as a share of the greatest, in (0, 1];
-            it keeps A invertible for samples that lack some (grey or very smooth ones).
-    """
-
-    exponent: float = 0.9
-    floor: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _check_exponent(self.exponent)
-        if not 0 < self.floor <= 1:
-            raise AgnoscoError(f"a floor of {self.floor} is no share", "give a number above 0, and at most 1")
-
-    def fit(self, samples: Samples, device: torch.device) -> Basis:
-        colour = _colour_factor(samples, self.floor)
-        spectrum = _spectrum(samples, torch.linalg.inv(colour)) ** self.exponent
-        spectrum = spectrum.clamp_min(self.floor * spectrum.max().item())
-        return FourierBasis(samples.shape, device, spectrum=_unit(spectrum), colour=colour)
-
-
-def _check_exponent(exponent: float) -> None:
-    if not 0 <= exponent <= 10:
-        raise AgnoscoError(f"no spectrum with an exponent of {exponent}", "give one from 0 to 10; images have about 1")
+    colour = _colour_factor(samples, floor)
+    spectrum = _spectrum(samples, torch.linalg.inv(colour)) ** exponent
+    spectrum = spectrum.clamp_min(floor * spectrum.max().item())
+    return FourierBasis(samples.shape, device, spectrum=_unit(spectrum), colour=colour)
 
 
 def _spectrum(samples: Samples, whiten: Tensor) -> Tensor:

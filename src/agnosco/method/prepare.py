@@ -15,8 +15,7 @@ from torch.fx.experimental.optimization import fuse
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
-
-PRECISIONS = ("float32", "bfloat16", "auto")
+from .config import PRECISIONS
 
 CAST_BY_AUTOCAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

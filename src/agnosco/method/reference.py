@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,99 +27,18 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..models.classifier import Classifier
 from ..types import Step
-from .ball import L2, Ball, Projector
+from .ball import Projector
+from .config import MapperConfig
+from .dials import Transforms
 from .dropout import draw_gains, scaled_channels
-from .parameterization import Basis, Parameterization, Pixel, each
-from .transforms import Identity, Transforms, transformed
+from .parameterization import Basis, each
+from .transforms import transformed
 
 MICRO_BATCH = 32
 """Images whose activations are held at once; bounds memory and changes nothing else."""
 
 TINY = 1e-30
 """Keeps a zero step from being divided by its norm."""
-
-LOSSES = ("cross-entropy", "log-odds", "logit")
-DIRECTIONS = ("lookahead", "gradient", "plus")
-CLIPS = ("straight-through", "masked")
-
-
-@dataclass(frozen=True)
-class MapperConfig:
-    """Settings of Algorithm 1; the defaults are the paper's.
-
-    Args:
-        batch: b, samples per step.
-        steps: K.
-        step: Length of a step: ``"literal"`` adds v (lines 11, 13), ``"unit"`` adds v / ‖v‖₂ (the step that
-            lines 8–9 probe), a number adds a step of that share of η (in pixels' L2 norm).
-        decay: Share of the steps, at the end, over which the step length falls to zero (half a cosine).
-        average: Share of the steps, at the end, over which ν is averaged; 0 takes the last.
-        coarse: Share of the steps, at the beginning, over which detail is let in: they are confined to frequencies
-            below a limit that rises from an eighth of the highest to all. Not for :class:`Pixel` coordinates.
-        direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` asks the
-            sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
-        loss: What is descended in line 4: the ``"cross-entropy"`` (the paper); minus the log-odds of the class,
-            ``"log-odds"``, whose gradient is the same but for the factor 1 − p, with which cross-entropy forgets an
-            image that is given the class already; minus its ``"logit"``, which leaves the other classes out of
-            account (Zhao et al. 2021, for perturbations that other networks share).
-        clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
-            there, ``"masked"`` not at all where the nudged image is clipped.
-        contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
-        parameterization: Where moments, steps and ball live.
-        transforms: How a nudged image is seen.
-        dropout: Deviation of a random gain on every channel of the network, anew for each image (see
-            :mod:`agnosco.method.dropout`); 0 is the network as it is.
-        ball: Ψ of line 15.
-        beta1, beta2: Decay of the moments (line 1).
-    """
-
-    batch: int = 128
-    steps: int = 650
-    step: str | float = "literal"
-    decay: float = 0.0
-    average: float = 0.0
-    coarse: float = 0.0
-    loss: str = "cross-entropy"
-    direction: str = "lookahead"
-    clip: str = "straight-through"
-    contrast: tuple[float, float] = (1.0, 1.0)
-    parameterization: Parameterization = field(default_factory=Pixel)
-    transforms: Transforms = field(default_factory=Identity)
-    dropout: float = 0.0
-    ball: Ball = field(default_factory=L2)
-    beta1: float = 0.9
-    beta2: float = 0.999
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.steps < 1:
-            raise AgnoscoError(
-                f"batch {self.batch} and steps {self.steps} leave nothing to do", "give at least 1 of each"
-            )
-        if self.loss not in LOSSES:
-            raise AgnoscoError(f"no loss {self.loss!r}", f"choose from {', '.join(LOSSES)}")
-        if self.direction not in DIRECTIONS:
-            raise AgnoscoError(f"no direction {self.direction!r}", f"choose from {', '.join(DIRECTIONS)}")
-        if self.clip not in CLIPS:
-            raise AgnoscoError(f"no clip {self.clip!r}", f"choose from {', '.join(CLIPS)}")
-        if not (self.step in ("literal", "unit") or (isinstance(self.step, int | float) and 0 < self.step < math.inf)):
-            raise AgnoscoError(
-                f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
-            )
-        low, high = self.contrast
-        for name in ("decay", "average", "coarse", "dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise AgnoscoError(f"{name} {getattr(self, name)} is no share", "give a number in [0, 1]")
-        if not 0 <= low <= high <= 1:
-            raise AgnoscoError(f"no contrasts of {self.contrast}", "give the least and the greatest, in [0, 1]")
-        if self.coarse and isinstance(self.parameterization, Pixel):
-            raise AgnoscoError("pixels have no frequencies to let in", "choose Data() or Spectral(), or coarse 0")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise AgnoscoError(f"no moments with {self.beta1} and {self.beta2}", "give betas in [0, 1)")
-
-    @property
-    def passes(self) -> int:
-        """Images that a map sends through the network with gradients: b · K."""
-        return self.batch * self.steps
 
 
 class Moments:
@@ -273,7 +191,7 @@ def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
     Args:
         logits: ``(N, classes)``.
         targets: ``(N,)``.
-        loss: One of :data:`LOSSES`.
+        loss: One of :data:`agnosco.method.config.LOSSES`.
     """
     if loss == "cross-entropy":
         return F.cross_entropy(logits, targets, reduction="sum")

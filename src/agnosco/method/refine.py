@@ -7,43 +7,19 @@ network does not look at is cleared away.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.samples import Samples
-from ..errors import AgnoscoError
 from ..models.classifier import Classifier
 from ..types import Step
 from .ball import Projector
+from .config import MapperConfig, RefineConfig
 from .parameterization import Basis
-from .reference import MapperConfig, draw_contrasts, faded, loss_gradient
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """Settings of the refinement; the defaults are the paper's, and our reading where it is silent.
-
-    Args:
-        steps: Iterations of Adam.
-        weight: λ.
-        rate: Adam's learning rate (the paper gives none), in the units of the coordinates: those of
-            pixels in [0, 1] for :class:`~agnosco.method.parameterization.Pixel`, of white coordinates for the others.
-    """
-
-    steps: int = 150
-    weight: float = 50.0
-    rate: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not (self.steps >= 1 and 0 <= self.weight < math.inf and 0 < self.rate < math.inf):
-            raise AgnoscoError(
-                f"no refinement with {self}", "give steps of at least 1, a weight of at least 0, a positive rate"
-            )
+from .reference import draw_contrasts, faded, loss_gradient
 
 
 def refine(

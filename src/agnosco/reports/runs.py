@@ -18,7 +18,7 @@ from ..backdoor import scan as scanning
 from ..errors import AgnoscoError
 from ..evaluate import sanity, transfer
 from ..io.storage import Folder, Local, Place, at_once
-from ..method.maker import describe
+from ..method.config import describe
 from ..runs.command import command_of, dials_of
 from ..runs.manifest import stem
 from ..runs.run import MANIFEST, Run

@@ -24,7 +24,8 @@ import torch
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
-from ..method.maker import Config, maps_together
+from ..method.config import Config
+from ..method.maker import maps_together
 from ..method.prepare import resolve_precision
 from ..models.classifier import Classifier
 from ..types import Job, OnStep, Progress

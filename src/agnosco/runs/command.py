@@ -10,14 +10,15 @@ from typing import Any
 from ..data.datasets import DIGITS
 from ..data.samples import plain_source
 from ..errors import AgnoscoError
-from ..method.ball import L2, AutoL2, Ball, Sparse
-from ..method.maker import PRESETS, Config, config_from_json, preset
-from ..method.parameterization import Data, Parameterization, Pixel, Spectral
-from ..method.transforms import Crops, Identity, Transforms
-
-PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
-TRANSFORMS: dict[str, type[Transforms]] = {"identity": Identity, "crops": Crops}
-BALLS: dict[str, type[Ball]] = {"l2": L2, "sparse": Sparse, "auto": AutoL2}
+from ..method.config import PRESETS, Config, config_from_json, preset
+from ..method.dials import (
+    BALLS,
+    L2,
+    PARAMETERIZATIONS,
+    TRANSFORMS,
+    AutoL2,
+    Ball,
+)
 
 
 def chosen_config(

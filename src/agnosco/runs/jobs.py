@@ -21,7 +21,8 @@ from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.storage import DAY
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.concept import ConceptMap
-from ..method.maker import Config, Maker, map_classes, maps_together
+from ..method.config import Config
+from ..method.maker import Maker, map_classes, maps_together
 from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
 from ..types import Job, OnStep

@@ -15,7 +15,7 @@ import torch
 
 from ..data.samples import Samples
 from ..io.records import NUMBER, check_shape
-from ..method.maker import Config, config_from_json, config_to_json
+from ..method.config import Config, config_from_json, config_to_json
 from ..models.classifier import Classifier
 
 HELD_OUT = 0.2

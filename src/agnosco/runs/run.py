@@ -38,7 +38,8 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.storage import GONE, Folder, Local, Place, at_once
 from ..method.concept import ConceptMap
-from ..method.maker import Config, config_from_json, describe, groups_of, map_class
+from ..method.config import Config, config_from_json, describe
+from ..method.maker import groups_of, map_class
 from ..method.prepare import resolve_precision
 from ..method.render import SIDE, contact_sheet, enlarged, png
 from ..models.classifier import Classifier

@@ -1,0 +1,277 @@
+"""Every setting that decides a map, the presets, and settings as JSON. Reading them loads no torch.
+
+The presets are chosen from the figures in ``docs/paper.md``, which ``benchmarks/ablation.py`` makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from ..errors import AgnoscoError
+from ..types import Shape
+from .dials import DIALS, L2, Ball, Crops, Data, Identity, Parameterization, Pixel, Transforms, name_of, scaled_radius
+
+LOSSES = ("cross-entropy", "log-odds", "logit")
+DIRECTIONS = ("lookahead", "gradient", "plus")
+CLIPS = ("straight-through", "masked")
+PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+@dataclass(frozen=True)
+class MapperConfig:
+    """Settings of Algorithm 1; the defaults are the paper's.
+
+    Args:
+        batch: b, samples per step.
+        steps: K.
+        step: Length of a step: ``"literal"`` adds v (lines 11, 13), ``"unit"`` adds v / ‖v‖₂ (the step that
+            lines 8–9 probe), a number adds a step of that share of η (in pixels' L2 norm).
+        decay: Share of the steps, at the end, over which the step length falls to zero (half a cosine).
+        average: Share of the steps, at the end, over which ν is averaged; 0 takes the last.
+        coarse: Share of the steps, at the beginning, over which detail is let in: they are confined to frequencies
+            below a limit that rises from an eighth of the highest to all. Not for :class:`Pixel` coordinates.
+        direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` takes the
+            sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
+        loss: Loss to minimize in line 4: ``"cross-entropy"`` (the paper); ``"log-odds"``, minus the log-odds of the
+            class, with the same gradient but for the factor 1 − p, with which cross-entropy forgets an image that is
+            given the class already; ``"logit"``, minus the logit of the class, which leaves the other classes out
+            (`Zhao et al. 2021 <https://arxiv.org/abs/2012.11207>`_).
+        clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
+            there, ``"masked"`` not at all where the perturbed image is clipped.
+        contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
+        parameterization: Coordinates in which moments, steps and the ball's radius live.
+        transforms: Random transforms of perturbed images.
+        dropout: Deviation of a random gain on every channel of the network, anew for each image (see
+            :mod:`agnosco.method.dropout`); 0 is the network as it is.
+        ball: Ψ of line 15.
+        beta1, beta2: Decay of the moments (line 1).
+    """
+
+    batch: int = 128
+    steps: int = 650
+    step: str | float = "literal"
+    decay: float = 0.0
+    average: float = 0.0
+    coarse: float = 0.0
+    loss: str = "cross-entropy"
+    direction: str = "lookahead"
+    clip: str = "straight-through"
+    contrast: tuple[float, float] = (1.0, 1.0)
+    parameterization: Parameterization = field(default_factory=Pixel)
+    transforms: Transforms = field(default_factory=Identity)
+    dropout: float = 0.0
+    ball: Ball = field(default_factory=L2)
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.steps < 1:
+            raise AgnoscoError(f"no map with batch {self.batch} and {self.steps} steps", "give at least 1 of each")
+        for name, choices in (("loss", LOSSES), ("direction", DIRECTIONS), ("clip", CLIPS)):
+            if getattr(self, name) not in choices:
+                raise AgnoscoError(f"no {name} {getattr(self, name)!r}", f"choose from {', '.join(choices)}")
+        if not (self.step in ("literal", "unit") or (isinstance(self.step, int | float) and 0 < self.step < math.inf)):
+            raise AgnoscoError(
+                f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
+            )
+        for name in ("decay", "average", "coarse", "dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AgnoscoError(f"{name} must be between 0 and 1, not {getattr(self, name)}", "the default is 0")
+        low, high = self.contrast
+        if not 0 <= low <= high <= 1:
+            raise AgnoscoError(f"no contrasts of {self.contrast}", "give the least and the greatest, in [0, 1]")
+        if self.coarse and isinstance(self.parameterization, Pixel):
+            raise AgnoscoError("pixels have no frequencies to let in", "choose Data() or Spectral(), or coarse 0")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise AgnoscoError(f"no moments with betas {self.beta1} and {self.beta2}", "give betas in [0, 1)")
+
+    @property
+    def passes(self) -> int:
+        """Images that a map sends through the network with gradients: b · K."""
+        return self.batch * self.steps
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Settings of the refinement (Eq. 2); the defaults are the paper's, and our reading where it is silent.
+
+    Args:
+        steps: Steps of Adam.
+        weight: λ.
+        rate: Adam's learning rate (the paper gives none), in the units of the parameterization: those of pixels in
+            [0, 1] for :class:`Pixel`, of white coordinates for the others.
+    """
+
+    steps: int = 150
+    weight: float = 50.0
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (self.steps >= 1 and 0 <= self.weight < math.inf and 0 < self.rate < math.inf):
+            raise AgnoscoError(
+                f"no refinement with {self}", "give steps of at least 1, a weight of at least 0, a positive rate"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a map but the classifier, the samples, the class and the seed.
+
+    Args:
+        mapper: Settings of Algorithm 1.
+        refine: Settings of the refinement that follows it, or None for none.
+        cycles: How often the two are run in turn.
+        precision: Arithmetic of the network while maps are made: ``"float32"``, ``"bfloat16"``, or ``"auto"``
+            for bfloat16 where the device has it in hardware. Everything else is float32 always (on a GPU, PyTorch
+            lets convolutions have TF32 by default).
+        compiled: Whether to run the network through ``torch.compile`` first; pays for many maps on a GPU.
+    """
+
+    mapper: MapperConfig = field(default_factory=MapperConfig)
+    refine: RefineConfig | None = field(default_factory=RefineConfig)
+    cycles: int = 2
+    precision: str = "float32"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise AgnoscoError(f"no precision {self.precision!r}", f"choose from {', '.join(PRECISIONS)}")
+        if self.cycles < 1:
+            raise AgnoscoError(f"cycles must be at least 1, not {self.cycles}", "the paper runs 2")
+        if self.compiled and self.mapper.dropout:
+            raise AgnoscoError("a compiled network has no channels to drop", "leave compiled out, or dropout at 0")
+
+    @property
+    def stages(self) -> list[str]:
+        """What a map goes through: ``"map 1"``, ``"refine 1"``, ``"map 2"`` and so on."""
+        kinds = ("map", "refine") if self.refine else ("map",)
+        return [f"{kind} {cycle}" for cycle in range(1, self.cycles + 1) for kind in kinds]
+
+    @property
+    def steps(self) -> int:
+        """Steps that a map takes, refinement included."""
+        return self.cycles * (self.mapper.steps + (self.refine.steps if self.refine else 0))
+
+    @property
+    def passes(self) -> int:
+        """Images that a map sends forward and back through the network."""
+        return self.steps * self.mapper.batch
+
+
+# -- presets ----------------------------------------------------------------------------------------
+
+_QUICK = MapperConfig(
+    batch=4,
+    steps=480,
+    step=0.1,
+    decay=1.0,
+    loss="log-odds",
+    direction="plus",
+    clip="masked",
+    contrast=(0.5, 1.0),
+    parameterization=Data(),
+    transforms=Crops(area=(0.3, 1.0)),
+    ball=L2(70.0),
+)
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),
+    "quick": Config(_QUICK, refine=None, cycles=1, precision="auto"),
+    "best": Config(replace(_QUICK, steps=960, ball=L2(90.0)), refine=None, cycles=1, precision="auto"),
+    "draft": Config(replace(_QUICK, steps=240), refine=None, cycles=1, precision="auto"),
+}
+"""``paper`` is the method to the letter. ``quick`` gives pictures that people and other networks read, at a hundredth
+of the cost. ``best`` takes twice as long as ``quick`` and has a wider ball: sharper pictures, patterns with a higher
+targeted success rate, named by other networks about as often. ``draft`` takes half as long as ``quick``."""
+
+
+def preset(name: str) -> Config:
+    """The settings of a preset.
+
+    Example:
+        >>> preset("quick").passes, preset("paper").passes
+        (1920, 204800)
+
+    Raises:
+        AgnoscoError: There is no such preset.
+    """
+    if name not in PRESETS:
+        raise AgnoscoError(f"no preset {name!r}", f"choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+# -- JSON -------------------------------------------------------------------------------------------
+
+
+def config_to_json(config: Config) -> dict[str, Any]:
+    """Settings as plain JSON values; each dial carries its name as ``type``."""
+
+    def plain(name: str, value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            kind = {"type": name_of(value)} if name in DIALS else {}
+            return kind | {f.name: plain(f.name, getattr(value, f.name)) for f in fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain("", config)
+
+
+def config_from_json(data: dict[str, Any]) -> Config:
+    """The settings that :func:`config_to_json` wrote.
+
+    Raises:
+        AgnoscoError: They name a dial or a setting that this version does not know.
+    """
+
+    def built(name: str, value: Any) -> Any:
+        if name in DIALS:
+            rest = {part: built(part, setting) for part, setting in value.items() if part != "type"}
+            return DIALS[name][value["type"]](**rest)
+        return tuple(value) if isinstance(value, list) else value
+
+    try:
+        parts = dict(data)
+        mapper = MapperConfig(**{name: built(name, value) for name, value in parts.pop("mapper").items()})
+        refine = parts.pop("refine")
+        return Config(mapper, RefineConfig(**refine) if refine else None, parts.pop("cycles"), **parts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AgnoscoError(
+            f"settings that this version does not know: {error}", "use the version that wrote them"
+        ) from error
+
+
+# -- words ------------------------------------------------------------------------------------------
+
+
+def describe(config: Config, shape: Shape) -> str:
+    """The settings in one line, for captions: which dials a picture was made with, and what it cost.
+
+    Args:
+        config: The settings.
+        shape: ``(C, H, W)`` of the images, to which a radius is scaled.
+    """
+    mapper = config.mapper
+    eta = f" ({scaled_radius(mapper.ball.radius, shape):.1f} at this size)" if isinstance(mapper.ball, L2) else ""
+    refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""
+    cycles = f"{config.cycles} x " if config.cycles > 1 else ""
+    others = ["network in bfloat16"] if config.precision == "bfloat16" else []
+    others += _changed(
+        mapper, ("step", "decay", "average", "coarse", "loss", "direction", "clip", "contrast", "dropout")
+    )
+    return (
+        f"{_words(mapper.parameterization)}, {_words(mapper.transforms)}, {_words(mapper.ball)}{eta}, "
+        f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}{''.join(f', {words}' for words in others)}"
+    )
+
+
+def _words(dial: Any) -> str:
+    """A dial in words: its kind, and the settings in which it differs from its defaults."""
+    return " ".join([type(dial).__name__, *_changed(dial, [f.name for f in fields(dial)])])
+
+
+def _changed(settings: Any, names: Iterable[str]) -> list[str]:
+    """The settings of these names that are not at their defaults."""
+    defaults = {f.name: f.default for f in fields(settings)}
+    return [f"{name} {getattr(settings, name)}" for name in names if getattr(settings, name) != defaults[name]]

@@ -1,0 +1,278 @@
+"""The three dials of the mapper: what each can be set to, and the one table of their names.
+
+1. ``parameterization``: where moments, steps and the radius live (:class:`Pixel`, :class:`Data`, :class:`Spectral`).
+2. ``transforms``: how the network sees perturbed images (:class:`Identity`, :class:`Crops`).
+3. ``ball``: the set that ν is projected onto after every step (:class:`L2`, :class:`AutoL2`, :class:`Sparse`).
+
+Settings only, which load no torch; what is done with tensors is in :mod:`agnosco.method.parameterization`,
+:mod:`agnosco.method.transforms` and :mod:`agnosco.method.ball`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import AgnoscoError
+from ..types import Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..data.samples import Samples
+    from .ball import Projector
+    from .parameterization import Basis
+
+REFERENCE_VALUES = 3 * 224 * 224
+"""Values of the paper's images, for which a radius is given."""
+
+
+def scaled_radius(radius: float, shape: Shape) -> float:
+    """η for images ``(C, H, W)``: the radius at 3×224×224, times √(d / 150528) for d values."""
+    channels, height, width = shape
+    return radius * (channels * height * width / REFERENCE_VALUES) ** 0.5
+
+
+# -- dial 1: parameterization -----------------------------------------------------------------------
+
+
+class Parameterization(Protocol):
+    """Coordinates w of a map ν, in which moments, steps and the radius live."""
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        """The linear map ν = A·w for these samples: for their shape and, where it needs them, their statistics."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pixel:
+    """Pixels as they are: the paper."""
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        from .parameterization import Basis
+
+        return Basis(samples.shape, device)
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """Fourier coefficients weighted by 1/f^exponent, colours as they are: nothing is taken from the samples.
+
+    Args:
+        exponent: From 0 (a flat spectrum) to 10; natural images have about 1
+            (`Field 1987 <https://doi.org/10.1364/JOSAA.4.002379>`_).
+    """
+
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_exponent(self.exponent)
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        from .parameterization import spectral_basis
+
+        return spectral_basis(samples, device, self.exponent)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Coordinates in which the samples are white, in frequency and in colour.
+
+    The spectrum is the samples' mean Fourier magnitude, the same in every direction; colours are mixed by the Cholesky
+    factor of the samples' colour covariance. So nothing comes from outside the distribution that Algorithm 1 averages
+    over.
+
+    Args:
+        exponent: Power to which the spectrum is raised, from 0 to 10. Below 1, fine detail gets a greater part.
+        floor: Least weight of a frequency and of a colour direction, as a share of the greatest, in (0, 1]. It keeps
+            the map invertible where samples lack some (grey or very smooth images).
+    """
+
+    exponent: float = 0.9
+    floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _check_exponent(self.exponent)
+        if not 0 < self.floor <= 1:
+            raise AgnoscoError(f"floor must be above 0 and at most 1, not {self.floor}", "the default is 1e-4")
+
+    def fit(self, samples: Samples, device: torch.device) -> Basis:
+        from .parameterization import data_basis
+
+        return data_basis(samples, device, exponent=self.exponent, floor=self.floor)
+
+
+def _check_exponent(exponent: float) -> None:
+    if not 0 <= exponent <= 10:
+        raise AgnoscoError(
+            f"the exponent of a spectrum must be between 0 and 10, not {exponent}", "natural images have about 1"
+        )
+
+
+# -- dial 2: random transforms ----------------------------------------------------------------------
+
+
+class Transforms(Protocol):
+    """How perturbed images are transformed at random before the network sees them.
+
+    Drawing and applying are apart, so that several maps, each with its own generator, share one pass.
+    """
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The random numbers for images ``(N, C, H, W)``: tensors of N rows, on the CPU."""
+        ...
+
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        """The transformed images ``(N, C, H, W)``, differentiable with respect to ``images``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Images as they are: the paper."""
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        return ()
+
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        return images
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A random crop of each image, resized back (bilinear), mirrored half the time, with some noise.
+
+    Args:
+        area: Least and greatest area of a crop, as a share of the image's. A crop above 1 shows the whole image
+            smaller, with the colours of its borders around it.
+        flip: Whether half of the crops are mirrored left to right.
+        noise: Standard deviation of Gaussian noise added to the crop; pixels are in [0, 1].
+    """
+
+    area: tuple[float, float] = (0.1, 1.0)
+    flip: bool = True
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.area
+        if not 0 < low <= high < inf:
+            raise AgnoscoError(f"no crops of area {low} to {high}", "the least must be above 0, the greatest no less")
+        if not 0 <= self.noise < inf:
+            raise AgnoscoError(f"noise must be at least 0, not {self.noise}", "0 adds none")
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        from .transforms import draw_crops
+
+        return draw_crops(shape, generator, area=self.area, flip=self.flip, noise=self.noise)
+
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        from .transforms import cropped
+
+        return cropped(images, *drawn)
+
+
+# -- dial 3: norm ball ------------------------------------------------------------------------------
+
+
+class Ball(Protocol):
+    """The bounded set that ν is projected onto after every step, Ψ in line 15 of Algorithm 1."""
+
+    def projector(self, basis: Basis) -> Projector:
+        """A fresh projector for maps in this basis."""
+        ...
+
+
+@dataclass(frozen=True)
+class L2:
+    """‖ν‖₂ ≤ η: the paper.
+
+    Args:
+        radius: η for 3×224×224 values in [0, 1]; the paper's is 30. For d values it is scaled by √(d / 150528), so that
+            the root mean square per value stays the same (0.077 for 30).
+    """
+
+    radius: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius < inf:
+            raise AgnoscoError(f"radius must be positive and finite, not {self.radius}", "the paper's is 30")
+
+    def projector(self, basis: Basis) -> Projector:
+        from .ball import WithinL2
+
+        return WithinL2(basis, scaled_radius(self.radius, basis.shape))
+
+
+@dataclass(frozen=True)
+class AutoL2:
+    """An L2 ball that grows until most perturbed images are given the class.
+
+    Args:
+        start: First radius, in the units of :class:`L2`.
+        limit: Greatest radius.
+        success: Share of perturbed images given the class, averaged over steps, at which the ball stops growing.
+        growth: Factor of growth per step.
+    """
+
+    start: float = 15.0
+    limit: float = 120.0
+    success: float = 0.9
+    growth: float = 1.03
+
+    def __post_init__(self) -> None:
+        if not (0 < self.start <= self.limit < inf and 0 <= self.success < inf and 1 <= self.growth < inf):
+            raise AgnoscoError(f"no ball can grow with {self}", "give 0 < start <= limit, and a growth of at least 1")
+
+    def projector(self, basis: Basis) -> Projector:
+        from .ball import GrowingL2
+
+        return GrowingL2(basis, self)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Only the k pixels of most energy, each value in [−1, 1]; k falls during the run. Needs :class:`Pixel`.
+
+    Energy is summed over channels and smoothed over 3×3 pixels, so that the pixels stay together as those of a trigger
+    do.
+
+    Args:
+        pixels: k at the end.
+        start: k at the beginning, as a share of all pixels, in (0, 1].
+        hold: Share of the steps, at the end, that work with the final k, in [0, 1].
+    """
+
+    pixels: int = 25
+    start: float = 1.0
+    hold: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.start <= 1 and 0 <= self.hold <= 1):
+            raise AgnoscoError(f"no sparse ball with {self}", "give a start in (0, 1] and a hold in [0, 1]")
+
+    def projector(self, basis: Basis) -> Projector:
+        from .ball import FewPixels
+
+        return FewPixels(basis, self)
+
+
+# -- names ------------------------------------------------------------------------------------------
+
+PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
+TRANSFORMS: dict[str, type[Transforms]] = {"identity": Identity, "crops": Crops}
+BALLS: dict[str, type[Ball]] = {"l2": L2, "sparse": Sparse, "auto": AutoL2}
+
+DIALS: dict[str, dict[str, type[Any]]] = {
+    "parameterization": PARAMETERIZATIONS,
+    "transforms": TRANSFORMS,
+    "ball": BALLS,
+}
+"""What each dial can be set to, by its name on the command line and in a manifest. A new setting needs a line here."""
+
+
+def name_of(dial: object) -> str:
+    """The name of a setting of a dial: ``"data"`` for ``Data()``."""
+    return next(name for kinds in DIALS.values() for name, kind in kinds.items() if type(dial) is kind)
