@@ -1,17 +1,41 @@
-"""agnosco shows what an image classifier has learned to recognise as each of its classes."""
+"""agnosco shows what an image classifier has learned to recognise as each of its classes.
 
-from .data.samples import Samples
-from .errors import AgnoscoError, AgnoscoWarning
-from .method.concept import ConceptMap
-from .method.config import PRESETS, Config, MapperConfig, RefineConfig, preset
-from .method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
-from .method.maker import map_class, map_classes
-from .models.classifier import Classifier
-from .models.loading import load
-from .runs.run import Run, remake
-from .types import Progress, Step
+Public names are imported when they are first used (`PEP 562 <https://peps.python.org/pep-0562/>`_), so that
+``import agnosco`` and ``agnosco --help`` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES and __all__ together
+    from .data.samples import Samples
+    from .errors import AgnoscoError, AgnoscoWarning
+    from .method.concept import ConceptMap
+    from .method.config import PRESETS, Config, MapperConfig, RefineConfig, preset
+    from .method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
+    from .method.maker import map_class, map_classes
+    from .models.classifier import Classifier
+    from .models.loading import load
+    from .runs.run import Run, remake
+    from .types import Progress, Step
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "data.samples": ("Samples",),
+    "errors": ("AgnoscoError", "AgnoscoWarning"),
+    "method.concept": ("ConceptMap",),
+    "method.config": ("PRESETS", "Config", "MapperConfig", "RefineConfig", "preset"),
+    "method.dials": ("L2", "AutoL2", "Crops", "Data", "Identity", "Pixel", "Sparse", "Spectral"),
+    "method.maker": ("map_class", "map_classes"),
+    "models.classifier": ("Classifier",),
+    "models.loading": ("load",),
+    "runs.run": ("Run", "remake"),
+    "types": ("Progress", "Step"),
+}
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "L2",
@@ -40,3 +64,14 @@ __all__ = [
     "preset",
     "remake",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
