@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,9 +16,16 @@ torch.set_num_threads(1)
 
 # The same hundred examples on every run and machine, or with AGNOSCO_FUZZ=long (`make fuzz`) many new ones; a busy
 # machine is no failure. A test of slow examples takes a share: @settings(max_examples=settings().max_examples // 10).
-settings.register_profile("agnosco", deadline=None, derandomize=True, max_examples=100)
-settings.register_profile("long", deadline=None, max_examples=20_000, print_blob=True)
+BUSY = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("agnosco", **BUSY, derandomize=True, max_examples=100)
+settings.register_profile("long", **BUSY, max_examples=20_000, print_blob=True)
 settings.load_profile(os.environ.get("AGNOSCO_FUZZ", "agnosco"))
+
+
+@pytest.fixture(autouse=True)
+def chance() -> None:
+    """Weights and images that a test draws without a seed are the same whichever tests came before it."""
+    torch.manual_seed(4)
 
 
 @pytest.fixture(scope="session")

@@ -687,7 +687,7 @@ def test_version() -> None:
 def process(*args: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(agnosco.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-c", "from agnosco.cli import main; main()", *args],
+        [sys.executable, "-c", "from agnosco.cli.app import main; main()", *args],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=300,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.method import maker, mapper
+from agnosco.method.concept import ConceptMap
 from agnosco.method.config import (
     PRESETS,
     Config,
@@ -56,13 +58,13 @@ class Convolutional(nn.Module):
         return self.head(self.stage(pixels).flatten(1))
 
 
-def classifier() -> Classifier:
+def classifier(precision: torch.dtype = torch.float32) -> Classifier:
     generator = torch.Generator().manual_seed(0)
     model = Convolutional()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return Classifier(model, size=8, labels=["ant", "bee", "cat", "dog"])
+    return Classifier(model.to(precision), size=8, labels=["ant", "bee", "cat", "dog"])
 
 
 SAMPLES = natural_samples(20, SHAPE, seed=0)
@@ -115,18 +117,35 @@ def test_each_stage_begins_where_the_last_one_ended() -> None:
 # -- maps ---------------------------------------------------------------------------------------------
 
 
+def assert_same_but_for_rounding(one: ConceptMap, other: ConceptMap) -> None:
+    """What is promised of a map made in another company: CPUs sum batches of different sizes in different orders.
+
+    Of networks in float64 the sums differ by 1e-16, so that what is left is the rounding of ν to float32.
+    """
+    torch.testing.assert_close(one.nu, other.nu, rtol=0, atol=CLOSE)
+    assert list(one.stages) == list(other.stages)
+    for name in one.stages:
+        torch.testing.assert_close(one.stages[name], other.stages[name], rtol=0, atol=CLOSE)
+    assert [(s.step, s.direction) for s in one.trace] == [(s.step, s.direction) for s in other.trace]
+    for what in ("probability", "success", "norm"):
+        expected = pytest.approx([getattr(step, what) for step in other.trace], rel=0, abs=CLOSE)
+        assert [getattr(step, what) for step in one.trace] == expected
+
+
+CLOSE = 1e-5
+
+
 @pytest.mark.parametrize("config", [SMALL, WHITE], ids=["paper", "white"])
 def test_a_map_alone_is_the_map_among_others(config: Config) -> None:
-    network = classifier()
+    network = classifier(torch.float64)
     among = list(map_classes(network, ["dog", 1, "ant"], SAMPLES, config, seeds=[4, 5]))
     assert [(m.label, m.name, m.seed) for m in among] == [
         (label, name, seed) for label, name in ((3, "dog"), (1, "bee"), (0, "ant")) for seed in (4, 5)
     ]
     for one in among:
-        alone = map_class(network, one.label, SAMPLES, config, seed=one.seed)
-        assert torch.equal(alone.nu, one.nu)
-        assert alone.trace == one.trace
-    assert len({one.nu.numpy().tobytes() for one in among}) == 6  # another seed or class, another map
+        assert_same_but_for_rounding(map_class(network, one.label, SAMPLES, config, seed=one.seed), one)
+    for one, other in combinations(among, 2):  # another seed or class, another map
+        assert (one.nu - other.nu).abs().max() > 1000 * CLOSE
 
 
 def test_maps_are_made_in_groups_when_asked_for() -> None:
@@ -179,7 +198,7 @@ def test_unknown_classes_and_presets_are_refused_at_once() -> None:
         map_classes(classifier(), ["ant", "bea"], SAMPLES, SMALL)
     with pytest.raises(AgnoscoError, match=r"no preset 'fast'.*paper"):
         map_classes(classifier(), ["ant"], SAMPLES, "fast")
-    with pytest.raises(AgnoscoError, match="0 cycles"):
+    with pytest.raises(AgnoscoError, match="cycles must be at least 1, not 0"):
         Config(cycles=0)
 
 
@@ -229,10 +248,12 @@ def test_sound_maps_are_handed_out_before_an_error_of_another() -> None:
 
 
 def test_each_map_has_the_trace_of_its_own_class() -> None:
-    network = classifier()
+    network = classifier(torch.float64)
     maps = list(map_classes(network, [0, 1, 2], SAMPLES, SMALL))
-    assert len({one.trace for one in maps}) == 3
-    assert all(one.trace == map_class(network, one.label, SAMPLES, SMALL).trace for one in maps)
+    for one in maps:
+        assert_same_but_for_rounding(map_class(network, one.label, SAMPLES, SMALL), one)
+    for one, other in combinations(maps, 2):
+        assert max(abs(a.probability - b.probability) for a, b in zip(one.trace, other.trace, strict=True)) > 0.01
 
 
 def test_as_many_maps_as_fill_the_device_are_made_in_equal_groups(monkeypatch: pytest.MonkeyPatch) -> None:

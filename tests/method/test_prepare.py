@@ -142,7 +142,10 @@ def test_bfloat16_weights_are_stored_once_and_are_no_activations() -> None:
     exact = prepared(classifier, fold=False)
     with torch.autocast("cpu", torch.bfloat16):
         expected = wide(classifier_input := images())
-    assert torch.equal(halved.model(classifier_input), expected)
+    found = halved.model(classifier_input)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    # The same weights, multiplied by whichever kernels the CPU has for them.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * expected.abs().max().item())
     assert exact.model is wide
 
 

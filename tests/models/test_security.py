@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,10 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "security.md"
 
 MEGABYTES, CHILD_MEGABYTES = 64, 256
-"""What a command may take beyond what it held before; and the process that opens pickles, beyond a sound one."""
+"""What a command may take beyond a sound file; and the process that opens pickles, beyond a sound one."""
 
-SECONDS, CHILD_SECONDS = 10, 60
-"""Generous, since the machine may be busy: a second and five are usual."""
+TIMES = 20
+"""How many times the processor time of a sound file a command may take: about twice is the most that any does."""
+
+CHILD_SECONDS = 60
+"""The most that the page may show, of the machine on which it was measured."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not sys.platform.startswith("linux"):
         pytest.skip("memory is measured in /proc")
     command = [sys.executable, str(Path(hostile.__file__)), str(tmp_path_factory.mktemp("hostile"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -62,10 +64,15 @@ def test_nothing_is_run_and_no_socket_opened(case: Case, outcomes: dict[str, dic
 
 
 def test_memory_and_time_stay_bounded(case: Case, outcomes: dict[str, dict[str, Any]]) -> None:
+    """Measured by the sound files in the same process, since machines and libraries differ in what they take."""
+    sound = outcomes["sound safetensors"]["commands"]
+    usual = max(one["megabytes"] for one in sound.values())
+    opening = outcomes["sound pickle"]["commands"]["map --allow-pickle"]["cpu_seconds"]
+    assert usual < CHILD_MEGABYTES
     for name, one in outcomes[case.name]["commands"].items():
-        assert one["megabytes"] < MEGABYTES, name
-        assert case.group == "sound" or one["child_megabytes"] < CHILD_MEGABYTES, name
-        assert one["seconds"] < (CHILD_SECONDS if name.endswith("pickle") else SECONDS), name
+        assert one["megabytes"] < usual + MEGABYTES, name
+        assert one["child_megabytes"] < CHILD_MEGABYTES, name
+        assert one["cpu_seconds"] < TIMES * (opening if name.endswith("pickle") else sound["map"]["cpu_seconds"]), name
 
 
 def test_a_refusal_is_two_plain_lines(case: Case, outcomes: dict[str, dict[str, Any]]) -> None:
@@ -150,23 +157,30 @@ def test_every_command_asks_the_door_what_was_allowed(
     assert asked == [(bad, allowed)] * 5
 
 
+TELLS_ITS_PEAK = """
+import sys
+from pathlib import Path
+from agnosco.cli.app import main
+try:
+    main()
+finally:
+    print(*(one for one in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in one), file=sys.stderr)
+"""
+"""The command, and the most memory that it had; ``ru_maxrss`` would be that of the process that started it, if more."""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured in /proc")
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     """The command as it is typed: a bomb of 4 TiB takes no more memory than a sound file, and nobody is called."""
     watch = hostile.Watch(tmp_path)
     place = hostile.Place(tmp_path, watch.canary, watch.port)
     peaks = {}
     for path, code in ((hostile.sound(place), 0), (hostile.stride_0(place), 10), (hostile.renamed(place), 11)):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "agnosco", "inspect", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        process.communicate()
-        assert process.returncode == code
-        peaks[code] = usage.ru_maxrss / 1024
+        command = [sys.executable, "-c", TELLS_ITS_PEAK, "inspect", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        peaks[code] = int(done.stderr.splitlines()[-1].split()[1]) / 1024
     assert max(peaks.values()) < peaks[0] + MEGABYTES
     assert (watch.canary.exists(), watch.seen()["sockets"]) == (False, 0)
 

@@ -492,7 +492,7 @@ def test_the_process_dies_with_its_parent_and_gets_no_new_rights() -> None:
     assert told(tell, "child['isolate']()") == f"{signal.SIGKILL.value} 1"
 
 
-def run_instead(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: int = 30) -> int:
+def run_instead(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: int = 300) -> int:
     """What comes of another script in the place of the one that opens pickles; it is run as that one is."""
     (folder / "instead.py").write_text(code)
     (folder / "scratch").mkdir()
@@ -502,9 +502,21 @@ def run_instead(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, second
         return limited._run(file, folder, folder / "scratch", Limits(seconds=seconds))
 
 
+def told_first(answer: Path) -> type[subprocess.Popen]:
+    """A process whose time begins when it has said something, however long a busy machine takes until then."""
+
+    class Process(subprocess.Popen):
+        def wait(self, timeout: float | None = None) -> int:
+            while timeout is not None and self.poll() is None and not answer.read_text().endswith("\n"):
+                time.sleep(0.05)
+            return super().wait(timeout)
+
+    return Process
+
+
 def gone(process: int) -> bool:
-    """Whether a process has ended, or is about to be taken leave of; it has some seconds for that."""
-    for _ in range(100):
+    """Whether a process has ended, or is about to be taken leave of; it has a minute for that."""
+    for _ in range(1200):
         try:
             state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
@@ -521,11 +533,12 @@ def test_nobody_outlives_the_opening(waits: bool, tmp_path: Path, monkeypatch: p
     """Neither the process, which is ended when its time is over, nor one that it has started and left alone."""
     code = (
         "import os, subprocess, sys, time\n"
-        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(os.getpid(), other.pid, flush=True)\n"
-        f"time.sleep({60 if waits else 0})\n"
+        f"time.sleep({600 if waits else 0})\n"
     )
     if waits:
+        monkeypatch.setattr(subprocess, "Popen", told_first(tmp_path / "answer"))
         with pytest.raises(Suspicious, match="not open after 2 s"):
             run_instead(code, tmp_path, monkeypatch, seconds=2)
     else:
