@@ -53,8 +53,8 @@ def network(size: int = 32) -> Classifier:
 
 
 def config(steps: int = 10) -> Config:
-    """The dials of ``quick``, and what hangs hooks on a network besides."""
-    mapper = replace(agnosco.preset("quick").mapper, steps=steps, dropout=0.1)
+    """The dials of ``quick``, refined: what hangs a hook on a network besides."""
+    mapper = replace(agnosco.preset("quick").mapper, steps=steps)
     return Config(mapper, RefineConfig(steps=5), cycles=2)
 
 

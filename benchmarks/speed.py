@@ -140,11 +140,11 @@ def side_by_side(
     together: int | None = None,
     micro_batch: int | None = None,
     through_compiler: bool = False,
-    **preparing: Any,
+    precision: str | None = None,
 ) -> Steps:
     """The fast path: as the product chooses, or with something changed."""
-    precision = preparing.pop("precision", None) or resolve_precision(config.precision, network.device)
-    faster = prepared(network, precision=precision, **preparing)
+    precision = precision or resolve_precision(config.precision, network.device)
+    faster = prepared(network, precision=precision)
     basis = config.mapper.parameterization.fit(samples, network.device)
     at_once = micro_batch or images_at_once(faster)
     faster = compiled(faster) if through_compiler else faster
@@ -303,7 +303,6 @@ def paths(device: torch.device, toy: bool) -> dict[str, Any]:
         ways = {"product": make(config), "one map at a time": make(config, together=1)}
         ways["plain"] = plain(network, samples, config)
         ways["without channels-last"] = side_by_side(contiguous, samples, config)
-        ways["batch norms not folded"] = make(config, fold=False)
         if case.dials == "paper":
             ways["first-order direction"] = make(replace(config, mapper=replace(config.mapper, direction="gradient")))
             ways["plus direction"] = make(replace(config, mapper=replace(config.mapper, direction="plus")))

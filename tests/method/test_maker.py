@@ -31,7 +31,6 @@ from agnosco.method.config import (
 )
 from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
 from agnosco.method.maker import generator_for, map_class, map_classes, maps_together
-from agnosco.method.prepare import prepared
 from agnosco.method.reference import saliency_map
 from agnosco.method.refine import refine
 from agnosco.models.classifier import Classifier
@@ -299,16 +298,6 @@ def test_refinement_looks_at_the_network_that_was_given(monkeypatch: pytest.Monk
     assert looked == [network] * SMALL.cycles
 
 
-def test_dropout_scales_the_layers_of_a_network_that_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(maker, "prepared", lambda one, *, precision, fold: asked.append(fold) or prepared(one))
-    map_class(classifier(), 1, SAMPLES, SMALL)
-    map_class(classifier(), 1, SAMPLES, replace(SMALL, mapper=replace(SMALL.mapper, dropout=0.1)))
-    assert asked == [True, False]
-    with pytest.raises(AgnoscoError, match="compiled network has no channels to drop"):
-        replace(SMALL, mapper=replace(SMALL.mapper, dropout=0.1), compiled=True)
-
-
 # -- presets and settings -----------------------------------------------------------------------------
 
 
@@ -362,8 +351,6 @@ mappers = st.builds(
     steps=st.integers(1, 5000),
     step=st.sampled_from(["literal", "unit"]) | numbers(0, 2),
     decay=st.floats(0, 1),
-    average=st.floats(0, 1),
-    dropout=st.floats(0, 1),
     direction=st.sampled_from(["lookahead", "gradient", "plus"]),
     clip=st.sampled_from(["straight-through", "masked"]),
     contrast=ranges(0, 1),
@@ -380,9 +367,7 @@ mappers = st.builds(
 refinements = st.none() | st.builds(RefineConfig, st.integers(1, 999), st.floats(0, 1e4), numbers(0, 1))
 
 
-@given(
-    st.builds(Config, mappers | st.just(replace(preset("quick").mapper, coarse=0.5)), refinements, st.integers(1, 9))
-)
+@given(st.builds(Config, mappers, refinements, st.integers(1, 9)))
 def test_settings_survive_json(config: Config) -> None:
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 

@@ -35,8 +35,7 @@ SETTINGS = {
     "faded samples": replace(PAPER, contrast=(0.2, 0.9)),
     "crops with noise": replace(PAPER, transforms=Crops((0.3, 1.0), noise=0.02)),
     "data coordinates": replace(PAPER, parameterization=Data(), step=0.1, direction="plus"),
-    "coarse, averaged": replace(PAPER, parameterization=Spectral(), step=0.1, coarse=0.5, average=0.3),
-    "channel dropout": replace(PAPER, dropout=0.2, step=0.1),
+    "spectral coordinates": replace(PAPER, parameterization=Spectral(), step=0.1),
     "growing ball": replace(PAPER, ball=AutoL2(start=3.0, growth=1.3, success=0.6)),
     "sparse ball": replace(PAPER, ball=Sparse(pixels=9), step=0.1),
 }

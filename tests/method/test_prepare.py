@@ -101,11 +101,6 @@ def test_a_network_that_cannot_be_followed_stays_as_it_is(kind: type[nn.Module])
     assert prepared(classifier).model is classifier.model
 
 
-def test_folding_can_be_left_out() -> None:
-    classifier = Classifier(Residual(), size=16)
-    assert prepared(classifier, fold=False).model is classifier.model
-
-
 def test_bfloat16_is_near_and_coarser() -> None:
     classifier = Classifier(Residual(), size=16)
     exact, halved = classifier(images(64)), prepared(classifier, precision="bfloat16")(images(64))
@@ -135,11 +130,11 @@ def test_an_older_torch_that_cannot_say_gets_float32(monkeypatch: pytest.MonkeyP
 def test_bfloat16_weights_are_stored_once_and_are_no_activations() -> None:
     wide = nn.Sequential(nn.Conv2d(3, 64, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4))  # few activations
     classifier = Classifier(wide, size=16)
-    halved = prepared(classifier, precision="bfloat16", fold=False)
+    halved = prepared(classifier, precision="bfloat16")
     assert {tensor.dtype for tensor in halved.model.parameters()} == {torch.bfloat16}
     assert {tensor.dtype for tensor in wide.parameters()} == {torch.float32}
     assert activation_bytes(halved) < activation_bytes(classifier)
-    exact = prepared(classifier, fold=False)
+    exact = prepared(classifier)
     with torch.autocast("cpu", torch.bfloat16):
         expected = wide(classifier_input := images())
     found = halved.model(classifier_input)

@@ -241,9 +241,9 @@ def test_runs_of_before_are_opened_and_continued(tmp_path: Path, undisturbed: di
 
 BROKEN_OFF = {
     "the paper's two cycles": CONFIG,
-    "data coordinates, crops, average, coarse": Config(
+    "data coordinates, crops": Config(
         MapperConfig(batch=4, steps=6, step=0.1, direction="plus", clip="masked", contrast=(0.5, 1.0),
-                     parameterization=Data(), transforms=Crops((0.3, 1.0)), average=0.5, coarse=0.4, ball=L2(200.0)),
+                     parameterization=Data(), transforms=Crops((0.3, 1.0)), ball=L2(200.0)),
         refine=None, cycles=1,
     ),
     "growing ball, spectral": Config(
@@ -252,8 +252,8 @@ BROKEN_OFF = {
         ),
         RefineConfig(steps=3, rate=0.05), cycles=2,
     ),
-    "sparse, dropout": Config(
-        MapperConfig(batch=4, steps=6, step=0.1, dropout=0.2, ball=Sparse(pixels=9)), refine=None, cycles=2
+    "sparse": Config(
+        MapperConfig(batch=4, steps=6, step=0.1, ball=Sparse(pixels=9)), refine=None, cycles=2
     ),
 }  # fmt: skip
 
@@ -342,7 +342,7 @@ CRAFTED = {
     "infinite step of the loop": swapped(loop__trace=torch.full((2, 2, 5), float("inf"), dtype=torch.float64)),
     "shape of w": swapped(loop__w=torch.zeros(2, 3, 12, 9)),
     "numbers of w": swapped(loop__w=torch.zeros(2, 3, 12, 10, dtype=torch.float64)),
-    "shape of Xi": swapped(loop__kept=torch.zeros(2, 3, 12, 10)),
+    "shape of Xi": swapped(loop__xi=torch.zeros(2, 3, 12, 10)),
     "shape of success": swapped(loop__success=torch.zeros(3)),
     "no moments": swapped(loop__mu=None),
     "fewer generators": lambda tensors, _: tensors.update(generators=tensors["generators"][:1]),
@@ -358,7 +358,6 @@ CRAFTED = {
     "too many stages": too_many_stages,
     "another stage": another_stage,
     "another attribute": another_attribute,
-    "averaged": lambda _, told: told["loop"].update(averaged="3"),
 }  # fmt: skip
 
 

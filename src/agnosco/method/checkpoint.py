@@ -27,7 +27,7 @@ from .parameterization import Basis
 KEY = "agnosco"
 """The one key of the file's metadata: several would be written in an order of chance."""
 
-_LOOP = ("w", "mu", "sigma", "kept", "success")
+_LOOP = ("w", "mu", "sigma", "xi", "success")
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,11 @@ def packed(state: GroupState, about: dict[str, Any]) -> bytes:
     tensors = {f"stages/{name}": nu for name, nu in state.stages.items()}
     tensors |= {f"ball/{name}": value for name, value in state.ball.items() if isinstance(value, Tensor)}
     tensors |= {"generators": torch.stack(state.generators), "traces": _columns(state.traces)}
-    loop: dict[str, Any] | None = None
     if state.loop is not None:
         tensors |= {f"loop/{name}": getattr(state.loop, name) for name in _LOOP}
         tensors["loop/trace"] = _columns(state.loop.trace)
-        loop = {"averaged": state.loop.averaged}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    told = {"about": about, "stages": list(state.stages), "loop": loop, "ball": learned}
+    told = {"about": about, "stages": list(state.stages), "loop": state.loop is not None, "ball": learned}
     told["digest"] = _digest(tensors, told)
     return safetensors.torch.save(tensors, {KEY: json.dumps(told, sort_keys=True)})
 
@@ -146,24 +144,22 @@ def _under_way(loop: LoopState, left: list[tuple[str, int]], count: int, basis: 
     """Whether a loop can be that of the first stage that is left."""
     if not left:
         return False
-    name, steps = left[0]
+    _, steps = left[0]
     w = tuple(basis.coordinates(torch.zeros(count, *basis.shape, device=basis.device)).shape)
-    kept = w if name.startswith("map") else (count, 1, *basis.shape[1:])
     return (
         all(_is(tensor, w) for tensor in (loop.w, loop.mu, loop.sigma))
-        and _is(loop.kept, kept)
+        and _is(loop.xi, (count, 1, *basis.shape[1:]))
         and loop.success.shape == (count,)
-        and type(loop.averaged) is int
-        and 0 <= loop.averaged <= len(loop.trace) <= steps
+        and len(loop.trace) <= steps
         and all(len(row) == count for row in loop.trace)
     )
 
 
 def _state(tensors: dict[str, Tensor], told: dict[str, Any], device: torch.device) -> GroupState:
     loop = None
-    if told["loop"] is not None:
+    if told["loop"]:
         parts = {name: tensors[f"loop/{name}"].to(device) for name in _LOOP}
-        loop = LoopState(**parts, averaged=told["loop"]["averaged"], trace=_steps(tensors["loop/trace"]))
+        loop = LoopState(**parts, trace=_steps(tensors["loop/trace"]))
     learned = {name[5:]: tensor.to(device) for name, tensor in tensors.items() if name.startswith("ball/")}
     return GroupState(
         {name: tensors[f"stages/{name}"] for name in told["stages"]},

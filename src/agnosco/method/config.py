@@ -30,9 +30,6 @@ class MapperConfig:
         step: Length of a step: ``"literal"`` adds v (lines 11, 13), ``"unit"`` adds v / ‖v‖₂ (the step that
             lines 8–9 probe), a number adds a step of that share of η (in pixels' L2 norm).
         decay: Share of the steps, at the end, over which the step length falls to zero (half a cosine).
-        average: Share of the steps, at the end, over which ν is averaged; 0 takes the last.
-        coarse: Share of the steps, at the beginning, over which detail is let in: they are confined to frequencies
-            below a limit that rises from an eighth of the highest to all. Not for :class:`Pixel` coordinates.
         direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` takes the
             sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
         loss: Loss to minimize in line 4: ``"cross-entropy"`` (the paper); ``"log-odds"``, minus the log-odds of the
@@ -44,8 +41,6 @@ class MapperConfig:
         contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
         parameterization: Coordinates in which moments, steps and the ball's radius live.
         transforms: Random transforms of perturbed images.
-        dropout: Deviation of a random gain on every channel of the network, anew for each image (see
-            :mod:`agnosco.method.dropout`); 0 is the network as it is.
         ball: Ψ of line 15.
         beta1, beta2: Decay of the moments (line 1).
     """
@@ -54,15 +49,12 @@ class MapperConfig:
     steps: int = 650
     step: str | float = "literal"
     decay: float = 0.0
-    average: float = 0.0
-    coarse: float = 0.0
     loss: str = "cross-entropy"
     direction: str = "lookahead"
     clip: str = "straight-through"
     contrast: tuple[float, float] = (1.0, 1.0)
     parameterization: Parameterization = field(default_factory=Pixel)
     transforms: Transforms = field(default_factory=Identity)
-    dropout: float = 0.0
     ball: Ball = field(default_factory=L2)
     beta1: float = 0.9
     beta2: float = 0.999
@@ -77,14 +69,11 @@ class MapperConfig:
             raise AgnoscoError(
                 f"no step {self.step!r}", "choose 'literal', 'unit' or a share of the radius such as 0.05"
             )
-        for name in ("decay", "average", "coarse", "dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise AgnoscoError(f"{name} must be between 0 and 1, not {getattr(self, name)}", "the default is 0")
+        if not 0 <= self.decay <= 1:
+            raise AgnoscoError(f"decay must be between 0 and 1, not {self.decay}", "it is a share of the steps")
         low, high = self.contrast
         if not 0 <= low <= high <= 1:
             raise AgnoscoError(f"no contrasts of {self.contrast}", "give the least and the greatest, in [0, 1]")
-        if self.coarse and isinstance(self.parameterization, Pixel):
-            raise AgnoscoError("pixels have no frequencies to let in", "choose Data() or Spectral(), or coarse 0")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise AgnoscoError(f"no moments with betas {self.beta1} and {self.beta2}", "give betas in [0, 1)")
 
@@ -141,8 +130,6 @@ class Config:
             raise AgnoscoError(f"no precision {self.precision!r}", f"choose from {', '.join(PRECISIONS)}")
         if self.cycles < 1:
             raise AgnoscoError(f"cycles must be at least 1, not {self.cycles}", "the paper runs 2")
-        if self.compiled and self.mapper.dropout:
-            raise AgnoscoError("a compiled network has no channels to drop", "leave compiled out, or dropout at 0")
 
     @property
     def stages(self) -> list[str]:
@@ -257,9 +244,7 @@ def describe(config: Config, shape: Shape) -> str:
     refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""
     cycles = f"{config.cycles} x " if config.cycles > 1 else ""
     others = ["network in bfloat16"] if config.precision == "bfloat16" else []
-    others += _changed(
-        mapper, ("step", "decay", "average", "coarse", "loss", "direction", "clip", "contrast", "dropout")
-    )
+    others += _changed(mapper, ("step", "decay", "loss", "direction", "clip", "contrast"))
     return (
         f"{_words(mapper.parameterization)}, {_words(mapper.transforms)}, {_words(mapper.ball)}{eta}, "
         f"{cycles}{mapper.steps} steps of {mapper.batch} images{refined}{''.join(f', {words}' for words in others)}"

@@ -213,9 +213,8 @@ class Maker:
 
 def _ready(classifier: Classifier, config: Config) -> tuple[Classifier, int, int]:
     """The network as the settings ask for it, how many maps to make with it side by side, how many images to hold."""
-    own_layers = config.mapper.dropout > 0  # which it scales
     precision = resolve_precision(config.precision, classifier.device)
-    faster = prepared(classifier, precision=precision, fold=not own_layers)
+    faster = prepared(classifier, precision=precision)
     images = images_at_once(faster)
     maps = max(images // config.mapper.batch, 1)
     return compiled(faster) if config.compiled else faster, maps, images

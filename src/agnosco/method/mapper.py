@@ -18,7 +18,6 @@ from ..models.classifier import Classifier
 from ..types import Step
 from .ball import Projector
 from .config import MapperConfig, RefineConfig
-from .dropout import Gains, draw_gains, scaled_channels
 from .parameterization import Basis, each
 from .reference import Moments, class_loss, draw_contrasts, faded, perturbed, step_length, unit_step
 from .refine import attention
@@ -33,8 +32,7 @@ class LoopState:
     Args:
         w: ν in the chosen coordinates.
         mu, sigma: First and second moments; in the refinement, Adam's.
-        kept: Sum of those w that are averaged at the end (Algorithm 1), or Ξ (refinement).
-        averaged: How many w are in the sum.
+        xi: Ξ, in the refinement; zero in Algorithm 1.
         success: Share of every map's last mini-batch that was given the class.
         trace: What each step did, for each map.
     """
@@ -42,16 +40,15 @@ class LoopState:
     w: Tensor
     mu: Tensor
     sigma: Tensor
-    kept: Tensor
-    averaged: int
+    xi: Tensor
     success: Tensor
     trace: list[list[Step]]
 
     @classmethod
-    def begin(cls, w: Tensor, kept: Tensor) -> LoopState:
+    def begin(cls, w: Tensor, xi: Tensor) -> LoopState:
         """Before the first step."""
         zeros = torch.zeros_like(w)
-        return cls(w, zeros, zeros, kept, 0, torch.zeros(len(w), device=w.device), [])
+        return cls(w, zeros, zeros, xi, torch.zeros(len(w), device=w.device), [])
 
 
 OnState = Callable[[LoopState], None] | None
@@ -114,14 +111,11 @@ class Lockstep:
         """
         if state is None:
             w = self.basis.coordinates(start)
-            state = LoopState.begin(w, torch.zeros_like(w))
+            state = LoopState.begin(w, torch.zeros(len(w), 1, *self.basis.shape[1:], device=w.device))
         while len(state.trace) < self.config.steps:
             state = self._ascend(state, project)
             _tell(state, on_steps, on_state)
-        w = state.w
-        if state.averaged:
-            w = project(state.kept / state.averaged, progress=1.0, success=state.success)
-        return self.basis.pixels(w), _by_map(state.trace)
+        return self.basis.pixels(state.w), _by_map(state.trace)
 
     def _ascend(self, state: LoopState, project: Projector) -> LoopState:
         """Lines 2-15."""
@@ -133,17 +127,12 @@ class Lockstep:
         gradient, probability, success = self._gradient(images, nu)
         x = basis.pullback(gradient)
         v = moments(x)
-        if k < config.coarse * config.steps:
-            v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
         sign = self._direction(images, nu, x, v)
         v = v * each(sign * step_length(v, config, basis, project.eta, k), v)
         w = project(state.w + v, progress=k / config.steps, success=success)
-        late, averaged = state.kept, state.averaged
-        if k > (1 - config.average) * config.steps:
-            late, averaged = late + w, averaged + 1
         trace = [*state.trace, _noted(k, probability, success, basis.norm(w), sign)]
         mu, sigma = torch.as_tensor(moments.mu), torch.as_tensor(moments.sigma)
-        return LoopState(w, mu, sigma, late, averaged, success, trace)
+        return LoopState(w, mu, sigma, state.xi, success, trace)
 
     # -- Eq. 2 ---------------------------------------------------------------------------------
 
@@ -178,13 +167,13 @@ class Lockstep:
 
     def _descend(self, state: LoopState, config: RefineConfig) -> LoopState:
         """One step of Adam, which changes its tensors in place: hence the copies."""
-        basis, k, xi = self.basis, len(state.trace) + 1, state.kept
+        basis, k = self.basis, len(state.trace) + 1
         w, mu, sigma = state.w.clone(), state.mu.clone(), state.sigma.clone()
         adam = torch.optim.Adam([w], lr=config.rate)
         adam.state[w] = {"step": torch.tensor(k - 1.0), "exp_avg": mu, "exp_avg_sq": sigma}
         nu = basis.pixels(w)
         gradient, probability, success = self._gradient(self._images(), nu)
-        shrink = config.weight * nu.sign() * (1 - xi) / nu[0].numel()
+        shrink = config.weight * nu.sign() * (1 - state.xi) / nu[0].numel()
         w.grad = basis.pullback(shrink - gradient)
         adam.step()
         w.grad = None
@@ -209,13 +198,11 @@ class Lockstep:
         moved = (images - nu[:, None]).flatten(0, 1)
         clipped = moved.clamp(0, 1).requires_grad_()
         seen = self._transformed(clipped, self._draw_transforms())
-        gains = self._draw_gains()
         slopes, logits = torch.empty_like(seen), []
         for start in range(0, len(seen), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             part = seen.detach()[rows].requires_grad_()
-            with scaled_channels({module: gain[rows] for module, gain in gains.items()}):
-                answer = self.classifier(part)
+            answer = self.classifier(part)
             loss = class_loss(answer, self.targets[rows], self.config.loss)
             slopes[rows] = torch.autograd.grad(loss, part)[0]
             logits.append(answer.detach())
@@ -266,13 +253,6 @@ class Lockstep:
 
     def _transformed(self, images: Tensor, drawn: list[Tensor]) -> Tensor:
         return self.config.transforms.apply(images, *drawn)
-
-    def _draw_gains(self) -> Gains:
-        drawn = [
-            draw_gains(self.classifier.model, self.config.dropout, self.config.batch, self.classifier.classes, one)
-            for one in self.generators
-        ]
-        return {layer: torch.cat([gains[layer] for gains in drawn]) for layer in drawn[0]}
 
 
 def _noted(k: int, probability: Tensor, success: Tensor, norm: Tensor, sign: Tensor) -> list[Step]:

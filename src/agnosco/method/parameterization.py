@@ -35,10 +35,6 @@ class Basis:
         """w = A⁻¹·ν."""
         return nu
 
-    def lowpass(self, share: float) -> Tensor | float:
-        """Which coordinates, as a factor 0 or 1, are frequencies up to this share of the highest; all, for pixels."""
-        return 1.0
-
     def norm(self, w: Tensor) -> Tensor:
         """‖A·w‖₂ of every map, accumulated in float64 where the device has it."""
         precision = torch.float32 if self.device.type == "mps" else torch.float64
@@ -68,7 +64,6 @@ class FourierBasis(Basis):
         self.spectrum = spectrum.to(device)
         self.colour = colour.to(device)
         self.colour_inverse = torch.linalg.inv(self.colour)
-        self.frequencies = _frequencies(*shape[1:]).to(device)
 
     def pixels(self, w: Tensor) -> Tensor:
         """ν from Fourier coefficients ``(C, H, W // 2 + 1, 2)``, last axis real and imaginary."""
@@ -79,9 +74,6 @@ class FourierBasis(Basis):
     def coordinates(self, nu: Tensor) -> Tensor:
         grey = torch.einsum("ij,...jhw->...ihw", self.colour_inverse, nu)
         return torch.view_as_real(torch.fft.rfft2(grey, norm="ortho") / self.spectrum).contiguous()
-
-    def lowpass(self, share: float) -> Tensor | float:
-        return (self.frequencies <= share * self.frequencies.max()).to(self.spectrum)[..., None]
 
 
 def spectral_basis(samples: Samples, device: torch.device, exponent: float) -> FourierBasis:
@@ -110,9 +102,9 @@ def _spectrum(samples: Samples, whiten: Tensor) -> Tensor:
     window = _fade(height)[:, None] * _fade(width)
     total = torch.zeros(height, width // 2 + 1)
     for images in samples.batches(64):
-        varying = images - images[..., :1, :1]  # exactly 0 where one value fills an image, however sums are rounded
-        white = torch.einsum("ij,njhw->nihw", whiten, varying)
+        white = torch.einsum("ij,njhw->nihw", whiten, images)
         white = white - white.mean((2, 3), keepdim=True)
+        white[(images == images[..., :1, :1]).flatten(1).all(1)] = 0  # of one colour: what is left is rounding
         total += torch.fft.rfft2(white * window, norm="ortho").abs().sum((0, 1))
     ring = (_frequencies(height, width) * max(height, width)).round().long().flatten()
     mean = torch.bincount(ring, total.flatten()) / torch.bincount(ring).clamp_min(1)

@@ -52,17 +52,18 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "float32"
 
 
-def prepared(classifier: Classifier, *, precision: str = "float32", fold: bool = True) -> Classifier:
+def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifier:
     """The same classifier, faster; the one given is left as it is.
+
+    Batch normalisations are folded into the convolutions before them where torch.fx can follow the network and its
+    logits stay the same.
 
     Args:
         classifier: The network.
         precision: ``float32``, or ``bfloat16``: convolutions and products of matrices in bfloat16, logits in float32.
-        fold: Whether to fold batch normalisations into the convolutions before them, where torch.fx can follow the
-            network. Leaves a network that it cannot follow, or whose logits would change, as it is.
     """
     faster = copy.copy(classifier)
-    faster.model = _folded(classifier) if fold else classifier.model
+    faster.model = _folded(classifier)
     on_gpu, halved = faster.device.type == "cuda", precision == "bfloat16"
     if faster.model is classifier.model and (on_gpu or halved):
         faster.model = _copied(classifier.model)

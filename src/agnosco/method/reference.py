@@ -30,7 +30,6 @@ from ..types import Step
 from .ball import Projector
 from .config import MapperConfig
 from .dials import Transforms
-from .dropout import draw_gains, scaled_channels
 from .parameterization import Basis, each
 from .transforms import transformed
 
@@ -93,7 +92,6 @@ def saliency_map(
     """
     moments = Moments(config.beta1, config.beta2)
     w = basis.coordinates(torch.zeros(basis.shape, device=basis.device) if start is None else start)  # line 1
-    late, averaged = torch.zeros_like(w), 0
     trace: list[Step] = []
     with classifier.frozen():
         for k in range(1, config.steps + 1):  # line 2
@@ -103,19 +101,13 @@ def saliency_map(
             gradient, probability, success = loss_gradient(classifier, label, images, nu, config, generator)
             x = basis.pullback(gradient)  # line 4
             v = moments(x)  # lines 5-7
-            if k < config.coarse * config.steps:
-                v = v * basis.lowpass(1 / 8 + 7 / 8 * k / (config.coarse * config.steps))
             sign = _direction(classifier, label, images, nu, x, v, config, basis, generator)  # lines 8-14
             v = v * each(step_length(v, config, basis, project.eta, k), v)
             w = project(w + sign * v, progress=k / config.steps, success=success)  # lines 11, 13, 15
-            if k > (1 - config.average) * config.steps:
-                late, averaged = late + w, averaged + 1
             norm = basis.norm(w).item()
             trace.append(Step(k, probability, success, norm, sign))
             if on_step is not None:
                 on_step(trace[-1])
-        if averaged:
-            w = project(late / averaged, progress=1.0, success=trace[-1].success)
     check_ended(label, trace[-1])
     return basis.pixels(w), trace
 
@@ -167,14 +159,12 @@ def loss_gradient(
     """
     clipped = perturbed(images, nu).requires_grad_()
     seen = transformed(config.transforms, clipped, generator)
-    gains = draw_gains(classifier.model, config.dropout, len(images), classifier.classes, generator)
     gradients: list[Tensor] = []
     probability = success = 0.0
     for start in range(0, len(images), MICRO_BATCH):
         rows = slice(start, start + MICRO_BATCH)
         part = seen.detach()[rows].requires_grad_()
-        with scaled_channels({module: gain[rows] for module, gain in gains.items()}):
-            logits = classifier(part)
+        logits = classifier(part)
         target = torch.full((len(part),), label, device=logits.device)
         gradients += torch.autograd.grad(class_loss(logits, target, config.loss), part)
         probability += logits.detach().softmax(1)[:, label].sum().item()
