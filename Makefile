@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 UV := $(PY) -m uv
 ASSETS_TOOL := $(SHARED)/tools/expand_assets.py
 
-# One thread a process, one process a core: torch's own threads would fight over the cores with pytest's.
+# One thread per process and one process per core: torch's threads would compete with pytest's processes.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -15,26 +15,26 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist work
 .SECONDARY:
 .PHONY: help install demo test test-all check bench torture security fuzz assets browser docs wheel lock clean distclean
 
-help:  ## this list
+help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /	/' | expand -t 12
 
-install: $(VENV)/run.stamp  ## the library and .venv/bin/agnosco, nothing else
+install: $(VENV)/run.stamp  ## install the library and .venv/bin/agnosco, nothing else
 
-demo: $(VENV)/demo.stamp  ## two networks learn handwritten digits; their classes, and which has a backdoor, in agnosco-demo/report.html
+demo: $(VENV)/demo.stamp  ## map two networks that learn handwritten digits, and find the one with a backdoor: agnosco-demo/report.html
 	$(VENV)/bin/agnosco demo
 
-test: $(VENV)/dev.stamp assets browser  ## the tests, within minutes
+test: $(VENV)/dev.stamp assets browser  ## run the tests (minutes)
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/dev.stamp assets browser  ## the tests, the slow ones too
+test-all: $(VENV)/dev.stamp assets browser  ## run all tests, including the slow ones
 	$(PYTEST)
 
-check: $(VENV)/dev.stamp  ## ruff and pyright
+check: $(VENV)/dev.stamp  ## run ruff and pyright
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/backdoors.md and benchmarks/README.md again (hours)
+bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/backdoors.md and benchmarks/README.md again (hours)
 	$(PY) benchmarks/ablation.py cifar --again
 	$(PY) benchmarks/ablation.py imagenet --again
 	$(PY) benchmarks/nudge.py --again
@@ -59,27 +59,27 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures of docs/paper.md, docs/b
 		$(PY) benchmarks/backdoors.py keep --split $$split || exit 1; done
 	$(PY) benchmarks/backdoors.py --figure --tables
 
-torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments: is every map there, and the same? (minutes)
+torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments and check that no map is lost or changed (minutes)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py
 
-security: $(VENV)/dev.stamp  ## every hostile file through the commands, for the table of docs/security.md
+security: $(VENV)/dev.stamp  ## try every hostile file on every command, for the table in docs/security.md
 	OMP_NUM_THREADS=1 $(PY) benchmarks/security.py
 
-fuzz: $(VENV)/dev.stamp  ## the properties and the doors for files, each with twenty thousand new examples (ten minutes a file)
+fuzz: $(VENV)/dev.stamp  ## run the property tests and file fuzzers with 20,000 new examples each (ten minutes per file)
 	AGNOSCO_FUZZ=long $(PYTEST) $(wildcard tests/*/test_fuzz_*.py tests/*/test_properties.py)
 
-docs: $(VENV)/dev.stamp  ## the site of the documents, in build/docs; runs the notebook; warnings and dead links are errors
+docs: $(VENV)/dev.stamp  ## build the documentation in build/docs and run the notebook; warnings and dead links are errors
 	$(PY) -m typer agnosco.cli.app utils docs --name agnosco --output docs/cli.md
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "Open build/docs/index.html"
 
-wheel: $(VENV)/dev.stamp  ## build both distributions, install the wheel into an empty environment, and run the demo from there
+wheel: $(VENV)/dev.stamp  ## build the distributions, install the wheel in an empty environment and run the demo there
 	rm -rf dist build/wheel && $(PY) -m build --no-isolation --outdir dist
 	$(UV) venv --quiet build/wheel && $(UV) pip install --quiet --python build/wheel/bin/python --require-hashes -r requirements/demo.txt
 	$(UV) pip install --quiet --python build/wheel/bin/python --no-deps dist/*.whl
 	cd build/wheel && bin/agnosco demo
 
-# What the tests of the report need besides: Debian's chromium, and axe-core, which judges how accessible a page is.
+# What the tests of the report need besides: Debian's chromium, and axe-core, which checks accessibility.
 AXE := build/axe/node_modules/axe-core/axe.min.js
 browser:
 	@command -v chromium >/dev/null || echo "browser: there is no chromium (apt install chromium); tests of the report in it will be skipped"
@@ -87,7 +87,7 @@ browser:
 		npm install --silent --no-save --no-audit --no-fund --prefix build/axe axe-core@4.14.1 >/dev/null 2>&1 || true; done
 	@test -f $(AXE) || echo "browser: there is no axe-core (npm); its tests will be skipped"
 
-# Real models and images for the tests; they may not be part of this repository, and no test fails without them.
+# Real models and images for the tests. They cannot be part of this repository, and no test fails without them.
 ifneq ($(AGNOSCO_ASSETS),)
 assets:
 	@echo "assets: those in AGNOSCO_ASSETS"
@@ -97,13 +97,13 @@ else
 assets:
 	@echo "assets: there is no $(ASSETS_TOOL); tests on real models will be skipped"
 endif
-assets:  ## unpack real models and images into build/assets, where they are at hand
+assets:  ## unpack real models and images, where available, into build/assets
 
 build/assets.stamp: $(ASSETS_TOOL) $(wildcard $(SHARED)/assets/*.zip $(SHARED)/assets/models/*) | $(VENV)/dev.stamp
 	$(PY) $(ASSETS_TOOL) build/assets
 	@touch $@
 
-# The environment. `tools` brings uv and the build backend; run, demo and dev are what each command needs.
+# The environment. `tools` holds uv and the build backend; `run`, `demo` and `dev` are what each command needs.
 $(VENV)/tools.stamp: requirements/tools.txt
 	@$(PY) -c 'import pip' 2>/dev/null || $(MAKE) --no-print-directory venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
@@ -123,17 +123,17 @@ $(VENV)/%.stamp: requirements/%.txt pyproject.toml $(VENV)/tools.stamp
 	$(UV) pip install --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Pins: one resolution for everything (dev), of which the others are parts. No file may name an index.
+# Pins: one resolution for everything (dev); the others are subsets of it. No file may name a package index.
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
-lock: $(VENV)/tools.stamp  ## pin requirements/*.txt anew; `make lock ARGS=--upgrade` takes newer releases
+lock: $(VENV)/tools.stamp  ## update requirements/*.txt; `make lock ARGS=--upgrade` takes newer releases
 	$(COMPILE) $(ARGS) pyproject.toml --all-extras --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/run.txt
 	$(COMPILE) pyproject.toml --extra demo -c requirements/dev.txt -o requirements/demo.txt
 	printf 'setuptools\nuv\n' | $(COMPILE) --python-version 3.11 - -c requirements/dev.txt -o requirements/tools.txt
 
-clean:  ## remove what the commands wrote, but not the environment and the assets
+clean:  ## remove what the commands wrote, except the environment and the assets
 	rm -rf agnosco-demo dist .pytest_cache .ruff_cache .hypothesis build/test.log
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## and those two as well
+distclean: clean  ## remove these as well
 	rm -rf $(VENV) build
