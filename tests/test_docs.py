@@ -24,7 +24,7 @@ from agnosco.backdoor.train import Training
 from agnosco.backdoor.windows import Tournament
 from agnosco.cli import app
 from agnosco.method.config import PRESETS
-from agnosco.models import loading
+from agnosco.models.sources import Torchvision
 from agnosco.runs import jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,8 +75,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(app, "ScanConfig", lambda **_: quick)
     monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
     monkeypatch.setattr(app, "Training", lambda **options: replace(Training(**options), epochs=1))
-    ordinary = loading._from_torchvision
-    monkeypatch.setattr(loading, "_from_torchvision", lambda *args: replace(ordinary(*args), size=64))
+    ordinary = Torchvision.network
+    monkeypatch.setattr(Torchvision, "network", lambda *args, **options: replace(ordinary(*args, **options), size=64))
     create = models.get_model
 
     def untrained(name: str, **options: Any) -> torch.nn.Module:

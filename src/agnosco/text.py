@@ -16,6 +16,11 @@ def one_line(text: str, *, limit: int = LONGEST_NAME) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or the name of its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def spelling(name: str) -> str:
     """A class name without what spellings differ in: capitals, underscores, commas, runs of spaces."""
     return " ".join(name.lower().replace("_", " ").replace(",", " ").split())

@@ -26,8 +26,9 @@ from torch import Tensor
 from agnosco.cli import inspection
 from agnosco.data.decoding import Unreadable, decode
 from agnosco.errors import AgnoscoError
-from agnosco.models import loading
-from agnosco.models.weights import CODES, opened
+from agnosco.models.labels import read_labels
+from agnosco.models.weights.limits import CODES
+from agnosco.models.weights.opening import open_weights
 from agnosco.models.weights.pickles import program_of
 
 SHAPE = (3, 8, 8)
@@ -113,7 +114,7 @@ def through_the_door(path: Path, content: bytes) -> dict[str, Tensor] | int:
 
 def read(path: Path) -> dict[str, Tensor] | int:
     try:
-        with opened(path) as weights:
+        with open_weights(path) as weights:
             return weights.read()
     except AgnoscoError as error:
         return error.exit_code
@@ -195,7 +196,7 @@ def test_any_image(file: Path, content: bytes) -> None:
 def test_any_class_names(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     try:
-        names = loading._read_labels(file)
+        names = read_labels(file)
     except AgnoscoError:
         return
     assert names

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from agnosco.cli import app
 from agnosco.models import loading
-from agnosco.models.weights import CODES, LIMITS, opened
+from agnosco.models.weights.limits import CODES, LIMITS
+from agnosco.models.weights.opening import open_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "security.md"
@@ -102,7 +103,7 @@ def test_inspect_names_what_it_found(outcomes: dict[str, dict[str, Any]]) -> Non
         "flag bits": "malformed (flag-bits)",
         "bad CRC": "malformed (bad-crc)",
         "member outside": "malformed (member-path)",
-        "deflate bomb": "limit (compressed): it is packed, and would swell from",
+        "deflate bomb": "limit (compressed): it is compressed, and would grow from",
         "overlap": "malformed (overlap)",
         "holes": "malformed (holes)",
         "trailing bytes": "malformed (trailing-bytes)",
@@ -130,7 +131,7 @@ def test_a_hostile_class_name_is_text_in_the_report(found: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_every_command_asks_the_door_what_was_allowed(
+def test_every_command_opens_pickles_only_if_that_is_allowed(
     allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = hostile.Place(tmp_path, tmp_path / "canary", 0)
@@ -139,11 +140,11 @@ def test_every_command_asks_the_door_what_was_allowed(
     mapped = ["0", "--samples", "noise", "--preset", "draft", "--steps", "1", "--batch", "2", "--device", "cpu"]
     assert CliRunner().invoke(app.app, ["map", model, *mapped, "--weights", good, "--out", run]).exit_code == 0
 
-    def door(path: str | Path, *, allow_pickle: bool) -> Any:
+    def recorded(path: str | Path, *, allow_pickle: bool) -> Any:
         asked.append((str(path), allow_pickle))
-        return opened(path)
+        return open_weights(path)
 
-    monkeypatch.setattr(loading, "opened", door)
+    monkeypatch.setattr(loading, "open_weights", recorded)
     for words in (
         ["map", model, *mapped, "--weights", bad, "--out", str(tmp_path / "other")],
         ["score", run, "--target", f"{model}={bad}"],

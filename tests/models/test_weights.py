@@ -1,4 +1,4 @@
-"""The door for weights: it reads what the library reads, knows what a pickle would run, and runs it nowhere."""
+"""Weights files: they read as the safetensors library reads them, and no pickle is run."""
 
 from __future__ import annotations
 
@@ -26,27 +26,19 @@ import torch
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.models.weights import (
-    CODES,
-    GRAVEST,
-    Finding,
-    Limits,
-    child,
-    examine,
-    gravest,
-    limited,
-    opened,
-    read_weights,
-)
+from agnosco.io.safetensors_header import Finding, Suspicious
+from agnosco.models.weights import child, limited
+from agnosco.models.weights.contents import read_contents
 from agnosco.models.weights.limited import CHILD
-from agnosco.models.weights.limits import Suspicious
+from agnosco.models.weights.limits import CODES, SEVERITY, Limits, worst
+from agnosco.models.weights.opening import open_weights, read_weights
 from agnosco.models.weights.pickles import PLAIN, program_of
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
 
 
 def refused(path: Path, **options: Any) -> AgnoscoError:
-    with pytest.raises(AgnoscoError) as caught, opened(path, **options):
+    with pytest.raises(AgnoscoError) as caught, open_weights(path, **options):
         pass
     assert len(str(caught.value).splitlines()) == 1
     return caught.value
@@ -73,24 +65,22 @@ def test_it_reads_what_the_library_reads(tmp_path: Path) -> None:
         wanted = tensor.float() if tensor.is_floating_point() else tensor
         assert found[name].dtype == wanted.dtype
         assert torch.equal(found[name], wanted)
-    assert examine(path).metadata == {"made by": "a test"}
+    assert read_contents(path).metadata == {"made by": "a test"}
 
 
 def test_shapes_are_known_before_numbers_are_read(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({"a": torch.ones(2, 3).half(), "b": torch.ones(4).int()}, path)
-    with opened(path) as weights:
-        assert all(tensor.is_meta for tensor in weights.shapes.values())
-        assert {name: (tuple(t.shape), t.dtype) for name, t in weights.shapes.items()} == {
-            "a": ((2, 3), torch.float32),
-            "b": ((4,), torch.int32),
-        }
+    with open_weights(path) as weights:
+        assert {
+            name: (entry.shape, entry.is_floating_point, entry.loaded_bytes) for name, entry in weights.entries.items()
+        } == {"a": ((2, 3), True, 24), "b": ((4,), False, 16)}
 
 
 def test_a_file_that_is_cut_off_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({"a": torch.ones(1 << 16)}, path)
-    with opened(path) as weights:
+    with open_weights(path) as weights:
         os.truncate(path, 1000)
         with pytest.raises(AgnoscoError, match="cut off while it was read") as caught:
             weights.read()
@@ -102,7 +92,7 @@ def test_a_tensor_for_which_there_is_no_memory(tmp_path: Path, monkeypatch: pyte
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     safetensors.torch.save_file(STATE, tmp_path / "w.safetensors")
-    with opened(tmp_path / "w.safetensors") as weights:
+    with open_weights(tmp_path / "w.safetensors") as weights:
         monkeypatch.setattr(torch, "empty", full)
         with pytest.raises(AgnoscoError, match="more memory than there is") as caught:
             weights.read()
@@ -124,23 +114,23 @@ def test_a_tensor_for_which_there_is_no_memory(tmp_path: Path, monkeypatch: pyte
 def test_each_limit_is_kept(limits: Limits, name: str, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(STATE, path)  # 2 tensors, 8 numbers, 32 bytes
-    assert examine(path).findings == ()
-    assert [(one.kind, one.name) for one in examine(path, limits=limits).findings] == [("limit", name)]
+    assert read_contents(path).findings == ()
+    assert [(one.kind, one.name) for one in read_contents(path, limits=limits).findings] == [("limit", name)]
     assert refused(path, limits=limits).exit_code == 13
 
 
 def test_the_numbers_are_looked_at_where_that_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({"a": torch.ones(3), "b": torch.tensor([1.0, float("inf")])}, path)
-    assert examine(path).findings == ()
-    assert [one.name for one in examine(path, values=True).findings] == ["not-finite"]
+    assert read_contents(path).findings == ()
+    assert [one.name for one in read_contents(path, values=True).findings] == ["not-finite"]
 
 
-def test_the_gravest_finding_decides() -> None:
-    assert sorted(GRAVEST) == sorted(CODES)
+def test_the_worst_finding_decides() -> None:
+    assert sorted(SEVERITY) == sorted(CODES)
     findings = [Finding(kind, "", "") for kind in ("pickle", "malformed", "code", "limit")]
-    assert gravest(findings).kind == "code"
-    assert gravest(findings[:2]).kind == "malformed"
+    assert worst(findings).kind == "code"
+    assert worst(findings[:2]).kind == "malformed"
 
 
 def test_a_link_is_followed_and_a_folder_or_a_device_is_not_opened(tmp_path: Path) -> None:
@@ -194,18 +184,18 @@ def test_long_names_are_cut_and_stay_strange() -> None:
 def test_a_thousand_imports_are_enough(count: int, limited: bool, tmp_path: Path) -> None:
     program = b"\x80\x02" + b"".join(b"cm\nn%d\n" % i for i in range(count)) + b"."
     (tmp_path / "w.pt").write_bytes(program)
-    assert [one.name for one in examine(tmp_path / "w.pt").findings] == ["imports"]
-    assert examine(tmp_path / "w.pt").findings[0].kind == ("limit" if limited else "code")
+    assert [one.name for one in read_contents(tmp_path / "w.pt").findings] == ["imports"]
+    assert read_contents(tmp_path / "w.pt").findings[0].kind == ("limit" if limited else "code")
 
 
 def test_a_pickle_is_no_longer_than_tensors_may_be(tmp_path: Path) -> None:
     limits = Limits(total=1 << 20)
     torch.save({"a": torch.ones(1 << 18)}, tmp_path / "w.pt")  # 1 MiB, and what a zip adds
-    assert [one.name for one in examine(tmp_path / "w.pt", limits=limits).findings] == ["pickle"]
+    assert [one.name for one in read_contents(tmp_path / "w.pt", limits=limits).findings] == ["pickle"]
     for legacy in (False, True):
         torch.save({"a": torch.ones(6 << 18)}, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
         assert refused(tmp_path / "w.pt", limits=limits, allow_pickle=True).exit_code == 13
-        assert "total-size" in [one.name for one in examine(tmp_path / "w.pt", limits=limits).findings]
+        assert "total-size" in [one.name for one in read_contents(tmp_path / "w.pt", limits=limits).findings]
 
 
 @pytest.mark.parametrize("program", [b"", b"N", b"\xff", b"(" * 2_000_000 + b"."])
@@ -220,12 +210,12 @@ def test_a_plain_state_is_told_from_everything_else(legacy: bool, protocol: int,
     path, form = tmp_path / "w.bin", {"_use_new_zipfile_serialization": not legacy, "pickle_protocol": protocol}
     plain = OrderedDict(STATE, half=torch.ones(2).half(), whole=torch.tensor(3), p=torch.nn.Parameter(torch.ones(1)))
     torch.save({"state_dict": plain, "epoch": 3, "name": "x", "lr": 0.1}, path, **form)
-    found = examine(path)
+    found = read_contents(path)
     assert [one.kind for one in found.findings] == ["pickle"]
     assert found.tensors == 5
     for other in (io.BytesIO(), Path("x"), torch.nn.ReLU()):
         torch.save({"state_dict": plain, "other": other}, path, **form)
-        assert [one.kind for one in examine(path).findings] == ["code"]
+        assert [one.kind for one in read_contents(path).findings] == ["code"]
 
 
 def test_hint_names_the_flag(tmp_path: Path) -> None:
@@ -260,7 +250,7 @@ def test_a_pickle_gives_the_same_tensors(tmp_path: Path) -> None:
     state = {**STATE, "tied.0": shared, "tied.1": shared, "turned": torch.rand(2, 5).T, "counter": torch.tensor(7)}
     saved = {"epoch": 3, "model": {f"module.{name}": tensor for name, tensor in state.items()}}
     torch.save(saved, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
-    with pytest.warns(AgnoscoWarning, match="no boundary.*from its 'model'; the prefix 'module.' was taken off"):
+    with pytest.warns(AgnoscoWarning, match="no real barrier.*from its 'model'; the prefix 'module.' was removed"):
         found = read_weights(tmp_path / "w.pt", allow_pickle=True)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
@@ -322,7 +312,7 @@ def test_the_process_knows_nothing_of_ours_and_leaves_nothing(tmp_path: Path, mo
     torch.save(STATE, tmp_path / "w.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AgnoscoWarning)
-        with opened(tmp_path / "w.pt", allow_pickle=True) as weights:
+        with open_weights(tmp_path / "w.pt", allow_pickle=True) as weights:
             (folder,) = tmp_path.glob("agnosco-*")
             inside = {path.name for path in folder.rglob("*")}
             assert weights.read().keys() == STATE.keys()
@@ -431,7 +421,7 @@ def test_the_system_itself_refuses_where_it_has_landlock(attempt: str, let: bool
 def test_our_variables_are_out_of_reach_while_the_process_lives() -> None:
     prctl = ctypes.CDLL(None).prctl
     before = prctl(limited.GET_DUMPABLE, 0, 0, 0, 0)
-    with limited._unseen():
+    with limited._undumpable():
         assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == 0
     assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == before
 
@@ -601,7 +591,7 @@ def test_a_global_that_only_torch_refuses_is_code(tmp_path: Path, monkeypatch: p
     """Should agnosco be wrong about what a pickle imports, torch is asked too, and what it says is code."""
     monkeypatch.setattr("agnosco.models.weights.pickles.PLAIN", PLAIN | {"datetime.timedelta"})
     torch.save({"a": torch.ones(2), "b": timedelta(3)}, tmp_path / "w.pt")
-    assert [one.kind for one in examine(tmp_path / "w.pt").findings] == ["pickle"]
+    assert [one.kind for one in read_contents(tmp_path / "w.pt").findings] == ["pickle"]
     error = refused(tmp_path / "w.pt", allow_pickle=True)
     assert error.exit_code == 11
     assert "datetime.timedelta" in error.message
@@ -609,7 +599,7 @@ def test_a_global_that_only_torch_refuses_is_code(tmp_path: Path, monkeypatch: p
 
 def test_real_networks_come_through_the_same_door(assets: Path) -> None:
     path = assets / "models" / "resnet18-imagenet.safetensors"
-    found = examine(path, values=True)
+    found = read_contents(path, values=True)
     assert (found.findings, found.tensors) == ((), len(safetensors.torch.load_file(path)))
 
 
@@ -621,7 +611,7 @@ def test_a_real_network_as_a_pickle(assets: Path, tmp_path: Path) -> None:
     torch.save(expected, tmp_path / "resnet18.pth")
     with pytest.raises(AgnoscoError, match="--allow-pickle"):
         loading.load("torchvision:resnet18", weights=tmp_path / "resnet18.pth")
-    with pytest.warns(AgnoscoWarning, match="no boundary"):
+    with pytest.warns(AgnoscoWarning, match="no real barrier"):
         model = loading.load("torchvision:resnet18", weights=tmp_path / "resnet18.pth", allow_pickle=True).model
     state: dict[str, Tensor] = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())

@@ -27,6 +27,7 @@ from ..evaluate.transfer import SCORES, Judgement, judge, keep, table
 from ..io.storage import Folder
 from ..models import loading
 from ..models.classifier import Classifier
+from ..models.fitting import FORMS
 from ..runs.cluster import connected
 from ..runs.command import chosen_config
 from ..runs.jobs import Finished, seconds_per_map
@@ -127,7 +128,7 @@ RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, mad
 @app.command("map", epilog=EXAMPLES["map"])
 def map_(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=loading.FORMS)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=FORMS)],
     classes: Annotated[
         list[str] | None, typer.Argument(metavar="[CLASS]...", help="Indices or names; none: all.", show_default=False)
     ] = None,
@@ -295,7 +296,7 @@ def sanity_(
 @app.command("scan", epilog=EXAMPLES["scan"])
 def scan_(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=loading.FORMS)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=FORMS)],
     weights: Annotated[Path | None, typer.Option(help="Safetensors file; without it, the model's own weights.")] = None,
     samples: Annotated[
         str, typer.Option(metavar="DIR|leaves|noise", help="Clean images of the model's kind; no labels are needed.")

@@ -11,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..data.decoding import default_cache
-from ..models.loading import resolve_device
+from ..models.devices import resolve_device
 
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "typer", "rich")
 OPTIONAL = {

@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..models import loading
-from ..models.weights import CODES, Contents, gravest
-from ..models.weights import examine as _examine
+from ..models.fitting import find_architecture
+from ..models.weights.contents import Contents, read_contents
+from ..models.weights.limits import CODES, worst
 from ..text import one_line
 
 LARGEST = 3
@@ -36,17 +36,17 @@ def examine(path: Path, *, values: bool = False) -> dict[str, Any]:
     Raises:
         AgnoscoError: There is no such file, or it may not be read.
     """
-    contents = _examine(path, values=values)
-    fits = loading.fitting(contents.shapes) if contents.entries else None
+    contents = read_contents(path, values=values)
+    fits = find_architecture(contents.entries)
     return {
         "file": path.name,
         "bytes": contents.size,
         "format": contents.format,
         "tensors": contents.tensors,
-        "tensor_bytes": contents.held,
+        "tensor_bytes": contents.tensor_bytes,
         **_numbers(contents),
-        "fits": fits and fits[0],
-        "classes": fits and fits[1],
+        "fits": fits and fits.name,
+        "classes": fits and fits.classes,
         "imports": [one_line(name) for name in contents.imports[:WORDS]],
         "metadata": {one_line(key): one_line(text, limit=200) for key, text in [*contents.metadata.items()][:WORDS]},
         "findings": [
@@ -54,7 +54,7 @@ def examine(path: Path, *, values: bool = False) -> dict[str, Any]:
             for finding in contents.findings
         ],
         "numbers_read": values and bool(contents.entries),
-        "exit_code": CODES[gravest(contents.findings).kind] if contents.findings else 0,
+        "exit_code": CODES[worst(contents.findings).kind] if contents.findings else 0,
     }
 
 

@@ -1,6 +1,7 @@
-"""Pickles of tensors made safetensors by a process of few means: :mod:`.child`, which see.
+"""Converts pickles of tensors to safetensors, in a process with few rights: :mod:`.child`.
 
-Damage control, not a boundary: for files that one really does not trust, a container or a virtual machine is.
+This limits damage; it is not a security boundary. Open files that you really do not trust in a container or a virtual
+machine.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from .limits import CODES, Limits, Suspicious
+from ...io.safetensors_header import Suspicious
+from .limits import CODES, Limits
 
 CHILD = Path(__file__).with_name("child.py")
 ANSWER = 64 << 10
-"""Bytes that are read of what the process says."""
+"""Bytes that are read of the process's answer."""
 
-KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-"""Variables that it gets of one's own environment: what loads libraries, and no secrets."""
-
+VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""Environment variables that it inherits: those for loading libraries, and no secrets."""
 
 GET_DUMPABLE, SET_DUMPABLE = 3, 4
-_ALONE = threading.Lock()
+_DUMPABLE_LOCK = threading.Lock()
 
 
 class Converted(NamedTuple):
-    """A safetensors file, and what is to be said of how it came about."""
+    """A safetensors file, and remarks on how its tensors were found in the pickle."""
 
     path: Path
-    told: list[str]
+    remarks: list[str]
 
 
 @contextmanager
 def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
-    """A pickle's tensors as a safetensors file, which is gone afterwards.
+    """A pickle's tensors as a safetensors file, which is removed afterwards.
 
     Args:
-        file: The pickle, open, as it was looked at.
-        limits: For how long the process may run, and how many bytes the tensors may have.
+        file: The pickle, open, as it was examined.
+        limits: How long the process may run, and how many bytes the tensors may have.
 
     Raises:
         Suspicious: It is no dictionary of tensors, cannot be read, or takes too much memory or time.
@@ -60,19 +61,19 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
         path = scratch / "weights.safetensors"
         if path.is_symlink() or not path.is_file():
             raise Suspicious("malformed", "torch-load", "the process that opened it left no weights")
-        yield Converted(path, answer["told"])
+        yield Converted(path, answer["remarks"])
 
 
 def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
     """The exit status of the process, negative for a signal."""
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    inherited = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     libraries = json.dumps([path for path in sys.path if os.path.isabs(path)])
-    environment = kept | {
+    environment = inherited | {
         "HOME": str(scratch), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         "AGNOSCO_PATH": libraries,
     }  # fmt: skip
     os.lseek(file.fileno(), 0, os.SEEK_SET)
-    with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint, _unseen():
+    with (folder / "answer").open("wb") as answer, (folder / "complaint").open("wb") as complaint, _undumpable():
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(CHILD), str(limits.seconds), str(limits.total)],
             stdin=file, stdout=answer, stderr=complaint, cwd=scratch, env=environment, start_new_session=True,
@@ -86,13 +87,13 @@ def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
 
 
 @contextmanager
-def _unseen() -> Iterator[None]:
-    """Meanwhile, other processes of this user read neither this one's variables nor its memory; root's do, on Linux."""
+def _undumpable() -> Iterator[None]:
+    """Meanwhile, on Linux, no other process of this user can read this one's variables or memory; root's can."""
     if not sys.platform.startswith("linux"):
         yield
         return
     system = ctypes.CDLL(None)
-    with _ALONE:
+    with _DUMPABLE_LOCK:
         before = system.prctl(GET_DUMPABLE, 0, 0, 0, 0)
         system.prctl(SET_DUMPABLE, 0, 0, 0, 0)
         try:
@@ -102,7 +103,7 @@ def _unseen() -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process, and all that it may have started."""
+    """Kill the process, and all that it may have started."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -111,15 +112,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _answer(status: int, folder: Path) -> dict:
-    """What the process says, believed only as far as it has the form of an answer."""
+    """The process's answer, accepted only in one of its two forms."""
     with (folder / "answer").open("rb") as file:
         text = file.read(ANSWER)
     with suppress(ValueError, RecursionError):
-        found = json.loads(text)
-        if isinstance(found, dict) and isinstance(found.get("detail"), str) and found.get("kind") in CODES:
-            return {"kind": found["kind"], "detail": found["detail"][:400]}
-        if isinstance(found, dict) and isinstance(found.get("told"), list) and status == 0:
-            return {"told": [str(one)[:200] for one in found["told"][:4]]}
+        answer = json.loads(text)
+        if isinstance(answer, dict) and isinstance(answer.get("detail"), str) and answer.get("kind") in CODES:
+            return {"kind": answer["kind"], "detail": answer["detail"][:400]}
+        if isinstance(answer, dict) and isinstance(answer.get("remarks"), list) and status == 0:
+            return {"remarks": [str(remark)[:200] for remark in answer["remarks"][:4]]}
     if status < 0:
         raise Suspicious("limit", "ended", f"the process that opened it was ended by signal {-status}")
     with (folder / "complaint").open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a weights file may hold, what is found wrong with one, and what each finding makes a command exit with."""
+"""What a weights file may hold, and the exit code and hint for everything that can be wrong with one."""
 
 from __future__ import annotations
 
@@ -6,30 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import AgnoscoError
+from ...io.safetensors_header import Finding, HeaderLimits
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a sound file of a classifier is far below; all of it is checked before memory is set aside.
+class Limits(HeaderLimits):
+    """Limits that the weights of sound classifiers stay far below; all are checked before any memory is allocated.
 
     Args:
         header: Bytes of a safetensors header, of a zip's directory, and of the program of a pickle.
-        depth: How deep the JSON of a header is nested; three are what it takes.
-        tensors: How many there are.
-        rank: Axes of a tensor.
+        depth: Levels of nesting in the header's JSON; the format needs three.
+        tensors: Number of tensors.
+        rank: Axes of one tensor.
         name: Characters of a tensor's name.
-        total: Bytes of all tensors as float32, which they are loaded as.
-        classes: Rows of the last layer, where a network is built to fit them.
+        total: Bytes of all tensors once loaded, as float32.
+        classes: Rows of the last layer, when a network is built to fit them.
         labels: Bytes of a file of class names.
-        seconds: How long a pickle may take to open.
+        seconds: Time for opening a pickle.
     """
 
-    header: int = 4 << 20
-    depth: int = 4
-    tensors: int = 20_000
-    rank: int = 8
-    name: int = 500
-    total: int = 16 << 30
     classes: int = 100_000
     labels: int = 16 << 20
     seconds: int = 120
@@ -38,51 +33,28 @@ class Limits:
 LIMITS = Limits()
 
 CODES = {"pickle": 10, "code": 11, "malformed": 12, "limit": 13, "not-finite": 14, "unknown": 15, "text": 16}
-"""What a command exits with, by the kind of a finding."""
+"""Exit code of a command, by the kind of a finding."""
 
-GRAVEST = ("code", "limit", "malformed", "text", "not-finite", "unknown", "pickle")
-"""Which of several findings decides the exit code."""
+SEVERITY = ("code", "limit", "malformed", "text", "not-finite", "unknown", "pickle")
+"""Which of several findings decides the exit code, worst first."""
 
 _SAVE = "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 HINTS = {
     "pickle": "ask for safetensors; or add --allow-pickle, which opens it in a limited process (docs/security.md)",
-    "code": f"ask for safetensors; where it is trusted, load it elsewhere and write {_SAVE} (docs/security.md)",
-    "malformed": "get the file again, from whoever made it; agnosco inspect tells more",
-    "limit": "no sound weights come near it; docs/security.md has the limits",
+    "code": f"ask for safetensors; if you trust it, load it elsewhere and write {_SAVE} (docs/security.md)",
+    "malformed": "get the file again from whoever made it; agnosco inspect tells more",
+    "limit": "no sound weights come near this limit; docs/security.md lists all limits",
     "not-finite": "get the weights again",
-    "unknown": f"ask for safetensors; where the model loads elsewhere, write {_SAVE}",
+    "unknown": f"ask for safetensors; if the model loads elsewhere, write {_SAVE}",
     "text": "get the file from whoever made it; agnosco inspect tells more",
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something about a file that keeps it from being opened.
-
-    Args:
-        kind: One of :data:`CODES`.
-        name: A short stable name, such as ``"overlap"``.
-        detail: What it is, in a few words; text of the file in it is not cleaned.
-    """
-
-    kind: str
-    name: str
-    detail: str
-
-
-class Suspicious(Exception):
-    """A finding after which there is nothing more to look at."""
-
-    def __init__(self, kind: str, name: str, detail: str) -> None:
-        super().__init__(detail)
-        self.finding = Finding(kind, name, detail)
-
-
-def gravest(findings: Sequence[Finding]) -> Finding:
-    """The finding that decides what a command exits with."""
-    return min(findings, key=lambda finding: GRAVEST.index(finding.kind))
+def worst(findings: Sequence[Finding]) -> Finding:
+    """The finding that decides the exit code."""
+    return min(findings, key=lambda finding: SEVERITY.index(finding.kind))
 
 
 def refusal(file: str, finding: Finding) -> AgnoscoError:
-    """The error of a command that does not open a file."""
+    """The error of a command that refuses a file."""
     return AgnoscoError(f"{file}: {finding.detail}", HINTS[finding.kind], exit_code=CODES[finding.kind])

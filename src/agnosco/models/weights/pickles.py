@@ -1,8 +1,8 @@
-"""What pickles and the zips around them hold, read as data: nothing here is ever unpickled.
+"""What pickles and the zips around them contain, read as data: nothing is ever unpickled here.
 
-A pickle is a program. ``pickletools`` takes it apart without running it, and the names that it would import say what
-it is: those that rebuild tensors, or others. That is how files are told apart; it is not what keeps them from running.
-That is ``torch.load(weights_only=True)`` in a limited process (:mod:`.limited`), and that most are not opened at all.
+A pickle is a program. ``pickletools`` disassembles it without running it, and the names that it would import tell what
+it is: a pickle of tensors, or something else. This only recognizes files. What keeps them from running is
+``torch.load(weights_only=True)`` in a limited process (:mod:`.limited`), and that most are not opened at all.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from .limits import Finding, Limits, Suspicious
+from ...io.safetensors_header import Finding, Suspicious
+from .limits import Limits
 
 MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""What a file of ``torch.save`` from before 1.6 begins with, after the protocol."""
+"""First bytes of a file of ``torch.save`` from before 1.6, after the protocol."""
 
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -29,7 +30,7 @@ PLAIN = {
     "torch.storage.UntypedStorage",
     *(f"torch.{name}Storage" for name in _STORAGES), *(f"torch.{name}" for name in _DTYPES),
 }  # fmt: skip
-"""What a dictionary of tensors imports."""
+"""Names that a dictionary of tensors imports."""
 
 _MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _RECALL = {"GET", "BINGET", "LONG_BINGET"}
@@ -37,7 +38,7 @@ _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING"
 _OPERATIONS = 1_000_000
 _IMPORTS = 1_000
 _TEXT = 200
-"""Characters of a text that are kept: a name of :data:`PLAIN` is shorter, and what is cut ends in a mark."""
+"""Characters that are kept of a text; every name in :data:`PLAIN` is shorter, and a cut text ends in an ellipsis."""
 
 _UNREADABLE = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
@@ -47,18 +48,18 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Pickled:
-    """What a file of pickles is: its format, what it imports, how many tensors of how many bytes it has, findings."""
+    """What a file of pickles contains: see :class:`.contents.Contents`, which has the same fields."""
 
     format: str
+    findings: tuple[Finding, ...] = ()
     imports: tuple[str, ...] = ()
     tensors: int = 0
-    held: int = 0
-    findings: tuple[Finding, ...] = ()
+    tensor_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Program:
-    """One pickle: the names that it imports, how many storages it asks for, and where it ends."""
+    """One pickle: the names that it imports, the number of storages that it loads, and its length in bytes."""
 
     imports: frozenset[str]
     storages: int
@@ -66,21 +67,21 @@ class Program:
 
 
 def program_of(data: bytes) -> Program:
-    """Takes a pickle apart.
+    """Disassembles a pickle.
 
     Raises:
-        ValueError: It is none, or does not end, or not within a million operations.
-        Suspicious: It imports a thousand things.
+        ValueError: It is no pickle, does not end, or has more than a million operations.
+        Suspicious: It imports more than a thousand names.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python's, of odd escapes in a text
+        warnings.simplefilter("ignore")  # from Python, about odd escapes in a text
         return _program(io.BytesIO(data))
 
 
 def _program(stream: io.BytesIO) -> Program:
     imports: set[str] = set()
     memo: dict[Any, str | None] = {}
-    last: list[str | None] = [None, None]  # what lies on top of the stack, where that is a text for certain
+    last: list[str | None] = [None, None]  # top of the stack, where it is certainly a text
     storages = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
         name = operation.name
@@ -91,7 +92,7 @@ def _program(stream: io.BytesIO) -> Program:
             continue
         imports |= _imported(name, argument, last)
         if len(imports) > _IMPORTS:
-            raise Suspicious("limit", "imports", f"it is a pickle that names more than {_IMPORTS:,} things to import")
+            raise Suspicious("limit", "imports", f"it is a pickle that imports more than {_IMPORTS:,} names")
         storages += name in ("PERSID", "BINPERSID")
         text = memo.get(argument) if name in _RECALL else _cut(str(argument)) if name in _STRINGS else None
         last = [last[1] if text is not None else None, text]
@@ -99,11 +100,11 @@ def _program(stream: io.BytesIO) -> Program:
 
 
 def _imported(name: str, argument: Any, last: list[str | None]) -> set[str]:
-    """What an operation imports, by the two texts before it."""
+    """Names that an operation imports, given the two texts before it."""
     if name in ("GLOBAL", "INST"):
         return {_cut(str(argument)).replace(" ", ".", 1)}
     if name == "STACK_GLOBAL":
-        return {".".join(one if one is not None else "?" for one in last)}
+        return {".".join("?" if text is None else text for text in last)}
     return {f"extension {argument}"} if name.startswith("EXT") else set()
 
 
@@ -111,31 +112,31 @@ def _cut(text: str) -> str:
     return text if len(text) <= _TEXT else f"{text[:_TEXT]}…"
 
 
-def _told(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
-    """What the names say that a pickle imports."""
+def _by_imports(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
+    """What the names that a pickle imports say about it."""
     others = sorted(imports - PLAIN)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        detail = f"it is a pickle that runs {', '.join(one[:60] for one in others[:3])}{more} when it is opened"
+        detail = f"it is a pickle that runs {', '.join(name[:60] for name in others[:3])}{more} when it is opened"
         yield Finding("code", "imports", detail)
     else:
         yield Finding("pickle", "pickle", "it is a pickle of tensors (torch.save), not safetensors")
 
 
-# -- pickles alone -----------------------------------------------------------------------------------
+# -- pickles without a zip ---------------------------------------------------------------------------
 
 
-def look_at_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None:
-    """A pickle without a zip around it, such as ``torch.save`` wrote until 1.6; None if the file is none."""
+def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None:
+    """A pickle without a zip around it, such as ``torch.save`` wrote until 1.6; None if the file is no pickle."""
     file.seek(0)
     data = file.read(min(size, limits.header))
     tagged = data[:1] == b"\x80" and data[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
-    legacy = tagged and MAGIC in data[:40]  # some protocols have the length of a frame before it
+    legacy = tagged and MAGIC in data[:40]  # some protocols put the length of a frame before it
     imports: set[str] = set()
     findings: list[Finding] = []
     storages = reached = 0
     try:
-        for _ in range(5 if legacy else 1):  # magic, version, machine, what was saved, names of storages
+        for _ in range(5 if legacy else 1):  # magic, version, machine, saved object, names of storages
             program = program_of(data[reached:])
             imports |= program.imports
             storages += program.storages
@@ -143,28 +144,28 @@ def look_at_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None
     except _UNREADABLE:
         if not tagged:
             return None
-        findings.append(Finding("malformed", "bad-pickle", "it begins as a pickle, and is none"))
+        findings.append(Finding("malformed", "bad-pickle", "it begins like a pickle, but is none"))
     except Suspicious as error:
         findings.append(error.finding)
-    findings += _size(size, limits)
-    if _is_zip_at_the_end(file, size):
+    findings += _too_large(size, limits)
+    if _ends_as_zip(file, size):
         findings.append(Finding("malformed", "polyglot", "it is a pickle and a zip at once"))
     if legacy or imports - PLAIN:
-        findings += _told(imports)
+        findings += _by_imports(imports)
     elif not findings:
-        findings.append(Finding("unknown", "plain-pickle", "it is a pickle, but none that torch.save wrote"))
+        findings.append(Finding("unknown", "plain-pickle", "it is a pickle, but not one that torch.save wrote"))
     kind = "torch.save (legacy)" if legacy else "pickle"
-    return Pickled(kind, tuple(sorted(imports)), storages, max(size - reached, 0), tuple(findings))
+    return Pickled(kind, tuple(findings), tuple(sorted(imports)), storages, max(size - reached, 0))
 
 
-def _size(size: int, limits: Limits) -> Iterator[Finding]:
-    """Whether a file is larger than its tensors may be: a checksum reads all of it, even where it is holes."""
+def _too_large(size: int, limits: Limits) -> Iterator[Finding]:
+    """A finding if the file is larger than its tensors may be: a checksum reads all of it, even of a sparse file."""
     if size > limits.total + limits.header:
         detail = f"it is {size:,} bytes long (its tensors may have {limits.total:,})"
         yield Finding("limit", "total-size", detail)
 
 
-def _is_zip_at_the_end(file: IO[bytes], size: int) -> bool:
+def _ends_as_zip(file: IO[bytes], size: int) -> bool:
     file.seek(max(size - 22, 0))
     return file.read(4) == b"PK\5\6"
 
@@ -172,31 +173,33 @@ def _is_zip_at_the_end(file: IO[bytes], size: int) -> bool:
 # -- pickles in a zip --------------------------------------------------------------------------------
 
 
-def look_at_zip(file: IO[bytes], size: int, limits: Limits) -> Pickled:
-    """A zip: one of ``torch.save``, TorchScript, ``torch.export``, or another."""
+def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Pickled:
+    """A zip: from ``torch.save``, TorchScript, ``torch.export``, or something else."""
     try:
         _check_directory(file, size, limits)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             kind = _kind(members)
             if kind != "torch.save":
-                return Pickled(kind, findings=(_by_kind(kind),))
-            findings = [*_size(size, limits)] or _first(_members(members, limits)) or _first(_layout(file, archive))
-            return _look_inside(archive, members, findings, limits)
+                return Pickled(kind, (_by_kind(kind),))
+            findings = (
+                [*_too_large(size, limits)] or _unique(_members(members, limits)) or _unique(_layout(file, archive))
+            )
+            return _examine_members(archive, members, findings, limits)
     except Suspicious as error:
-        return Pickled("zip", findings=(error.finding,))
+        return Pickled("zip", (error.finding,))
     except _UNREADABLE:
-        return Pickled("zip", findings=(Finding("malformed", "bad-zip", "it begins as a zip, and is none"),))
+        return Pickled("zip", (Finding("malformed", "bad-zip", "it begins like a zip, but is none"),))
 
 
-def _look_inside(
+def _examine_members(
     archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], findings: list[Finding], limits: Limits
 ) -> Pickled:
-    """The pickle of a ``torch.save``."""
-    (member,) = [one for one in members if _below(one) == "data.pkl"]
-    held = sum(one.file_size for one in members if _below(one).startswith("data/"))
-    if findings:  # such as that it is packed, and then it is not unpacked
-        return Pickled("torch.save", held=held, findings=tuple(findings))
+    """The pickle inside a zip of ``torch.save``; not read if there already are findings, such as compression."""
+    (member,) = [member for member in members if _inner_name(member) == "data.pkl"]
+    tensor_bytes = sum(member.file_size for member in members if _inner_name(member).startswith("data/"))
+    if findings:
+        return Pickled("torch.save", tuple(findings), tensor_bytes=tensor_bytes)
     if member.file_size > limits.header:
         detail = f"its pickle is {member.file_size:,} bytes long (at most {limits.header:,})"
         raise Suspicious("limit", "pickle-length", detail)
@@ -205,25 +208,25 @@ def _look_inside(
     except zipfile.BadZipFile as error:
         raise Suspicious("malformed", "bad-crc", "a checksum of the zip is wrong") from error
     except _UNREADABLE as error:
-        raise Suspicious("malformed", "bad-pickle", "the pickle in the zip is none") from error
+        raise Suspicious("malformed", "bad-pickle", "its data.pkl is no pickle") from error
     if program.storages > limits.tensors:
         raise Suspicious("limit", "tensor-count", f"it holds {program.storages:,} tensors (at most {limits.tensors:,})")
-    found = (*_told(program.imports), *_first(_checksums(archive)))
-    return Pickled("torch.save", tuple(sorted(program.imports)), program.storages, held, found)
+    all_findings = (*_by_imports(program.imports), *_unique(_checksums(archive)))
+    return Pickled("torch.save", all_findings, tuple(sorted(program.imports)), program.storages, tensor_bytes)
 
 
-def _first(findings: Iterator[Finding]) -> list[Finding]:
-    """The first of each name: a hostile file has thousands."""
+def _unique(findings: Iterator[Finding]) -> list[Finding]:
+    """One finding of each name: a hostile file has thousands."""
     return list({finding.name: finding for finding in findings}.values())
 
 
-def _below(member: zipfile.ZipInfo) -> str:
-    """The name within the one folder that torch puts all members into."""
+def _inner_name(member: zipfile.ZipInfo) -> str:
+    """A member's name inside the one folder that torch puts all members into."""
     return member.filename.partition("/")[2]
 
 
 def _kind(members: list[zipfile.ZipInfo]) -> str:
-    names = [_below(member) for member in members]
+    names = [_inner_name(member) for member in members]
     if any(name == "constants.pkl" or name.startswith("code/") for name in names):
         return "TorchScript"
     exported = ("archive_format", "serialized_exported_program.json", "serialized_state_dict.pt")
@@ -239,31 +242,31 @@ def _by_kind(kind: str) -> Finding:
         return Finding("code", "torchscript", "it is TorchScript, a program that may read and write files")
     if kind.startswith("torch.export"):
         return Finding("code", "torch-export", "it is a .pt2 of torch.export, whose pickles run when it is opened")
-    return Finding("unknown", "zip", "it is a zip, but none that torch.save wrote")
+    return Finding("unknown", "zip", "it is a zip, but not one that torch.save wrote")
 
 
 def _check_directory(file: IO[bytes], size: int, limits: Limits) -> None:
-    """The directory lies at the very end, and is not larger than need be; ``zipfile`` would read all of it."""
+    """The directory must lie at the very end and be of a sensible size: ``zipfile`` would read all of it."""
     file.seek(max(size - 22, 0))
     end = file.read(22)
     if end[:4] != b"PK\5\6" or end[20:] != b"\0\0":
         raise Suspicious("malformed", "stray-bytes", "it begins as a zip, but does not end as one")
     length, begin = struct.unpack("<LL", end[12:20])
-    behind = size - 22
+    directory_end = size - 22
     file.seek(max(size - 42, 0))
     locator = file.read(20)
     if locator[:4] == b"PK\6\7":
-        behind = struct.unpack("<Q", locator[8:16])[0]
-        file.seek(min(behind, size))
+        directory_end = struct.unpack("<Q", locator[8:16])[0]
+        file.seek(min(directory_end, size))
         record = file.read(56)
-        if record[:4] != b"PK\6\6" or behind != size - 42 - len(record):
-            raise Suspicious("malformed", "stray-bytes", "the directory of the zip is not where it says")
+        if record[:4] != b"PK\6\6" or directory_end != size - 42 - len(record):
+            raise Suspicious("malformed", "stray-bytes", "the directory of the zip is not where the zip says")
         length, begin = struct.unpack("<QQ", record[40:56])
     if length > limits.header:
         detail = f"its directory is {length:,} bytes long (at most {limits.header:,})"
         raise Suspicious("limit", "directory-length", detail)
-    if begin + length != behind:
-        raise Suspicious("malformed", "stray-bytes", "something lies before the zip or behind its directory")
+    if begin + length != directory_end:
+        raise Suspicious("malformed", "stray-bytes", "there are bytes before the zip or after its directory")
 
 
 def _members(members: list[zipfile.ZipInfo], limits: Limits) -> Iterator[Finding]:
@@ -272,7 +275,7 @@ def _members(members: list[zipfile.ZipInfo], limits: Limits) -> Iterator[Finding
         yield Finding("limit", "member-count", f"it has {len(members):,} members (at most {limits.tensors + 100:,})")
     names = [member.filename for member in members]
     if len({name.casefold() for name in names}) < len(names):
-        yield Finding("malformed", "duplicate-names", "it has two members of one name")
+        yield Finding("malformed", "duplicate-names", "two of its members have the same name")
     if len({name.partition("/")[0] for name in names}) > 1:
         yield Finding("malformed", "folders", "its members lie in several folders")
     for member in members:
@@ -284,18 +287,18 @@ def _members(members: list[zipfile.ZipInfo], limits: Limits) -> Iterator[Finding
         elif member.flag_bits & ~0x808:  # what torch sets: sizes follow the data; names are UTF-8
             yield Finding("malformed", "flag-bits", f"its members carry the flags {member.flag_bits:#x}")
         if member.compress_type != zipfile.ZIP_STORED:
-            detail = f"it is packed, and would swell from {member.compress_size:,} to {member.file_size:,} bytes"
+            detail = f"it is compressed, and would grow from {member.compress_size:,} to {member.file_size:,} bytes"
             yield Finding("limit", "compressed", detail)
         elif member.compress_size != member.file_size:
-            yield Finding("malformed", "size-mismatch", "a member of it has two sizes")
+            yield Finding("malformed", "size-mismatch", "one of its members has two sizes")
 
 
-_SHARED = Finding("malformed", "overlap", "members of it share bytes")
+_SHARED = Finding("malformed", "overlap", "some of its members share bytes")
 _STRAY = Finding("malformed", "stray-bytes", "it holds bytes that belong to no member")
 
 
 def _layout(file: IO[bytes], archive: zipfile.ZipFile) -> Iterator[Finding]:
-    """Members lie end to end, from the first byte to the directory."""
+    """Members must lie end to end, from the first byte to the directory."""
     reached, allowed = 0, {0}
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
         gap = member.header_offset - reached
@@ -305,7 +308,7 @@ def _layout(file: IO[bytes], archive: zipfile.ZipFile) -> Iterator[Finding]:
         file.seek(member.header_offset)
         local = file.read(30)
         if local[:4] != b"PK\3\4" or local[6:10] != struct.pack("<HH", member.flag_bits, member.compress_type):
-            yield Finding("malformed", "local-header", "a member's own header says other things than the directory")
+            yield Finding("malformed", "local-header", "a member's own header contradicts the directory")
             return
         reached = member.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])) + member.compress_size
         allowed = {12, 16, 20, 24} if member.flag_bits & 8 else {0}  # the sizes that follow the data

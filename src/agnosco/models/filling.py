@@ -1,0 +1,116 @@
+"""Builds a network for the weights in a file, and fills it with them if every name and shape agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import AgnoscoError
+from ..io.safetensors_header import Entry
+from .fitting import find_architecture
+from .weights.limits import CODES, HINTS, LIMITS
+from .weights.opening import Weights
+
+
+class WithoutMemory(TorchFunctionMode):
+    """Inside, ``torch.empty``, with which layers allocate their parameters, takes neither memory nor time.
+
+    Unlike ``torch.device("meta")`` it leaves other tensors alone: RegNets compute their widths with some.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
+
+
+def last_layer(model: nn.Module) -> str:
+    """Name of the weight of the last linear or convolutional layer, which has a row per class."""
+    return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+
+
+def count_classes(model: nn.Module) -> int:
+    """Rows of the last layer."""
+    return len(model.get_parameter(last_layer(model)))
+
+
+def with_classes_of(entries: Mapping[str, Entry], create: Callable[..., nn.Module]) -> nn.Module:
+    """A network whose last layer has as many classes as the same layer in a file.
+
+    Args:
+        entries: Tensors of the file.
+        create: Builds the network; takes ``num_classes``.
+
+    Raises:
+        AgnoscoError: The file has more classes than :data:`LIMITS` allow.
+    """
+    model = create()
+    key = last_layer(model)
+    parameter, entry = model.get_parameter(key), entries.get(key)
+    if entry is None or entry.shape[1:] != parameter.shape[1:] or entry.shape[0] == len(parameter):
+        return model
+    if entry.shape[0] > LIMITS.classes:
+        raise AgnoscoError(
+            f"{entry.shape[0]:,} classes are too many (at most {LIMITS.classes:,})",
+            HINTS["limit"],
+            exit_code=CODES["limit"],
+        )
+    return create(num_classes=entry.shape[0])
+
+
+def fill(model: nn.Module, weights: Weights, name: str, *, keep: Collection[str] = ()) -> None:
+    """Give a network its weights from a file, which is read only if every name and shape agrees.
+
+    Args:
+        model: The network.
+        weights: The file.
+        name: What messages call the network.
+        keep: Tensors of the network that stay as they are, such as a new last layer.
+
+    Raises:
+        AgnoscoError: The file does not hold exactly the other tensors of the network, or cannot be read.
+    """
+    differences = _differences(model, weights.entries, keep)
+    if differences:
+        message = f"{weights.name} does not hold the weights of {name}: {differences}"
+        raise AgnoscoError(message, _hint(weights.entries))
+    state = model.state_dict()  # has the versions of layers, which MNASNet asks for and a file lacks
+    state.update({key: torch.tensor(0) for key in state if key.endswith("num_batches_tracked")})  # for training only
+    state.update({key: tensor for key, tensor in weights.read().items() if key not in keep})
+    model.load_state_dict(state, assign=True)
+
+
+def _differences(model: nn.Module, entries: Mapping[str, Entry], keep: Collection[str]) -> str:
+    """What keeps a file from holding a network's weights, in words; empty if nothing does."""
+    state = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    shared = [key for key in state if key in entries and key not in keep]
+    differences = {
+        "missing": [
+            key for key in state if key not in entries and key not in keep and not key.endswith("num_batches_tracked")
+        ],
+        "unexpected": [key for key in sorted(entries) if key not in state],
+        "with another shape": [
+            f"{key} {entries[key].shape} instead of {tuple(state[key].shape)}"
+            for key in shared
+            if entries[key].shape != state[key].shape
+        ],
+        "with integers": [
+            key for key in shared if state[key].is_floating_point() and not entries[key].is_floating_point
+        ],
+    }
+    return "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in differences.items() if keys)
+
+
+def _hint(entries: Mapping[str, Entry]) -> str:
+    architecture = find_architecture(entries)
+    if architecture is not None:
+        return f"they are the weights of {architecture.name}"
+    return f"name the architecture that they were saved from; they hold {_some(sorted(entries))}"
+
+
+def _some(keys: Sequence[str]) -> str:
+    """Up to three names, quoted, since they come from files."""
+    return ", ".join(repr(key[:80]) for key in keys[:3]) + (", …" if len(keys) > 3 else "")

@@ -1,0 +1,239 @@
+"""Sources of networks: torchvision, timm, agnosco's own architectures, and a user's Python file.
+
+A source turns a name into a network, with what is known about its input. It imports its library only when one of its
+names is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import AgnoscoError
+from ..text import first_line, nearest
+from . import python_file
+from .architectures import ARCHITECTURES
+from .filling import WithoutMemory, count_classes, fill, with_classes_of
+from .weights.opening import Weights
+
+OpenWeights = Callable[[], AbstractContextManager[Weights]]
+"""Opens the weights file; called once the name has been checked."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network from a source.
+
+    Args:
+        model: The network.
+        name: What reports call it.
+        size, mean, std, labels: See :class:`agnosco.models.classifier.Classifier`; None if the source does not know.
+        assumed: Whether size, mean and std are those of the architecture's own weights while these have other classes:
+            probably right, since most are fine-tuned from those, but not certain.
+    """
+
+    model: nn.Module
+    name: str
+    size: int | tuple[int, int] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    labels: Sequence[str] | None = None
+    assumed: bool = False
+
+
+class Source:
+    """What every source can do; names are given without the source's own, such as ``resnet18``."""
+
+    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
+        """A network with the weights of a file, or with its own for None.
+
+        Raises:
+            AgnoscoError: There is no such network, the weights do not fit, or they cannot be downloaded.
+        """
+        raise NotImplementedError
+
+    def untrained(self, name: str, classes: int) -> Network | None:
+        """An architecture with random weights; None if there is no such architecture."""
+        return None
+
+    def download(self, name: str) -> str | None:
+        """What :meth:`network` will download without a file, in words; None for nothing."""
+        return None
+
+
+class Torchvision(Source):
+    """Classifiers of torchvision."""
+
+    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
+        from torchvision import models
+
+        if name not in torchvision_names():
+            raise AgnoscoError(f"torchvision has no classifier {name!r}", nearest(name, torchvision_names()))
+        full_name, own = f"torchvision:{name}", models.get_model_weights(name)["DEFAULT"]
+        if weights is None:
+            model = _downloaded(full_name, partial(models.get_model, name, weights=own, progress=sys.stderr.isatty()))
+        else:
+            with weights() as file:
+                auxiliary = any(key.startswith(("aux", "Aux")) for key in file.entries)
+                with WithoutMemory():
+                    model = with_classes_of(file.entries, torchvision_architecture(name, auxiliary=auxiliary))
+                fill(model, file, full_name)
+        preset, categories = own.transforms(), own.meta["categories"]
+        known = count_classes(model) == len(categories)
+        return Network(
+            model.to(memory_format=torch.channels_last),
+            full_name,
+            size=preset.crop_size[0],
+            mean=preset.mean,
+            std=preset.std,
+            labels=categories if known else None,
+            assumed=not known,
+        )
+
+    def untrained(self, name: str, classes: int) -> Network | None:
+        if name not in torchvision_names():
+            return None
+        from torchvision import models
+
+        preset = models.get_model_weights(name)["DEFAULT"].transforms()
+        model = models.get_model(name, weights=None, num_classes=classes)
+        return Network(model, f"torchvision:{name}", size=preset.crop_size[0], mean=preset.mean, std=preset.std)
+
+    def download(self, name: str) -> str | None:
+        if name not in torchvision_names():
+            return None
+        from torchvision import models
+
+        own = models.get_model_weights(name)["DEFAULT"]
+        path = Path(torch.hub.get_dir()) / "checkpoints" / own.url.rpartition("/")[2]
+        if path.exists():
+            return None
+        return f"the weights of torchvision:{name} ({own.meta['_file_size']:.0f} MB) to {path.parent}"
+
+
+class Timm(Source):
+    """Classifiers of timm."""
+
+    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
+        try:
+            import timm
+        except ImportError as error:
+            raise AgnoscoError("timm is not installed", "pip install '.[timm]' in the clone of agnosco") from error
+        names = [*timm.list_models(), *timm.list_models(pretrained=True)]  # no name of a hub or a folder
+        if name not in names:
+            raise AgnoscoError(f"timm has no model {name!r}", nearest(name, names))
+        full_name, config = f"timm:{name}", timm.get_pretrained_cfg(name)
+        if config is None or not config.num_classes:
+            raise AgnoscoError(
+                f"{full_name} outputs features: it has no classes", "choose a model with a classification head"
+            )
+        if weights is None:
+            model = _downloaded(full_name, partial(timm.create_model, name, pretrained=True))
+        else:
+            with weights() as file:
+                model = with_classes_of(file.entries, partial(timm.create_model, name))
+                fill(model, file, full_name)
+        known = count_classes(model) == config.num_classes
+        return Network(
+            model.to(memory_format=torch.channels_last),
+            full_name,
+            size=config.input_size[-2:],
+            mean=config.mean,
+            std=config.std,
+            labels=_imagenet_labels() if known and config.num_classes == 1000 else None,
+            assumed=not known,
+        )
+
+    def download(self, name: str) -> str | None:
+        return f"the weights of timm:{name}, unless they are already here"
+
+
+class Own(Source):
+    """Agnosco's own architectures, which have no weights of their own."""
+
+    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
+        if name not in ARCHITECTURES:
+            raise AgnoscoError(f"agnosco has no architecture {name!r}", nearest(name, list(ARCHITECTURES)))
+        if weights is None:
+            raise AgnoscoError(
+                f"agnosco:{name} has no weights of its own", "pass a file of them: weights=FILE.safetensors (--weights)"
+            )
+        create, shape = ARCHITECTURES[name]
+        with weights() as file:
+            model = with_classes_of(file.entries, lambda num_classes=10: create(num_classes))
+            fill(model, file, f"agnosco:{name}")
+        return Network(model, f"agnosco:{name}", size=shape[1:])
+
+    def untrained(self, name: str, classes: int) -> Network | None:
+        if name not in ARCHITECTURES:
+            return None
+        create, shape = ARCHITECTURES[name]
+        return Network(create(classes), f"agnosco:{name}", size=shape[1:])
+
+
+class PythonFile(Source):
+    """Networks that a user's Python file builds."""
+
+    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
+        path, factory = python_file.split_name(name)
+        if not trust_code:
+            raise AgnoscoError(
+                f"'python:{name}' runs the code of {path.name}", "if you trust that file, add --trust-code"
+            )
+        model = python_file.build(path, factory)
+        absolute = path.expanduser().is_absolute()
+        full_name = f"python:{path.name}:{factory}" if absolute else f"python:{name}"  # no folder of this machine
+        if weights is not None:
+            with weights() as file:
+                fill(model, file, full_name)
+        return Network(model, full_name)
+
+
+SOURCES: dict[str, Source] = {
+    "torchvision": Torchvision(),
+    "timm": Timm(),
+    "agnosco": Own(),
+    "python": PythonFile(),
+}
+"""By the first part of a name, before the colon."""
+
+
+def torchvision_names() -> list[str]:
+    """Torchvision's classifiers."""
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+def torchvision_architecture(name: str, *, auxiliary: bool = False) -> Callable[..., nn.Module]:
+    """What builds a classifier of torchvision, for a ``num_classes``; ``auxiliary`` is for GoogLeNet and Inception."""
+    from torchvision import models
+
+    options = {}
+    if name in ("googlenet", "inception_v3"):  # as torchvision does when it loads its own weights
+        options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
+    return partial(models.get_model, name, weights=None, **options)
+
+
+def _imagenet_labels() -> list[str]:
+    from torchvision import models
+
+    return models.ResNet18_Weights.DEFAULT.meta["categories"]
+
+
+def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return create()
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise AgnoscoError(
+            f"cannot download the weights of {name}: {first_line(error)}",
+            "without a network, pass a file of them: weights=FILE.safetensors (--weights)",
+        ) from error

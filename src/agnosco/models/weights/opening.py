@@ -1,0 +1,94 @@
+"""Opens weights files. Every weights file comes in here.
+
+Safetensors are read directly. A pickle that holds only tensors is opened if that is allowed, by another process with
+few rights (:mod:`.limited`). Everything else is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from ...errors import AgnoscoError, AgnoscoWarning
+from ...io.safetensors_header import Suspicious
+from . import limited
+from .contents import Contents, contents_of, open_file, read_tensor
+from .limits import LIMITS, Limits, refusal, worst
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Weights:
+    """A sound safetensors file, open; its tensors are not read yet.
+
+    Args:
+        name: Last part of its path, for messages.
+        file: The open file.
+        contents: What it contains.
+    """
+
+    def __init__(self, name: str, file: IO[bytes], contents: Contents) -> None:
+        self.name = name
+        self.entries = contents.entries
+        self._file, self._contents = file, contents
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors by name, floating-point ones as float32.
+
+        Raises:
+            AgnoscoError: One holds NaN or Inf, or the file has changed meanwhile.
+        """
+        try:
+            return {name: read_tensor(self._file, self._contents, name) for name in self.entries}
+        except Suspicious as error:
+            raise refusal(self.name, error.finding) from error
+        except OSError as error:
+            raise AgnoscoError(f"cannot read {self.name}: {error.strerror or error}", "check the disk") from error
+
+
+def read_weights(path: Path | str, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file by name, floating-point ones as float32. See :func:`open_weights`."""
+    with open_weights(path, allow_pickle=allow_pickle) as weights:
+        return weights.read()
+
+
+@contextmanager
+def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits = LIMITS) -> Iterator[Weights]:
+    """A weights file, examined and found sound.
+
+    Args:
+        path: Safetensors; or, if allowed, what ``torch.save(model.state_dict())`` writes.
+        allow_pickle: Open a pickle that holds only tensors, in another process.
+        limits: What is refused as too large.
+
+    Raises:
+        AgnoscoError: There is no such file, or it is something else, contradicts itself, exceeds a limit or holds
+            unprintable text; each has its own exit code (:data:`.limits.CODES`).
+    """
+    path = Path(path)
+    with open_file(path) as file:
+        contents = contents_of(file, limits)
+        if not contents.findings:
+            yield Weights(path.name, file, contents)
+            return
+        finding = worst(contents.findings)
+        if finding.kind != "pickle" or not allow_pickle:
+            raise refusal(path.name, finding)
+        try:
+            with limited.converted(file, limits) as converted, open_file(converted.path) as safe:
+                contents = contents_of(safe, limits)
+                if contents.findings:
+                    raise refusal(path.name, worst(contents.findings))
+                _warn(path.name, converted.remarks)
+                yield Weights(path.name, safe, contents)
+        except Suspicious as error:
+            raise refusal(path.name, error.finding) from error
+
+
+def _warn(name: str, remarks: list[str]) -> None:
+    remarks = ["it is a pickle, opened in a limited process, which is no real barrier (docs/security.md)", *remarks]
+    warnings.warn(f"{name}: {'; '.join(remarks)}", AgnoscoWarning, stacklevel=5)
