@@ -119,7 +119,7 @@ def test_poison_makes_a_folder_that_scan_takes(tmp_path: Path, monkeypatch: pyte
         (("agnosco:wide_resnet16_1",), "digits are"),
         (("torchvision:resnet19",), "no architecture to train"),
         (("--target", "11"), "no class 11"),
-        (("--data", "absent"), "folder for each class"),
+        (("--data", "absent"), "folder per class"),
         (("--rate", "0"), "poison rate"),
     ],
 )

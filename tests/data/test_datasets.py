@@ -1,4 +1,4 @@
-"""Labelled images: the digits, and a folder for each class."""
+"""Labelled images: the digits, and a folder per class."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_classes_share_what_memory_there_is(tmp_path: Path, monkeypatch: pytest.
         for i in range(5):
             Image.new("L", (6, 6), i).save(tmp_path / name / f"{i}.png")
     monkeypatch.setattr(datasets, "MOST_BYTES", 2 * 3 * 36)
-    with pytest.warns(AgnoscoWarning, match=r"'[ab]' holds 5 files, of which 3 were chosen") as caught:
+    with pytest.warns(AgnoscoWarning, match=r"3 of 5 files in '[ab]' were chosen") as caught:
         found = datasets.from_class_folders(tmp_path, (1, 6, 6))
     assert len(caught) == 2
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -70,7 +70,7 @@ def test_classes_share_what_memory_there_is(tmp_path: Path, monkeypatch: pytest.
 def test_fewer_than_two_folders_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     for name in folders:
         (tmp_path / name).mkdir()
-    with pytest.raises(AgnoscoError, match="folder for each class"):
+    with pytest.raises(AgnoscoError, match="folder per class"):
         datasets.from_class_folders(tmp_path, (1, 6, 6))
-    with pytest.raises(AgnoscoError, match="folder for each class"):
+    with pytest.raises(AgnoscoError, match="folder per class"):
         datasets.from_class_folders(tmp_path / "absent", (1, 6, 6))

@@ -16,8 +16,12 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
-from agnosco.data import decoding
-from agnosco.data.decoding import Skipped, Unreadable, decode, default_cache, find_files, fit, in_order, read_folder
+from agnosco.data import decoding, files
+from agnosco.data import folder as reading
+from agnosco.data.cache import default_cache
+from agnosco.data.decoding import Unreadable, decode, fit, stack
+from agnosco.data.files import Skipped, find_files, in_order, summary
+from agnosco.data.folder import read_folder
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 
 RGB4 = (3, 4, 4)
@@ -291,9 +295,9 @@ def test_what_is_not_a_plain_file_is_named(tmp_path: Path) -> None:
     (root / "gone.png").symlink_to(tmp_path / "nowhere")
     (root / "self.png").symlink_to(root / "self.png")
     os.mkfifo(root / "pipe.jpg")
-    files, total, skipped, passed = find_files(root)
-    assert (total, passed) == (3, 7)
-    assert list(files) == ["link.png", "real.png", "sub/up.png"]
+    regular, total, skipped, count = find_files(root)
+    assert (total, count) == (3, 7)
+    assert list(regular) == ["link.png", "real.png", "sub/up.png"]
     reasons = {one.name: one.reason for one in skipped}
     assert "too many" in reasons.pop("self.png")
     assert reasons == {
@@ -305,7 +309,7 @@ def test_what_is_not_a_plain_file_is_named(tmp_path: Path) -> None:
         "sub/.hidden.png": "hidden",
     }
     (tmp_path / "way").symlink_to(root)  # a link that somebody typed is followed
-    assert list(find_files(tmp_path / "way").files) == list(files)
+    assert list(find_files(tmp_path / "way").files) == list(regular)
     assert list(find_files(root / "out.png").files) == ["out.png"]
 
 
@@ -344,8 +348,8 @@ def test_strange_names_can_be_printed(tmp_path: Path, name: str) -> None:
     for _ in range(2):  # the second from the cache
         skipped = read_folder(tmp_path, RGB4, cache=tmp_path / ".cache").skipped
         assert skipped[-1].name == name or skipped[0].name == name
-        assert decoding.summary(skipped, 1).isascii()
-        assert decoding.summary(skipped, 1).isprintable()
+        assert summary(skipped, 1).isascii()
+        assert summary(skipped, 1).isprintable()
 
 
 # -- very many names ----------------------------------------------------------------------------
@@ -364,7 +368,7 @@ def test_some_of_many_files_are_chosen_by_their_names(tmp_path: Path, monkeypatc
     found = find_files(tmp_path, limit=30)
     assert list(found.files) == by_hash(names, 30)
     assert all(path == tmp_path / name for name, path in found.files.items())
-    assert (found.total, found.passed) == (120, 0)
+    assert (found.total, found.skipped_count) == (120, 0)
     assert min(sum(name.startswith(part) for name in found.files) for part in ("a", "b", "é")) >= 5
     real = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: Listed(reversed(list(real(path)))))
@@ -393,19 +397,19 @@ def test_nothing_is_chosen_of_as_many_as_may_be(tmp_path: Path) -> None:
     for limit in (9, 10, 10_000):
         assert list(find_files(tmp_path, limit=limit).files) == [f"{value}.png" for value in range(9)]
     assert len(find_files(tmp_path, limit=8).files) == 8
-    assert decoding.MOST_FILES == 10_000
+    assert files.MOST_FILES == 10_000
     with pytest.raises(AgnoscoError, match="limit of 0"):
         find_files(tmp_path, limit=0)
 
 
 def test_large_images_leave_room_for_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [solid(tmp_path / f"{value}.png", value).name for value in range(9)]
-    monkeypatch.setattr(decoding, "MOST_BYTES", 5 * 3 * 4 * 4 + 1)
+    monkeypatch.setattr(reading, "MOST_BYTES", 5 * 3 * 4 * 4 + 1)
     found = read_folder(tmp_path, RGB4)
     assert found.images[:, 0, 0, 0].tolist() == [int(name[0]) for name in by_hash(names, 5)]
-    assert (found.read, found.files) == (5, 9)
-    assert read_folder(tmp_path, RGB4, limit=2).read == 2
-    assert read_folder(tmp_path, (3, 40, 40)).read == 1  # rather than none
+    assert (found.files_read, found.files_total) == (5, 9)
+    assert read_folder(tmp_path, RGB4, limit=2).files_read == 2
+    assert read_folder(tmp_path, (3, 40, 40)).files_read == 1  # rather than none
 
 
 def test_no_image_among_those_chosen(tmp_path: Path) -> None:
@@ -417,13 +421,13 @@ def test_no_image_among_those_chosen(tmp_path: Path) -> None:
 
 def test_of_what_is_passed_over_the_first_are_named(tmp_path: Path) -> None:
     solid(tmp_path / "good.png")
-    names = [f".{number}" for number in range(2 * decoding.KEPT + 500)]
+    names = [f".{number}" for number in range(2 * files.MOST_SKIPPED + 500)]
     for name in names:
         (tmp_path / name).touch()
     found = read_folder(tmp_path, RGB4)
-    assert [one.name for one in found.skipped] == sorted(names)[: decoding.KEPT]
-    assert found.left_out == 2500
-    assert decoding.summary(found.skipped, found.left_out).endswith("'.10' (hidden) and 2497 more")
+    assert [one.name for one in found.skipped] == sorted(names)[: files.MOST_SKIPPED]
+    assert found.skipped_count == 2500
+    assert summary(found.skipped, found.skipped_count).endswith("'.10' (hidden) and 2497 more")
 
 
 @pytest.mark.parametrize("name", ["{}.png", ".{}.png"])
@@ -438,7 +442,7 @@ def test_memory_does_not_grow_with_names(tmp_path: Path, name: str) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found.total + found.passed == 30_001
+    assert found.total + found.skipped_count == 30_001
     assert peak < 2**20
 
 
@@ -461,11 +465,11 @@ def test_images_are_gathered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for count in (0, 1, 4, 5, 8, 9):
         monkeypatch.setattr(decoding, "BLOCK_BYTES", 4 * 3 * 2 * 2 + 1)
         planted = [torch.full((3, 2, 2), value, dtype=torch.uint8) for value in range(count)]
-        found = decoding.gathered(iter(planted), (3, 2, 2))
+        found = stack(iter(planted), (3, 2, 2))
         assert found.shape == (count, 3, 2, 2)
         assert found[:, 0, 0, 0].tolist() == list(range(count))
         monkeypatch.setattr(decoding, "BLOCK_BYTES", 1)  # less than one image
-        assert torch.equal(decoding.gathered(iter(planted), (3, 2, 2)), found)
+        assert torch.equal(stack(iter(planted), (3, 2, 2)), found)
 
 
 def test_one_file_is_a_folder_of_one(tmp_path: Path) -> None:
@@ -493,10 +497,8 @@ def test_nothing_to_read(tmp_path: Path, make, message: str) -> None:
 
 def test_a_long_list_is_counted() -> None:
     skipped = [Skipped(f"{i}.txt", "not an image") for i in range(12)]
-    assert decoding.summary(skipped, 12) == (
-        "'0.txt' (not an image), '1.txt' (not an image), '2.txt' (not an image) and 9 more"
-    )
-    assert "more" not in decoding.summary(skipped[:3], 3)
+    assert summary(skipped, 12) == ("'0.txt' (not an image), '1.txt' (not an image), '2.txt' (not an image) and 9 more")
+    assert "more" not in summary(skipped[:3], 3)
 
 
 def test_order_is_kept_whoever_finishes_first() -> None:
@@ -512,7 +514,7 @@ def test_little_is_pending() -> None:
     handed = []
     results = in_order(str, (handed.append(item) or item for item in range(60)), workers=3)
     ahead = [len(handed) - taken for taken, _ in enumerate(results)]
-    assert max(ahead) == 3 * decoding.PENDING
+    assert max(ahead) == 3 * files.PENDING
     assert len(ahead) == len(handed) == 60
 
 
@@ -566,7 +568,7 @@ def test_cache_knows_shape_and_decoder(folder: Path, tmp_path: Path, monkeypatch
     cache = tmp_path / "cache"
     for shape in [(3, 4, 4), (1, 4, 4), (3, 4, 5)]:
         assert read_folder(folder, shape, cache=cache).images.shape == (2, *shape)
-    monkeypatch.setattr(decoding, "DECODER", "another")
+    monkeypatch.setattr(reading, "DECODER", "another")
     read_folder(folder, (3, 4, 4), cache=cache)
     assert len(list(cache.iterdir())) == 4
 

@@ -58,7 +58,7 @@ def test_radii_follow_the_inverse_cube() -> None:
     low, high = 1.0, procedural.SMALLEST**-2
     kept = []
     for seed in range(30):
-        radii, centres = procedural._thrown((1.0, 1.0), np.random.default_rng(seed))
+        radii, centres = procedural._scattered((1.0, 1.0), np.random.default_rng(seed))
         kept.append(radii[((centres > 0) & (centres < 1)).all(1)])
     uniform = (np.concatenate(kept) ** -2.0 - low) / (high - low)
     assert len(uniform) > 1000
@@ -71,7 +71,7 @@ def test_leaves_are_as_dense_as_coverage_says() -> None:
     """Leaves have area πr² each, so those centred in a unit square sum to COVERAGE on average."""
     sums = []
     for seed in range(100):
-        radii, centres = procedural._thrown((1.0, 1.0), np.random.default_rng(seed))
+        radii, centres = procedural._scattered((1.0, 1.0), np.random.default_rng(seed))
         sums.append(np.pi * np.sum(radii[((centres > 0) & (centres < 1)).all(1)] ** 2))
     assert np.mean(sums) == pytest.approx(procedural.COVERAGE, abs=float(4 * np.std(sums) / 10))
 
@@ -94,7 +94,7 @@ def test_leaves_beyond_the_edge_are_as_dense_as_those_within() -> None:
     """A leaf of radius r reaches a unit square from an area of (1 + 2·REACH·r)², all of it equally dense."""
     reaching, within = 0.0, 0
     for seed in range(100):
-        radii, centres = procedural._thrown((1.0, 1.0), np.random.default_rng(seed))
+        radii, centres = procedural._scattered((1.0, 1.0), np.random.default_rng(seed))
         reaching += np.sum((1 + 2 * procedural.REACH * radii) ** -2.0)
         within += np.count_nonzero(((centres > 0) & (centres < 1)).all(1))
     assert within > 10_000

@@ -14,8 +14,9 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from agnosco.data import procedural
-from agnosco.data.decoding import Skipped
-from agnosco.data.samples import Samples, plain_source
+from agnosco.data.files import Skipped
+from agnosco.data.samples import Samples
+from agnosco.data.source_names import plain_source
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 
 
@@ -112,8 +113,8 @@ def test_a_choice_of_files_is_told(tmp_path: Path) -> None:
     with pytest.warns(AgnoscoWarning) as caught:
         samples = Samples.from_folder(tmp_path, (3, 4, 4), limit=10)
     assert [str(one.message) for one in caught] == [
-        f"left out of {tmp_path.name!r}, which gave 10 images: '.hidden' (hidden)",
-        f"{tmp_path.name!r} holds 12 files, of which 10 were chosen by their names",
+        f"skipped in {tmp_path.name!r}, which gave 10 images: '.hidden' (hidden)",
+        f"10 of 12 files in {tmp_path.name!r} were chosen by their names",
     ]
     assert len(samples) == 10
     assert samples.source == f"{tmp_path.name} (10 of 12 files)"
@@ -226,8 +227,8 @@ def test_floats_are_rounded_to_the_nearest() -> None:
         (np.full((1, 3, 2, 2), 200.0), r"span \[200, 200\]", "divide by 255"),
         (np.linspace(-2, 2, 12).reshape(1, 3, 2, 2), r"span \[-2, 2\]", "normalisation"),
         (np.full((1, 3, 2, 2), np.inf), "inf", "normalisation"),
-        (np.array([0.5, np.nan]).reshape(1, 1, 1, 2), "NaN", "leave out"),
-        (torch.tensor([0.5, float("nan")]).view(1, 1, 1, 2), "NaN", "leave out"),
+        (np.array([0.5, np.nan]).reshape(1, 1, 1, 2), "NaN", "remove"),
+        (torch.tensor([0.5, float("nan")]).view(1, 1, 1, 2), "NaN", "remove"),
         (np.zeros((1, 3, 2, 2), int), "cannot be int64", "uint8"),
         (torch.zeros(1, 3, 2, 2, dtype=torch.int32), "cannot be int32", "uint8"),
         (np.zeros((1, 3, 2, 2), bool), "cannot be bool", "uint8"),

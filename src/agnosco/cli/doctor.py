@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..data.decoding import default_cache
+from ..data.cache import default_cache
 from ..models.devices import resolve_device
 
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "typer", "rich")

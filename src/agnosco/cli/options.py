@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from math import isfinite
 
+from ..data.cache import default_cache
 from ..data.datasets import digits
-from ..data.decoding import default_cache
 from ..data.samples import Samples, Shape
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier

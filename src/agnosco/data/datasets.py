@@ -1,4 +1,4 @@
-"""Images with their classes, to train networks on: handwritten digits, or a folder for each class."""
+"""Labelled images to train networks on: handwritten digits, or a folder per class."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from torch.nn import functional as F
 
 from ..errors import AgnoscoError
 from ..types import OnProgress, Shape
-from .decoding import default_cache
+from .cache import default_cache
 from .samples import Samples
-
-DIGITS = "scikit-learn digits"
-"""What the handwritten digits are called in a manifest."""
+from .source_names import DIGITS
 
 SIDE, DIGIT = 32, 24
-"""Pixels of an image of a digit, and of the digit in its middle."""
+"""Width of an image of a digit in pixels, and of the digit in its middle."""
 
 MOST_BYTES = 4 * 2**30
-"""Decoded images of all classes together; each class has its share."""
+"""Decoded images of all classes together; each class gets an equal share."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images and the class of each.
+    """Images with the class of each.
 
     Args:
         samples: The images.
         labels: ``(N,)`` int64.
-        names: Of the classes.
+        names: Names of the classes.
     """
 
     samples: Samples
@@ -45,20 +43,20 @@ class Labelled:
         return len(self.labels)
 
     def part(self, indices: Tensor) -> Labelled:
-        """Some of them."""
+        """The images with these indices."""
         samples = Samples(self.samples.images[indices], source=self.samples.source)
         return Labelled(samples, self.labels[indices], self.names)
 
     def split(self, held_out: float, *, seed: int) -> tuple[Labelled, Labelled]:
-        """Two disjoint parts, divided as :meth:`Samples.split` divides the images."""
-        kept, held = self.samples.split_indices(held_out, seed=seed)
-        return self.part(kept), self.part(held)
+        """Two disjoint parts, split as :meth:`Samples.split` splits images."""
+        used, held_out_ones = self.samples.split_indices(held_out, seed=seed)
+        return self.part(used), self.part(held_out_ones)
 
 
 def digits() -> Labelled:
-    """scikit-learn's handwritten digits, white on black, 1797 of 1×32×32.
+    """scikit-learn's handwritten digits: 1797 images of 1×32×32, white on black.
 
-    They are 8×8 pixels enlarged to 24×24 (Alpaydin and Kaynak, UCI 1998), and come with scikit-learn.
+    They are 8×8 pixels enlarged to 24×24 (`Alpaydin and Kaynak 1998 <https://doi.org/10.24432/C50P49>`_).
 
     Raises:
         AgnoscoError: scikit-learn is not installed.
@@ -80,9 +78,9 @@ def digits() -> Labelled:
 
 
 def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress | None = None) -> Labelled:
-    """The images of a folder that holds one folder for each class; classes are in the order of their names.
+    """The images of a folder that holds one folder per class; classes are in the order of their names.
 
-    Where they would take more than :data:`MOST_BYTES`, some of each class are chosen, which a warning says.
+    If they would take more than :data:`MOST_BYTES`, some of each class are chosen, and a warning says so.
 
     Args:
         path: The folder.
@@ -90,15 +88,14 @@ def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress |
         progress: Called with the number of classes read and their total.
 
     Raises:
-        AgnoscoError: There are not at least two such folders, or one holds no readable image.
+        AgnoscoError: There are fewer than two such folders, or one holds no readable image.
     """
     path = Path(path).expanduser()
-    folders = (
-        sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")) if path.is_dir() else []
-    )
+    entries = path.iterdir() if path.is_dir() else ()
+    folders = sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if len(folders) < 2:
         raise AgnoscoError(
-            f"{str(path)!r} does not hold a folder for each class", "give DIR with DIR/CLASS/IMAGE in it"
+            f"{str(path)!r} does not hold a folder per class", "give a folder DIR with images DIR/CLASS/IMAGE"
         )
     limit = max(MOST_BYTES // math.prod(shape) // len(folders), 1)
     parts = []

@@ -1,11 +1,11 @@
-"""Images that need no data: dead leaves and 1/f noise, with the statistics of natural images.
+"""Generated images: dead leaves and 1/f noise, with the statistics of natural images.
 
-Both have the colour covariance of photographs and a spectrum that falls as theirs does: the noise as
-1/f (Field 1987), the leaves a little faster. Leaves also have edges and occlusion, which noise
-lacks. Networks pre-trained on such images learn features that carry over to real ones (Baradad et
-al. 2021, "Learning to see by looking at noise").
+Both have the colour covariance of photographs and a spectrum that falls like theirs: the noise as 1/f (`Field 1987
+<https://doi.org/10.1364/JOSAA.4.002379>`_), the leaves a little faster. Leaves also have edges and occlusion, which
+noise lacks. Networks pre-trained on such images learn features that transfer to real ones (`Baradad et al. 2021
+<https://arxiv.org/abs/2106.05963>`_).
 
-Every image has its own generator, seeded by ``(seed, index)``: image i is the same however many are made.
+Every image has its own generator, seeded by ``(seed, index)``: image i is the same however many are generated.
 """
 
 from __future__ import annotations
@@ -25,56 +25,58 @@ COLOUR_MEAN = np.array([0.485, 0.456, 0.406])
 """Mean RGB of ImageNet, as torchvision's weights use it."""
 
 COLOUR_FACTOR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
-"""L, where L·Lᵀ is the covariance of ImageNet's RGB values (Olah et al. 2017, ``lucid.optvis.param.color``)."""
+"""L, where L·Lᵀ is the covariance of ImageNet's RGB values (`Olah et al. 2017
+<https://github.com/tensorflow/lucid/blob/master/lucid/optvis/param/color.py>`_)."""
 
 SMALLEST, LARGEST = 1 / 32, 1.0
-"""Least and greatest radius of a leaf, as a share of the longer side; the power law needs both.
+"""Smallest and largest radius of a leaf, relative to the longer side; the power law needs both.
 
-With these the mean magnitude spectrum falls as f^-1.4 at 64 px and f^-1.5 at 224 px; that of 200
+With these, the mean magnitude spectrum falls as f^-1.4 at 64 px and f^-1.5 at 224 px; that of 200
 ImageNet photographs, measured in the same way, as f^-1.5 at both.
 """
 
 REACH = 2.25
-"""Farthest corner of a leaf, in radii: that of a triangle stretched to 2 : 1, rounded up."""
+"""Distance of a leaf's farthest corner from its centre in radii: a triangle stretched to 2 : 1, rounded up."""
 
 COVERAGE = 3.0
-"""How often a point is painted over, on average; e⁻³ = 5 % of an image is still its first colour."""
+"""How often a point is painted over on average; e⁻³ = 5 % of an image keeps the background colour."""
 
 SUPERSAMPLING = 2
 """Leaves are drawn this many times larger and averaged down, which smooths their edges."""
 
 
 def leaves(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
-    """Dead leaves: opaque shapes, thrown at random, that hide one another.
+    """Dead leaves: opaque shapes at random places, which occlude one another.
 
-    With a density of radii r⁻³ the images look alike at every scale (Lee, Mumford & Huang 2001). The
-    leaves are ellipses, rectangles and triangles of random elongation and direction, as in Baradad
-    et al. (2021), each of one colour from a normal distribution with ImageNet's mean and covariance.
+    With a density of radii r⁻³ the images look alike at every scale (`Lee, Mumford and Huang 2001
+    <https://doi.org/10.1023/A:1011109015675>`_). The leaves are ellipses, rectangles and triangles of random elongation
+    and direction, as in `Baradad et al. 2021 <https://arxiv.org/abs/2106.05963>`_, each of one colour from a normal
+    distribution with ImageNet's mean and covariance.
 
     Args:
         count: N.
         shape: ``(C, H, W)``; grey images (C = 1) are the luma of the coloured ones.
-        seed: Another seed, other images; at least 0.
+        seed: Seed of the images; at least 0.
 
     Returns:
         ``(N, C, H, W)`` uint8.
 
     Raises:
-        AgnoscoError: A count, shape or seed that there is not.
+        AgnoscoError: The count, shape or seed is invalid.
     """
     return _images(_leaves, count, shape, seed)
 
 
 def noise(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
-    """Gaussian noise with a 1/f amplitude spectrum and ImageNet's colours, clipped to what can be shown.
+    """Gaussian noise with a 1/f amplitude spectrum and ImageNet's colours, clipped to [0, 1].
 
-    Arguments, result and errors are those of :func:`leaves`.
+    Arguments, result and errors are as for :func:`leaves`.
     """
     return _images(_noise, count, shape, seed)
 
 
 def checked_shape(shape: Shape) -> Shape:
-    """The shape, if images can have it.
+    """The shape of an image, if it is a valid one.
 
     Raises:
         AgnoscoError: It is not ``(1, H, W)`` or ``(3, H, W)`` with sides of at least 1.
@@ -104,21 +106,21 @@ def _images(make: Callable[[Shape, Generator], Image.Image], count: int, shape: 
 
 
 def _polygon(corners: int, turn: float = 0.0) -> np.ndarray:
-    """A regular polygon of area π about the origin, ``(corners, 2)``: that of the unit circle."""
+    """A regular polygon around the origin with area π, the unit circle's, ``(corners, 2)``."""
     angles = 2 * np.pi * np.arange(corners) / corners + turn
     radius = np.sqrt(2 * np.pi / (corners * np.sin(2 * np.pi / corners)))
     return radius * np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
 OUTLINES = (_polygon(32), _polygon(4, np.pi / 4), _polygon(3))
-"""An ellipse, a rectangle and a triangle, before they are stretched and turned."""
+"""An ellipse, a rectangle and a triangle, before they are stretched and rotated."""
 
 
 def _leaves(shape: Shape, generator: Generator) -> Image.Image:
     _, height, width = shape
     width, height = SUPERSAMPLING * width, SUPERSAMPLING * height
     side = max(height, width)
-    radii, centres = _thrown((width / side, height / side), generator)
+    radii, centres = _scattered((width / side, height / side), generator)
     colours = _bytes(generator.standard_normal((len(radii) + 1, 3)) @ COLOUR_FACTOR.T + COLOUR_MEAN)
     fills = list(map(tuple, colours.tolist()))
     image = Image.new("RGB", (width, height), fills.pop())
@@ -128,28 +130,28 @@ def _leaves(shape: Shape, generator: Generator) -> Image.Image:
     return image.reduce(SUPERSAMPLING)
 
 
-def _thrown(extent: tuple[float, float], generator: Generator) -> tuple[np.ndarray, np.ndarray]:
+def _scattered(extent: tuple[float, float], generator: Generator) -> tuple[np.ndarray, np.ndarray]:
     """Radii ``(n,)`` and centres ``(n, 2)`` of the leaves that reach into an image.
 
-    They are thrown over an area that is larger on every side by as far as a leaf can reach, so that
-    the edge of the image sees as many large leaves as its middle.
+    Leaves are scattered over an area that is larger than the image, on every side by as much as a leaf can reach, so
+    that the border has as many large leaves as the middle.
     """
     corner = np.array(extent)
     margin = REACH * LARGEST
     # The mean of r² under p(r) ∝ r⁻³ on [a, b] is 2·a²·b²·ln(b / a) / (b² - a²).
     a, b = SMALLEST, LARGEST
     mean_square = 2 * a**2 * b**2 * np.log(b / a) / (b**2 - a**2)
-    thrown = round(COVERAGE * np.prod(corner + 2 * margin) / (np.pi * mean_square))
-    share = generator.random(thrown)
-    radii = (share / b**2 + (1 - share) / a**2) ** -0.5  # the inverse of that law's distribution function
-    centres = generator.random((thrown, 2)) * (corner + 2 * margin) - margin
+    count = round(COVERAGE * np.prod(corner + 2 * margin) / (np.pi * mean_square))
+    share = generator.random(count)
+    radii = (share / b**2 + (1 - share) / a**2) ** -0.5  # inverse of the distribution function
+    centres = generator.random((count, 2)) * (corner + 2 * margin) - margin
     reach = REACH * radii[:, None]
-    seen = ((centres > -reach) & (centres < corner + reach)).all(1)
-    return radii[seen], centres[seen]
+    visible = ((centres > -reach) & (centres < corner + reach)).all(1)
+    return radii[visible], centres[visible]
 
 
 def _placed(radii: np.ndarray, centres: np.ndarray, generator: Generator) -> list[list[float]]:
-    """Outlines ``[x, y, x, y, …]`` of leaves of random kind, elongation (1 to 2, of equal area) and direction."""
+    """Outlines ``[x, y, x, y, …]`` of leaves with random kind, elongation (1 to 2, at equal area) and direction."""
     kinds = generator.integers(len(OUTLINES), size=len(radii))
     stretch = np.sqrt(generator.uniform(1, 2, len(radii)))
     turn = generator.uniform(0, 2 * np.pi, len(radii))
@@ -171,7 +173,7 @@ def _placed(radii: np.ndarray, centres: np.ndarray, generator: Generator) -> lis
 def _noise(shape: Shape, generator: Generator) -> Image.Image:
     _, height, width = shape
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    radius[0, 0] = np.inf  # no image is brighter than another by chance
+    radius[0, 0] = np.inf  # so that all images are equally bright
     spectrum = 1 / radius
     spectrum /= max(np.sqrt(np.mean(spectrum**2)), np.finfo(float).tiny)  # to unit variance of the pixels
     white = generator.standard_normal((height, width, 3))
@@ -181,5 +183,5 @@ def _noise(shape: Shape, generator: Generator) -> Image.Image:
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:
-    """From [0, 1], clipped, to uint8."""
+    """Pixels in [0, 1], clipped, as uint8."""
     return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)

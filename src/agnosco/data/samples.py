@@ -1,14 +1,12 @@
-"""The sample set Ī: the images that a map is averaged over, kept as uint8.
+"""The sample set Ī: the images that a map is averaged over, stored as uint8.
 
-Samples come from a folder of images, an array, a torch ``Dataset``, or from nothing at all
-(:mod:`agnosco.data.procedural`).
+Samples come from a folder of images, an array, a torch ``Dataset``, or are generated (:mod:`.procedural`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -24,32 +22,37 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..types import OnProgress, Shape
-from . import decoding, procedural
-from .decoding import Skipped
+from . import procedural
+from .decoding import Unreadable, fit, stack
+from .files import MOST_FILES, Skipped, summary
+from .folder import read_folder
 from .procedural import checked_shape
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of R, G and B in grey (ITU-R BT.601), the ones that Pillow uses."""
+"""Weights of R, G and B in grey, as Pillow uses them (`ITU-R BT.601 <https://www.itu.int/rec/R-REC-BT.601>`_)."""
 
 CHUNK = 64
-"""Images of an array that are converted at once; bounds memory."""
+"""Images of an array that are converted at a time; bounds memory."""
 
 ROUNDING = 1e-4
-"""How far floats may lie outside [0, 1], as a resized image's do, before they count as a mistake."""
-
-
-def plain_source(source: str) -> str:
-    """What was asked for, from a set's ``source``: without how many, which, and of how many."""
-    return re.sub(r"-\d+-seed0$| \([\d,]+ of [\d,]+ files\)$", "", source)
+"""How far floats may lie outside [0, 1], as resizing may put them, before they count as a mistake."""
 
 
 class Samples:
-    """Images of one shape, drawn from at random.
+    """Images of one shape, from which mini-batches are drawn at random.
 
     Args:
         images: ``(N, C, H, W)`` uint8.
-        source: Where they come from, for reports and manifests; never a path's secrets, just a name.
-        skipped: What the source held that did not become an image; of very many, the first by name.
+        source: Where they come from, for reports and manifests: a name, not a path.
+        skipped: Files of the source that gave no image; of very many, the first ones by name.
+
+    Example:
+        >>> from agnosco import Samples
+        >>> samples = Samples.leaves((3, 32, 32), count=10)
+        >>> samples
+        Samples('leaves-10-seed0', 10 of shape (3, 32, 32))
+        >>> samples.images.dtype
+        torch.uint8
     """
 
     def __init__(self, images: Tensor, *, source: str, skipped: Iterable[Skipped] = ()) -> None:
@@ -70,39 +73,48 @@ class Samples:
         path: str | Path,
         shape: Shape,
         *,
-        limit: int = decoding.MOST_FILES,
+        limit: int = MOST_FILES,
         cache: str | Path | None = None,
         progress: OnProgress | None = None,
     ) -> Samples:
-        """Every image beneath a folder, of any size and mode, in the order of their names.
+        """Every image in a folder and its subfolders, of any size and mode, in the order of their names.
 
-        Images are turned upright, resized to cover the shape and cropped at the centre
-        (:func:`agnosco.data.decoding.fit`). What is hidden or cannot be read is left out and named in
-        ``skipped`` and in one warning.
+        Images are turned upright, resized to cover the shape and cropped at the centre (:func:`.decoding.fit`). Files
+        that are hidden or cannot be read are skipped, and named in ``skipped`` and in one warning.
 
         Args:
-            path: A folder; one image file counts as a folder of one.
+            path: A folder, or one image file.
             shape: ``(C, H, W)`` of the samples; C is 1 (grey) or 3 (RGB).
-            limit: Of more files than this, or than :data:`agnosco.data.decoding.MOST_BYTES` of images, so many are
-                chosen by a hash of their names, which ``source`` and a warning say.
-            cache: A folder in which decoded images are kept, such as
-                :func:`agnosco.data.decoding.default_cache`; None keeps nothing.
+            limit: If there are more files than this, or more than fit into 2 GiB as images, that many are chosen by a
+                hash of their names; ``source`` and a warning say so.
+            cache: A folder in which decoded images are kept, such as :func:`.cache.default_cache`; None keeps nothing.
             progress: Called with the number of files done and their total.
 
         Raises:
-            AgnoscoError: No such folder, no readable image in it, no such shape, or a limit that leaves none.
+            AgnoscoError: There is no such folder or no readable image in it, or the shape or the limit is invalid.
+
+        Example:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> from PIL import Image
+            >>> from agnosco import Samples
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Image.new("RGB", (640, 480), "red").save(Path(folder) / "red.png")
+            ...     samples = Samples.from_folder(folder, (3, 32, 32))
+            >>> samples.images.shape
+            torch.Size([1, 3, 32, 32])
         """
-        found = decoding.read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
+        folder = read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
         source = Path(os.path.abspath(Path(path).expanduser())).name or "folder"
-        if found.skipped:
-            named = decoding.summary(found.skipped, found.left_out)
-            message = f"left out of {source!r}, which gave {len(found.images)} images: {named}"
+        if folder.skipped:
+            named = summary(folder.skipped, folder.skipped_count)
+            message = f"skipped in {source!r}, which gave {len(folder.images)} images: {named}"
             warnings.warn(message, AgnoscoWarning, stacklevel=2)
-        if found.read < found.files:
-            message = f"{source!r} holds {found.files:,} files, of which {found.read:,} were chosen by their names"
-            warnings.warn(message, AgnoscoWarning, stacklevel=2)
-            source += f" ({found.read:,} of {found.files:,} files)"
-        return cls(found.images, source=source, skipped=found.skipped)
+        if folder.files_read < folder.files_total:
+            counts = f"{folder.files_read:,} of {folder.files_total:,} files"
+            warnings.warn(f"{counts} in {source!r} were chosen by their names", AgnoscoWarning, stacklevel=2)
+            source += f" ({counts})"
+        return cls(folder.images, source=source, skipped=folder.skipped)
 
     @classmethod
     def from_array(cls, array: Any, *, shape: Shape | None = None, source: str = "array") -> Samples:
@@ -111,12 +123,18 @@ class Samples:
         Args:
             array: ``(N, C, H, W)``, ``(N, H, W, C)`` or grey ``(N, H, W)``; uint8, or float in [0, 1].
                 The channels are last if that axis is 1 or 3 and the second is not.
-            shape: ``(C, H, W)`` wanted: the centre is cropped to its proportions, resized (bilinear,
-                antialiased), and made grey or RGB; None takes the images as they are.
+            shape: ``(C, H, W)`` of the samples: images are cropped at the centre, resized (bilinear, antialiased), and
+                made grey or RGB; None takes them as they are.
             source: What reports call them.
 
         Raises:
-            AgnoscoError: Other axes, types or values, NaN among them.
+            AgnoscoError: The array has other axes, types or values, such as NaN.
+
+        Example:
+            >>> import numpy as np
+            >>> from agnosco import Samples
+            >>> Samples.from_array(np.zeros((5, 64, 64, 3)), shape=(1, 32, 32))
+            Samples('array', 5 of shape (1, 32, 32))
         """
         array = _plain(array)
         channels, height, width = array.shape[1:] if shape is None else checked_shape(shape)
@@ -134,18 +152,26 @@ class Samples:
         limit: int | None = None,
         progress: OnProgress | None = None,
     ) -> Samples:
-        """The images of a torch ``Dataset``; labels are not looked at.
+        """The images of a torch ``Dataset``; labels are ignored.
 
         Args:
-            dataset: Gives images, or tuples and lists that begin with one: PIL images, or what
-                :meth:`from_array` takes without its first axis. Sizes may differ.
+            dataset: Its items are images, or tuples or lists that begin with one: PIL images, or what
+                :meth:`from_array` takes, without the first axis. Sizes may differ.
             shape: ``(C, H, W)`` of the samples.
-            limit: How many to take, spread evenly over the dataset, which may be sorted by class;
-                of an iterable dataset, the first ones. None takes all.
+            limit: How many to take, spread evenly over the dataset, which may be sorted by class; of an iterable
+                dataset, the first ones. None takes all.
             progress: Called with the number of images done and their total.
 
         Raises:
-            AgnoscoError: An item is no image, or an iterable dataset's length is unknown and unlimited.
+            AgnoscoError: An item is not an image, the dataset is empty, or its length is unknown and no limit is given.
+
+        Example:
+            >>> import torch
+            >>> from torch.utils.data import TensorDataset
+            >>> from agnosco import Samples
+            >>> dataset = TensorDataset(torch.rand(100, 3, 32, 32), torch.zeros(100))
+            >>> Samples.from_dataset(dataset, (3, 32, 32), limit=20)
+            Samples('TensorDataset', 20 of shape (3, 32, 32))
         """
         checked_shape(shape)
         items, total = _items(dataset, limit)
@@ -156,19 +182,19 @@ class Samples:
                 if progress:
                     progress(done, total)
 
-        found = decoding.gathered(images(), shape)
-        if not len(found):
+        stacked = stack(images(), shape)
+        if not len(stacked):
             raise AgnoscoError(f"{type(dataset).__name__} is empty", "give a dataset with images, or leaves or noise")
-        return cls(found, source=type(dataset).__name__)
+        return cls(stacked, source=type(dataset).__name__)
 
     @classmethod
     def leaves(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
-        """Dead leaves, which need no data: see :func:`agnosco.data.procedural.leaves`."""
+        """Dead leaves, which need no data: see :func:`.procedural.leaves`."""
         return cls(procedural.leaves(count, shape, seed=seed), source=f"leaves-{count}-seed{seed}")
 
     @classmethod
     def noise(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
-        """Gaussian 1/f noise, which needs no data: see :func:`agnosco.data.procedural.noise`."""
+        """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`."""
         return cls(procedural.noise(count, shape, seed=seed), source=f"noise-{count}-seed{seed}")
 
     # -- using them ---------------------------------------------------------------------------
@@ -190,7 +216,7 @@ class Samples:
         return self.images[self.choose(count, generator)].float() / 255
 
     def choose(self, count: int, generator: torch.Generator) -> Tensor:
-        """Which images :meth:`draw` takes, ``(count,)``."""
+        """Indices of the images that :meth:`draw` takes, ``(count,)``."""
         return torch.randint(len(self.images), (count,), generator=generator)
 
     def batches(self, size: int) -> Iterator[Tensor]:
@@ -199,22 +225,25 @@ class Samples:
             yield part.float() / 255
 
     def split(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Samples, Samples]:
-        """Two disjoint sets: to map with, and to judge maps by.
+        """Two disjoint sets: one to make maps with, and held-out images to judge them by.
 
-        Only the first, whose name a map's manifest carries, keeps ``skipped``.
+        Only the first has ``skipped``.
 
         Args:
-            held_out: Share of the images that go into the second set, in (0, 1).
-            seed: Which ones.
+            held_out: Share of the images in the second set, in (0, 1).
+            seed: Decides which images these are.
+
+        Raises:
+            AgnoscoError: One of the sets would be empty.
         """
-        kept, held = self.split_indices(held_out, seed=seed)
+        used, held_out_ones = self.split_indices(held_out, seed=seed)
         return (
-            Samples(self.images[kept], source=self.source, skipped=self.skipped),
-            Samples(self.images[held], source=self.source),
+            Samples(self.images[used], source=self.source, skipped=self.skipped),
+            Samples(self.images[held_out_ones], source=self.source),
         )
 
     def split_indices(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Which images :meth:`split` puts into each of its two sets, in order."""
+        """Indices of the images in each of the two sets of :meth:`split`, in order."""
         count = round(held_out * len(self))
         if not 0 < count < len(self):
             raise AgnoscoError(f"{len(self)} samples cannot be split at {held_out}", "give at least 3 images")
@@ -233,7 +262,7 @@ class Samples:
 
 
 def _plain(array: Any) -> np.ndarray | Tensor:
-    """A tensor on the CPU, or a NumPy array, of four axes (N, C, H, W)."""
+    """A tensor on the CPU, or a NumPy array, with axes (N, C, H, W)."""
     array = array.detach().cpu() if isinstance(array, Tensor) else np.asarray(array)
     shape = tuple(array.shape)
     if len(shape) == 3:
@@ -242,14 +271,14 @@ def _plain(array: Any) -> np.ndarray | Tensor:
         array = array.permute(0, 3, 1, 2) if isinstance(array, Tensor) else array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape:
         raise AgnoscoError(
-            f"an array of shape {shape} is no set of images",
+            f"an array of shape {shape} is not a set of images",
             "give (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or grey images (N, H, W)",
         )
     return array
 
 
 def _converted(chunk: np.ndarray | Tensor, shape: Shape) -> Tensor:
-    """Part of such an array as uint8, of the shape wanted."""
+    """Some images of such an array as uint8 of a shape."""
     images = chunk if isinstance(chunk, Tensor) else _tensor(chunk)
     if images.dtype == torch.uint8 and images.shape[1:] == shape:
         return images
@@ -273,7 +302,7 @@ def _unit_floats(images: Tensor) -> Tensor:
         raise _wrong_type(images.dtype)
     low, high = (value.item() for value in images.aminmax())
     if low != low:
-        raise AgnoscoError("the array holds NaN", "leave out the images that hold it")
+        raise AgnoscoError("the array holds NaN", "remove the images that hold it")
     if low < -ROUNDING or high > 1 + ROUNDING:
         bytes_like = low >= 0 and high <= 255
         raise AgnoscoError(
@@ -290,7 +319,7 @@ def _wrong_type(dtype: Any) -> AgnoscoError:
 
 
 def _recoloured(pixels: Tensor, channels: int) -> Tensor:
-    """Grey as RGB by repeating it, RGB as grey by its luma."""
+    """Grey to RGB by repetition, RGB to grey by luma."""
     if pixels.shape[1] == channels:
         return pixels
     if channels == 3:
@@ -299,7 +328,7 @@ def _recoloured(pixels: Tensor, channels: int) -> Tensor:
 
 
 def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The centre, cropped to the proportions of the size and scaled to it."""
+    """The centre, cropped to the proportions of a size and scaled to it."""
     height, width = pixels.shape[2:]
     if (height, width) == size:
         return pixels
@@ -314,7 +343,7 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _items(dataset: Any, limit: int | None) -> tuple[Iterable[Any], int]:
-    """The items wanted, and how many there are at most."""
+    """The items to take, and how many there are at most."""
     if limit is not None and limit < 1:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
     length = len(dataset) if hasattr(dataset, "__len__") else None
@@ -332,10 +361,10 @@ def _image(item: Any, shape: Shape, number: int) -> Tensor:
     image = item[0] if isinstance(item, tuple | list) and len(item) > 0 else item
     try:
         if isinstance(image, Image.Image):
-            return decoding.fit(image, shape)
+            return fit(image, shape)
         if isinstance(image, Tensor | np.ndarray):
             return _converted(_plain(image[None]), shape)[0]
-    except (AgnoscoError, decoding.Unreadable) as error:
+    except (AgnoscoError, Unreadable) as error:
         hint = error.hint if isinstance(error, AgnoscoError) else "convert it to RGB in the dataset"
         reason = error.message if isinstance(error, AgnoscoError) else str(error)
         raise AgnoscoError(f"sample {number} of the dataset: {reason}", hint) from error

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..data.datasets import DIGITS
-from ..data.samples import plain_source
+from ..data.source_names import DIGITS, plain_source
 from ..errors import AgnoscoError
 from ..method.config import PRESETS, Config, config_from_json, preset
 from ..method.dials import (

@@ -1,0 +1,97 @@
+"""Keeps decoded images between runs, under a key made from the content of their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import AgnoscoError, AgnoscoWarning
+from ..io.regular import open_regular
+from ..io.safetensors_header import HeaderLimits, Suspicious, read_header
+from ..io.storage import write_whole
+from ..types import Shape
+from .files import Skipped, in_order, reason_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LIMITS = HeaderLimits(header=64 << 20)
+"""The header lists the skipped files."""
+
+
+def default_cache() -> Path:
+    """Where decoded images are kept: ``$AGNOSCO_CACHE``, or else ``agnosco`` in the user's cache folder.
+
+    That folder is ``$XDG_CACHE_HOME``, if it is an absolute path, or ``~/.cache``
+    (https://specifications.freedesktop.org/basedir-spec/latest/).
+    """
+    if chosen := os.environ.get("AGNOSCO_CACHE"):
+        return Path(chosen).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "agnosco"
+
+
+def cache_key(files: Mapping[str, Path], shape: Shape, decoder: str) -> str:
+    """SHA-256 over names and contents of files, the shape of the images, and the version of the decoder."""
+    digest = hashlib.sha256(json.dumps([decoder, shape, list(files)]).encode())
+    for content_digest in in_order(_content_digest, files.values()):
+        digest.update(content_digest)
+    return digest.hexdigest()
+
+
+def read_cache(path: Path, count: int, shape: Shape) -> tuple[Tensor, tuple[Skipped, ...]] | None:
+    """Images ``(N, C, H, W)`` uint8 and skipped files of a cache file; None if it is missing or damaged.
+
+    Args:
+        path: The cache file.
+        count: Number of files, with the skipped ones.
+        shape: ``(C, H, W)`` of the images.
+    """
+    import torch
+
+    try:
+        with open_regular(path) as file:
+            header = read_header(file, LIMITS)
+            notes, entry = json.loads(header.metadata["agnosco"]), header.entries["images"]
+            skipped = tuple(Skipped(*fields) for fields in notes["skipped"])
+            if entry.dtype != "U8" or entry.shape != (count - len(skipped), *shape):
+                return None
+            images = torch.empty(entry.shape, dtype=torch.uint8)
+            file.seek(header.data_start + entry.begin)
+            file.readinto(images.numpy())  # type: ignore[attr-defined]  # every binary file has it
+    except (OSError, Suspicious, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return (images, skipped) if notes["sha256"] == _pixels_digest(images) else None
+
+
+def write_cache(path: Path, images: Tensor, skipped: tuple[Skipped, ...]) -> None:
+    """Write a cache file whole or not at all; if it cannot be written, only warn."""
+    notes = {"skipped": [astuple(file) for file in skipped], "sha256": _pixels_digest(images)}
+    pixels = images.numpy().data
+    layout = {"dtype": "U8", "shape": list(images.shape), "data_offsets": [0, pixels.nbytes]}
+    header = json.dumps({"__metadata__": {"agnosco": json.dumps(notes)}, "images": layout}).encode()
+    header += b" " * (-len(header) % 8)
+    try:
+        write_whole(path, b"".join([len(header).to_bytes(8, "little"), header, pixels]))  # one copy of the images
+    except AgnoscoError as error:
+        warnings.warn(
+            f"samples could not be cached in {str(path.parent)!r}: {error.message}", AgnoscoWarning, stacklevel=4
+        )
+
+
+def _content_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        return hashlib.sha256(reason_of(error).encode()).digest()  # will be skipped, for the same reason
+
+
+def _pixels_digest(images: Tensor) -> str:
+    return hashlib.sha256(images.numpy().data).hexdigest()

@@ -1,0 +1,184 @@
+"""Finds the files of a folder, which are not trusted: links, pipes and hidden files are skipped, and named.
+
+Memory is bounded for any number of names: of very many files some are chosen, and of very many that are skipped the
+rest are counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from ..errors import AgnoscoError
+
+MOST_FILES = 10_000
+"""Files of a folder that are read by default: ten times what a map needs (800 to 1000 in the paper)."""
+
+MOST_SKIPPED = 1000
+"""Skipped files and folders that are remembered by name; the rest are counted."""
+
+MOST_NAMED = 3
+"""Skipped files that a message names; the rest are counted."""
+
+WORKERS = min(8, os.cpu_count() or 1)
+PENDING = 4
+"""Files per worker that are processed ahead of the reader; bounds memory."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or folder that gave no image.
+
+    Args:
+        name: Its path inside the folder, with ``/`` between the parts.
+        reason: Why, in a few words, such as ``"truncated"``.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.reason})"  # repr: a file name may hold line breaks or escapes
+
+
+class FolderFiles(NamedTuple):
+    """The files of a folder.
+
+    Args:
+        files: Regular files by their relative names, sorted; if there are too many, the chosen ones.
+        total: Number of regular files in the folder.
+        skipped: What was skipped, by name: the first :data:`MOST_SKIPPED`.
+        skipped_count: How many were skipped.
+    """
+
+    files: dict[str, Path]
+    total: int
+    skipped: list[Skipped]
+    skipped_count: int
+
+
+def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
+    """The regular files in a folder and its subfolders; or the one file, if the path is a file.
+
+    Hidden files and folders are skipped. So are links to folders, which may form a loop, and links to files outside the
+    folder: a folder that somebody else made could otherwise name any file of yours.
+
+    Args:
+        path: Folder or file.
+        limit: If there are more files, this many are chosen by a hash of their names: as if at random, but always the
+            same, wherever the folder lies and in whatever order it is listed.
+
+    Raises:
+        AgnoscoError: There is no such folder, it cannot be read, or the limit is below 1.
+    """
+    if limit < 1:
+        raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
+    root = Path(path).expanduser()
+    try:
+        if root.is_file():  # or a link to a file: the user named it
+            return FolderFiles({root.name: root}, 1, [], 0)
+        listing = _Listing(root)
+        chosen = heapq.nsmallest(limit, listing.names(), key=_name_hash)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AgnoscoError(
+            f"no folder {str(path)!r}", "check the path; 'leaves' and 'noise' are samples that need no folder"
+        ) from error
+    except OSError as error:
+        raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
+    files = {name: root / name for name in sorted(chosen)}
+    return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count)
+
+
+def summary(skipped: Sequence[Skipped], count: int) -> str:
+    """The first few of ``count`` skipped files by name, and the number of the others."""
+    rest = f" and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
+    return ", ".join(map(str, skipped[:MOST_NAMED])) + rest
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be read, in a few words."""
+    return (error.strerror or str(error)).lower()
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], *, workers: int = WORKERS) -> Iterator[R]:
+    """Like ``map``, but in several threads, which run at most :data:`PENDING` items each ahead of the reader."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= PENDING * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _name_hash(name: str) -> bytes:
+    """Orders files for the choice; file names may hold what UTF-8 cannot encode."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+
+
+class _Listing:
+    """Lists the regular files of a folder one at a time, and counts them and what is skipped."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.real_root = root, root.resolve()
+        self.total = self.skipped_count = 0
+        self._skipped: list[Skipped] = []
+
+    def names(self) -> Iterator[str]:
+        """Relative names with ``/`` between the parts, in no order."""
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    for entry in entries:
+                        name = folder + entry.name
+                        if reason := _reason_to_skip(entry, self.real_root):
+                            self._skip(name, reason)
+                        elif entry.is_dir():
+                            folders.append(f"{name}/")
+                        else:
+                            self.total += 1
+                            yield name
+            except OSError as error:
+                if not folder:
+                    raise
+                self._skip(folder[:-1], reason_of(error))
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.skipped_count += 1
+        self._skipped.append(Skipped(name, reason))
+        if len(self._skipped) > 2 * MOST_SKIPPED:
+            self._skipped = self.skipped()
+
+    def skipped(self) -> list[Skipped]:
+        """The first :data:`MOST_SKIPPED` skipped files and folders, by name."""
+        return sorted(self._skipped, key=lambda file: file.name)[:MOST_SKIPPED]
+
+
+def _reason_to_skip(entry: os.DirEntry[str], real_root: Path) -> str | None:
+    """Why this is neither a folder to look into nor a file to open; None if it is one."""
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError as error:  # such as a link to itself
+        return reason_of(error)
+    if entry.name.startswith("."):
+        return "hidden folder" if is_folder else "hidden"
+    if is_folder:
+        return "link to a folder, not followed" if entry.is_symlink() else None
+    if is_file:
+        leads_out = entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(real_root)
+        return "link out of the folder, not followed" if leads_out else None
+    broken = entry.is_symlink() and not os.path.exists(entry.path)
+    return "broken link" if broken else "not a regular file"  # opening a pipe or a device may never return
