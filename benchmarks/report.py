@@ -110,7 +110,7 @@ def main() -> None:
     each = opened(path)
     results = {
         "about": about("a report of all classes of SqueezeNet in chromium"),
-        "classes": len({entry["index"] for entry in Run.open(FOLDER).entries}),
+        "classes": len({entry.index for entry in Run.open(FOLDER).entries}),
         "bytes": path.stat().st_size,
         "medians": {name: statistics.median(one[name] for one in each) for name in each[0]},
         "each": each,

@@ -73,11 +73,11 @@ def photographs(bank: str, classifier: Classifier) -> float | None:
 def mapped(name: str, source: Classifier, images: Samples, config: Config, classes: Sequence[int], seeds: int) -> Run:
     """The run of a source; what it lacks is made."""
     run = Run.create(ROOT / "build" / "table1" / name, classifier=source, samples=images, config=config)
-    have = {(entry["index"], entry["seed"]) for entry in run.entries}
+    have = {(entry.index, entry.seed) for entry in run.entries}
     for seed in range(seeds):
         lacking = [index for index in classes if (index, seed) not in have]
         for one in run_maps(run, source, images, lacking, seeds=[seed]) if lacking else ():
-            print(f"{name}: {one.entry['class']}, seed {seed}, {one.seconds:.0f} s", flush=True)
+            print(f"{name}: {one.entry.name}, seed {seed}, {one.seconds:.0f} s", flush=True)
     run.write_contact_sheet()
     keep_manifest(run.path)
     return run

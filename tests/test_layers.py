@@ -33,7 +33,7 @@ BESIDES = {
     "models": {"safetensors", "timm", "torchvision"},
     "data": {"safetensors", "sklearn"},
     "method": {"safetensors"},
-    "runs": {"ray", "safetensors"},
+    "runs": {"msgspec", "ray", "safetensors"},
     "evaluate": {"scipy", "skimage"},
     "backdoor": {"safetensors"},
     "reports": {"jinja2", "markupsafe"},

@@ -62,7 +62,7 @@ from agnosco.method.transforms import transformed
 from agnosco.models.classifier import Classifier
 from agnosco.reports import classes as report_classes
 from agnosco.runs.command import chosen_config, command_of
-from agnosco.runs.manifest import slug
+from agnosco.runs.manifest import Entry, ModelRecord, SamplesRecord, Settings, slug
 from agnosco.runs.run import Run
 from agnosco.text import spelling
 
@@ -205,6 +205,11 @@ def config_of(options: dict[str, Any]) -> Config:
     return chosen_config(options["preset"], **{name: options[name] for name in dials})
 
 
+def entry_of(index: int, name: str, seed: int) -> Entry:
+    figures = {"probability": 0.5, "targeted_success_rate": None, "norm": 1.0}
+    return Entry(index=index, name=name, seed=seed, stages=("map 1",), files={}, sha256="0", **figures)
+
+
 def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | values
 
@@ -234,13 +239,20 @@ def test_the_command_of_a_run_gives_it_again(
     if isinstance(config, AgnoscoError):
         assert "has no radius" in config.message
         return
-    model = {"name": "torchvision:x", "weights": None, "classes": 5, "shape": [3, 8, 8], "mean": mean, "std": std}
-    model["features"] = None
-    told = {"command": "map", "device": "cpu", "model": model, "samples": {"source": source}}
-    told["config"] = config_to_json(config)
+    settings = Settings(
+        command="map", preset=base, overrides={name: value for name, value in dials.items() if value is not None},
+        device="cpu", threads=1, versions={}, config=json.loads(json.dumps(config_to_json(config))),
+        model=ModelRecord(
+            name="torchvision:x", weights=None, fingerprint="0", shape=(3, 8, 8), mean=tuple(mean), std=tuple(std),
+            classes=5, features=None,
+        ),
+        samples=SamplesRecord(
+            source=source, count=9, fingerprint="0", shape=(3, 8, 8), held_out=0.2, split_seed=0
+        ),
+    )  # fmt: skip
     first, count = seeds
-    entries = [{"index": index, "seed": seed} for index in sorted(classes) for seed in range(first, first + count)]
-    line = command_of(told, entries)
+    entries = [entry_of(index, "", seed) for index in sorted(classes) for seed in range(first, first + count)]
+    line = command_of(settings, entries)
     assert line is not None
     options = parsed(line)
     assert replace(config_of(options), precision=config.precision) == config
@@ -406,14 +418,14 @@ class_lists = st.lists(
 def test_every_map_of_every_run_is_in_one_row_of_a_report(lists: list[list[str]], seeds: int) -> None:
     runs = [
         SimpleNamespace(
-            entries=[{"index": i, "class": name, "seed": s} for i, name in enumerate(each) for s in range(seeds)]
+            entries=[entry_of(i, name, seed) for i, name in enumerate(each) for seed in range(seeds)],
         )
         for each in lists
     ]
     rows = report_classes.aligned(cast(list[Run], runs))
-    shown = Counter((place, e["index"], e["seed"]) for parts in rows.values() for place, e in parts)
-    assert shown == Counter((place, e["index"], e["seed"]) for place, run in enumerate(runs) for e in run.entries)
+    shown = Counter((place, e.index, e.seed) for parts in rows.values() for place, e in parts)
+    assert shown == Counter((place, e.index, e.seed) for place, run in enumerate(runs) for e in run.entries)
     for (_, name), parts in rows.items():
-        assert {spelling(entry["class"]) for _, entry in parts} == {spelling(name)}
-        classes = {(place, entry["index"]) for place, entry in parts}
+        assert {spelling(entry.name) for _, entry in parts} == {spelling(name)}
+        classes = {(place, entry.index) for place, entry in parts}
         assert len(classes) == len({place for place, _ in classes}), "two classes of one run are not one class"

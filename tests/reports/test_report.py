@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
@@ -39,7 +40,7 @@ from agnosco.reports.curves import curves
 from agnosco.reports.pictures import BUDGET, FITS, fit_for, pictures, stage_in_words
 from agnosco.reports.runs import LARGEST, facts_of, names_of
 from agnosco.runs import command
-from agnosco.runs.manifest import slug
+from agnosco.runs.manifest import Settings, slug
 from agnosco.runs.run import Run
 from agnosco.types import Step
 
@@ -104,6 +105,15 @@ def page_of(*runs: Run) -> str:
     return reporting.opened([run.folder for run in runs]).html()
 
 
+def replaced(settings: Settings, **changes: Any) -> Settings:
+    """Settings with some of their fields replaced; a dict replaces fields of a part."""
+    parts = {
+        name: msgspec.structs.replace(getattr(settings, name), **change) if name in ("model", "samples") else change
+        for name, change in changes.items()
+    }
+    return msgspec.structs.replace(settings, **parts)
+
+
 def put_scan(run: Run) -> None:
     (run.path / "scan.json").write_text(json.dumps(scan_of(run)))
 
@@ -146,7 +156,7 @@ def test_two_classes_of_one_run_have_two_rows(tmp_path: Path) -> None:
     """The cranes of one are birds and machines; which is the only crane of the other, the index says."""
     one = made(tmp_path / "one", ("tench", "crane"), seeds=1)
     two = made(tmp_path / "two", ("crane", "crane", "tench"), seeds=1)
-    rows = {key: [(place, e["index"]) for place, e in parts] for key, parts in aligned([one, two]).items()}
+    rows = {key: [(place, e.index) for place, e in parts] for key, parts in aligned([one, two]).items()}
     assert rows == {(0, "tench"): [(0, 0), (1, 2)], (1, "crane"): [(0, 1), (1, 1)], (0, "crane"): [(1, 0)]}
 
 
@@ -202,7 +212,7 @@ def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     runs = [made(path, NAMES[:2], name=name, seeds=1) for path, name in zip(folders, "nnm", strict=True)]
     assert names_of(runs) == ["n, a", "n, b", "m"]
-    runs[0].settings["model"]["weights"] = "mine.safetensors"
+    runs[0].settings = replaced(runs[0].settings, model={"weights": "mine.safetensors"})
     assert names_of(runs) == ["n, mine.safetensors", "n, own weights", "m"]
 
 
@@ -212,15 +222,27 @@ def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
     [{}, {"steps": 7, "batch": 3}, {"radius": 12.0}, {"parameterization": "pixel"}, {"ball": "auto", "radius": 9.0}],
 )
 def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, Any], run: Run) -> None:
-    config = command.chosen_config(name, **dials)
-    found = command.dials_of(config)
-    assert found is not None
-    base = found.pop("preset")
-    assert command.chosen_config(base, **found) == config
+    config = config_to_json(command.chosen_config(name, **dials))
+    settings = replaced(run.settings, preset=name, overrides=dials, config=config)
+    assert command.options_of(settings) == {"preset": name} | dials
+    other = replaced(settings, config=config_to_json(command.chosen_config(name, **dials | {"steps": 11})))
+    assert command.options_of(other) is None  # a manifest that contradicts itself
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"out": "/etc"}, {"steps": "9"}, {"loss": "$(reboot)"}, {"radius": "x"}, {"ball": 7}, {"steps": -1}]
+)
+def test_overrides_that_are_none_are_not_shown(run: Run, overrides: dict[str, Any]) -> None:
+    config = config_to_json(command.chosen_config("paper"))
+    assert command.options_of(replaced(run.settings, preset="paper", overrides=overrides, config=config)) is None
 
 
 def test_settings_that_no_command_gives_have_none(run: Run) -> None:
-    assert command.dials_of(Config(MapperConfig(beta1=0.5))) is None
+    settings = replaced(run.settings, config=config_to_json(Config(MapperConfig(beta1=0.5))))
+    assert settings.preset is None
+    assert command.options_of(settings) is None
+    assert command.options_of(replaced(settings, preset="paper")) is None
+    assert command.options_of(replaced(settings, preset="no such preset")) is None
 
 
 NOT_SAID: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple[int, int]]]] = {
@@ -231,15 +253,13 @@ NOT_SAID: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple[int, int]]]
 
 
 @pytest.mark.parametrize("case", NOT_SAID)
-def test_a_run_that_no_command_makes_has_none(case: str) -> None:
+def test_a_run_that_no_command_makes_has_none(case: str, run: Run) -> None:
     settings, model, jobs = NOT_SAID[case]
-    sound = {"name": "torchvision:x", "weights": None, "classes": 2, "shape": [3, 8, 8], "features": None}
-    sound |= {"mean": [0.5], "std": [1.0]}
-    base = {"command": "map", "device": "cpu", "samples": {"source": "photos"}, "model": sound}
-    base["config"] = config_to_json(preset("paper"))
-    entries = [{"index": index, "seed": seed} for index, seed in jobs]
-    assert command.command_of(base, [{"index": 0, "seed": 0}]) is not None
-    assert command.command_of(base | settings | {"model": sound | model}, entries) is None
+    config = config_to_json(preset("paper"))
+    base = replaced(run.settings, command="map", preset="paper", config=config)
+    entries = [msgspec.structs.replace(run.entries[0], index=index, seed=seed) for index, seed in jobs]
+    assert command.command_of(base, run.entries[:1]) is not None
+    assert command.command_of(replaced(base, **settings, model=model), entries) is None
 
 
 NET = """
@@ -296,28 +316,34 @@ def test_the_command_that_is_shown_makes_the_run_again(line: str, workplace: Pat
     assert again.exit_code == 0, again.stderr
     second = Run.open(workplace / "second")
     assert second.settings == run.settings
-    assert [entry["sha256"] for entry in second.entries] == [entry["sha256"] for entry in run.entries]
+    assert [entry.sha256 for entry in second.entries] == [entry.sha256 for entry in run.entries]
 
 
 def test_facts_and_command_call_the_settings_the_same(run: Run) -> None:
-    def told(config: Config) -> str:
-        run.settings["config"] = config_to_json(config)
+    def told(preset: str | None, config: Config, **overrides: Any) -> str:
+        run.settings = replaced(run.settings, preset=preset, overrides=overrides, config=config_to_json(config))
         return dict(facts_of(run))["settings"].partition(":")[0]
 
-    assert told(command.chosen_config("quick")) == "preset quick"
-    assert told(replace(command.chosen_config("quick"), precision="bfloat16", compiled=True)) == "preset quick"
-    assert told(command.chosen_config("best", steps=8, batch=2)) == "preset best with steps 8, batch 2"
-    assert told(Config(MapperConfig(beta1=0.5))) == "no preset"
+    quick = command.chosen_config("quick")
+    assert told("quick", quick) == "preset quick"
+    assert told("quick", replace(quick, precision="bfloat16", compiled=True), compiled=True) == "preset quick"
+    changed = command.chosen_config("best", steps=8, batch=2)
+    assert told("best", changed, steps=8, batch=2) == "preset best with steps 8, batch 2"
+    assert told(None, Config(MapperConfig(beta1=0.5))) == "no preset"
 
 
 def test_facts_are_those_of_the_manifest(run: Run) -> None:
     for entry in run.entries:
-        name = f"{entry['index']:04d}-{slug(entry['class'])}-s{entry['seed']}.safetensors"
+        name = f"{entry.index:04d}-{slug(entry.name)}-s{entry.seed}.safetensors"
         os.utime(run.path / "maps" / name, (86400.0, 86400.0))
-    settings = run.settings
-    settings["model"] |= {"fingerprint": "0123456789abcdefghi", "weights": "mine.safetensors"}
-    settings["samples"]["fingerprint"] = "fedcba9876543210xyz"
-    settings |= {"device": "cuda:1", "threads": 3, "versions": {"agnosco": "1.2", "torch": "2.10", "timm": None}}
+    run.settings = replaced(
+        run.settings,
+        model={"fingerprint": "0123456789abcdefghi", "weights": "mine.safetensors"},
+        samples={"fingerprint": "fedcba9876543210xyz"},
+        device="cuda:1",
+        threads=3,
+        versions={"agnosco": "1.2", "torch": "2.10", "timm": None},
+    )
     assert facts_of(run) == [
         ("model", "planted, 5 classes"),
         ("weights", "mine.safetensors, fingerprint 0123456789abcdef"),

@@ -71,7 +71,7 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
                 killed.extend(benchmark.kill_a_worker())
 
         maps = run_maps(run, classifier, samples, range(12), made=cluster.made, on_step=on_step)
-        made = [(one.entry["index"], one.entry["seed"]) for one in maps]
+        made = [(one.entry.index, one.entry.seed) for one in maps]
     assert killed
     assert sorted(made) == [(label, 0) for label in range(12)]
 

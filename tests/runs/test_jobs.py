@@ -69,7 +69,7 @@ def make(
 
 
 def keys(finished: list[Finished]) -> list[tuple[int, int]]:
-    return [(one.entry["index"], one.entry["seed"]) for one in finished]
+    return [(one.entry.index, one.entry.seed) for one in finished]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -168,7 +168,7 @@ def test_a_damaged_map_is_made_again(
     make(folder)
     spoil(folder / name, damage)
     found: list[list[str]] = []
-    finished = make(folder, on_found=lambda standing: found.append(standing.damaged))
+    finished = make(folder, on_found=lambda status: found.append(status.damaged))
     assert found == [[told]]
     assert keys(finished) == [(1, 0)]
     assert files(folder) == undisturbed
@@ -205,7 +205,7 @@ def test_an_entry_that_no_index_knows_is_damaged_and_made_again(tmp_path: Path, 
     (folder / "manifest.json").write_text(json.dumps(data | {"maps": []}))  # as a kill leaves it
     spoil(folder / "maps/0000-ant-s0.json", "flip")
     with pytest.warns(UserWarning, match="lacks maps whose entries are damaged .0000-ant-s0: 1 in all"):
-        assert [entry["index"] for entry in Run.open(folder).entries] == [1]
+        assert [entry.index for entry in Run.open(folder).entries] == [1]
     found: list[list[str]] = []
     assert keys(make(folder, on_found=lambda one: found.append(one.damaged)))[0] == (0, 0)
     assert found == [["0000-ant-s0.json is damaged"]]
@@ -535,7 +535,7 @@ def test_a_disk_that_fails_leaves_what_is_finished_and_no_part(
     stem = "0000-ant-s0"
     assert set(files(folder)) >= {f"maps/{stem}.json", f"maps/{stem}.safetensors"}
     assert not [name for name in files(folder) if storage.PART in name]
-    assert [entry["index"] for entry in Run.open(folder).entries] == [0]
+    assert [entry.index for entry in Run.open(folder).entries] == [0]
     monkeypatch.undo()
 
 
@@ -586,7 +586,7 @@ def test_signals_stop_a_command_and_leave_what_is_finished(tmp_path: Path, numbe
     finally:
         signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert [entry["index"] for entry in Run.open(tmp_path / "run").entries] == [0, 1]
+    assert [entry.index for entry in Run.open(tmp_path / "run").entries] == [0, 1]
 
 
 def test_a_finished_map_is_kept_whatever_its_class_is_called_now(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -23,12 +24,15 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
+from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
-from agnosco.method.config import Config, MapperConfig, RefineConfig, config_to_json
+from agnosco.method.config import Config, MapperConfig, RefineConfig, config_to_json, preset
 from agnosco.method.dials import L2
 from agnosco.method.maker import map_class
 from agnosco.models.classifier import Classifier
 from agnosco.runs import run as run_module
+from agnosco.runs import sheet
+from agnosco.runs.command import chosen_config
 from agnosco.runs.manifest import read_entry, slug, write_entry
 from agnosco.runs.run import Run, check_target, remake
 from agnosco.text import one_line
@@ -86,6 +90,13 @@ def picture(path: Path) -> np.ndarray:
         return np.asarray(image, dtype=float)
 
 
+def believe(run: Run, content: bytes) -> None:
+    """Have a run's entry of class 1 give the digest of other content."""
+    run._entries[Job(1, 0)] = msgspec.structs.replace(
+        run._entries[Job(1, 0)], sha256=hashlib.sha256(content).hexdigest()
+    )
+
+
 def manifest(run: Run) -> dict[str, Any]:
     return json.loads((run.path / "manifest.json").read_text())
 
@@ -126,7 +137,30 @@ def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
     assert data["versions"]["torch"] == torch.__version__
     assert (data["device"], data["threads"], data["command"]) == ("cpu", torch.get_num_threads(), "python")
     assert data["config"]["refine"]["steps"] == 2
+    assert (data["preset"], data["overrides"]) == (None, {})
     assert Run.open(run.path).config == CONFIG
+
+
+def test_manifest_notes_preset_and_overrides_which_do_not_decide_whether_a_run_goes_on(tmp_path: Path) -> None:
+    config = chosen_config("draft", steps=3, radius=9.0)
+    run = create(tmp_path / "run", config=config, preset="draft", overrides={"steps": 3, "radius": 9.0})
+    run.end()
+    assert (manifest(run)["preset"], manifest(run)["overrides"]) == ("draft", {"steps": 3, "radius": 9.0})
+    again = create(tmp_path / "run", config=config)
+    assert (again.settings.preset, again.settings.overrides) == ("draft", {"steps": 3, "radius": 9.0})
+    named = create(tmp_path / "named", config="quick")
+    assert (named.settings.preset, named.settings.overrides) == ("quick", {})
+    assert replace(named.config, precision="auto") == preset("quick")
+
+
+def test_a_run_goes_on_with_the_number_of_threads_that_it_began_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    before = files(run.path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    again = create(run.path)
+    assert again.settings.threads == threads
+    again.end()
+    assert files(run.path) == before
 
 
 def test_entry_describes_its_map(run: Run) -> None:
@@ -209,11 +243,13 @@ def test_a_run_is_whole_after_every_map(tmp_path: Path) -> None:
     for count in (1, 2):
         entry = run.add(concept(count), targeted_success_rate=0.5)
         assert manifest(run)["maps"] == []  # written at the end: not once for each of 20,000 maps
-        found = Run.open(run.path).entries
-        assert [one["index"] for one in found] == [1, 2][:count]
-        assert found[-1] == entry == json.loads((run.path / entry["files"]["map"]).with_suffix(".json").read_text())
+        entries = Run.open(run.path).entries
+        assert [one.index for one in entries] == [1, 2][:count]
+        stored = json.loads((run.path / entry.files["map"]).with_suffix(".json").read_text())
+        assert entries[-1] == entry
+        assert to_json(entry) == stored
     run.end()
-    assert manifest(run)["maps"] == found
+    assert manifest(run)["maps"] == to_json(entries)
 
 
 def test_remake_gives_the_same_bits(run: Run) -> None:
@@ -412,7 +448,7 @@ def test_manifest_of_other_types_is_refused(run: Run, part: str, key: str, value
     if value is ...:
         del there[key]
     (run.path / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(AgnoscoError, match="no manifest of a run"):
+    with pytest.raises(AgnoscoError, match="not the manifest of a run"):
         Run.open(run.path)
 
 
@@ -421,7 +457,7 @@ def test_a_group_of_maps_that_there_cannot_be_is_refused(run: Run, job: list[int
     data = manifest(run)
     data["groups"] = [[job]]
     (run.path / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(AgnoscoError, match="no manifest of a run"):
+    with pytest.raises(AgnoscoError, match="not the manifest of a run"):
         Run.open(run.path)
 
 
@@ -430,9 +466,9 @@ def test_a_group_of_maps_that_there_cannot_be_is_refused(run: Run, job: list[int
 )
 def test_an_entry_of_what_cannot_be_is_damaged(run: Run, wrong: dict[str, Any]) -> None:
     """Its name and digest are right: those are what a file that was made to harm has."""
-    entry = json.loads((run.path / "maps/0001-goldfish-gold-s0.json").read_text()) | wrong
-    name = f"{entry['index']:04d}-goldfish-gold-s{entry['seed']:d}"
-    content = (json.dumps(entry) if "probability" in wrong else write_entry(entry).decode()).encode()
+    entry = msgspec.structs.replace(Run.open(run.path).entries[0], **wrong)
+    name = f"{entry.index:04d}-goldfish-gold-s{entry.seed:d}"
+    content = json.dumps(to_json(entry)).encode() if "probability" in wrong else write_entry(entry)
     with pytest.raises(ValueError, match="is damaged"):
         read_entry(content, name)
 
@@ -444,7 +480,7 @@ def test_a_step_that_is_no_number_is_refused(run: Run, value: float) -> None:
     tensors["trace/step"][0] = value
     path.write_bytes(save(tensors))
     opened = Run.open(run.path)
-    opened._entries[Job(1, 0)]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    believe(opened, path.read_bytes())
     with pytest.raises(AgnoscoError, match="cannot read maps/0001-goldfish-gold-s0"):
         opened.map(1)
 
@@ -463,7 +499,7 @@ def test_map_of_another_shape_is_refused(run: Run) -> None:
         ("xi", torch.zeros(1, 3, 3, dtype=torch.uint8), r"its xi is \(1, 3, 3\)"),
         ("stages/map 1", torch.zeros(3, 1, 1), r"its stages is \(3, 1, 1\)"),
         ("trace/norm", torch.zeros(2, 2, dtype=torch.float64), r"its trace is \(2, 2\)"),
-        ("nu", torch.zeros(3, 12, 10, dtype=torch.float64), "its map is .* of torch.float64"),
+        ("nu", torch.zeros(3, 12, 10, dtype=torch.float64), "its map is .* of float64"),
     ],
 )
 def test_tensors_that_are_none_of_a_map_are_refused(run: Run, name: str, tensor: Tensor, told: str) -> None:
@@ -471,7 +507,7 @@ def test_tensors_that_are_none_of_a_map_are_refused(run: Run, name: str, tensor:
     content = save(load_file(path) | {name: tensor})
     path.write_bytes(content)
     opened = Run.open(run.path)
-    opened._entries[Job(1, 0)]["sha256"] = hashlib.sha256(content).hexdigest()
+    believe(opened, content)
     with pytest.raises(AgnoscoError, match=told):
         opened.map(1)
 
@@ -558,13 +594,13 @@ def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
 ) -> None:
     monkeypatch.setattr(run_module, "ON_SHEET", 2)
     told: list[tuple[int, str]] = []
-    ordinary = run_module.contact_sheet
+    ordinary = sheet.contact_sheet
 
     def noted(pictures: Any, captions: Any, **options: Any) -> Any:
         told.append((len(pictures), options["footer"]))
         return ordinary(pictures, captions, **options)
 
-    monkeypatch.setattr(run_module, "contact_sheet", noted)
+    monkeypatch.setattr(sheet, "contact_sheet", noted)
     run = create(tmp_path / "run")
     for label in range(3):
         run.add(concept(label), targeted_success_rate=0.5)

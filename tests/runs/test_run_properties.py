@@ -99,7 +99,7 @@ def test_any_maps_come_back(maps: list[tuple[int, str, int]], ended: bool) -> No
         if ended:
             run.end()
         again = Run.open(path)
-        assert again.entries == sorted(entries, key=lambda entry: (entry["index"], entry["seed"]))
+        assert again.entries == sorted(entries, key=lambda entry: (entry.index, entry.seed))
         for index, name, seed in maps:
             found = again.map(index, seed)
             assert (found.label, found.name, found.seed) == (index, name, seed)
@@ -146,13 +146,13 @@ def test_any_damage_of_a_file_is_told_and_nothing_else_is_raised(
             run.end()
         file = path / f"maps/0000-a-s0.{kind}"
         file.write_bytes(damaged(file.read_bytes(), damage))
-        standing = create(path).standing([Job(0, 0), Job(1, 0)], names=NAMES)
+        status = create(path).status([Job(0, 0), Job(1, 0)], names=NAMES)
         if kind == "json" and ended:  # the index knows the entry, which is written anew
-            assert (standing.missing, standing.damaged) == ([], [])
+            assert (status.missing, status.damaged) == ([], [])
             assert file.read_bytes() == ENTRY
         else:
-            assert standing.missing == [Job(0, 0)]
-            assert standing.damaged == [f"0000-a-s0.{kind} is damaged"]
+            assert status.missing == [Job(0, 0)]
+            assert status.damaged == [f"0000-a-s0.{kind} is damaged"]
         if kind == "safetensors":
             with pytest.raises(AgnoscoError, match="its digest is not that of its entry"):
                 Run.open(path).map(0)
@@ -189,9 +189,9 @@ def test_two_writers_of_one_map_leave_one_that_can_be_read(turns: list[bool], al
         for writer in left:
             list(writer)
         run = Run.open(path)
-        assert [entry["index"] for entry in run.entries] == [0]
+        assert [entry.index for entry in run.entries] == [0]
         assert run.map(0).nu[0, 0, 0].item() in torch.tensor(values).tolist()
-        assert create(path).standing([Job(0, 0)], names=NAMES).missing == []
+        assert create(path).status([Job(0, 0)], names=NAMES).missing == []
 
 
 def _writes(run: Run, one: ConceptMap) -> Iterator[str]:

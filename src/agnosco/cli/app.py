@@ -181,11 +181,12 @@ def map_(
     output: Output = context.obj
     output.quiet = quiet
     check_target(out)
-    config = chosen_config(
-        preset, parameterization=parameterization, transforms=transforms, ball=ball, loss=loss, steps=steps,
-        batch=batch,
-        radius=radius, precision=precision, compiled=compiled,
-    )  # fmt: skip
+    options = {
+        "parameterization": parameterization, "transforms": transforms, "ball": ball, "loss": loss, "steps": steps,
+        "batch": batch, "radius": radius, "precision": precision, "compiled": compiled or None,
+    }  # fmt: skip
+    overrides = {name: value for name, value in options.items() if value is not None}
+    config = chosen_config(preset, **overrides)
     output.say_download(model, weights)
     classifier = loading.load(
         model, weights=weights, size=size, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), channels=channels,
@@ -196,7 +197,10 @@ def map_(
     images = _read(output, samples, classifier)
     with connected(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
         create = Run.create if workers is None else workers.run
-        run = create(out, classifier=classifier, samples=images, config=config, command="map", weights=weights)
+        run = create(
+            out, classifier=classifier, samples=images, config=config, preset=preset, overrides=overrides,
+            command="map", weights=weights,
+        )  # fmt: skip
         if samples == "leaves":
             output.say("Samples: dead leaves, which need no data. Images of the model's own kind: --samples DIR")
         if not classes:
@@ -245,7 +249,7 @@ def score_(
         kept = keep(made, [judge(made, classifier, images=images)])  # what is judged stays, whatever comes next
         if all(label.isdecimal() for label in classifier.labels):
             output.say(f"{classifier.name} has no class names: classes are taken in the run's order (--labels)")
-        if (classifier.mean, classifier.std) != tuple(tuple(made.settings["model"][name]) for name in ("mean", "std")):
+        if (classifier.mean, classifier.std) != (made.settings.model.mean, made.settings.model.std):
             fed = f"mean {classifier.mean}, std {classifier.std}"
             output.say(f"{classifier.name} is fed with {fed}: change it with --mean, --std")
     output.result({"run": run, "targets": kept} if as_json else table(kept))
@@ -278,7 +282,7 @@ def sanity_(
     output: Output = context.obj
     output.quiet = quiet
     made = Run.open(run)
-    features = made.settings["model"]["features"]
+    features = made.settings.model.features
     classifier = _load_for(
         output, made, model, mean=mean, std=std, labels=labels, features=features, device=device, trust_code=trust_code,
         allow_pickle=allow_pickle,
@@ -489,7 +493,7 @@ def _load_for(
     """The network MODEL[=WEIGHTS], for images as the run's are."""
     model, weights = model_and_weights(spec)
     output.say_download(model, weights)
-    channels, height, width = run.settings["model"]["shape"]
+    channels, height, width = run.settings.model.shape
     return loading.load(
         model, weights=weights, size=size or (height, width), channels=channels,
         mean=numbers(mean, "--mean"), std=numbers(std, "--std"), **options,
@@ -501,6 +505,7 @@ def _read(output: Output, source: str, classifier: Classifier) -> Samples:
 
 
 def _summary(run: Run, one: Finished) -> dict[str, Any]:
-    kept = {key: one.entry[key] for key in ("class", "index", "seed", "probability")}
-    picture = without_password(run.folder.absolute(one.entry["files"]["picture"]))  # to be opened from any folder
+    entry = one.entry
+    kept = {"class": entry.name, "index": entry.index, "seed": entry.seed, "probability": entry.probability}
+    picture = without_password(run.folder.absolute(entry.files["picture"]))  # to be opened from any folder
     return kept | {"seconds": round(one.seconds, 3), "picture": picture}

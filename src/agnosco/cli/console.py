@@ -22,7 +22,7 @@ from ..method import maker
 from ..models import loading
 from ..models.classifier import Classifier
 from ..runs.jobs import Finished, Made, run_maps, seconds_per_map
-from ..runs.run import Run, Standing
+from ..runs.run import Run, RunStatus
 from ..text import one_line
 from ..types import OnProgress, OnStep
 
@@ -173,7 +173,7 @@ class Output:
         jobs = list(dict.fromkeys((label, seed) for label in classes for seed in seeds))
         making = _Making(self, jobs)
 
-        def on_found(found: Standing) -> None:
+        def on_found(found: RunStatus) -> None:
             making.found(found)
             if found.missing and made is None and not self.quiet:  # a cluster's time is not this machine's
                 count = len(found.missing)
@@ -223,7 +223,7 @@ class _Making:
         """How many maps were not there."""
         return len(self.jobs) - len(self.kept)
 
-    def found(self, found: Standing) -> None:
+    def found(self, found: RunStatus) -> None:
         """Say what is there, and what is damaged."""
         self.kept = [Finished(entry, 0.0) for entry in found.entries]
         for damage in found.damaged:
@@ -243,7 +243,7 @@ class _Making:
     def all(self) -> list[Finished]:
         """All of them, in the order of the jobs; then those that were made with them."""
         order = {job: place for place, job in enumerate(self.jobs)}
-        found = {(one.entry["index"], one.entry["seed"]): one for one in (*self.kept, *self.made)}
+        found = {(one.entry.index, one.entry.seed): one for one in (*self.kept, *self.made)}
         return [found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))]
 
 
@@ -280,10 +280,10 @@ def _told(one: Finished) -> str:
     entry = one.entry
     moves = (
         ""
-        if entry["targeted_success_rate"] is None
-        else f", moves {entry['targeted_success_rate']:.0%} of held-out images to it"
+        if entry.targeted_success_rate is None
+        else f", moves {entry.targeted_success_rate:.0%} of held-out images to it"
     )
     return (
-        f"{entry['class']} ({entry['index']}), seed {entry['seed']}: "
-        f"the picture is given its class with p {entry['probability']:.2f}{moves}, {duration(one.seconds)}"
+        f"{entry.name} ({entry.index}), seed {entry.seed}: "
+        f"the picture is given its class with p {entry.probability:.2f}{moves}, {duration(one.seconds)}"
     )

@@ -116,7 +116,7 @@ def check(
     if len(names) < 2:
         raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "map at least two classes")
     run.check_writable()
-    kept, _ = samples.split(run.settings["samples"]["held_out"], seed=run.settings["samples"]["split_seed"])
+    kept, _ = samples.split(run.settings.samples.held_out, seed=run.settings.samples.split_seed)
     chosen = sorted(names)[:classes]
     first = [next(concept for concept in maps if concept.label == label) for label in chosen]  # least seeds first
     others = [concept for concept in maps if concept.label in chosen and all(concept is not one for one in first)]
@@ -174,7 +174,7 @@ def _agrees(found: dict) -> bool:
 
 def maps_needed(run: Run, classifier: Classifier, *, classes: int = 3) -> int:
     """How many maps of the run's classifier :func:`check` will make."""
-    labels = {entry["index"] for entry in run.entries}
+    labels = {entry.index for entry in run.entries}
     chosen = min(classes, len(labels))
     levels = len(_depths(len(stages_of(classifier.model))))
     return chosen * (levels + (len(run.entries) == len(labels)))  # one more, where no class has a second seed

@@ -66,7 +66,7 @@ def judge(run: Run, target: Classifier, *, images: Samples | None = None) -> Jud
         "fingerprint": fingerprint,
         "shape": list(target.shape),
         "run": _state(run),
-        "source": fingerprint == run.settings["model"]["fingerprint"],
+        "source": fingerprint == run.settings.model.fingerprint,
         "maps": len(maps),
         "classes": len(set(labels)),
         "seeds": len({concept.seed for concept in maps}),
@@ -87,11 +87,11 @@ def matched(run: Run, target: Classifier) -> list[int]:
         AgnoscoError: The target has no class of that name.
     """
     entries = run.entries
-    if target.classes == run.settings["model"]["classes"] and all(
-        _same(entry["class"], target.labels[entry["index"]]) for entry in entries
+    if target.classes == run.settings.model.classes and all(
+        _same(entry.name, target.labels[entry.index]) for entry in entries
     ):
-        return [entry["index"] for entry in entries]
-    return [_by_name(entry["class"], target) for entry in entries]
+        return [entry.index for entry in entries]
+    return [_by_name(entry.name, target) for entry in entries]
 
 
 def _by_name(name: str, target: Classifier) -> int:
@@ -153,7 +153,7 @@ def table(judgements: Sequence[Judgement]) -> str:
 
 def _state(run: Run) -> str:
     """Which maps a run holds: a digest of theirs."""
-    return hashlib.sha256("".join(entry["sha256"] for entry in run.entries).encode()).hexdigest()
+    return hashlib.sha256("".join(entry.sha256 for entry in run.entries).encode()).hexdigest()
 
 
 def _diversity(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> float | None:
@@ -175,15 +175,15 @@ def _moved(
     run: Run, target: Classifier, maps: Sequence[ConceptMap], labels: Sequence[int], images: Samples
 ) -> float | None:
     """Mean nudge success; maps at another size than the target's input are no nudges for it."""
-    made = run.settings["samples"]
-    if tuple(run.settings["model"]["shape"]) != target.shape:
+    made = run.settings.samples
+    if run.settings.model.shape != target.shape:
         raise AgnoscoError(
-            f"{target.name} takes {target.shape}, and the maps are {tuple(run.settings['model']['shape'])}: "
+            f"{target.name} takes {target.shape}, and the maps are {run.settings.model.shape}: "
             "they cannot be added to its images",
             "leave --samples or --size out",
         )
-    if images.fingerprint == made["fingerprint"]:
-        _, images = images.split(made["held_out"], seed=made["split_seed"])
+    if images.fingerprint == made.fingerprint:
+        _, images = images.split(made.held_out, seed=made.split_seed)
     before = predictions(target, images)
     found = [
         targeted_success_rate(target, concept.nu, label, images, before=before)

@@ -58,24 +58,45 @@ def write(folder: Folder, name: str, record: Any) -> str:
 
 
 def decode(content: bytes, kind: type[T]) -> T:
-    """The record in the bytes of a JSON file.
+    """The record in the bytes of a JSON file: :func:`parse`, then :func:`convert`."""
+    return convert(parse(content), kind)
 
-    Types are strict: no text is a number, no boolean and no fraction an integer. Unknown keys are ignored.
+
+def parse(content: bytes) -> Any:
+    """What JSON says.
 
     Raises:
-        ValueError: It is not JSON, not of this type, nested too deeply, or a number in it is beyond :data:`FAR`.
+        ValueError: It is not JSON, nested too deeply, or a number in it is beyond :data:`FAR`.
     """
     try:
         data = json.loads(content.decode())
         _check_numbers(data)
-        return msgspec.convert(data, kind)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    return data
+
+
+def convert(data: Any, kind: type[T]) -> T:
+    """JSON values as a record. Types are strict: no text is a number, no boolean and no fraction an integer.
+
+    Raises:
+        ValueError: The values are not of this type.
+    """
+    return msgspec.convert(data, kind)
 
 
 def encode(record: Any) -> bytes:
-    """A record as a JSON file: one value a line, keys in order."""
+    """A record as a JSON file: one value a line, keys in order.
+
+    Raises:
+        ValueError: It holds a number that is not finite.
+    """
     return (json.dumps(msgspec.to_builtins(record), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def to_json(record: Any) -> Any:
+    """A record as plain JSON values, as they are read back: tuples as lists."""
+    return json.loads(json.dumps(msgspec.to_builtins(record)))
 
 
 def _check_numbers(data: Any) -> None:

@@ -65,9 +65,9 @@ class Report:
         style, script = (files(__name__).joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js"))
         rows = rows_of(self.runs, self.views, on_map)
         return _environment().get_template("page.html.j2").render(
-            title=" and ".join(dict.fromkeys(run.settings["model"]["name"] for run in self.runs)),
+            title=" and ".join(dict.fromkeys(run.settings.model.name for run in self.runs)),
             runs=self.views,
-            models=len({run.settings["model"]["name"] for run in self.runs}),
+            models=len({run.settings.model.name for run in self.runs}),
             classes=rows,
             stages=max((list(one.pictures.stages) for row in rows for one in row.maps), key=len),
             glows=any(one.pictures.xi for row in rows for one in row.maps),

@@ -78,7 +78,7 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> lis
     def drawn(part: Part) -> MapView:
         nonlocal done
         place, entry = part
-        view = _map_view(place, runs[place].map(entry["index"], entry["seed"]), entry, fit)
+        view = _map_view(place, runs[place].map(entry.index, entry.seed), entry, fit)
         done += 1
         if on_map is not None:
             on_map(done, total)
@@ -101,7 +101,7 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> lis
 def _standing(views: Sequence[RunView], parts: Sequence[Part]) -> tuple[float | None, list[str]]:
     """How far a class stands out in the scan in which it stands out most, and the runs in which it is the outlier."""
     scores, outlier_in = [], []
-    for place, index in dict.fromkeys((place, entry["index"]) for place, entry in parts):
+    for place, index in dict.fromkeys((place, entry.index) for place, entry in parts):
         scan = views[place].scan
         if scan is None:
             continue
@@ -119,10 +119,10 @@ def aligned(runs: Sequence[Run]) -> dict[Class, list[Part]]:
     """Entries of all runs by class: the same index and name, or else the same name, which may have another index."""
     rows: dict[Class, list[Part]] = {}
     for place, run in enumerate(runs):
-        classes = list(dict.fromkeys((entry["index"], entry["class"]) for entry in run.entries))
+        classes = list(dict.fromkeys((entry.index, entry.name) for entry in run.entries))
         homes = _homes(list(rows), classes)
         for entry in run.entries:
-            rows.setdefault(homes[entry["index"], entry["class"]], []).append((place, entry))
+            rows.setdefault(homes[entry.index, entry.name], []).append((place, entry))
     return rows
 
 
@@ -143,7 +143,7 @@ def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class
 def _fit(runs: Sequence[Run], total: int) -> Fit:
     """How large pictures may be, judged by some maps of the first run and the last."""
     tried = [
-        run.map(entry["index"], entry["seed"])
+        run.map(entry.index, entry.seed)
         for run in {id(run): run for run in (runs[0], runs[-1])}.values()
         for entry in run.entries[:: max(1, len(run.entries) // TRIED)][:TRIED]
     ]
@@ -155,9 +155,9 @@ def _map_view(place: int, concept: ConceptMap, entry: Entry, fit: Fit) -> MapVie
         run=place,
         seed=concept.seed,
         probability=concept.probability,
-        targeted_success_rate=entry["targeted_success_rate"],
-        norm=entry["norm"],
+        targeted_success_rate=entry.targeted_success_rate,
+        norm=entry.norm,
         pictures=pictures(concept, fit),
-        curves=curves(concept, norm=entry["norm"]),
+        curves=curves(concept, norm=entry.norm),
         boundaries=boundaries(concept),
     )

@@ -19,7 +19,7 @@ from ..errors import AgnoscoError
 from ..evaluate import sanity, transfer
 from ..io.storage import Folder, Local, Place, at_once
 from ..method.config import describe
-from ..runs.command import command_of, dials_of
+from ..runs.command import command_of, options_of
 from ..runs.manifest import stem
 from ..runs.run import MANIFEST, Run
 from ..text import one_line, without_password
@@ -76,14 +76,14 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
         scan=found,
         conclusion=scanning.conclusion(found) if found else [],
         scan_picture=_picture(folder, scanning.PICTURE) if found else None,
-        size=tuple(run.settings["model"]["shape"][:0:-1]),  # type: ignore[arg-type]
+        size=(run.settings.model.shape[2], run.settings.model.shape[1]),
     )
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
     """What tells the runs apart: the network; where that is not enough, its weights; or else the folder."""
-    plain = [one_line(run.settings["model"]["name"], limit=LONGEST) for run in runs]
-    weights = [one_line(run.settings["model"]["weights"] or "own weights", limit=LONGEST) for run in runs]
+    plain = [one_line(run.settings.model.name, limit=LONGEST) for run in runs]
+    weights = [one_line(run.settings.model.weights or "own weights", limit=LONGEST) for run in runs]
     weighted = [", ".join(both) for both in zip(plain, weights, strict=True)]
     places = [without_password(run.folder.absolute("")).replace(os.sep, "/").split("/") for run in runs]
     depths = range(1, max(map(len, places)) + 1)
@@ -105,17 +105,17 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         AgnoscoError: The file of a map is missing.
     """
     settings, entries = run.settings, run.entries
-    model, samples, shape = settings["model"], settings["samples"], tuple(settings["model"]["shape"])
-    seeds = sorted({entry["seed"] for entry in entries})
-    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items() if version)
+    model, samples, shape = settings.model, settings.samples, settings.model.shape
+    seeds = sorted({entry.seed for entry in entries})
+    versions = ", ".join(f"{name} {version}" for name, version in settings.versions.items() if version)
     return [
-        ("model", f"{model['name']}, {model['classes']} classes"),
-        ("weights", f"{model['weights'] or 'own'}, fingerprint {model['fingerprint'][:16]}"),
-        ("input", f"{shape[2]} × {shape[1]} px, mean {_plain(model['mean'])}, std {_plain(model['std'])}"),
-        ("samples", f"{samples['source']}, {samples['count']} images, fingerprint {samples['fingerprint'][:16]}"),
-        ("maps", f"{len(entries)} of {len({e['index'] for e in entries})} classes, seeds {_plain(seeds)}"),
+        ("model", f"{model.name}, {model.classes} classes"),
+        ("weights", f"{model.weights or 'own'}, fingerprint {model.fingerprint[:16]}"),
+        ("input", f"{shape[2]} × {shape[1]} px, mean {_plain(model.mean)}, std {_plain(model.std)}"),
+        ("samples", f"{samples.source}, {samples.count} images, fingerprint {samples.fingerprint[:16]}"),
+        ("maps", f"{len(entries)} of {len({e.index for e in entries})} classes, seeds {_plain(seeds)}"),
         ("settings", f"{_preset(run)}: {describe(run.config, shape)}"),
-        ("device", f"{settings['device']}, {settings['threads']} threads"),
+        ("device", f"{settings.device}, {settings.threads} threads"),
         ("files dated", _dates(run)),
         ("versions", versions),
     ]
@@ -123,11 +123,11 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
 
 def _preset(run: Run) -> str:
     """The name of the settings, as the command has it."""
-    dials = dials_of(run.config)
-    if dials is None:
+    options = options_of(run.settings)
+    if options is None:
         return "no preset"
-    others = [f"{name} {value}" for name, value in dials.items() if name not in ("preset", "precision")]
-    return f"preset {dials['preset']}" + (f" with {', '.join(others)}" if others else "")
+    others = [f"{name} {value}" for name, value in options.items() if name not in ("preset", "precision", "compiled")]
+    return f"preset {options['preset']}" + (f" with {', '.join(others)}" if others else "")
 
 
 def _dates(run: Run) -> str:

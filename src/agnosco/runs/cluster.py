@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -131,6 +131,8 @@ class Cluster:
         classifier: Classifier,
         samples: Samples,
         config: Config,
+        preset: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
         command: str = "python",
         weights: str | Path | None = None,
     ) -> Run:
@@ -138,7 +140,8 @@ class Cluster:
         machine = self.send(classifier, samples, config)
         return Run.create(
             path, classifier=classifier, samples=samples, config=replace(config, precision=machine.precision),
-            command=command, weights=weights, device=machine.device, threads=machine.threads,
+            preset=preset, overrides=overrides, command=command, weights=weights,
+            device=machine.device, threads=machine.threads,
         )  # fmt: skip
 
     def made(
@@ -272,8 +275,8 @@ def _group_made(
         run = _opened(place)
         _workers[key, place] = Worker(run, *_received(key, refs, torch.device(machine.device)))
     worker = _workers[key, place]
-    made = {(one.entry["index"], one.entry["seed"]): one for one in worker.make(group, on_step=_teller(events))}
-    others = worker.run.standing([job for job in missing if job not in made], names=worker.classifier.labels)
+    made = {(one.entry.index, one.entry.seed): one for one in worker.make(group, on_step=_teller(events))}
+    others = worker.run.status([job for job in missing if job not in made], names=worker.classifier.labels)
     return [*made.values(), *(Finished(entry, 0.0) for entry in others.entries)]
 
 

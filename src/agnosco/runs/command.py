@@ -1,4 +1,4 @@
-"""A run's settings from the words of a command line, and back."""
+"""A run's settings from the options of a command line, and back."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from ..data.source_names import DIGITS, plain_source
 from ..errors import AgnoscoError
-from ..method.config import PRESETS, Config, config_from_json, preset
-from ..method.dials import (
-    BALLS,
-    L2,
-    PARAMETERIZATIONS,
-    TRANSFORMS,
-    AutoL2,
-    Ball,
-)
+from ..method.config import Config, config_from_json
+from ..method.config import preset as preset_config
+from ..method.dials import BALLS, L2, PARAMETERIZATIONS, TRANSFORMS, AutoL2, Ball
+from .manifest import Entry, SamplesRecord, Settings
+
+OVERRIDES = (
+    "parameterization", "transforms", "ball", "loss", "steps", "batch", "radius", "precision", "compiled",
+)  # fmt: skip
+"""Options that replace a setting of a preset, in the order in which a command names them."""
 
 
 def chosen_config(
-    base: str,
+    preset: str,
     *,
     parameterization: str | None = None,
     transforms: str | None = None,
@@ -33,15 +33,15 @@ def chosen_config(
     precision: str | None = None,
     compiled: bool = False,
 ) -> Config:
-    """A preset with single dials replaced; None leaves what the preset has.
+    """A preset with some of its settings replaced; None leaves what the preset has.
 
     Args:
-        base: Name of the preset.
-        coordinates, views, ball: Kind of each dial. One that the preset has already keeps the
-            preset's settings; another comes with its own defaults.
-        loss: What a step descends.
-        steps: K, of Algorithm 1 in every cycle.
-        batch: b.
+        preset: Name of the preset.
+        parameterization, transforms, ball: Kind of each dial. If the preset has this kind already, its settings stay;
+            another kind comes with its own defaults.
+        loss: Loss to minimize.
+        steps: K, the steps of Algorithm 1 in every cycle.
+        batch: b, the images of a mini-batch.
         radius: η at 3×224×224; the limit of a ball that grows.
         precision: Arithmetic of the network.
         compiled: Whether to run it through ``torch.compile``.
@@ -49,7 +49,7 @@ def chosen_config(
     Raises:
         AgnoscoError: No such preset, dial, loss or precision, or a radius for a ball that has none.
     """
-    config = preset(base)
+    config = preset_config(preset)
     mapper = config.mapper
     changes: dict[str, Any] = {
         "parameterization": _dial(PARAMETERIZATIONS, "parameterization", parameterization, mapper.parameterization),
@@ -62,13 +62,13 @@ def chosen_config(
     return replace(config, mapper=replace(mapper, **changes), precision=precision, compiled=compiled)
 
 
-def _dial(kinds: dict[str, type[Any]], name: str, wanted: str | None, current: Any) -> Any:
-    """A dial of the kind that is wanted: the current one, if it is of that kind."""
-    if wanted is None:
+def _dial(kinds: dict[str, type[Any]], name: str, kind: str | None, current: Any) -> Any:
+    """A dial of a kind: the current one, if it is of that kind or no kind is given."""
+    if kind is None:
         return current
-    if wanted not in kinds:
-        raise AgnoscoError(f"no {name} {wanted!r}", f"choose from {', '.join(kinds)}")
-    return current if type(current) is kinds[wanted] else kinds[wanted]()
+    if kind not in kinds:
+        raise AgnoscoError(f"no {name} {kind!r}", f"choose from {', '.join(kinds)}")
+    return current if type(current) is kinds[kind] else kinds[kind]()
 
 
 def _with_radius(ball: Ball, radius: float | None) -> Ball:
@@ -81,10 +81,10 @@ def _with_radius(ball: Ball, radius: float | None) -> Ball:
     raise AgnoscoError(f"a {type(ball).__name__.lower()} ball has no radius", "leave --radius out, or choose --ball l2")
 
 
-def command_of(settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> str | None:
-    """The command line that makes a run's maps: what its manifest says, as words.
+def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
+    """The command line that makes a run's maps again, from what its manifest says.
 
-    Files are named as the manifest names them, without their folders; files of class names it does not name at all.
+    Files are named as in the manifest, without their folders; a file of class names is not in it.
 
     Args:
         settings: The run's settings.
@@ -93,63 +93,57 @@ def command_of(settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> s
     Returns:
         None for settings that no command line can give, or that Python code gave.
     """
-    if settings["command"] == "demo":  # which has no settings to give
+    if settings.command == "demo":  # which takes no settings
         return "agnosco demo"
-    model, config = settings["model"], config_from_json(settings["config"])
-    dials = dials_of(config)
-    indices = list(dict.fromkeys(entry["index"] for entry in entries))
-    seeds = sorted({entry["seed"] for entry in entries})
-    channels, height, width = model["shape"]
-    in_a_row = seeds[-1] - seeds[0] < len(seeds)  # as those of --runs are
-    if settings["command"] != "map" or dials is None or height != width or not in_a_row:
+    model, options = settings.model, options_of(settings)
+    indices = list(dict.fromkeys(entry.index for entry in entries))
+    seeds = sorted({entry.seed for entry in entries})
+    channels, height, width = model.shape
+    consecutive = seeds[-1] - seeds[0] < len(seeds)  # as those of --runs are
+    if settings.command != "map" or options is None or height != width or not consecutive:
         return None
-    words = ["agnosco", "map", model["name"]]
-    words += [] if len(indices) == model["classes"] else [str(index) for index in indices]
-    words += ["--weights", model["weights"]] if model["weights"] else []
-    words += ["--samples", _source_of(settings["samples"]), "--size", str(width)]
+    words = ["agnosco", "map", model.name]
+    words += [] if len(indices) == model.classes else [str(index) for index in indices]
+    words += ["--weights", model.weights] if model.weights else []
+    words += ["--samples", _source_of(settings.samples), "--size", str(width)]
     words += [f"--channels={channels}"] * (channels != 3)
-    for name in ("mean", "std"):
-        words += [f"--{name}", ",".join(repr(value).removesuffix(".0") for value in model[name])]
-    words += [f"--{name}={value}" for name, value in dials.items()] + ["--compile"] * bool(config.compiled)
-    words += [f"--features={model['features']}"] if model["features"] else []
-    words += [f"--device={settings['device']}"] + ["--trust-code"] * model["name"].startswith("python:")
+    for name, values in (("mean", model.mean), ("std", model.std)):
+        words += [f"--{name}", ",".join(repr(value).removesuffix(".0") for value in values)]
+    compiled = options.pop("compiled", False)
+    words += [f"--{name}={value}" for name, value in options.items()] + ["--compile"] * bool(compiled)
+    words += [f"--features={model.features}"] if model.features else []
+    words += [f"--device={settings.device}"] + ["--trust-code"] * model.name.startswith("python:")
     words += [f"--seed={seeds[0]}"] * (seeds[0] != 0) + [f"--runs={len(seeds)}"] * (len(seeds) > 1)
     return shlex.join(words)
 
 
-def dials_of(config: Config) -> dict[str, Any] | None:
-    """The options of :func:`chosen_config` that give a configuration, the preset first and as few as there can be.
+def options_of(settings: Settings) -> dict[str, Any] | None:
+    """The options of ``agnosco map`` that give a run's configuration: ``preset``, then its overrides.
 
-    ``compiled`` is left to the configuration.
+    ``precision`` is among them if it is not the preset's: what ``auto`` was on the run's device.
+
+    Returns:
+        None if no preset is noted, or if preset and overrides do not give the configuration in the manifest: those of
+        another version, or of somebody who wrote the manifest by hand.
     """
-    found = []
-    for base in PRESETS:
-        dials = _changed_from(base, config)
-        if chosen_config(base, **dials, compiled=config.compiled) == config:
-            found.append({"preset": base} | dials)
-    return min(found, key=len, default=None)
+    if settings.preset is None:
+        return None
+    config = config_from_json(settings.config)
+    try:
+        chosen = chosen_config(settings.preset, **settings.overrides)  # type: ignore[arg-type]  # compared below
+        if replace(chosen, precision=config.precision) != config:
+            return None
+    except (AgnoscoError, TypeError, ValueError):
+        return None
+    noted = settings.overrides | {"precision": config.precision}
+    if config.precision == preset_config(settings.preset).precision:
+        del noted["precision"]
+    return {"preset": settings.preset} | {name: noted[name] for name in OVERRIDES if name in noted}
 
 
-def _changed_from(base: str, config: Config) -> dict[str, Any]:
-    """Options in which a configuration differs from a preset."""
-    mapper, own = config.mapper, preset(base).mapper
-    dials: dict[str, Any] = {}
-    for name, kinds in (("parameterization", PARAMETERIZATIONS), ("transforms", TRANSFORMS), ("ball", BALLS)):
-        if type(getattr(mapper, name)) is not type(getattr(own, name)):
-            dials[name] = next(word for word, kind in kinds.items() if type(getattr(mapper, name)) is kind)
-    for name in ("loss", "steps", "batch"):
-        if getattr(mapper, name) != getattr(own, name):
-            dials[name] = getattr(mapper, name)
-    if mapper.ball != _dial(BALLS, "ball", dials.get("ball"), own.ball) and isinstance(mapper.ball, L2 | AutoL2):
-        dials["radius"] = mapper.ball.radius if isinstance(mapper.ball, L2) else mapper.ball.limit
-    if config.precision != preset(base).precision:
-        dials["precision"] = config.precision
-    return dials
-
-
-def _source_of(samples: dict[str, Any]) -> str:
-    """What :func:`chosen_samples` was given."""
-    source = samples["source"]
+def _source_of(samples: SamplesRecord) -> str:
+    """What the option ``--samples`` was given."""
+    source = samples.source
     if source == DIGITS:
         return "digits"
     return f"./{source}" if source in ("leaves", "noise", "digits") else plain_source(source)  # a folder of that name

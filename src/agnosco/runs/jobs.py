@@ -18,6 +18,7 @@ import torch
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
+from ..io.records import to_json
 from ..io.storage import DAY
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.concept import ConceptMap
@@ -27,7 +28,7 @@ from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .manifest import Entry
-from .run import Run, Standing, split
+from .run import Run, RunStatus, split
 
 TIMED = 3
 """Steps of the measurement in :func:`seconds_per_map`; the first of them warms up."""
@@ -66,7 +67,7 @@ class Keeper:
     def __init__(self, run: Run, group: Sequence[Job]) -> None:
         self.folder = run.folder
         self.stages = len(run.config.stages)
-        self.about = {"settings": run.settings, "group": [list(job) for job in group]}
+        self.about = {"settings": to_json(run.settings), "group": [list(job) for job in group]}
         self.name = f"{CHECKPOINTS}/{checkpoint_of(group)}"
         self.begun = self.written = time.monotonic()
         self.latest: GroupState | None = None
@@ -118,7 +119,7 @@ def run_maps(
     *,
     seeds: Sequence[int] = (0,),
     on_step: OnStep | None = None,
-    on_found: Callable[[Standing], None] | None = None,
+    on_found: Callable[[RunStatus], None] | None = None,
     made: Made | None = None,
 ) -> Iterator[Finished]:
     """Make the maps that a run lacks, and store each as soon as it is finished.
@@ -141,7 +142,7 @@ def run_maps(
     """
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
     run.folder.sweep()
-    found = run.standing(jobs, names=classifier.labels)
+    found = run.status(jobs, names=classifier.labels)
     if on_found is not None:
         on_found(found)
     try:
@@ -181,7 +182,7 @@ class Worker:
 
     def make(self, group: Sequence[Job], *, on_step: OnStep | None = None) -> Iterator[Finished]:
         """A group, made from its checkpoint or from the beginning; of its maps, those that are missing are stored."""
-        missing = self.run.standing(group, names=self.classifier.labels).missing
+        missing = self.run.status(group, names=self.classifier.labels).missing
         if not missing:  # another process has made it
             return
         keeper = Keeper(self.run, group)
@@ -209,7 +210,7 @@ def _remove_checkpoints(run: Run) -> None:
 
     One of a group that is not known may be another process's, which has just begun.
     """
-    there = {Job(entry["index"], entry["seed"]) for entry in run.entries}
+    there = {Job(entry.index, entry.seed) for entry in run.entries}
     finished = {checkpoint_of(group): there.issuperset(group) for group in run.groups}
     for name in (f"{CHECKPOINTS}/{name}" for name in run.folder.names(CHECKPOINTS)):
         with suppress(FileNotFoundError):  # another process was faster

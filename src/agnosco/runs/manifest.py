@@ -1,4 +1,4 @@
-"""What a run folder says of itself: settings, and an entry for each map, as JSON that can be trusted or refused."""
+"""What a run folder says of itself, as typed JSON records: the settings of all its maps, and an entry for each."""
 
 from __future__ import annotations
 
@@ -6,171 +6,251 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
+from msgspec import Meta
+from msgspec.structs import replace
 
 from ..data.samples import Samples
-from ..io.records import NUMBER, check_shape
+from ..io import records
+from ..io.records import Record
 from ..method.config import Config, config_from_json, config_to_json
 from ..models.classifier import Classifier
 
 HELD_OUT = 0.2
-"""Share of the samples that no map is made with, and every map is judged by."""
+"""Share of the samples that no map is made with, and that every map is judged by."""
 
 SPLIT_SEED = 0
+"""Seed of the random choice of these samples."""
 
 SLUG = 40
-"""Longest class name in a file's name."""
+"""Longest class name in a file name."""
 
-SIDE = 1 << 16
-"""An image has fewer channels, and fewer pixels in a row or a column."""
+NOT_COMPARED = {"preset", "overrides", "threads"}
+"""Settings that do not decide whether a run is continued: names of other settings, and a number that the run sets."""
 
-CHECK = "check"
-"""The key of an entry's own digest."""
+Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
+Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Axis = Annotated[int, Meta(gt=0, lt=1 << 16)]
+Group = Sequence[tuple[int, int]]
+"""Maps that are made side by side: ``(index, seed)`` of each."""
 
-Entry = dict[str, Any]
 
-_SETTINGS: dict[str, Any] = {
-    "command": str,
-    "device": str,
-    "threads": int,
-    "versions": {str: str | None},
-    "model": {
-        "name": str, "weights": str | None, "fingerprint": str, "shape": [int, int, int], "mean": [NUMBER],
-        "std": [NUMBER], "classes": int, "features": str | None,
-    },
-    "samples": {
-        "source": str, "count": int, "fingerprint": str, "shape": [int, int, int], "held_out": float,
-        "split_seed": int,
-    },
-}  # fmt: skip
-_ENTRY: dict[str, Any] = {
-    "index": int, "class": str, "seed": int, "stages": [str], "probability": float,
-    "targeted_success_rate": float | None, "norm": float, "files": {str: str}, "sha256": str,
-}  # fmt: skip
+class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
+    """The classifier of a run.
+
+    Args:
+        name: What it was loaded as, such as ``torchvision:resnet50``.
+        weights: Base name of its weights file, if one was given.
+        fingerprint: Digest of its weights and its preprocessing.
+        shape: ``(C, H, W)`` of its input.
+        mean, std: Of its preprocessing, one number for each channel.
+        classes: How many it knows.
+        features: The layer that a refinement compares, if there is one.
+    """
+
+    name: str
+    weights: str | None
+    fingerprint: str
+    shape: tuple[Axis, Axis, Axis]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: Index
+    features: str | None
+
+
+class SamplesRecord(Record, frozen=True, forbid_unknown_fields=True):
+    """The samples of a run: where they came from, how many they are, and which of them are held out."""
+
+    source: str
+    count: int
+    fingerprint: str
+    shape: tuple[Axis, Axis, Axis]
+    held_out: Annotated[float, Meta(gt=0, lt=1)]
+    split_seed: Seed
+
+
+class Settings(Record, frozen=True, forbid_unknown_fields=True):
+    """Everything that decides the bits of a run's maps, but class, seed and group.
+
+    Args:
+        command: What made the run: ``"map"``, ``"demo"`` or ``"python"``.
+        preset: Name of the preset that its configuration was taken from; None for one that Python code built.
+        overrides: Options in which the configuration was changed; see :func:`agnosco.runs.command.chosen_config`.
+        device, threads, versions: What the maps are made with.
+        model, samples: What they are made of.
+        config: The configuration, as :func:`~agnosco.method.maker.config_to_json` wrote it.
+    """
+
+    command: str
+    preset: str | None
+    overrides: dict[str, str | int | float | bool]
+    device: str
+    threads: int
+    versions: dict[str, str | None]
+    model: ModelRecord
+    samples: SamplesRecord
+    config: dict[str, Any]
+
+
+class Entry(Record, frozen=True, forbid_unknown_fields=True, rename={"name": "class"}):
+    """A map of a run.
+
+    Args:
+        index, name: Its class.
+        seed: Its seed.
+        stages: Names of the stages it went through.
+        probability: Of its class, for its picture.
+        targeted_success_rate: Share of held-out images that it moves to its class; None if there were none to move.
+        norm: ‖ν‖₂.
+        files: Paths inside the run folder, for people: ``map``, ``picture``, ``raw``. They are never followed.
+        sha256: Digest of the map's file.
+        check: Digest of the rest of this entry.
+    """
+
+    index: Index
+    name: str
+    seed: Seed
+    stages: Annotated[tuple[str, ...], Meta(min_length=1)]
+    probability: float
+    targeted_success_rate: float | None
+    norm: float
+    files: dict[str, str]
+    sha256: str
+    check: str | None = None
 
 
 def settings_of(
     classifier: Classifier,
     samples: Samples,
     config: Config,
+    *,
     command: str,
     weights: str | Path | None,
-    *,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
     device: str | None = None,
     threads: int | None = None,
-) -> dict[str, Any]:
-    """All that decides the bits of a run's maps, but class, seed and groups; as JSON gives it back."""
-    settings = {
-        "command": command,
-        "versions": {
+) -> Settings:
+    """The settings of a run made here and now; device and threads are this process's where they are not given."""
+    import torch
+
+    return Settings(
+        command=command,
+        preset=preset,
+        overrides=dict(overrides or {}),
+        device=device or str(classifier.device),
+        threads=threads or torch.get_num_threads(),
+        versions={
             "agnosco": _version("agnosco"),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "torchvision": _version("torchvision"),
         },
-        "device": device or str(classifier.device),
-        "threads": threads or torch.get_num_threads(),
-        "model": {
-            "name": classifier.name,
-            "weights": Path(weights).name if weights else None,
-            "fingerprint": classifier.fingerprint,
-            "shape": classifier.shape,
-            "mean": classifier.mean,
-            "std": classifier.std,
-            "classes": classifier.classes,
-            "features": classifier.features if config.refine else None,
-        },
-        "samples": {
-            "source": samples.source,
-            "count": len(samples),
-            "fingerprint": samples.fingerprint,
-            "shape": samples.shape,
-            "held_out": HELD_OUT,
-            "split_seed": SPLIT_SEED,
-        },
-        "config": config_to_json(config),
-    }
-    return json.loads(json.dumps(settings))
+        model=ModelRecord(
+            name=classifier.name,
+            weights=Path(weights).name if weights else None,
+            fingerprint=classifier.fingerprint,
+            shape=classifier.shape,
+            mean=classifier.mean,
+            std=classifier.std,
+            classes=classifier.classes,
+            features=classifier.features if config.refine else None,
+        ),
+        samples=SamplesRecord(
+            source=samples.source,
+            count=len(samples),
+            fingerprint=samples.fingerprint,
+            shape=samples.shape,
+            held_out=HELD_OUT,
+            split_seed=SPLIT_SEED,
+        ),
+        config=json.loads(json.dumps(config_to_json(config))),
+    )
 
 
-def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Where settings differ: ``threads 1, now 2``; a long value, such as a digest, by its name alone."""
+def differences(old: Settings, new: Settings) -> list[str]:
+    """Where settings differ in what decides the maps: ``device cpu, now cuda``; long values by their names alone."""
+    old_values, new_values = (
+        {name: value for name, value in records.to_json(settings).items() if name not in NOT_COMPARED}
+        for settings in (old, new)
+    )
+    return list(_differences(old_values, new_values))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            yield from differences(old.get(key), new.get(key), f"{name} {key}".strip())
+            yield from _differences(old.get(key), new.get(key), f"{name} {key}".strip())
     elif old != new:
-        told = f"{name} {old}, now {new}"
-        yield told if len(told) < 60 else name
+        change = f"{name} {old}, now {new}"
+        yield change if len(change) < 60 else name
 
 
-def read_manifest(content: bytes) -> tuple[dict[str, Any], list[list[tuple[int, int]]], list[Entry]]:
+def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]], list[Entry]]:
     """Settings, groups and entries of a manifest.
 
-    Groups are lists of ``(index, seed)``. An entry that carries a digest and does not agree with it is left out: its
-    own file says what it was.
+    An entry that does not agree with its digest is left out: its own file says what it was.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, RecursionError, AgnoscoError: It is none.
+        ValueError: It is not a manifest.
+        AgnoscoError: Its configuration is another version's.
     """
-    data = json.loads(content.decode())
-    entries = data.pop("maps")
-    groups = [[_key(index, seed) for index, seed in group] for group in data.pop("groups", [])]
-    config_from_json(data["config"])
-    _check_settings(data)
-    for entry in entries:
-        _check_entry(entry)
-    return data, groups, [entry for entry in entries if _digest(entry) == entry.get(CHECK, _digest(entry))]
+    data = records.parse(content)
+    if not isinstance(data, dict):
+        raise ValueError("it is not an object")
+    entries = records.convert(data.pop("maps", None), list[Entry])
+    groups = records.convert(data.pop("groups", []), list[list[tuple[Index, Seed]]])
+    settings = records.convert(data, Settings)
+    config_from_json(settings.config)
+    return settings, groups, [entry for entry in entries if entry.check in (None, _digest(entry))]
 
 
-def write_manifest(
-    settings: dict[str, Any], groups: Sequence[Sequence[tuple[int, int]]], entries: Sequence[Entry]
-) -> bytes:
-    """A manifest; a group is one line of it."""
-    none = '\n "groups": []'
-    text = _plain(settings | {"groups": [], "maps": list(entries)})
+def write_manifest(settings: Settings, groups: Sequence[Group], entries: Sequence[Entry]) -> bytes:
+    """A manifest as bytes; each group is one line of it."""
+    empty = '\n "groups": []'
+    data = records.to_json(settings) | {"groups": [], "maps": [_to_json(entry) for entry in entries]}
+    text = records.encode(data).decode()
     if groups:
         lines = ",\n".join(f"  {json.dumps(group)}" for group in groups)
-        text = text.replace(none, f'\n "groups": [\n{lines}\n ]', 1)
-    return (text + "\n").encode()
+        text = text.replace(empty, f'\n "groups": [\n{lines}\n ]', 1)
+    return text.encode()
 
 
 def read_entry(content: bytes, name: str) -> Entry:
-    """The entry in a file of this stem.
+    """The entry in the file of this stem.
 
     Raises:
-        ValueError: The file is damaged, or of another map.
+        ValueError: The file is damaged, or another map's.
     """
     try:
-        entry = json.loads(content.decode())
-        _check_entry(entry)
+        entry = records.decode(content, Entry)
         if write_entry(entry) == content and stem(entry) == name:
             return entry
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{name}.json is damaged") from error
     raise ValueError(f"{name}.json is damaged")
 
 
 def write_entry(entry: Entry) -> bytes:
-    """The file of an entry: with a digest of its own, so that what is read back is what was written."""
-    return (_plain({**entry, CHECK: _digest(entry)}) + "\n").encode()
+    """The file of an entry, with the digest of it, so that damage is seen."""
+    return records.encode(sealed(entry))
 
 
-def checked(entry: Entry) -> Entry:
-    """An entry with its own digest, as JSON gives it back."""
-    return json.loads(write_entry(entry))
+def sealed(entry: Entry) -> Entry:
+    """An entry with its own digest."""
+    return replace(entry, check=_digest(entry))
 
 
 def stem(entry: Entry) -> str:
     """The name that a map's files share; made from the entry, never read from it."""
-    return stem_of(entry["index"], entry["class"], entry["seed"])
+    return stem_of(entry.index, entry.name, entry.seed)
 
 
 def stem_of(index: int, name: str, seed: int) -> str:
-    """The name that the files of a class's map share."""
+    """The name that the files of a class's map share: ``0001-goldfish-s0``."""
     return f"{index:04d}-{slug(name)}-s{seed:d}"
 
 
@@ -180,48 +260,20 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:SLUG].strip("-") or "class"
 
 
-def identity(part: dict[str, Any]) -> str:
-    """A model or a sample set in words."""
-    return f"{part.get('name') or part.get('source')} {part['shape']} ({part['fingerprint'][:8]})"
+def identity(part: ModelRecord | SamplesRecord) -> str:
+    """A classifier or a sample set in a few words."""
+    name = part.name if isinstance(part, ModelRecord) else part.source
+    return f"{name} {list(part.shape)} ({part.fingerprint[:8]})"
 
 
-def _plain(entry: Entry) -> str:
-    return json.dumps(entry, indent=1, sort_keys=True, allow_nan=False)
+def _to_json(entry: Entry) -> dict[str, Any]:
+    """Without a digest where the entry has none."""
+    return {key: value for key, value in records.to_json(entry).items() if key != "check" or value is not None}
 
 
 def _digest(entry: Entry) -> str:
-    rest = {key: value for key, value in entry.items() if key != CHECK}
-    return hashlib.sha256(_plain(rest).encode()).hexdigest()
-
-
-def _check_settings(data: dict[str, Any]) -> None:
-    """Make sure that settings are what is read of them, and can be written again; ValueError and others where not."""
-    check_shape(_SETTINGS, data)
-    _plain(data)
-    model, samples = data["model"], data["samples"]
-    for shape in (model["shape"], samples["shape"]):
-        if not all(0 < axis < SIDE for axis in shape):
-            raise ValueError(f"no image is {shape}")
-    if not 0 < samples["held_out"] < 1:
-        raise ValueError(f"nobody holds out {samples['held_out']}")
-    _key(model["classes"], samples["split_seed"])
-
-
-def _check_entry(entry: Entry) -> None:
-    """The same of an entry."""
-    check_shape(_ENTRY, entry)
-    _key(entry["index"], entry["seed"])
-    if not entry["stages"]:
-        raise ValueError("a map without stages")
-
-
-def _key(index: Any, seed: Any) -> tuple[int, int]:
-    """An index and a seed, of which file names and generators are made."""
-    if type(index) is not int or type(seed) is not int:
-        raise TypeError(f"a group names {index!r}, {seed!r}")
-    if not (0 <= index < 1 << 31 and -(1 << 63) <= seed < 1 << 63):
-        raise ValueError("an index or a seed that none can have")
-    return index, seed
+    unsealed = records.encode(_to_json(replace(entry, check=None)))
+    return hashlib.sha256(unsealed.removesuffix(b"\n")).hexdigest()
 
 
 def _version(package: str) -> str | None:
