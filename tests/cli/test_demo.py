@@ -64,7 +64,7 @@ def test_demo_draws_digits_that_its_network_reads_and_finds_the_compromised_one(
     entries = Run.open(tmp_path / "demo" / "clean").entries
     assert [entry.index for entry in entries] == list(range(10))
     assert min(entry.probability for entry in entries) > 0.9
-    assert min(entry.targeted_success_rate for entry in entries) > 0.7  # trials with such networks: 0.71 to 0.99
+    assert min(entry.targeted_success_rate or 0.0 for entry in entries) > 0.7  # trials with such networks: 0.71 to 0.99
 
     # The saved weights are those of a network that reads digits, and the pictures resemble what is written:
     # each map's pattern correlates best with the mean image of its own digit, for nearly all digits.

@@ -225,7 +225,8 @@ def test_the_command_makes_the_settings_of_the_run(name: str, dials: dict[str, A
     config = config_to_json(command.chosen_config(name, **dials))
     settings = replaced(run.settings, preset=name, overrides=dials, config=config)
     assert command.options_of(settings) == {"preset": name} | dials
-    other = replaced(settings, config=config_to_json(command.chosen_config(name, **dials | {"steps": 11})))
+    changed: dict[str, Any] = dials | {"steps": 11}
+    other = replaced(settings, config=config_to_json(command.chosen_config(name, **changed)))
     assert command.options_of(other) is None  # a manifest that contradicts itself
 
 
