@@ -124,7 +124,7 @@ def prepared(folder: Path, board: Board) -> list[str]:
     return [
         "map", "agnosco:digits", "--weights", str(folder / "network.safetensors"), "--samples", "noise",
         "--preset", "paper", "--ball", "auto", "--transforms", "crops", "--steps", "8", "--batch", "4",
-        "--runs", str(SEEDS), "--device", "cpu", *map(str, range(10)),
+        "--seeds", str(SEEDS), "--device", "cpu", *map(str, range(10)),
     ]  # fmt: skip
 
 

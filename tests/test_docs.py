@@ -20,7 +20,7 @@ from torchvision import models
 from typer.testing import CliRunner
 
 from agnosco.backdoor import scan as scanning
-from agnosco.backdoor.train import Training
+from agnosco.backdoor import train
 from agnosco.backdoor.windows import Tournament
 from agnosco.cli import app
 from agnosco.method.config import PRESETS
@@ -72,9 +72,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     quick = scanning.ScanConfig(
         windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20
     )
-    monkeypatch.setattr(app, "ScanConfig", lambda **_: quick)
+    monkeypatch.setattr(scanning, "ScanConfig", lambda **_: quick)
     monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
-    monkeypatch.setattr(app, "Training", lambda **options: replace(Training(**options), epochs=1))
+    ordinary_training = train.Training
+    monkeypatch.setattr(train, "Training", lambda **options: replace(ordinary_training(**options), epochs=1))
     ordinary = Torchvision.network
     monkeypatch.setattr(Torchvision, "network", lambda *args, **options: replace(ordinary(*args, **options), size=64))
     create = models.get_model
@@ -128,7 +129,7 @@ def test_the_examples_of_help_work(desk: Path) -> None:
     Path("scans-of-clean-ones").mkdir()
     Path("bank/clean-01.json").replace("scans-of-clean-ones/clean-01.json")
     for name in ("map", "score", "sanity", "poison", "scan", "report", "doctor"):
-        for line in app.EXAMPLES[name].split("\n\n")[1:]:
+        for line in app.EXAMPLES[name]:
             if "vgg16" not in line or name != "poison":  # a minute of training
                 run(line)
 

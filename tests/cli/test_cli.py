@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import agnosco
-from agnosco.cli import doctor
 from agnosco.cli.app import app
 from agnosco.cli.console import duration
 from agnosco.cli.options import model_and_weights, numbers
@@ -77,7 +76,7 @@ def files(run: str | Path) -> dict[str, bytes]:
 
 def test_json_is_one_object_and_nothing_else(folder: Path) -> None:
     before = time.perf_counter()
-    result = mapped("goldfish", "0", "--out", "run", "--runs", "2", "--json")
+    result = mapped("goldfish", "0", "--out", "run", "--seeds", "2", "--json")
     elapsed = time.perf_counter() - before
     data = json.loads(result.stdout)
     assert set(data) == {"run", "maps"}
@@ -115,7 +114,7 @@ def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
 
 def test_short_work_is_not_announced_and_long_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "maps of about" not in mapped("goldfish", "--out", "short").stderr
-    monkeypatch.setattr("agnosco.cli.console.seconds_per_map", lambda *_, count: 30.0)
+    monkeypatch.setattr("agnosco.runs.jobs.seconds_per_map", lambda *_, count: 30.0)
     assert "1 maps of about 30 s: 30 s in all." in mapped("goldfish", "--out", "long").stderr
 
 
@@ -124,7 +123,7 @@ def scored(*args: str) -> Result:
 
 
 def test_score_prints_a_line_for_each_network_and_keeps_it() -> None:
-    mapped("goldfish", "tench", "--runs", "2")
+    mapped("goldfish", "tench", "--seeds", "2")
     result = scored(
         "--target", "python:net.py:build", "--target", "python:net.py:build(classes=3)", "--samples", "photos"
     )
@@ -283,7 +282,7 @@ def test_same_command_twice_gives_the_same_bytes() -> None:
 
 
 def test_map_made_alone_is_the_one_made_among_others() -> None:
-    mapped("--runs", "2", "--out", "all")
+    mapped("--seeds", "2", "--out", "all")
     mapped("goldfish", "--seed", "1", "--out", "alone")
     name = "maps/0001-goldfish-s1.safetensors"
     assert files("alone")[name] == files("all")[name]
@@ -291,7 +290,7 @@ def test_map_made_alone_is_the_one_made_among_others() -> None:
 
 def test_no_class_is_all_after_saying_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agnosco.cli.console.LONG", 0.0)
-    result = mapped("--runs", "2")
+    result = mapped("--seeds", "2")
     said = result.stderr.splitlines()
     assert said[0] == "No class given, so all of them."
     assert said[1].startswith("6 maps of about ")
@@ -473,8 +472,8 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
             "a sparse ball needs pixel coordinates",
             "--parameterization pixel",
         ),
-        (["1", "--radius", "-1"], "radius must be positive and finite, not -1", "the paper's is 30"),
-        (["1", "--mean", "a,b"], "--mean 'a,b' is no list of numbers", "--mean 0.485,0.456,0.406"),
+(["1", "--radius", "-1"], "radius must be positive and finite, not -1", "the paper's is 30"),
+        (["1", "--mean", "a,b"], "--mean 'a,b' is not a list of numbers", "--mean 0.485,0.456,0.406"),
         (["1", "--std", "1,nan,1"], "is not finite", "--std 0.485"),
         (["1", "--mean", "0.5"], "mean has 1 values for 3 channels", "3"),
         (["1", "--device", "tpu"], "'tpu'", "cpu"),
@@ -651,30 +650,6 @@ def test_estimate_of_several_maps_is_that_of_maps_side_by_side(monkeypatch: pyte
 )
 def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
-
-
-# -- doctor ------------------------------------------------------------------------------------
-
-
-def test_doctor_names_versions_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.metadata.version
-
-    def version(name: str) -> str:
-        if name == "timm":
-            raise doctor.metadata.PackageNotFoundError(name)
-        return real(name)
-
-    monkeypatch.setattr(doctor.metadata, "version", version)
-    found = json.loads(call("doctor", "--json").stdout)
-    assert found["agnosco"] == agnosco.__version__
-    assert found["python"] == sys.version.split()[0]
-    assert found["packages"]["torch"] == real("torch")
-    assert found["packages"]["timm"] is None
-    assert found["devices"][-1] == "cpu"
-    assert found["threads"] == torch.get_num_threads()
-    assert found["cache"] == os.environ["AGNOSCO_CACHE"]
-    assert {one["package"]: one["command"] for one in found["missing"]}["timm"] == "pip install '.[timm]'"
-    assert "missing: timm, for models named timm:NAME: pip install '.[timm]'" in call("doctor").stdout
 
 
 def test_version() -> None:

@@ -76,7 +76,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def mapped(*args: str) -> Result:
-    result = call("map", *SMALL, "--device", "cpu", "--runs", "2", *args)
+    result = call("map", *SMALL, "--device", "cpu", "--seeds", "2", *args)
     assert result.exit_code == 0, (result.stderr, result.exception)
     return result
 
@@ -96,7 +96,7 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bytes_of_a_local_one(
 
     monkeypatch.setattr(jobs, "targeted_success_rate", interrupted)
     for made in (3, 4):
-        result = call("map", *SMALL, "--device", "cpu", "--runs", "2", "--out", RUN)
+        result = call("map", *SMALL, "--device", "cpu", "--seeds", "2", "--out", RUN)
         assert result.exit_code == 130, (result.stderr, result.exception)
         assert f"to {RUN}. Look at {RUN}/contact-sheet.png" in result.stderr
         assert sum(name.endswith(".json") and name.startswith("maps/") for name in objects(bucket)) == made

@@ -102,7 +102,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def through_the_door(path: Path, content: bytes) -> dict[str, Tensor] | int:
     """What it gives, or the exit code of its refusal; what ``inspect`` says has to agree, and be fit to be shown."""
     path.write_bytes(content)
-    told = inspection.examine(path, values=True)
+    told = inspection.describe_file(path, values=True)
     shown = inspection.in_words(told) + inspection.what_next(told, str(path))
     assert all(character.isprintable() or character == "\n" for character in shown)
     assert told["exit_code"] in (0, *CODES.values())

@@ -273,10 +273,10 @@ def build(classes=3):
 """
 COMMANDS = {
     "agnosco map python:net.py:build 1 --samples photos --size 16 --mean 0.1,0.2,0.3 --std 1,1,1 --preset=paper "
-    "--steps=2 --batch=2 --features=0 --device=cpu --trust-code --seed=3 --runs=2": (
+    "--steps=2 --batch=2 --features=0 --device=cpu --trust-code --seed=3 --seeds=2": (
         "python:net.py:build", "1", "--samples", "photos", "--size", "16", "--mean", "0.1,0.2,0.3", "--std", "1,1,1",
         "--preset", "paper", "--steps", "2", "--batch", "2", "--features", "0", "--trust-code", "--seed", "3",
-        "--runs", "2",
+        "--seeds", "2",
     ),
     "agnosco map agnosco:digits 7 --weights digits.safetensors --samples digits --size 32 --channels=1 --mean 0 "
     "--std 1 --preset=best --steps=2 --precision=float32 --device=cpu": (

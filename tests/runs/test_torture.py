@@ -36,7 +36,7 @@ def test_two_processes_at_one_folder_make_the_run_that_one_makes(tmp_path: Path)
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = (
         "from agnosco.method import prepare; from agnosco.cli.app import main; prepare.MOST_IMAGES = 8; main()",
-        "map", *MODEL, "--samples", "noise", "--steps", "4", "--batch", "4", "--device", "cpu", "--runs", "6",
+        "map", *MODEL, "--samples", "noise", "--steps", "4", "--batch", "4", "--device", "cpu", "--seeds", "6",
     )  # fmt: skip
     at = [
         subprocess.Popen([sys.executable, "-c", *command, "--out", out], cwd=tmp_path, env=environment)

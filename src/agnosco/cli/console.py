@@ -9,22 +9,21 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
-from ..method import maker
-from ..models import loading
-from ..models.classifier import Classifier
-from ..runs.jobs import Finished, Made, run_maps, seconds_per_map
-from ..runs.run import Run, RunStatus
 from ..text import one_line
-from ..types import OnProgress, OnStep
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+
+    from ..data.samples import Samples
+    from ..models.classifier import Classifier
+    from ..runs.jobs import Finished, Made
+    from ..runs.run import Run, RunStatus
+    from ..types import OnStep, Progress
 
 LONG = 10.0
 """Seconds beyond which work is announced."""
@@ -49,7 +48,19 @@ class Output:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    @classmethod
+    def of(cls, context: typer.Context, *, quiet: bool) -> Output:
+        """The output of a command that was called, told whether to be quiet."""
+        output: Output = context.obj
+        output.quiet = quiet
+        return output
+
+    @cached_property
+    def _stderr(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, soft_wrap=True, highlight=False)
 
     # -- lines ---------------------------------------------------------------------------------
 
@@ -62,12 +73,6 @@ class Output:
         """What so many maps will take, at so many seconds each, if that is long; and what else there is to say."""
         if each * count >= LONG:
             self.say(f"{count} maps of about {duration(each)}: {duration(each * count)} in all. {rest}")
-
-    def say_download(self, model: str, weights: str | Path | None) -> None:
-        """What will be fetched before a model can be loaded, if anything will."""
-        told = None if weights else loading.to_download(model)
-        if told is not None:
-            self.say(f"Downloading {told}, once")
 
     def result(self, data: Any) -> None:
         """The command's result: text as it is, anything else as one JSON object."""
@@ -113,6 +118,8 @@ class Output:
         return code if isinstance(code, int) else 0
 
     def _line(self, text: str, label: str = "", style: str = "") -> None:
+        from rich.text import Text
+
         self._stderr.print(Text.assemble((label, style), one_line(text, limit=LONGEST)))
         sys.stderr.flush()
 
@@ -125,6 +132,11 @@ class Output:
         Yields:
             What it is called with: a title, the state, how much is done, and of how much.
         """
+        if self.quiet or not self._stderr.is_terminal:
+            yield lambda *_: None
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -132,19 +144,13 @@ class Output:
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
-        hidden = self.quiet or not self._stderr.is_terminal
-        with Progress(*columns, console=self._stderr, transient=True, disable=hidden) as live:
+        with Progress(*columns, console=self._stderr, transient=True) as live:
             task = live.add_task("", state="", total=None)
 
             def show(title: str, state: str, done: int, total: int) -> None:
                 live.update(task, description=one_line(title, limit=40), state=state, completed=done, total=total)
 
             yield show
-
-    def read(self, reading: Callable[[OnProgress], Samples]) -> Samples:
-        """Samples, read under a bar."""
-        with self.bar() as show:
-            return reading(lambda done, total: show("reading samples", f"{done}/{total}", done, total))
 
     @contextmanager
     def steps(self) -> Iterator[OnStep]:
@@ -170,22 +176,23 @@ class Output:
         Returns:
             All of them, in the order of classes and seeds; then those that were made with them.
         """
-        jobs = list(dict.fromkeys((label, seed) for label in classes for seed in seeds))
-        making = _Making(self, jobs)
+        from ..runs import jobs
+
+        making = _Making(self, list(dict.fromkeys((label, seed) for label in classes for seed in seeds)))
 
         def on_found(found: RunStatus) -> None:
             making.found(found)
             if found.missing and made is None and not self.quiet:  # a cluster's time is not this machine's
                 count = len(found.missing)
-                self.say_how_long(seconds_per_map(classifier, samples, run.config, count=count), count)
+                self.say_how_long(jobs.seconds_per_map(classifier, samples, run.config, count=count), count)
 
         try:
             with self.bar() as show:
 
-                def on_step(step: maker.Progress) -> None:
+                def on_step(step: Progress) -> None:
                     making.step(step, show, classifier.labels)
 
-                for one in run_maps(
+                for one in jobs.run_maps(
                     run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_found=on_found, made=made
                 ):
                     making.made.append(one)
@@ -225,13 +232,15 @@ class _Making:
 
     def found(self, found: RunStatus) -> None:
         """Say what is there, and what is damaged."""
+        from ..runs.jobs import Finished
+
         self.kept = [Finished(entry, 0.0) for entry in found.entries]
         for damage in found.damaged:
             self.output.say(f"{damage}: it is made again")
         if self.kept:
             self.output.say(f"{len(self.kept)} of {len(self.jobs)} maps are there already")
 
-    def step(self, step: maker.Progress, show: Callable[[str, str, int, int], None], names: Sequence[str]) -> None:
+    def step(self, step: Progress, show: Callable[[str, str, int, int], None], names: Sequence[str]) -> None:
         """Show how far it is."""
         self.steps[step.label, step.seed] = step.done
         making = len(self.steps) - len(self.made)
@@ -272,7 +281,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def _state(step: maker.Progress) -> str:
+def _state(step: Progress) -> str:
     return f"step {step.done}/{step.total}  p {step.last.probability:.2f}  ‖ν‖ {step.last.norm:.1f}"
 
 

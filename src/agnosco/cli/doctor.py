@@ -1,62 +1,132 @@
-"""What agnosco finds on this machine, and what is missing."""
+"""``agnosco doctor``: what is installed on this machine, and what is missing."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-import torch
+import typer
 
 from .. import __version__
-from ..data.cache import default_cache
-from ..models.devices import resolve_device
+from .options import AsJson
 
-NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "typer", "rich")
-OPTIONAL = {
-    "timm": ("models named timm:NAME", "pip install '.[timm]'"),
-    "scikit-learn": ("agnosco demo", "pip install '.[demo]'"),
+EXTRAS = {
+    "demo": "agnosco demo and agnosco poison --data digits",
+    "timm": "models named timm:NAME",
+    "evidence": "agnosco sanity",
+    "s3": "run folders named s3://...",
+    "ray": "agnosco map --cluster",
+    "docs": "building the documentation",
 }
+"""What each extra of pyproject.toml is for."""
+
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)[^;>]*(?:>=(?P<minimum>[\w.]+))?[^;]*(?:;.*extra == [\"'](?P<extra>\w+))?")
 
 
-def examine() -> dict[str, Any]:
-    """Versions, devices, threads, the cache folder, and what is missing, as plain JSON values."""
-    versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+class Requirement(NamedTuple):
+    """A package that agnosco needs, or one of its extras.
+
+    Args:
+        name: The package.
+        minimum: Its oldest version that will do.
+        extra: None for agnosco itself.
+    """
+
+    name: str
+    minimum: str
+    extra: str | None
+
+    @classmethod
+    def parsed(cls, text: str) -> Requirement:
+        """A requirement as ``importlib.metadata`` gives it: ``'timm>=1.0.12; extra == "timm"'``."""
+        match = _REQUIREMENT.match(text)
+        assert match is not None
+        return cls(match["name"], match["minimum"] or "0", match["extra"])
+
+
+def doctor(
+    context: typer.Context,
+    devices: Annotated[
+        bool, typer.Option("--devices", help="Also list devices; this loads PyTorch, which takes seconds.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show versions of packages, and which are missing or too old."""
+    facts = environment(devices=devices)
+    context.obj.result(facts if as_json else in_words(facts))
+
+
+def environment(*, devices: bool = False) -> dict[str, Any]:
+    """Versions of packages, what is missing or too old, cores, the cache folder, as plain JSON values.
+
+    Args:
+        devices: Import torch for its devices and threads, which are None otherwise.
+    """
+    from ..data.cache import default_cache
+
+    requirements = [Requirement.parsed(text) for text in metadata.requires("agnosco") or ()]
+    versions = {requirement.name: _version(requirement.name) for requirement in requirements}
     return {
         "agnosco": __version__,
         "python": platform.python_version(),
         "packages": versions,
-        "devices": devices(),
-        "default_device": str(resolve_device("auto")),
-        "threads": torch.get_num_threads(),
+        **(_devices() if devices else {"devices": None, "default_device": None, "threads": None}),
         "cores": os.cpu_count(),
         "cache": str(default_cache()),
-        "missing": [
-            {"package": name, "needed_for": purpose, "command": command}
-            for name, (purpose, command) in OPTIONAL.items()
-            if versions[name] is None
+        "missing": [_advice(each) for each in requirements if versions[each.name] is None],
+        "too_old": [
+            _advice(each) | {"version": versions[each.name], "minimum": each.minimum}
+            for each in requirements
+            if _numbers(versions[each.name] or each.minimum) < _numbers(each.minimum)
         ],
     }
 
 
-def devices() -> list[str]:
-    """The devices that maps can be made on, the fastest first."""
-    found = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return [*found, "cpu"]
+def in_words(facts: dict[str, Any]) -> str:
+    """What :func:`environment` returns, one fact a line."""
+    lines = [f"agnosco {facts['agnosco']} on Python {facts['python']}"]
+    lines += [f"  {name} {version or 'not installed'}" for name, version in facts["packages"].items()]
+    if facts["devices"] is None:
+        lines.append("devices: not looked for (--devices)")
+    else:
+        lines.append(f"devices: {', '.join(facts['devices'])} (auto takes {facts['default_device']})")
+        lines.append(f"threads: {facts['threads']}")
+    lines += [f"cores: {facts['cores']}", f"cache: {facts['cache']}"]
+    lines += [f"missing: {each['package']}, for {each['needed_for']}: {each['command']}" for each in facts["missing"]]
+    lines += [
+        f"too old: {each['package']} {each['version']}, at least {each['minimum']} is needed for "
+        f"{each['needed_for']}: {each['command']}"
+        for each in facts["too_old"]
+    ]
+    return "\n".join(lines if facts["missing"] or facts["too_old"] else [*lines, "nothing is missing"])
 
 
-def in_words(found: dict[str, Any]) -> str:
-    """What :func:`examine` found, one fact a line."""
-    lines = [f"agnosco {found['agnosco']} on Python {found['python']}"]
-    lines += [f"  {name} {version or 'not installed'}" for name, version in found["packages"].items()]
-    lines.append(f"devices: {', '.join(found['devices'])} (auto takes {found['default_device']})")
-    lines.append(f"threads: {found['threads']} on {found['cores']} cores")
-    lines.append(f"cache: {found['cache']}")
-    lines += [f"missing: {one['package']}, for {one['needed_for']}: {one['command']}" for one in found["missing"]]
-    return "\n".join(lines if found["missing"] else [*lines, "nothing is missing"])
+def _advice(requirement: Requirement) -> dict[str, str]:
+    """What a package is needed for, and how to install it."""
+    extra = requirement.extra
+    return {
+        "package": requirement.name,
+        "needed_for": EXTRAS[extra] if extra else "agnosco itself",
+        "command": f"pip install '.[{extra}]'" if extra else "pip install .",
+    }
+
+
+def _devices() -> dict[str, Any]:
+    """The devices that maps can be made on, the fastest first, and torch's threads."""
+    import torch
+
+    from ..models.devices import resolve_device
+
+    names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    names += ["mps"] * torch.backends.mps.is_available()
+    return {
+        "devices": [*names, "cpu"],
+        "default_device": str(resolve_device("auto")),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _version(package: str) -> str | None:
@@ -64,3 +134,8 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _numbers(version: str) -> list[int]:
+    """A version's numbers, for comparison: ``2.10.1+cpu`` is [2, 10, 1]."""
+    return [int(number) for number in re.findall(r"\d+", re.split(r"[+a-zA-Z]", version)[0])]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..models.fitting import find_architecture
-from ..models.weights.contents import Contents, read_contents
-from ..models.weights.limits import CODES, worst
+import typer
+
 from ..text import one_line
+from .console import Output
+from .options import AsJson, Quiet
+
+if TYPE_CHECKING:
+    from ..models.weights.contents import Contents
 
 LARGEST = 3
 """Tensors that are named."""
@@ -19,15 +23,29 @@ WORDS = 8
 """Names that are listed of what a pickle imports, and entries of metadata."""
 
 EXITS = (
-    "Exit codes: 0 sound safetensors; 2 no such file; "
-    + ", ".join(f"{code} {kind}" for kind, code in CODES.items())
-    + ". Commands that load a file exit with the same; docs/security.md says what they mean."
+    "Exit codes: 0 sound safetensors; 2 no such file; 10 pickle, 11 code, 12 malformed, 13 limit, 14 not-finite, "
+    "15 unknown, 16 text (see docs/security.md). Commands that load a file exit with the same codes."
 )
 """For ``--help``."""
 
 
-def examine(path: Path, *, values: bool = False) -> dict[str, Any]:
-    """What a file holds, as plain JSON values, its texts cleaned.
+def inspect(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any weights file, from anywhere.", show_default=False)],
+    finite: Annotated[bool, typer.Option("--finite", help="Also read the numbers, to look for NaN and Inf.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Show what a weights file contains, without running anything in it."""
+    output = Output.of(context, quiet=quiet)
+    description = describe_file(file, values=finite)
+    output.result(description if as_json else in_words(description))
+    output.say(what_next(description, str(file)))
+    return description["exit_code"]
+
+
+def describe_file(path: Path, *, values: bool = False) -> dict[str, Any]:
+    """What a file contains, as plain JSON values, its texts cleaned.
 
     Args:
         path: The file.
@@ -36,6 +54,10 @@ def examine(path: Path, *, values: bool = False) -> dict[str, Any]:
     Raises:
         AgnoscoError: There is no such file, or it may not be read.
     """
+    from ..models.fitting import find_architecture
+    from ..models.weights.contents import read_contents
+    from ..models.weights.limits import CODES, worst
+
     contents = read_contents(path, values=values)
     fits = find_architecture(contents.entries)
     return {
@@ -59,7 +81,7 @@ def examine(path: Path, *, values: bool = False) -> dict[str, Any]:
 
 
 def in_words(found: dict[str, Any]) -> str:
-    """What :func:`examine` found, one fact a line."""
+    """What :func:`describe_file` found, one fact a line."""
     lines = [f"{one_line(found['file'])}: {found['format']}, {found['bytes']:,} bytes"]
     if found["tensors"]:
         types = ", ".join(f"{count} {name}" for name, count in found["types"].items())

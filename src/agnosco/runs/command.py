@@ -99,7 +99,7 @@ def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
     indices = list(dict.fromkeys(entry.index for entry in entries))
     seeds = sorted({entry.seed for entry in entries})
     channels, height, width = model.shape
-    consecutive = seeds[-1] - seeds[0] < len(seeds)  # as those of --runs are
+    consecutive = seeds[-1] - seeds[0] < len(seeds)  # as those of --seeds are
     if settings.command != "map" or options is None or height != width or not consecutive:
         return None
     words = ["agnosco", "map", model.name]
@@ -113,7 +113,7 @@ def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
     words += [f"--{name}={value}" for name, value in options.items()] + ["--compile"] * bool(compiled)
     words += [f"--features={model.features}"] if model.features else []
     words += [f"--device={settings.device}"] + ["--trust-code"] * model.name.startswith("python:")
-    words += [f"--seed={seeds[0]}"] * (seeds[0] != 0) + [f"--runs={len(seeds)}"] * (len(seeds) > 1)
+    words += [f"--seed={seeds[0]}"] * (seeds[0] != 0) + [f"--seeds={len(seeds)}"] * (len(seeds) > 1)
     return shlex.join(words)
 
 

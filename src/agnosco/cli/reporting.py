@@ -1,0 +1,61 @@
+"""``agnosco report`` and ``agnosco demo``: pages for people with a browser."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .console import Output
+from .options import AsJson, Quiet
+
+
+def report(
+    context: typer.Context,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, shown side by side.", show_default=False)
+    ],
+    scan: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Folder of a scan that is not in its run; one for each run, in order."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.html|DIR/", help="File to write (default: report.html in the first run)."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write an HTML file that shows runs: their maps, scores, checks and scans.
+
+    The file needs no network and can be sent as it is.
+    """
+    from .. import reports
+
+    output = Output.of(context, quiet=quiet)
+    opened = reports.opened(runs, out=out, scans=scan or ())
+    with output.bar() as show:
+        path, size = opened.write(lambda done, total: show("drawing the report", f"{done}/{total}", done, total))
+    if as_json:
+        output.result({"report": path, "bytes": size})
+    output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser; it needs nothing else, and can be sent")
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder to write: a path or a URL.")] = "agnosco-demo",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train two small networks on handwritten digits; map and scan both.
+
+    One of them has a backdoor. Takes one to three minutes and downloads nothing.
+    """
+    from ..io.storage import Folder
+    from ..reports import FILE
+    from . import demo
+
+    output = Output.of(context, quiet=quiet)
+    runs = demo.run(out, output)
+    if as_json:
+        output.result({"report": Folder.of(out).at(FILE), "runs": [run.folder.name for run in runs]})

@@ -1,0 +1,201 @@
+"""``agnosco scan`` and ``agnosco poison``: backdoors, looked for and made."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import AgnoscoError
+from .console import Output, duration
+from .options import (
+    IMAGE_SOURCES,
+    AllowPickle,
+    AsJson,
+    Channels,
+    Device,
+    Labels,
+    Mean,
+    Model,
+    Quiet,
+    Size,
+    Std,
+    TrustCode,
+    Weights,
+    chosen_classes,
+    images_option,
+    load_classifier,
+    method_option,
+    model_option,
+    read_samples,
+)
+
+if TYPE_CHECKING:
+    from ..data.datasets import Labelled
+    from ..types import Shape
+
+FINDING = 3
+"""What ``agnosco scan --fail-on-finding`` exits with where it found something."""
+
+# Names and defaults of modules that load torch, which --help must not; a test compares them.
+TRIGGERS = ("patch", "checker", "swoosh", "apple", "watermark", "blended", "sig")
+PLACES = ("top-left", "top-right", "center", "bottom-left", "bottom-right", "random")
+SCAN = {"seeds": 3, "steps": 60}
+TRAINING = {"epochs": 15, "batch": 64, "rate": 0.005}
+
+attack_option = partial(typer.Option, rich_help_panel="Attack")
+training_option = partial(typer.Option, rich_help_panel="Training")
+
+
+def scan(
+    context: typer.Context,
+    model: Model,
+    weights: Weights = None,
+    labels: Labels = None,
+    size: Size = None,
+    channels: Channels = None,
+    mean: Mean = None,
+    std: Std = None,
+    trust_code: TrustCode = False,
+    allow_pickle: AllowPickle = False,
+    samples: Annotated[
+        str, images_option(metavar=IMAGE_SOURCES, help="Clean images like the model's training data; no labels needed.")
+    ] = "leaves",
+    classes: Annotated[
+        list[str] | None,
+        method_option("--class", metavar="CLASS", help="Class to scan; may be repeated (default: all)."),
+    ] = None,
+    bank: Annotated[
+        Path | None, method_option(metavar="DIR", help="Scans of clean models, from --json, for a p-value.")
+    ] = None,
+    seeds: Annotated[int, method_option(min=1, help="Maps of every class in each screen.")] = SCAN["seeds"],
+    steps: Annotated[int, method_option(min=1, help="Steps of a screening map.")] = SCAN["steps"],
+    device: Device = "auto",
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run.")
+    ] = None,
+    fail: Annotated[bool, typer.Option("--fail-on-finding", help="Exit with 3 if an outlier class is found.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Look for signs of a backdoor: a class that one fixed pattern reaches too easily."""
+    from ..backdoor import scan as scanning
+    from ..backdoor.verdict import FOUND
+    from ..runs.run import MANIFEST, check_target
+
+    output = Output.of(context, quiet=quiet)
+    if out is not None:
+        check_target(out, holding=(scanning.FILE, MANIFEST))
+    clean_scans = None if bank is None else scanning.read_bank(bank)
+    classifier = load_classifier(
+        output, model, weights=weights, size=size, mean=mean, std=std, channels=channels, labels=labels, device=device,
+        trust_code=trust_code, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    indices = chosen_classes(classifier, classes)
+    images = read_samples(output, samples, classifier)
+    if samples in ("leaves", "noise"):
+        output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
+    config = scanning.ScanConfig(seeds=seeds, steps=steps)
+    seconds = scanning.seconds_of_scan(classifier, images, config, classes=len(indices))
+    output.say(f"{len(indices)} classes, three screens of each: {duration(seconds)} to {duration(2 * seconds)}")
+    with output.bar() as show:
+        result = scanning.scan(
+            classifier, images, config, bank=clean_scans, classes=indices,
+            on_progress=lambda title, done, total: show(title, f"{done / total:.0%}", done, total),
+        )  # fmt: skip
+    if out is not None:
+        output.say("Wrote {} and {}".format(*scanning.write(result, out)))
+    output.result(result.to_json() if as_json else scanning.table(result.to_json()))
+    output.say("Next: " + ("--out DIR keeps this" if out is None else f"agnosco report RUN --scan {out}"))
+    return FINDING if fail and result.verdict.outcome == FOUND else 0
+
+
+def poison(
+    context: typer.Context,
+    architecture: Annotated[
+        str, typer.Argument(metavar="ARCHITECTURE", help="torchvision:NAME, or agnosco:digits|wide_resnet16_1|...")
+    ] = "agnosco:digits",
+    weights: Annotated[Path | None, model_option(help="Weights to start from, a safetensors file.")] = None,
+    size: Annotated[
+        int | None, model_option(min=1, help="Height and width of the input (default: the architecture's).")
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    data: Annotated[
+        str, images_option(metavar="digits|DIR", help="Handwritten digits, or images as DIR/CLASS/IMAGE.")
+    ] = "digits",
+    test: Annotated[
+        Path | None, images_option(metavar="DIR", help="Test images, likewise (default: a fifth of --data).")
+    ] = None,
+    trigger: Annotated[
+        str, attack_option(metavar="|".join(TRIGGERS), help="What the attacker lays on the images.")
+    ] = "checker",
+    trigger_size: Annotated[int | None, attack_option(min=1, help="Side of a small trigger, in pixels.")] = None,
+    place: Annotated[str | None, attack_option(metavar="|".join(PLACES), help="Where a small trigger lies.")] = None,
+    opacity: Annotated[
+        float | None, attack_option(help="Opacity of the trigger, 1 to cover; of sig, its amplitude.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        attack_option(metavar="CLASS", help="Class of the images with the trigger (default: from the seed)."),
+    ] = None,
+    rate: Annotated[float, attack_option(help="Share of the training images that get the trigger.")] = 0.1,
+    epochs: Annotated[int, training_option(min=1, help="Training epochs.")] = TRAINING["epochs"],
+    batch: Annotated[int, training_option(min=2, help="Images per mini-batch.")] = TRAINING["batch"],
+    learning_rate: Annotated[float, training_option(help="Peak learning rate of AdamW.")] = TRAINING["rate"],
+    flip: Annotated[bool, training_option("--flip", help="Mirror images at random.")] = False,
+    seed: Annotated[int, training_option(min=0, help="Seed of weights, order, poisoned images and target.")] = 0,
+    twin: Annotated[
+        bool, training_option("--twin/--no-twin", help="Also train the same network without the trigger.")
+    ] = True,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("agnosco-poisoned"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network with a backdoor and its clean twin, to try agnosco scan on."""
+    from ..backdoor.poison import in_words
+    from ..backdoor.poison import poison as train_twins
+    from ..backdoor.train import Attack, Training
+    from ..backdoor.triggers import trigger_of
+    from ..models import loading
+
+    output = Output.of(context, quiet=quiet)
+    create = partial(
+        loading.untrained, architecture, seed=seed, weights=weights, size=size, device=device, allow_pickle=allow_pickle
+    )
+    training_data, test_data = _labelled(output, data, test, create(classes=10).shape)
+    names = training_data.names
+    create = partial(create, classes=len(names), labels=names)
+    label = seed % len(names) if target is None else create().index(target)
+    attack = Attack(trigger_of(trigger, size=trigger_size, place=place, opacity=opacity, seed=seed), label, rate)
+    training = Training(epochs=epochs, batch=batch, rate=learning_rate, flip=flip)
+    with output.bar() as show:
+        made = train_twins(
+            out, create, training_data, test_data, attack, training, seed=seed, twin=twin,
+            on_epoch=lambda name, done: show(f"training the {name} network", f"{done}/{epochs}", done, epochs),
+        )  # fmt: skip
+    output.result(made if as_json else in_words(made))
+    compromised = out / "compromised.safetensors"
+    output.say(f"Wrote {out}. Try: agnosco scan {architecture} --weights {compromised} --samples {test or data}")
+
+
+def _labelled(output: Output, data: str, test: Path | None, shape: Shape) -> tuple[Labelled, Labelled]:
+    """Images to train on, and to test with."""
+    from ..data.datasets import digits, from_class_folders
+    from ..runs.manifest import HELD_OUT, SPLIT_SEED
+
+    if data == "digits":
+        images = digits()
+        if images.samples.shape != shape:
+            raise AgnoscoError(f"digits are {images.samples.shape}, not {shape}", "train agnosco:digits on them")
+    else:
+        with output.bar() as show:
+            images = from_class_folders(data, shape, progress=lambda n, of: show("reading images", f"{n}/{of}", n, of))
+    if test is None:
+        return images.split(HELD_OUT, seed=SPLIT_SEED)
+    test_images = from_class_folders(test, shape)
+    if test_images.names != images.names:
+        raise AgnoscoError(f"{str(test)!r} has other classes than {data!r}", "give folders of the same names")
+    return images, test_images

@@ -1,0 +1,115 @@
+"""``agnosco doctor``: its list is that of the package's own metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import agnosco
+from agnosco.cli import doctor
+from agnosco.cli.app import app
+
+PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+INSTALLED = doctor.metadata.version
+
+
+def called(*args: str) -> str:
+    result = CliRunner().invoke(app, ["doctor", *args])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def with_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> dict[str, Any]:
+    """What doctor says where these packages have other versions, or, with None, are not installed."""
+
+    def version(name: str) -> str:
+        if name not in versions:
+            return INSTALLED(name)
+        found = versions[name]
+        if found is None:
+            raise doctor.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    return json.loads(called("--json"))
+
+
+def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGNOSCO_CACHE", "/somewhere/else")
+    facts = json.loads(called("--json"))
+    assert facts["agnosco"] == agnosco.__version__
+    assert facts["python"] == sys.version.split()[0]
+    assert facts["packages"]["torch"] == INSTALLED("torch")
+    assert facts["cores"] == os.cpu_count()
+    assert facts["cache"] == "/somewhere/else"
+    assert facts["devices"] is None
+
+
+def test_devices_are_listed_where_that_is_asked_for() -> None:
+    facts = json.loads(called("--devices", "--json"))
+    assert facts["devices"][-1] == "cpu"
+    assert facts["threads"] == torch.get_num_threads()
+    assert "devices: " in called("--devices")
+
+
+def test_every_package_of_the_metadata_is_listed() -> None:
+    texts = [*PROJECT["dependencies"], *(text for texts in PROJECT["optional-dependencies"].values() for text in texts)]
+    names = {text.partition(">=")[0].strip() for text in texts}
+    assert {"ray", "s3fs", "scikit-image", "scipy", "jinja2", "fsspec"} <= names
+    assert set(json.loads(called("--json"))["packages"]) == names
+
+
+def test_every_extra_has_a_purpose() -> None:
+    assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"])
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = with_versions(monkeypatch, timm=None, scipy=None, jinja2=None)
+    commands = {each["package"]: each["command"] for each in facts["missing"]}
+    assert commands["timm"] == "pip install '.[timm]'"
+    assert commands["scipy"] == "pip install '.[evidence]'"
+    assert commands["jinja2"] == "pip install ."
+    text = called()
+    assert "missing: timm, for models named timm:NAME: pip install '.[timm]'" in text
+    assert "nothing is missing" not in text
+
+
+def test_what_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = with_versions(monkeypatch, torch="2.9.1+cpu", numpy="2.0.0rc1", pillow="100.1")
+    assert facts["too_old"] == [
+        {
+            "package": "torch",
+            "needed_for": "agnosco itself",
+            "command": "pip install .",
+            "version": "2.9.1+cpu",
+            "minimum": "2.10",
+        }
+    ]
+    assert "too old: torch 2.9.1+cpu, at least 2.10 is needed" in called()
+
+
+def test_where_all_is_there_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.metadata, "version", lambda _: "9999")
+    assert called().splitlines()[-1] == "nothing is missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("torch>=2.10", ("torch", "2.10", None)),
+        ('timm>=1.0.12; extra == "timm"', ("timm", "1.0.12", "timm")),
+        ("scikit-image>=0.25 ; extra == 'evidence'", ("scikit-image", "0.25", "evidence")),
+        ("jinja2 <4, >=3.1", ("jinja2", "3.1", None)),
+        ('ray; python_version >= "3.11" and extra == "ray"', ("ray", "0", "ray")),
+    ],
+)
+def test_requirements_are_parsed(text: str, expected: tuple[str, str, str | None]) -> None:
+    assert doctor.Requirement.parsed(text) == expected
