@@ -472,7 +472,7 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
             "a sparse ball needs pixel coordinates",
             "--parameterization pixel",
         ),
-(["1", "--radius", "-1"], "radius must be positive and finite, not -1", "the paper's is 30"),
+        (["1", "--radius", "-1"], "radius must be positive and finite, not -1", "the paper's is 30"),
         (["1", "--mean", "a,b"], "--mean 'a,b' is not a list of numbers", "--mean 0.485,0.456,0.406"),
         (["1", "--std", "1,nan,1"], "is not finite", "--std 0.485"),
         (["1", "--mean", "0.5"], "mean has 1 values for 3 channels", "3"),

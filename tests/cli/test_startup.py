@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import MODEL, NET
 
 from agnosco.backdoor import triggers
 from agnosco.backdoor.scan import ScanConfig
@@ -72,15 +71,6 @@ def test_wrong_usage_imports_no_torch(args: list[str]) -> None:
     result = guarded("torch,torchvision,numpy", *args)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 2, result.stderr
-
-
-def test_map_of_a_python_model_imports_no_torchvision(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(NET)
-    result = guarded(
-        "torchvision,timm", "map", *MODEL, "1", "--samples", "noise", "--steps", "2", "--batch", "2", "--device", "cpu",
-        folder=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
 
 
 def test_names_and_defaults_that_help_states_are_those_of_the_library() -> None:
