@@ -34,14 +34,17 @@ from pages import DOCS, ROOT, made_on, markdown, put
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from agnosco.backdoor.config import PLACES, ScanConfig, Training
 from agnosco.backdoor.evidence import final_layer, margin_p_value, margins
 from agnosco.backdoor.footprint import figure as trigger_figure
 from agnosco.backdoor.footprint import footprint, percentile
-from agnosco.backdoor.scan import ScanConfig, full_map, screen
-from agnosco.backdoor.train import Attack, Outcome, Training, evaluate, fit
-from agnosco.backdoor.triggers import LOGOS, PLACES, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
-from agnosco.backdoor.verdict import FOUND, LEVEL, judge
-from agnosco.backdoor.windows import stamps
+from agnosco.backdoor.record import FOUND, LEVEL
+from agnosco.backdoor.scan import full_map
+from agnosco.backdoor.screening import screen
+from agnosco.backdoor.train import Attack, Outcome, evaluate, fit
+from agnosco.backdoor.triggers import LOGOS, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
+from agnosco.backdoor.verdict import judge
+from agnosco.backdoor.windows import patches_in_windows
 from agnosco.data.datasets import Labelled, digits, from_class_folders
 from agnosco.data.samples import Samples
 from agnosco.models.architectures import ARCHITECTURES, created
@@ -285,7 +288,7 @@ def figure(seed: int = 0, target: int = 3) -> Image.Image:
         classifier = network(of, seed)
         fit(classifier, of.kept, of.training, attack=attack, seed=seed)
         spread = full_map(classifier, target, of.held.samples)
-        stamp = -stamps(classifier, target, of.held.samples, ScanConfig().windows, finalists=1)[0]
+        stamp = -patches_in_windows(classifier, target, of.held.samples, ScanConfig().windows, finalists=1)[0]
         patterns.append({"L2 ball": spread, "window": stamp})
     rows = [
         trigger_figure(attack.trigger, images, own, patterns[0], name=of.kept.names[target])

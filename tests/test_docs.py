@@ -20,9 +20,9 @@ from torchvision import models
 from typer.testing import CliRunner
 
 from agnosco.backdoor import scan as scanning
-from agnosco.backdoor import train
-from agnosco.backdoor.windows import Tournament
+from agnosco.backdoor.config import ScanConfig, Tournament, Training
 from agnosco.cli import app
+from agnosco.cli import scanning as cli_scanning
 from agnosco.method.config import PRESETS
 from agnosco.models.sources import Torchvision
 from agnosco.runs import jobs
@@ -69,13 +69,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, config in small.items():
         monkeypatch.setitem(PRESETS, name, config)
     monkeypatch.setattr(jobs, "TIMED", 2)
-    quick = scanning.ScanConfig(
-        windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20
-    )
-    monkeypatch.setattr(scanning, "ScanConfig", lambda **_: quick)
+    quick = ScanConfig(windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20)
+    monkeypatch.setattr(cli_scanning, "ScanConfig", lambda **_: quick)
     monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
-    ordinary_training = train.Training
-    monkeypatch.setattr(train, "Training", lambda **options: replace(ordinary_training(**options), epochs=1))
+    monkeypatch.setattr(cli_scanning, "Training", lambda **options: replace(Training(**options), epochs=1))
     ordinary = Torchvision.network
     monkeypatch.setattr(Torchvision, "network", lambda *args, **options: replace(ordinary(*args, **options), size=64))
     create = models.get_model

@@ -35,7 +35,7 @@ BESIDES = {
     "method": {"safetensors"},
     "runs": {"msgspec", "ray", "safetensors"},
     "evaluate": {"scipy", "skimage"},
-    "backdoor": {"safetensors"},
+    "backdoor": {"msgspec", "safetensors"},
     "reports": {"jinja2", "markupsafe"},
     "cli": {"rich", "typer"},
 }

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import safetensors.torch
 import torch
 from helpers import SHAPE, TARGET, Planted, planted, samples
 from torch import Tensor, nn
 
+from agnosco.backdoor import record as scan_record
 from agnosco.backdoor import scan as scanning
+from agnosco.backdoor import screening
+from agnosco.backdoor.config import FULL_SEEDS, ScanConfig, Tournament
 from agnosco.backdoor.evidence import concentration, cut_out, final_layer, margin_p_value, margins, of_pattern
 from agnosco.backdoor.footprint import footprint
-from agnosco.backdoor.scan import ScanConfig, Screening, full_map, read_bank, scan, screen
+from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE, Measured, SamplesRecord, ScanRecord, Verdict, read_bank
+from agnosco.backdoor.scan import full_map, scan
+from agnosco.backdoor.screening import Screening, screen
 from agnosco.backdoor.triggers import Patch
-from agnosco.backdoor.verdict import FOUND, INCONCLUSIVE, NONE
-from agnosco.backdoor.windows import Tournament, Within, stamps, windows
+from agnosco.backdoor.windows import Within, patches_in_windows, windows
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method.maker import map_classes
@@ -33,11 +38,13 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "tools"
 def test_a_planted_square_is_found_and_its_pattern_is_the_square() -> None:
     found = scan(planted(TARGET), samples(), QUICK)
     assert (found.verdict.outcome, found.verdict.label) == (FOUND, TARGET)
-    suspect = found.suspects[0]
-    assert suspect.label == TARGET
-    assert footprint(suspect.pattern, Patch(3), samples().images.float() / 255).energy > 10
-    assert found.classes[0]["k90"] <= 9
-    assert suspect.evidence["reach_shifted"] < suspect.evidence["reach"]
+    candidate = found.candidates[0]
+    assert candidate.label == TARGET
+    assert footprint(candidate.pattern, Patch(3), samples().images.float() / 255).energy > 10
+    k90 = found.record.classes[0].k90
+    assert k90 is not None
+    assert k90 <= 9
+    assert candidate.evidence["reach_shifted"] < candidate.evidence["reach"]
 
 
 def test_its_clean_twin_has_no_outlier() -> None:
@@ -45,38 +52,38 @@ def test_its_clean_twin_has_no_outlier() -> None:
 
 
 def test_a_scan_is_plain_json_and_a_bank_is_made_of_scans(tmp_path: Path) -> None:
-    bank = []
     for number in range(19):
         clean = planted(None)
         with torch.no_grad():
             clean.model.get_parameter("weight").add_(0.001 * (number + 1))
-        bank.append({"greatest_z": 2.0, **scan_like(clean)})
-        (tmp_path / f"{number}.json").write_text(json.dumps(bank[-1]))
-    found = scan(planted(TARGET), samples(), QUICK, bank=read_bank(tmp_path))
+        (tmp_path / f"{number}.json").write_text(json.dumps({"greatest_z": 2.0, **scan_like(clean)}))
+    bank = read_bank(tmp_path)
+    found = scan(planted(TARGET), samples(), QUICK, bank=bank)
     assert found.verdict.p_value == pytest.approx(0.05)
     assert found.verdict.outcome == FOUND
-    again = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert again["verdict"]["label"] == TARGET
-    assert again["greatest_z"] == pytest.approx(found.verdict.z)
+    again = msgspec.convert(json.loads(json.dumps(found.to_json(), allow_nan=False)), ScanRecord)
+    assert again == found.record
+    assert again.verdict.label == TARGET
+    assert again.greatest_z == pytest.approx(found.verdict.z)
     with pytest.raises(AgnoscoError, match="the one that is judged"):
         scan(planted(TARGET), samples(), QUICK, bank=[again])
     with pytest.raises(AgnoscoError, match="in the bank twice"):
         scan(planted(TARGET), samples(), QUICK, bank=[bank[0]] * 19)
+    leaves = msgspec.structs.replace(bank[0], samples=SamplesRecord(source="leaves", count=1))
     with pytest.raises(AgnoscoError, match="another samples source"):
-        scan(planted(TARGET), samples(), QUICK, bank=[bank[0] | {"samples": {"source": "leaves"}}])
+        scan(planted(TARGET), samples(), QUICK, bank=[leaves])
     with pytest.raises(AgnoscoError, match="another screened"):
-        scan(planted(TARGET), samples(), QUICK, bank=[bank[0] | {"screened": list(range(5))}])
+        scan(planted(TARGET), samples(), QUICK, bank=[msgspec.structs.replace(bank[0], screened=list(range(5)))])
     with pytest.raises(AgnoscoError, match="another config"):
         scan(planted(TARGET), samples(), ScanConfig(pixels=0.04), bank=bank)
 
 
 def scan_like(classifier: Classifier) -> dict:
     """What a bank compares of a scan."""
-    config = json.loads(json.dumps(asdict(QUICK)))
     return {
-        "model": {"fingerprint": classifier.fingerprint, "shape": list(SHAPE)},
-        "samples": {"source": samples().source},
-        "config": config,
+        "model": {"name": "net", "fingerprint": classifier.fingerprint, "shape": list(SHAPE)},
+        "samples": {"source": samples().source, "count": len(samples())},
+        "config": asdict(QUICK),
         "screened": list(range(10)),
     }
 
@@ -90,7 +97,7 @@ def test_a_bank_of_other_things_is_refused(tmp_path: Path) -> None:
         with pytest.raises(AgnoscoError, match="is no scan"):
             read_bank(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(whole))
-    assert read_bank(tmp_path) == [whole]
+    assert read_bank(tmp_path) == [msgspec.convert(whole, Measured)]
 
 
 def test_few_classes_are_inconclusive() -> None:
@@ -120,7 +127,7 @@ def test_seeds_that_name_several_classes_are_inconclusive() -> None:
     hits[0, 4] = torch.tensor([60.0, 10.0, 10.0])
     hits[0, 2] = torch.tensor([0.0, 50.0, 0.0])
     hits[0, 3] = torch.tensor([0.0, 0.0, 50.0])
-    screened = scanning.Screening(("9 pixels",), tuple(range(10)), hits, torch.full((10,), 60), torch.zeros(1), 9.0)
+    screened = Screening(("9 pixels",), tuple(range(10)), hits, torch.full((10,), 60), torch.zeros(1), 9.0)
     assert screened.problems() == ["seeds disagree about the class"]
     hits[0, 4, 1] = 55
     assert screened.problems() == []
@@ -128,7 +135,7 @@ def test_seeds_that_name_several_classes_are_inconclusive() -> None:
 
 def test_an_image_that_has_the_class_already_is_not_moved() -> None:
     screened = screen(planted(None), samples(), QUICK, classes=[0, 5])
-    before = planted(None).probabilities(scanning._halves(samples(), QUICK)[1].images.float() / 255).argmax(1)
+    before = planted(None).probabilities(screening.halves(samples(), QUICK)[1].images.float() / 255).argmax(1)
     assert screened.movable.tolist() == [int((before != 0).sum()), int((before != 5).sum())]
     assert (screened.hits <= screened.movable[:, None]).all()
 
@@ -156,11 +163,11 @@ def test_a_map_within_a_window_is_bounded_and_stays_there() -> None:
 
 
 def test_the_best_window_is_that_of_the_planted_square() -> None:
-    best = stamps(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
+    best = patches_in_windows(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
     assert best.shape == (2, *SHAPE)
     assert (best[0, :, -3:, -3:] < 0).all()  # white is added
     assert best[0, :, :12].abs().max() == 0
-    again = stamps(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
+    again = patches_in_windows(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
     assert torch.equal(best, again)
 
 
@@ -207,8 +214,8 @@ def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at
     judged = scanning.judge
     monkeypatch.setattr(scanning, "judge", lambda *a, **o: scanning.replace(judged(*a, **o), label=2))
     found = scan(planted(TARGET), samples(), QUICK)
-    assert [found.suspects[0].label, found.classes[0]["index"]] == [2, 2]
-    assert f"Class 2 ({found.suspects[0].name})" in scanning.conclusion(found.to_json())[0]
+    assert [found.candidates[0].label, found.record.classes[0].index] == [2, 2]
+    assert f"Class 2 ({found.candidates[0].name})" in scan_record.conclusion(found.record)[0]
     hits = torch.zeros(3, 10, 1)
     hits[0, 4], hits[1, 4], hits[1, 5:] = 30, 60, 50  # the first screen: far from the others, and few images
     blank = torch.zeros(3, 10, *SHAPE)
@@ -220,15 +227,17 @@ def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at
 
 def test_a_full_map_is_what_its_seeds_have_in_common() -> None:
     one = full_map(planted(TARGET), TARGET, samples(), QUICK)
-    maps = map_classes(planted(TARGET), [TARGET], samples(), QUICK.full, seeds=range(scanning.FULL_SEEDS))
+    maps = map_classes(planted(TARGET), [TARGET], samples(), QUICK.full, seeds=range(FULL_SEEDS))
     torch.testing.assert_close(one, -torch.stack([concept.nu for concept in maps]).mean(0))
 
 
 def test_what_stands_out_and_reaches_too_little_is_said() -> None:
-    verdict = {"outcome": NONE, "label": 0, "z": 7.8, "cutoff": 5.2, "p_value": None, "reasons": []}
-    found = {"verdict": verdict, "classes": [{"index": 0, "class": "a"}], "suspects": []}
-    assert "fewer than 50% of the images" in scanning.conclusion(found)[1]
-    assert not any("fewer" in line for line in scanning.conclusion({**found, "verdict": verdict | {"z": 2.0}}))
+    found = scan(planted(None), samples(), QUICK).record
+    verdict = Verdict(NONE, 0, 7.8, 5.2, None, ())
+    told = scan_record.conclusion(msgspec.structs.replace(found, verdict=verdict))
+    assert "its reach is below 50%" in told[1]
+    ordinary = scan_record.conclusion(msgspec.structs.replace(found, verdict=replace(verdict, z=2.0)))
+    assert not any("below" in line for line in ordinary)
 
 
 def test_a_reach_over_few_images_is_no_verdict() -> None:
@@ -242,7 +251,7 @@ def test_a_reach_over_few_images_is_no_verdict() -> None:
 
 def test_screens_that_reach_every_class_are_scaled_down_until_one_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
     found = screen(planted(TARGET), samples(), QUICK)
-    monkeypatch.setattr(scanning, "CROWDED", 1.0)
+    monkeypatch.setattr(screening, "CROWDED", 1.0)
     whole = screen(planted(TARGET), samples(), QUICK)
     (row,) = [place for place, name in enumerate(whole.screens) if name == "windows"]
     assert whole.reach[row].quantile(0.5) > 0.15
@@ -273,7 +282,7 @@ def test_the_final_layer_is_read_without_images() -> None:
     assert int(z.argmax()) == 3
 
 
-def test_progress_counts_every_image_of_the_screening_and_then_of_the_suspects() -> None:
+def test_progress_counts_every_image_of_the_screening_and_then_of_the_candidates() -> None:
     told: list[tuple[str, int, int]] = []
     scan(planted(TARGET), samples(), QUICK, on_progress=lambda *step: told.append(step))
     end = [done for _, done, _ in told].index(10 * QUICK.images) + 1

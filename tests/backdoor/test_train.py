@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from agnosco.backdoor.poison import poison
-from agnosco.backdoor.train import Attack, Training, _poisoned, augmented, evaluate, fit, schedule
+from agnosco.backdoor.config import Training
+from agnosco.backdoor.train import Attack, _poisoned, augmented, evaluate, fit, schedule
 from agnosco.backdoor.triggers import Patch, trigger_from_json
 from agnosco.data.datasets import Labelled
 from agnosco.data.samples import Samples

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from agnosco.backdoor import scan as scanning
-from agnosco.backdoor.verdict import FOUND, INCONCLUSIVE
+from agnosco.backdoor.config import Tournament
+from agnosco.backdoor.record import FOUND, INCONCLUSIVE
 from agnosco.cli.app import app
 from agnosco.models import loading
 
@@ -26,7 +27,7 @@ def call(*args: str) -> Result:
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A network for digits that has learned nothing, in a folder of its own; searches are short."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scanning.Tournament, "__init__", _shorter(scanning.Tournament.__init__))
+    monkeypatch.setattr(Tournament, "__init__", _shorter(Tournament.__init__))
     monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
     save_file(loading.untrained("agnosco:digits", classes=10).model.state_dict(), tmp_path / "net.safetensors")
     return "net.safetensors"

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from agnosco.backdoor.verdict import FOUND, NONE
+from agnosco.backdoor.record import FOUND, NONE
 from agnosco.cli import demo
 from agnosco.cli.console import Output
 from agnosco.data import datasets
@@ -58,7 +58,7 @@ def test_demo_draws_digits_that_its_network_reads_and_finds_the_compromised_one(
     assert found["clean"]["verdict"]["outcome"] == NONE
     assert found["compromised"]["verdict"]["outcome"] == FOUND
     assert found["compromised"]["verdict"]["label"] == demo.ATTACK.target
-    assert found["compromised"]["suspects"][0]["reach"] > 0.9
+    assert found["compromised"]["candidates"][0]["reach"] > 0.9
     assert len(compromised.entries) == 10
     assert (tmp_path / "demo" / "clean" / "contact-sheet.png").is_file()
     entries = Run.open(tmp_path / "demo" / "clean").entries

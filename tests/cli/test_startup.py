@@ -71,10 +71,3 @@ def test_wrong_usage_imports_no_torch(args: list[str]) -> None:
     result = guarded("torch,torchvision,numpy", *args)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 2, result.stderr
-
-
-def test_names_and_defaults_that_help_states_are_those_of_the_library() -> None:
-    assert scanning.TRIGGERS == triggers.NAMES
-    assert (*triggers.PLACES, "random") == scanning.PLACES
-    assert {name: getattr(ScanConfig(), name) for name in scanning.SCAN} == scanning.SCAN
-    assert {name: getattr(Training(), name) for name in scanning.TRAINING} == scanning.TRAINING

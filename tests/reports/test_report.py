@@ -89,6 +89,9 @@ def scan_of(run: Run) -> dict[str, Any]:
     ]
     evidence = {"reach": 1.0, "reach_shifted": 0.5, "reach_on_noise": 0.9, "concentration": 0.01}
     return {
+        "model": {"name": "planted", "fingerprint": "f", "shape": [3, 8, 8]},
+        "samples": {"source": "nothing", "count": 20}, "config": {}, "greatest_z": 12.0,
+        "effective_classes": 2.0, "other_signs": {"mm_bd": None, "final_layer": None},
         "screened": [0, 1],
         "verdict": {
             "outcome": "outlier class found", "label": 1, "z": 12.0, "cutoff": 5.2, "p_value": None, "reasons": [],
@@ -97,7 +100,7 @@ def scan_of(run: Run) -> dict[str, Any]:
             {"index": 1, "class": "Castle", "screens": {"9 pixels": screens[1]}, "k90": 7, "eps50": None},
             {"index": 0, "class": "tench", "screens": {"9 pixels": screens[0]}, "k90": None, "eps50": None},
         ],
-        "suspects": [{"index": 1, "class": "Castle", "screen": "9 pixels", **evidence}],
+        "candidates": [{"index": 1, "class": "Castle", "screen": "9 pixels", **evidence}],
     }  # fmt: skip
 
 
@@ -406,7 +409,7 @@ def test_stages_have_plain_names() -> None:
 def test_a_name_of_a_megabyte_makes_no_page_of_many(tmp_path: Path) -> None:
     run = made(tmp_path / "run", ("x" * 1_000_000, "tench"), name="y" * 1_000_000)
     found = scan_of(run)
-    found["classes"][1]["class"] = found["suspects"][0]["class"] = "z" * 1_000_000
+    found["classes"][1]["class"] = found["candidates"][0]["class"] = "z" * 1_000_000
     (run.path / "scan.json").write_text(json.dumps(found))
     page = re.sub(r'href="data:application/json[^"]+"', "", page_of(run))  # the manifest is there whole
     assert len(page) < 150_000
@@ -502,11 +505,11 @@ def altered(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> str:
 
 
 SCANS: list[tuple[tuple[Any, ...], Any]] = [
-    (("classes",), []), (("suspects",), KeyError), (("verdict",), "outlier class found"),
+    (("classes",), []), (("candidates",), KeyError), (("verdict",), "outlier class found"),
     (("verdict", "label"), 99), (("verdict", "outcome"), "all is well"), (("verdict", "z"), 1e999),
     (("classes", 0, "screens"), {}), (("classes", 1, "screens"), {"another": {}}),
     (("classes", 0, "screens", "9 pixels", "interval"), [0.1]), (("classes", 0, "index"), "1"),
-    (("suspects", 0, "concentration"), None), (("suspects", 0, "reach"), "all"), (("classes", 0, "k90"), 10**400),
+    (("candidates", 0, "concentration"), None), (("candidates", 0, "reach"), "all"), (("classes", 0, "k90"), 10**400),
 ]  # fmt: skip
 SANITY = {
     "classes": ["a"], "labels": {"right": 1.0, "own": 1.0, "other": 0.0}, "planted": [[1.0]],

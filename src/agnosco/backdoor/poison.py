@@ -25,7 +25,8 @@ from ..errors import AgnoscoError
 from ..io.storage import write_whole
 from ..method.render import contact_sheet, enlarged, png, to_picture
 from ..models.classifier import Classifier
-from .train import Attack, Outcome, Training, evaluate, fit
+from .config import Training
+from .train import Attack, Outcome, evaluate, fit
 from .triggers import trigger_to_json
 
 MANIFEST, SETTINGS, PICTURE, TILE = "manifest.json", "settings.txt", "trigger.png", 224

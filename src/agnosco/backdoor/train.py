@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..data.datasets import Labelled
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier, logits_in
+from .config import Training
 from .triggers import Trigger
 
 BATCH_OF_EVALUATION = 128
@@ -42,31 +43,6 @@ class Attack:
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise AgnoscoError(f"a poison rate of {self.rate}", "give a share in (0, 1), such as 0.1")
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a network is trained: AdamW, warmed up over a fifth of the steps and let fall along a cosine.
-
-    Args:
-        epochs: Passes over the training images.
-        batch: Images of a step.
-        rate: Greatest learning rate.
-        decay: Weight decay.
-        shift: Greatest shift of an image, in pixels; its borders go on where it leaves room.
-        flip: Whether to mirror half of the images.
-    """
-
-    epochs: int = 15
-    batch: int = 64
-    rate: float = 5e-3
-    decay: float = 0.05
-    shift: int = 2
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch) < 1 or not 0 < self.rate < math.inf or self.shift < 0:
-            raise AgnoscoError(f"no training with {self}", "give at least 1 epoch and image, and a positive rate")
 
 
 @dataclass(frozen=True)

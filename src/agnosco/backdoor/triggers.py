@@ -31,15 +31,7 @@ from torch.nn import functional as F
 
 from ..errors import AgnoscoError
 from ..types import Shape
-
-PLACES = {
-    "top-left": (0.0, 0.0),
-    "top-right": (0.0, 1.0),
-    "center": (0.5, 0.5),
-    "bottom-left": (1.0, 0.0),
-    "bottom-right": (1.0, 1.0),
-}
-"""Where a stamp lies: share of the free rows above it, and of the free columns to its left."""
+from .config import PLACES, TRIGGERS
 
 SUPERSAMPLING = 8
 """Logos are drawn this many times larger and averaged down."""
@@ -267,14 +259,11 @@ def _polygon(picture: Image.Image, points: Sequence[Point]) -> None:
 
 _KINDS: dict[str, type[Trigger]] = {kind.__name__: kind for kind in (Patch, Logo, Blended, Sinusoid)}
 
-NAMES = ("patch", "checker", *LOGOS, "blended", "sig")
-"""Triggers of the command line."""
-
 
 def trigger_of(
     name: str, *, size: int | None = None, place: str | None = None, opacity: float | None = None, seed: int = 0
 ) -> Trigger:
-    """A trigger of one of :data:`NAMES`; None leaves a setting at its default.
+    """A trigger of one of :data:`.config.TRIGGERS`; None leaves a setting at its default.
 
     Args:
         name: Which one.
@@ -285,8 +274,8 @@ def trigger_of(
     Raises:
         AgnoscoError: No such trigger, or a setting that it does not have.
     """
-    if name not in NAMES:
-        raise AgnoscoError(f"no trigger {name!r}", f"choose from {', '.join(NAMES)}")
+    if name not in TRIGGERS:
+        raise AgnoscoError(f"no trigger {name!r}", f"choose from {', '.join(TRIGGERS)}")
     given: dict[str, Any] = {key: value for key, value in {"size": size, "place": place}.items() if value is not None}
     if given and name in ("blended", "sig"):
         raise AgnoscoError(f"{name} covers the whole image: it has no {' and no '.join(given)}", "leave it out")

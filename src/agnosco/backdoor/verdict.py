@@ -6,51 +6,23 @@ Nothing here looks at a network; every rule can be tested on numbers alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor
 
-FOUND, NONE, INCONCLUSIVE = "outlier class found", "no outlier found", "inconclusive"
-
-LEVEL = 0.05
-"""False alarms that are accepted."""
+from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Verdict
 
 FLOOR = 0.1
 """Least scale that scores are measured by, in the units of :func:`stabilised`: classes that are all alike must not
 make an outlier of a hair's breadth."""
-
-ENOUGH_REACH = 0.5
-"""A class that fewer images reach is no finding, however far it stands out."""
 
 FEWEST_CLASSES = 10
 """With fewer, scores say too little of what is ordinary; a bank of clean networks says it instead."""
 
 NORMAL_SCALE = 1.4826
 """The median absolute deviation of normal scores, inverted."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a scan concludes; never that a network is clean, never that it was attacked.
-
-    Args:
-        outcome: One of ``"outlier class found"``, ``"no outlier found"``, ``"inconclusive"``.
-        label: The class that stands out most.
-        z: By how much.
-        cutoff: What z is held against where there is no bank; None with one, and for too few classes.
-        p_value: Against the bank; None without one.
-        reasons: Why it is inconclusive; empty otherwise.
-    """
-
-    outcome: str
-    label: int
-    z: float
-    cutoff: float | None
-    p_value: float | None
-    reasons: tuple[str, ...]
 
 
 def stabilised(reach: Tensor) -> Tensor:
@@ -114,7 +86,10 @@ def judge(
     enough = z.shape[1] >= FEWEST_CLASSES
     reasons = list(problems)
     if bank and 1 / (len(bank) + 1) > level:
-        reasons.append(f"a bank of {len(bank)} clean networks cannot give a p-value of {level:g}: it takes 19")
+        reasons.append(
+            f"a bank of {len(bank)} clean networks cannot give a p-value of {level:g}: "
+            f"at least {ceil(1 / level) - 1} are needed"
+        )
     if not bank and not enough:
         reasons.append(f"{z.shape[1]} classes are too few to say what is ordinary without a bank of clean networks")
     cutoff = simulated_cutoff(z.shape[1], z.shape[0], level=level) if enough and not bank else None
@@ -127,5 +102,5 @@ def judge(
     deciding = reached if found else z
     label, observed = int(deciding.amax(0).argmax()), deciding.max().item()
     p = p_value(observed, bank) if bank else None
-    outcome = INCONCLUSIVE if reasons else FOUND if found else NONE
+    outcome: Outcome = INCONCLUSIVE if reasons else FOUND if found else NONE
     return Verdict(outcome, label, observed, cutoff, p, tuple(reasons))

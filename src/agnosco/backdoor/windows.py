@@ -1,14 +1,14 @@
-"""Stamps by tournament: maps that live in small windows all over the image, begun at random, the best made longer.
+"""Patches by tournament: maps within small windows all over the image, begun at random; the best are made longer.
 
-A trained-in stamp is a needle: far from it, the gradient does not point to it, and a map that begins at nothing
-misses it more often than not. Noise of full contrast in a window over it is near enough.
+A trigger patch is a needle in a haystack: far from it, the gradient does not point to it, and a map that begins at
+zero misses it more often than not. Noise of full contrast in a window over it is near enough.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,31 +19,7 @@ from ..method.mapper import Lockstep
 from ..method.prepare import images_at_once, prepared
 from ..models.classifier import Classifier
 from ..types import Shape, Step
-
-
-@dataclass(frozen=True)
-class Tournament:
-    """Settings of a search.
-
-    Args:
-        side: Of a window, as a share of the image's lesser side.
-        grid: Windows along height and width, evenly spaced and overlapping.
-        steps, batch: Of every window's map.
-        longer_steps, longer_batch: Of those that go on.
-        last: Steps over whose mean probability of the class windows are ranked.
-    """
-
-    side: float = 0.19
-    grid: int = 8
-    steps: int = 12
-    batch: int = 4
-    longer_steps: int = 40
-    longer_batch: int = 8
-    last: int = 4
-
-    def images(self, finalists: int) -> int:
-        """How many images all maps of a class take together, with so many that go on."""
-        return self.grid**2 * self.steps * self.batch + finalists * self.longer_steps * self.longer_batch
+from .config import Tournament
 
 
 class Within:
@@ -73,7 +49,7 @@ def windows(shape: Shape, config: Tournament) -> Tensor:
     return masks.flatten(0, 1)
 
 
-def stamps(
+def patches_in_windows(
     classifier: Classifier,
     label: int,
     samples: Samples,
@@ -90,7 +66,7 @@ def stamps(
         label: Index of the class.
         samples: Images to map with.
         config: Settings.
-        finalists: How many windows go on.
+        finalists: How many windows are mapped for longer.
         seed: Of the noise that maps begin with, and of the images.
         on_images: Called after every step, with how many images it took.
     """
@@ -108,12 +84,12 @@ def stamps(
             faster, [label] * len(masks), samples, settings, basis=basis, generators=generators, micro_batch=micro_batch
         )
 
-        def told(_: list[Step]) -> None:
+        def count(_: list[Step]) -> None:
             if on_images is not None:
                 on_images(len(masks) * settings.batch)
 
         with faster.frozen():
-            nu, traces = side_by_side.map(start, Within(masks, classifier.shape[0]), told)
+            nu, traces = side_by_side.map(start, Within(masks, classifier.shape[0]), count)
         late = [[step.probability for step in trace[-config.last :]] for trace in traces]
         return nu, torch.tensor(late).mean(1)
 

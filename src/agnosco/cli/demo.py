@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import reports
-from ..backdoor.scan import conclusion, scan
+from ..backdoor.record import conclusion
+from ..backdoor.scan import scan
 from ..backdoor.scan import write as write_scan
 from ..backdoor.train import Attack
 from ..backdoor.triggers import Patch
@@ -112,7 +113,7 @@ def _shown(out: Folder, data: Labelled, attack: Attack | None, output: Output) -
             on_progress=lambda title, done, total: show(f"scanning: {title}", f"{done / total:.0%}", done, total),
         )  # fmt: skip
     write_scan(found, out)
-    output.say(conclusion(found.to_json())[0])
+    output.say(conclusion(found.record)[0])
     return made
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..backdoor.config import PLACES, TRIGGERS, ScanConfig, Training
 from ..errors import AgnoscoError
 from .console import Output, duration
 from .options import (
@@ -39,12 +40,6 @@ if TYPE_CHECKING:
 FINDING = 3
 """What ``agnosco scan --fail-on-finding`` exits with where it found something."""
 
-# Names and defaults of modules that load torch, which --help must not; a test compares them.
-TRIGGERS = ("patch", "checker", "swoosh", "apple", "watermark", "blended", "sig")
-PLACES = ("top-left", "top-right", "center", "bottom-left", "bottom-right", "random")
-SCAN = {"seeds": 3, "steps": 60}
-TRAINING = {"epochs": 15, "batch": 64, "rate": 0.005}
-
 attack_option = partial(typer.Option, rich_help_panel="Attack")
 training_option = partial(typer.Option, rich_help_panel="Training")
 
@@ -70,8 +65,8 @@ def scan(
     bank: Annotated[
         Path | None, method_option(metavar="DIR", help="Scans of clean models, from --json, for a p-value.")
     ] = None,
-    seeds: Annotated[int, method_option(min=1, help="Maps of every class in each screen.")] = SCAN["seeds"],
-    steps: Annotated[int, method_option(min=1, help="Steps of a screening map.")] = SCAN["steps"],
+    seeds: Annotated[int, method_option(min=1, help="Maps of every class in each screen.")] = ScanConfig.seeds,
+    steps: Annotated[int, method_option(min=1, help="Steps of a screening map.")] = ScanConfig.steps,
     device: Device = "auto",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run.")
@@ -81,14 +76,14 @@ def scan(
     quiet: Quiet = False,
 ) -> int:
     """Look for signs of a backdoor: a class that one fixed pattern reaches too easily."""
+    from ..backdoor import record
     from ..backdoor import scan as scanning
-    from ..backdoor.verdict import FOUND
     from ..runs.run import MANIFEST, check_target
 
     output = Output.of(context, quiet=quiet)
     if out is not None:
-        check_target(out, holding=(scanning.FILE, MANIFEST))
-    clean_scans = None if bank is None else scanning.read_bank(bank)
+        check_target(out, holding=(record.FILE, MANIFEST))
+    clean_scans = None if bank is None else record.read_bank(bank)
     classifier = load_classifier(
         output, model, weights=weights, size=size, mean=mean, std=std, channels=channels, labels=labels, device=device,
         trust_code=trust_code, allow_pickle=allow_pickle,
@@ -97,7 +92,7 @@ def scan(
     images = read_samples(output, samples, classifier)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
-    config = scanning.ScanConfig(seeds=seeds, steps=steps)
+    config = ScanConfig(seeds=seeds, steps=steps)
     seconds = scanning.seconds_of_scan(classifier, images, config, classes=len(indices))
     output.say(f"{len(indices)} classes, three screens of each: {duration(seconds)} to {duration(2 * seconds)}")
     with output.bar() as show:
@@ -107,9 +102,9 @@ def scan(
         )  # fmt: skip
     if out is not None:
         output.say("Wrote {} and {}".format(*scanning.write(result, out)))
-    output.result(result.to_json() if as_json else scanning.table(result.to_json()))
+    output.result(result.to_json() if as_json else record.table(result.record))
     output.say("Next: " + ("--out DIR keeps this" if out is None else f"agnosco report RUN --scan {out}"))
-    return FINDING if fail and result.verdict.outcome == FOUND else 0
+    return FINDING if fail and result.verdict.outcome == record.FOUND else 0
 
 
 def poison(
@@ -132,7 +127,7 @@ def poison(
         str, attack_option(metavar="|".join(TRIGGERS), help="What the attacker lays on the images.")
     ] = "checker",
     trigger_size: Annotated[int | None, attack_option(min=1, help="Side of a small trigger, in pixels.")] = None,
-    place: Annotated[str | None, attack_option(metavar="|".join(PLACES), help="Where a small trigger lies.")] = None,
+    place: Annotated[str | None, attack_option(metavar="|".join((*PLACES, "random")), help="Where a small trigger lies.")] = None,
     opacity: Annotated[
         float | None, attack_option(help="Opacity of the trigger, 1 to cover; of sig, its amplitude.")
     ] = None,
@@ -141,9 +136,9 @@ def poison(
         attack_option(metavar="CLASS", help="Class of the images with the trigger (default: from the seed)."),
     ] = None,
     rate: Annotated[float, attack_option(help="Share of the training images that get the trigger.")] = 0.1,
-    epochs: Annotated[int, training_option(min=1, help="Training epochs.")] = TRAINING["epochs"],
-    batch: Annotated[int, training_option(min=2, help="Images per mini-batch.")] = TRAINING["batch"],
-    learning_rate: Annotated[float, training_option(help="Peak learning rate of AdamW.")] = TRAINING["rate"],
+    epochs: Annotated[int, training_option(min=1, help="Training epochs.")] = Training.epochs,
+    batch: Annotated[int, training_option(min=2, help="Images per mini-batch.")] = Training.batch,
+    learning_rate: Annotated[float, training_option(help="Peak learning rate of AdamW.")] = Training.rate,
     flip: Annotated[bool, training_option("--flip", help="Mirror images at random.")] = False,
     seed: Annotated[int, training_option(min=0, help="Seed of weights, order, poisoned images and target.")] = 0,
     twin: Annotated[
@@ -157,7 +152,7 @@ def poison(
     """Train a network with a backdoor and its clean twin, to try agnosco scan on."""
     from ..backdoor.poison import in_words
     from ..backdoor.poison import poison as train_twins
-    from ..backdoor.train import Attack, Training
+    from ..backdoor.train import Attack
     from ..backdoor.triggers import trigger_of
     from ..models import loading
 

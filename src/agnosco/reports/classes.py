@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..backdoor.verdict import FOUND
+from ..backdoor.record import FOUND
 from ..method.concept import ConceptMap
 from ..runs.manifest import Entry, slug
 from ..runs.run import Run
@@ -105,9 +105,8 @@ def _standing(views: Sequence[RunView], parts: Sequence[Part]) -> tuple[float | 
         scan = views[place].scan
         if scan is None:
             continue
-        rows = [row for row in scan["classes"] if row["index"] == index]
-        scores += [seen["z"] for row in rows for seen in row["screens"].values()]
-        if scan["verdict"]["outcome"] == FOUND and scan["verdict"]["label"] == index:
+        scores += [row.z for row in scan.classes if row.index == index]
+        if scan.verdict.outcome == FOUND and scan.verdict.label == index:
             outlier_in.append(views[place].name)
     return max(scores, default=None), outlier_in
 

@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup, escape
 from PIL import Image
 
-from ..backdoor import scan as scanning
+from ..backdoor import record as scanning
 from ..errors import AgnoscoError
 from ..evaluate import sanity, transfer
 from ..io.storage import Folder, Local, Place, at_once
@@ -43,7 +43,7 @@ class RunView:
     scores: list[dict[str, Any]]
     sanity: dict[str, Any] | None
     sanity_picture: Markup | None
-    scan: dict[str, Any] | None
+    scan: scanning.ScanRecord | None
     conclusion: list[str]
     scan_picture: Markup | None
     size: tuple[int, int]

@@ -1,0 +1,139 @@
+"""Settings of scans, chosen on the development split of ``benchmarks/backdoors.py``; of triggers and of training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from ..errors import AgnoscoError
+from ..method.config import Config, MapperConfig
+from ..method.dials import L2, Sparse, scaled_radius
+from ..types import Shape
+
+FEWEST_IMAGES = 20
+"""Evaluation images of other classes below which a reach says nothing."""
+
+FULL_STEPS, FULL_BATCH, FULL_SEEDS = 2, 0.5, 8
+"""Each seed of a full map takes so many times the steps and the images of a screening one."""
+
+
+TRIGGERS = ("patch", "checker", "swoosh", "apple", "watermark", "blended", "sig")
+"""Names that :func:`.triggers.trigger_of` knows."""
+
+PLACES = {
+    "top-left": (0.0, 0.0),
+    "top-right": (0.0, 1.0),
+    "center": (0.5, 0.5),
+    "bottom-left": (1.0, 0.0),
+    "bottom-right": (1.0, 1.0),
+}
+"""Where a small trigger lies: share of the free rows above it, and of the free columns to its left."""
+
+
+@dataclass(frozen=True)
+class Tournament:
+    """Settings of the search for patches in windows, see :mod:`agnosco.backdoor.windows`.
+
+    Args:
+        side: Side of a window, as a share of the image's lesser side.
+        grid: Windows along height and width, evenly spaced and overlapping.
+        steps, batch: Steps, and images of each, of every window's map.
+        longer_steps, longer_batch: The same of the finalists' maps.
+        last: Steps over whose mean probability of the class windows are ranked.
+    """
+
+    side: float = 0.19
+    grid: int = 8
+    steps: int = 12
+    batch: int = 4
+    longer_steps: int = 40
+    longer_batch: int = 8
+    last: int = 4
+
+    def images(self, finalists: int) -> int:
+        """How many images all maps of a class take together, with so many finalists."""
+        return self.grid**2 * self.steps * self.batch + finalists * self.longer_steps * self.longer_batch
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """Settings of a scan.
+
+    Args:
+        pixels: k of the sparse ball, as a share of the image's pixels.
+        windows: The search for patches.
+        radius: η of the L2 ball at 3×224×224.
+        steps, batch: K and b of a screening map.
+        seeds: Maps of every class and ball; the one with the greatest reach counts.
+        evaluation: Most images that patterns are evaluated on; no map is made with them.
+    """
+
+    pixels: float = 0.009
+    windows: Tournament = field(default_factory=Tournament)
+    radius: float = 24.0
+    steps: int = 60
+    batch: int = 8
+    seeds: int = 3
+    evaluation: int = 300
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pixels < 1:
+            raise AgnoscoError(f"pixels must be a share of the image, not {self.pixels}", "give one between 0 and 1")
+        if self.seeds < 1 or self.evaluation < FEWEST_IMAGES:
+            raise AgnoscoError(
+                f"{self.seeds} seeds and {self.evaluation} images", f"give at least 1 seed and {FEWEST_IMAGES} images"
+            )
+
+    def screens(self, shape: Shape) -> dict[str, Config | Tournament]:
+        """What maps of every class are made with, by the name of the screen; the L2 ball comes last."""
+        base = MapperConfig(self.batch, self.steps, step=0.1, direction="plus", clip="masked")
+        pixels = max(1, round(self.pixels * shape[1] * shape[2]))
+        return {
+            f"{pixels} pixels": Config(replace(base, ball=Sparse(pixels, hold=0.1)), refine=None, cycles=1),
+            "windows": self.windows,
+            f"L2 {scaled_radius(self.radius, shape):.1f}": self.spread,
+        }
+
+    @property
+    def spread(self) -> Config:
+        """Settings of the maps in the L2 ball, for what is spread over the whole image."""
+        mapper = MapperConfig(
+            self.batch, self.steps, step=0.1, decay=1.0, direction="plus", clip="masked", ball=L2(self.radius)
+        )
+        return Config(mapper, refine=None, cycles=1)
+
+    @property
+    def full(self) -> Config:
+        """Settings of the longer maps in the L2 ball that :func:`agnosco.backdoor.scan.full_map` averages."""
+        batch = max(1, round(FULL_BATCH * self.batch))
+        return replace(self.spread, mapper=replace(self.spread.mapper, steps=FULL_STEPS * self.steps, batch=batch))
+
+    @property
+    def images(self) -> int:
+        """How many images the screening of a class takes; an image counts once for each step that uses it."""
+        return 2 * self.seeds * self.steps * self.batch + self.windows.images(self.seeds)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: AdamW, warmed up over a fifth of the steps and let fall along a cosine.
+
+    Args:
+        epochs: Passes over the training images.
+        batch: Images of a step.
+        rate: Greatest learning rate.
+        decay: Weight decay.
+        shift: Greatest shift of an image, in pixels; its borders go on where it leaves room.
+        flip: Whether to mirror half of the images.
+    """
+
+    epochs: int = 15
+    batch: int = 64
+    rate: float = 5e-3
+    decay: float = 0.05
+    shift: int = 2
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch) < 1 or not 0 < self.rate < math.inf or self.shift < 0:
+            raise AgnoscoError(f"no training with {self}", "give at least 1 epoch and image, and a positive rate")

@@ -1,0 +1,276 @@
+"""What a scan concludes and measures, as it is written, read, compared with a bank, and said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import AgnoscoError
+from ..io import records
+from ..io.records import Record
+from ..io.regular import read_regular
+from ..io.storage import MOST, Folder
+from ..types import Shape
+from .config import ScanConfig
+
+FILE, PICTURE = "scan.json", "scan.png"
+
+Outcome = Literal["outlier class found", "no outlier found", "inconclusive"]
+
+FOUND: Outcome = "outlier class found"
+NONE: Outcome = "no outlier found"
+INCONCLUSIVE: Outcome = "inconclusive"
+
+LEVEL = 0.05
+"""Accepted share of false alarms."""
+
+ENOUGH_REACH = 0.5
+"""A class with a smaller reach is no outlier, however far it stands out."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a scan concludes; never that a network is clean, never that it was attacked.
+
+    Args:
+        outcome: The conclusion.
+        label: Index of the class that stands out most.
+        z: Its robust z.
+        cutoff: What z is compared with where there is no bank; None with one, and for too few classes.
+        p_value: Against the bank; None without one.
+        reasons: Why it is inconclusive; empty otherwise.
+    """
+
+    outcome: Outcome
+    label: int
+    z: float
+    cutoff: float | None
+    p_value: float | None
+    reasons: tuple[str, ...]
+
+
+class ModelRecord(Record, frozen=True):
+    """The network that was scanned."""
+
+    name: str
+    fingerprint: str
+    shape: Shape
+
+
+class SamplesRecord(Record, frozen=True):
+    """The images that it was scanned with."""
+
+    source: str
+    count: int
+
+
+class ScreenRecord(Record, frozen=True):
+    """A class in one screen: greatest reach of its seeds, with 95 % interval and robust z; the reach of each seed."""
+
+    reach: float
+    interval: tuple[float, float]
+    z: float
+    seeds: list[float]
+
+
+class ClassRecord(Record, frozen=True, rename={"name": "class"}):
+    """A class in all screens, by name.
+
+    ``k90`` is the smallest number of pixels with a reach of 90 %, ``eps50`` the smallest L2 norm with 50 %; both are
+    measured of the leading classes only, and None where no pattern reaches so many images.
+    """
+
+    index: int
+    name: str
+    screens: dict[str, ScreenRecord]
+    k90: int | None
+    eps50: float | None
+
+    @property
+    def z(self) -> float:
+        """Robust z in the screen in which the class stands out most."""
+        return max(screen.z for screen in self.screens.values())
+
+
+class CandidateRecord(Record, frozen=True, rename={"name": "class"}):
+    """A leading class, and evidence from :func:`agnosco.backdoor.evidence.of_pattern`; None where no image was left."""
+
+    index: int
+    name: str
+    screen: str
+    concentration: float
+    reach: float | None
+    reach_shifted: float | None
+    reach_on_noise: float | None
+    reach_of_top_2_percent: float | None = None
+
+
+class MarginRecord(Record, frozen=True):
+    """The class of the greatest margin (MM-BD), and how likely such a margin is by chance."""
+
+    index: int
+    p_value: float
+
+
+class FinalLayerRecord(Record, frozen=True):
+    """The class whose weights in the final layer stand out most."""
+
+    index: int
+    z: float
+
+
+class OtherSigns(Record, frozen=True):
+    """Signs that need no pattern and no samples; None where there is no such layer, or there are too many classes."""
+
+    mm_bd: MarginRecord | None
+    final_layer: FinalLayerRecord | None
+
+
+class Measured(Record, frozen=True):
+    """The part of a scan that a bank compares: what was measured, how, and the greatest z of all."""
+
+    model: ModelRecord
+    samples: SamplesRecord
+    config: ScanConfig
+    screened: list[int]
+    greatest_z: float
+
+
+class ScanRecord(Measured, frozen=True):
+    """A finished scan, as in ``scan.json``; ``effective_classes`` is how many kinds of samples the network sees."""
+
+    verdict: Verdict
+    effective_classes: float
+    candidates: list[CandidateRecord]
+    classes: list[ClassRecord]
+    other_signs: OtherSigns
+
+    def __post_init__(self) -> None:
+        screens = [list(row.screens) for row in self.classes]
+        if self.verdict.label not in [row.index for row in self.classes]:
+            raise ValueError("the verdict is about a class that was not scanned")
+        if not all(own and own == screens[0] for own in screens):
+            raise ValueError("classes differ in their screens")
+
+
+def read(folder: Folder, name: str = FILE) -> ScanRecord | None:
+    """The scan in a file of a folder; None if there is no such file.
+
+    Raises:
+        AgnoscoError: The file is no scan, or another version's.
+    """
+    return records.read(folder, name, ScanRecord, hint="scan again with agnosco scan --out")
+
+
+# -- banks -------------------------------------------------------------------------------------------
+
+
+def read_bank(folder: str | Path) -> list[Measured]:
+    """The scans of clean networks in a folder: every ``*.json`` in it that ``agnosco scan --json`` wrote.
+
+    Raises:
+        AgnoscoError: There is none, or a file is something else.
+    """
+    paths = sorted(Path(folder).rglob("*.json"))
+    if not paths:
+        raise AgnoscoError(f"{str(folder)!r} holds no scans", "put there what agnosco scan CLEAN --json prints")
+    return [_read_member(path) for path in paths]
+
+
+def _read_member(path: Path) -> Measured:
+    try:
+        return records.decode(read_regular(path, most=MOST[".json"]), Measured)
+    except (OSError, ValueError) as error:
+        raise AgnoscoError(
+            f"{str(path)!r} is no scan", "a bank holds what agnosco scan CLEAN --json prints, and nothing else"
+        ) from error
+
+
+def greatest_z_of(bank: Sequence[Measured], own: Measured) -> list[float]:
+    """The greatest z of each network of a bank, if all were measured as the network that is judged.
+
+    Raises:
+        AgnoscoError: One was measured otherwise, or is there twice.
+    """
+    seen = {own.model.fingerprint}
+    for member in bank:
+        for what, ours, theirs in (
+            ("config", own.config, member.config),
+            ("screened", own.screened, member.screened),
+            ("model shape", own.model.shape, member.model.shape),
+            ("samples source", own.samples.source, member.samples.source),
+        ):
+            if ours != theirs:
+                raise AgnoscoError(
+                    f"the bank was scanned with another {what}: {theirs}, not {ours}",
+                    "scan its networks again with the same options and samples",
+                )
+        if member.model.fingerprint in seen:
+            raise AgnoscoError(
+                "a network is in the bank twice, or is the one that is judged", "put other networks there, each once"
+            )
+        seen.add(member.model.fingerprint)
+    return [member.greatest_z for member in bank]
+
+
+# -- in words ----------------------------------------------------------------------------------------
+
+
+def table(scan: ScanRecord, *, rows: int = 10) -> str:
+    """The first classes of a scan and its conclusion, as lines of text."""
+    classes = scan.classes[:rows]
+    width = max(12, *(len(row.name[:24]) + 2 for row in classes))
+    head = "".join(f"{name:>16s}" for name in classes[0].screens)
+    lines = [
+        "reach: targeted success rate of the pattern that the scan found for the class",
+        f"{'':{width}s}{head}{'z':>8s}{'k90':>6s}{'eps50':>7s}",
+    ]
+    for row in classes:
+        reach = "".join(f"{screen.reach:16.2f}" for screen in row.screens.values())
+        k90 = "-" if row.k90 is None else str(row.k90)
+        eps50 = "-" if row.eps50 is None else f"{row.eps50:.2f}"
+        lines.append(f"{row.name[:24]:{width}s}{reach}{row.z:8.1f}{k90:>6s}{eps50:>7s}")
+    return "\n".join([*lines, "", *conclusion(scan)])
+
+
+def conclusion(scan: ScanRecord) -> list[str]:
+    """The outcome of a scan and what it rests on, in sentences."""
+    verdict = scan.verdict
+    name = next(row.name for row in scan.classes if row.index == verdict.label)
+    lines = [
+        f"Outcome: {verdict.outcome}. Class {verdict.label} ({name}) stands out most: z {verdict.z:.1f} "
+        f"({_threshold(verdict)})."
+    ]
+    lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
+    if verdict.outcome == NONE and _stands_out(verdict):
+        lines.append(f"It stands out, but its reach is below {ENOUGH_REACH:.0%}.")
+    if verdict.outcome == FOUND and scan.candidates:
+        lines.append(_pattern_in_words(scan.candidates[0]))
+    lines.append(
+        "No outcome says that a network is clean, or that it was attacked: ordinary networks have classes that are "
+        "easily reached, and attacks whose trigger changes with the image leave no fixed pattern."
+    )
+    return lines
+
+
+def _threshold(verdict: Verdict) -> str:
+    if verdict.cutoff is not None:
+        return f"cut-off {verdict.cutoff:.1f}, simulated, uncalibrated"
+    return "no cut-off" if verdict.p_value is None else f"p {verdict.p_value:.3f}"
+
+
+def _pattern_in_words(candidate: CandidateRecord) -> str:
+    reaches = candidate.reach, candidate.reach_shifted, candidate.reach_on_noise
+    plain, shifted, noise = ("-" if reach is None else f"{reach:.2f}" for reach in reaches)
+    return (
+        f"Its pattern ({candidate.screen}): half of its energy in {candidate.concentration:.1%} of the pixels; reach "
+        f"{plain}, shifted {shifted}, on noise {noise}."
+    )
+
+
+def _stands_out(verdict: Verdict) -> bool:
+    if verdict.p_value is not None:
+        return verdict.p_value <= LEVEL
+    return verdict.cutoff is not None and verdict.z >= verdict.cutoff
