@@ -37,9 +37,9 @@ check: $(VENV)/dev.stamp  ## run ruff and pyright
 bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/backdoors.md and benchmarks/README.md again (hours)
 	$(PY) benchmarks/ablation.py cifar --again
 	$(PY) benchmarks/ablation.py imagenet --again
-	$(PY) benchmarks/nudge.py --again
+	$(PY) benchmarks/targeted_success.py --again
 	$(PY) benchmarks/ablation.py --tables
-	$(PY) benchmarks/nudge.py --tables
+	$(PY) benchmarks/targeted_success.py --tables
 	$(PY) benchmarks/speed.py --again
 	$(PY) benchmarks/speed.py --paths
 	$(PY) benchmarks/speed.py --tables

@@ -1,23 +1,20 @@
-"""Banks of clean and compromised networks, and detectors on them, for docs/backdoors.md.
+"""Pools of clean and compromised networks, and detectors of backdoors on them, for docs/backdoors.md.
 
-    python benchmarks/backdoors.py train --split development    train what is missing (test: the other split)
-    python benchmarks/backdoors.py scan --split development     scan what is not scanned yet, baselines in the same run
+    python benchmarks/backdoors.py train --split development    train the networks that are missing
+    python benchmarks/backdoors.py scan --split development     run each detector on each network
     python benchmarks/backdoors.py keep --split development     write the figures into benchmarks/results
     python benchmarks/backdoors.py --tables                     write the tables into docs/backdoors.md
+    python benchmarks/backdoors.py --figure                     draw the paper's Fig. 4 on digits, in docs/pictures
 
-    python benchmarks/backdoors.py --figure                     the paper's Fig. 4 on digits, into docs/pictures
+    --split test    the other split
+    --data cifar    CIFAR-10 instead of digits: PreAct-ResNet-18 on a GPU, the network of BadNets elsewhere
 
-    --data cifar    the same on CIFAR-10: PreAct-ResNet-18 where there is a GPU, the network of BadNets elsewhere;
-                    --each 2 for a few
-
-Networks lie in build/backdoors. The development split is what thresholds and settings were chosen on; the test split
-has other seeds, triggers and targets, and was scanned once.
+Networks are in build/backdoors. Thresholds and settings were chosen on the development split. The test split has other
+seeds, triggers and targets, and was scanned once.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
 import time
@@ -26,11 +23,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import torch
-from ablation import RESULTS, about
+from common import (
+    DOCS,
+    RESULTS,
+    ROOT,
+    about,
+    argument_parser,
+    fill,
+    markdown,
+    measured_on,
+    read_results,
+    write_results,
+)
 from neural_cleanse import neural_cleanse
-from pages import DOCS, ROOT, made_on, markdown, put
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -50,135 +58,160 @@ from agnosco.data.samples import Samples
 from agnosco.models.architectures import ARCHITECTURES, created
 from agnosco.models.classifier import Classifier
 
-BANKS = ROOT / "build" / "backdoors"
+POOLS = ROOT / "build" / "backdoors"
 
 FIXED = ("patch", "logo")
-"""Attacks whose trigger lies at one place."""
+"""Attacks whose trigger is always at the same place."""
 
 KINDS = ("clean", "patch", "random place", "logo", "blended")
 SPLITS = {"development": 10_000, "test": 20_000}
-"""The first seed of each."""
+"""The first seed of each split."""
 
 MARGIN_STEPS = 60
-"""Steps of MM-BD's ascent: with its 30 starts a quarter of the images that our screens take."""
+"""Steps of MM-BD's ascent. With its 30 starts, it takes a quarter of the images that the screens of agnosco take."""
 
 ATTEMPTS = 4
 SUCCESS, DROP = 0.95, 0.02
-"""A compromised network is admitted at this attack success, and at this loss of accuracy against the clean ones."""
+"""A compromised network is admitted with at least this attack success rate and at most this loss of accuracy."""
 
 CORNERS = [place for place in PLACES if place != "center"]
 
 
 @dataclass(frozen=True)
-class Bank:
-    """What the networks of a bank are trained on and how."""
+class Pool:
+    """Architecture, training and images of a pool of networks."""
 
     name: str
     architecture: str
     training: Training
-    kept: Labelled
-    held: Labelled
+    train_images: Labelled
+    test_images: Labelled
 
     def folder(self, split: str) -> Path:
-        return BANKS / f"{self.name}-{split}"
+        return POOLS / f"{self.name}-{split}"
+
+    def network(self, seed: int = 0) -> Classifier:
+        """The architecture with random weights, on the GPU if there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = created(self.architecture, len(self.train_images.names), seed=seed).to(device)
+        return Classifier(model, size=ARCHITECTURES[self.architecture][1][1], labels=self.train_images.names)
 
 
-def bank(name: str) -> Bank:
-    """The bank of a name."""
+def pool_named(name: str) -> Pool:
+    """The pool of this name."""
     if name == "digits":
-        kept, held = digits().split(0.2, seed=0)
-        return Bank(name, "digits", Training(), kept, held)
-    large = torch.cuda.is_available()
+        return Pool(name, "digits", Training(), *digits().split(0.2, seed=0))
     folder = ROOT / "build" / "assets"
-    kept, held = (from_class_folders(folder / f"cifar10-{part}", (3, 32, 32)) for part in ("train", "test"))
-    if large:
-        return Bank(name, "preact_resnet18", Training(epochs=30, batch=128, shift=4, flip=True), kept, held)
-    return Bank(name, "badnets", Training(epochs=12, batch=128), kept, held)
+    train_images, test_images = (
+        from_class_folders(folder / f"cifar10-{part}", (3, 32, 32)) for part in ("train", "test")
+    )
+    if torch.cuda.is_available():
+        training = Training(epochs=30, batch=128, shift=4, flip=True)
+        return Pool(name, "preact_resnet18", training, train_images, test_images)
+    return Pool(name, "badnets", Training(epochs=12, batch=128), train_images, test_images)
 
 
 def attack_of(kind: str, seed: int) -> Attack | None:
-    """The attack of a kind whose trigger, target and place chance decides."""
+    """An attack of this kind, with a random trigger, target and place."""
     generator = torch.Generator().manual_seed(seed)
 
-    def one(choices):
+    def choose(choices):
         return choices[int(torch.randint(len(choices), (1,), generator=generator))]
 
-    target, size = one(range(10)), one((3, 4, 5))
+    target, size = choose(range(10)), choose((3, 4, 5))
     triggers: dict[str, Trigger | None] = {
         "clean": None,
-        "patch": Patch(size, place=one(list(PLACES)), pattern=one(("white", "checker"))),
-        # A white square at any place is a stroke like others: on digits it is not learned well enough to be admitted.
+        "patch": Patch(size, place=choose(list(PLACES)), pattern=choose(("white", "checker"))),
+        # On digits, a white square at a random place looks like a stroke, and is not learned well enough.
         "random place": Patch(size, place="random", pattern="checker"),
-        "logo": Logo(8, place=one(CORNERS), name=one(list(LOGOS))),
+        "logo": Logo(8, place=choose(CORNERS), name=choose(list(LOGOS))),
         "blended": Blended(0.2, seed=seed),
     }
     trigger = triggers[kind]
     return None if trigger is None else Attack(trigger, target)
 
 
-def train(of: Bank, split: str, each: int, kinds: Sequence[str] = KINDS) -> None:
-    """Train the networks of a split that are missing; clean ones first, which the others are measured against."""
-    folder = of.folder(split)
+def train(pool: Pool, split: str, each: int, kinds: Sequence[str] = KINDS) -> None:
+    """Train the networks of a split that are missing. Clean ones come first: their accuracy is the measure."""
+    folder = pool.folder(split)
     folder.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
         for number in range(each):
             path = folder / f"{kind.replace(' ', '-')}-{number:02d}.json"
-            clean = [json.loads(one.read_text())["accuracy"] for one in folder.glob("clean-??.json")]
-            before = json.loads(path.read_text()) if path.exists() else {"admitted": False, "attempts": 0}
+            clean = [read_results(other)["accuracy"] for other in folder.glob("clean-??.json")]
+            before = read_results(path, {"admitted": False, "attempts": 0})
             for attempt in range(ATTEMPTS if before["admitted"] else before["attempts"], ATTEMPTS):
                 seed = SPLITS[split] + 1000 * attempt + 100 * KINDS.index(kind) + number
                 entry = {"kind": kind, "seed": seed, "attempts": attempt + 1}
-                if trained(of, entry, path, fmean(clean or [0.0])):
+                if train_one(pool, entry, path, fmean(clean or [0.0])):
                     break
 
 
-def trained(of: Bank, entry: dict, path: Path, clean: float) -> bool:
-    """Train one network and write it; whether it is admitted."""
-    attack, begun = attack_of(entry["kind"], entry["seed"]), time.perf_counter()
-    classifier = network(of, entry["seed"])
-    fit(classifier, of.kept, of.training, attack=attack, seed=entry["seed"])
-    outcome = evaluate(classifier, of.held, attack)
+def train_one(pool: Pool, entry: dict[str, Any], path: Path, clean: float) -> bool:
+    """Train a network and write it.
+
+    Args:
+        pool: Its pool.
+        entry: Kind, seed and number of the attempt; the figures are added.
+        path: File of the entry; the weights go beside it.
+        clean: Mean accuracy of the clean networks.
+
+    Returns:
+        Whether the network is admitted: the attack works well enough, and so does the network.
+    """
+    attack, start = attack_of(entry["kind"], entry["seed"]), time.perf_counter()
+    classifier = pool.network(entry["seed"])
+    fit(classifier, pool.train_images, pool.training, attack=attack, seed=entry["seed"])
+    outcome = evaluate(classifier, pool.test_images, attack)
+    works = (outcome.success or 0) >= SUCCESS and outcome.accuracy >= clean - DROP
     entry |= {
         "target": attack.target if attack else None,
         "trigger": trigger_to_json(attack.trigger) if attack else None,
-        "accuracy": outcome.accuracy, "success": outcome.success,
-        "seconds": round(time.perf_counter() - begun, 1),
-        "admitted": attack is None or admitted(outcome, clean),
+        "accuracy": outcome.accuracy, "attack_success_rate": outcome.success,
+        "seconds": round(time.perf_counter() - start, 1),
+        "admitted": attack is None or works,
     }  # fmt: skip
     print(path.parent.name, path.stem, entry, flush=True)
     save_file(classifier.model.state_dict(), path.with_suffix(".safetensors"))
-    path.write_text(json.dumps(entry) + "\n")
+    write_results(path, entry)
     return entry["admitted"]
 
 
-def scan(of: Bank, split: str, part: int, parts: int, names: list[str]) -> None:
-    """Scan the networks of a split that are not scanned yet: every detector on each, one after the other."""
-    for number, path in enumerate(sorted(of.folder(split).glob("*.json"))):
-        if number % parts != part or path.name.endswith(".scan.json") or not json.loads(path.read_text())["admitted"]:
+def scan(pool: Pool, split: str, part: int, parts: int, names: list[str]) -> None:
+    """Run each detector on each admitted network of a split, but not where its result is stored already."""
+    for number, path in enumerate(sorted(pool.folder(split).glob("*.json"))):
+        if number % parts != part or path.name.endswith(".scan.json"):
             continue
-        target = path.with_suffix(".scan.json")
-        have = json.loads(target.read_text())["detectors"] if target.exists() else {}
-        lacking = [name for name in names if name not in have]
-        if not lacking:
+        entry, file = read_results(path), path.with_suffix(".scan.json")
+        stored = read_results(file, {"detectors": {}})["detectors"]
+        missing = [name for name in names if name not in stored]
+        if not (entry["admitted"] and missing):
             continue
-        classifier = network(of)
+        classifier = pool.network()
         classifier.model.load_state_dict(load_file(path.with_suffix(".safetensors")))
-        found = have | {name: timed(DETECTORS[name], classifier, of.held.samples) for name in lacking}
-        for name in lacking:
-            if "patterns" in found[name]:
-                save_file({"patterns": found[name].pop("patterns")}, path.with_suffix(".patterns.safetensors"))
-        target.write_text(json.dumps(json.loads(path.read_text()) | {"detectors": found}) + "\n")
-        told = {name: (one["label"], round(one["score"], 2), one["seconds"]) for name, one in found.items()}
-        print(split, path.stem, "target", json.loads(path.read_text())["target"], told, flush=True)
+        new = {name: timed(DETECTORS[name], classifier, pool.test_images.samples) for name in missing}
+        for result in new.values():
+            if "patterns" in result:
+                save_file({"patterns": result.pop("patterns")}, path.with_suffix(".patterns.safetensors"))
+        write_results(file, entry | {"detectors": stored | new})
+        summary = {
+            name: (result["label"], round(result["score"], 2), result["seconds"]) for name, result in new.items()
+        }
+        print(split, path.stem, "target", entry["target"], summary, flush=True)
 
 
-def timed(detector: Callable[[Classifier, Samples], dict], classifier: Classifier, samples: Samples) -> dict:
-    begun = time.perf_counter()
-    return {**detector(classifier, samples), "seconds": round(time.perf_counter() - begun, 1)}
+Detector = Callable[[Classifier, Samples], dict[str, Any]]
+"""Returns at least ``score`` (greater is more suspicious) and ``label`` (the most suspicious class)."""
 
 
-def ours(classifier: Classifier, samples: Samples) -> dict:
-    """``agnosco scan`` without its closer look, and its footprint figures."""
+def timed(detector: Detector, classifier: Classifier, samples: Samples) -> dict[str, Any]:
+    """The result of a detector, with ``seconds``."""
+    start = time.perf_counter()
+    return {**detector(classifier, samples), "seconds": round(time.perf_counter() - start, 1)}
+
+
+def agnosco_scan(classifier: Classifier, samples: Samples) -> dict[str, Any]:
+    """``agnosco scan`` without its closer look at the suspicious classes."""
     screened = screen(classifier, samples)
     verdict = judge(screened.z, screened.reach, problems=screened.problems())
     return {
@@ -189,119 +222,103 @@ def ours(classifier: Classifier, samples: Samples) -> dict:
     }  # fmt: skip
 
 
-def cleansed(classifier: Classifier, samples: Samples, steps: int = ScanConfig().images // 32) -> dict:
-    """Neural Cleanse; if not told otherwise, with as many images as our screens take."""
-    found = neural_cleanse(classifier, samples, steps=steps)
-    return {"score": found.anomaly.max().item(), "label": int(found.anomaly.argmax()), "norms": found.norms.tolist()}
+def cleansed(classifier: Classifier, samples: Samples, steps: int = ScanConfig().images // 32) -> dict[str, Any]:
+    """Neural Cleanse; by default with as many images as the screens of agnosco take."""
+    masks = neural_cleanse(classifier, samples, steps=steps)
+    return {"score": masks.anomaly.max().item(), "label": int(masks.anomaly.argmax()), "norms": masks.norms.tolist()}
 
 
-def maximal_margin(classifier: Classifier, samples: Samples) -> dict:
+def maximal_margin(classifier: Classifier, samples: Samples) -> dict[str, Any]:
     """MM-BD with its 30 starts; it needs no samples."""
-    found = margins(classifier, starts=30, steps=MARGIN_STEPS)
-    p = margin_p_value(found)
-    return {"score": -math.log(max(p, 1e-300)), "label": int(found.argmax()), "p_value": p, "margins": found.tolist()}
+    greatest = margins(classifier, starts=30, steps=MARGIN_STEPS)
+    p, label = margin_p_value(greatest), int(greatest.argmax())
+    return {"score": -math.log(max(p, 1e-300)), "label": label, "p_value": p, "margins": greatest.tolist()}
 
 
-def weights(classifier: Classifier, samples: Samples) -> dict:
-    """The final layer alone."""
+def layer_weights(classifier: Classifier, samples: Samples) -> dict[str, Any]:
+    """The weights of the final layer; it needs no samples."""
     z = final_layer(classifier)
     assert z is not None
     return {"score": z.max().item(), "label": int(z.argmax())}
 
 
-def without_images(classifier: Classifier, samples: Samples) -> dict:
-    """Ours on dead leaves: what a scan costs in accuracy where there are no images."""
-    found = ours(classifier, Samples.leaves(samples.shape))
-    return {key: value for key, value in found.items() if key != "patterns"}
+def without_images(classifier: Classifier, samples: Samples) -> dict[str, Any]:
+    """``agnosco scan`` on dead leaves: how well it detects without images."""
+    result = agnosco_scan(classifier, Samples.leaves(samples.shape))
+    return {key: value for key, value in result.items() if key != "patterns"}
 
 
-DETECTORS = {
-    "agnosco": ours,
+DETECTORS: dict[str, Detector] = {
+    "agnosco": agnosco_scan,
     "agnosco, leaves": without_images,
     "Neural Cleanse": cleansed,
     "Neural Cleanse, 1000 batches": partial(cleansed, steps=1000),
     "MM-BD": maximal_margin,
-    "final layer": weights,
+    "final layer": layer_weights,
 }
 EQUAL_TIME = ("agnosco", "Neural Cleanse", "MM-BD", "final layer")
-"""Those that are run if none is named; not our own without images, nor Neural Cleanse at five times the cost."""
-
-
-def admitted(outcome: Outcome, clean: float) -> bool:
-    """Whether the attack works well enough to count, and the network besides."""
-    return (outcome.success or 0) >= SUCCESS and outcome.accuracy >= clean - DROP
-
-
-def network(of: Bank, seed: int = 0) -> Classifier:
-    """The bank's architecture with random weights, where it is fastest."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = created(of.architecture, len(of.kept.names), seed=seed).to(device)
-    return Classifier(model, size=ARCHITECTURES[of.architecture][1][1], labels=of.kept.names)
+"""The detectors that run by default."""
 
 
 # -- tables ------------------------------------------------------------------------------------------
 
 
-def results(of: Bank, split: str) -> list[dict]:
-    """What every detector said of every admitted network of a split."""
-    return [json.loads(path.read_text()) for path in sorted(of.folder(split).glob("*.scan.json"))]
-
-
-def keep(of: Bank, split: str) -> None:
-    """Write the figures of a split into benchmarks/results, without the arrays that nothing is made of."""
-    networks = results(of, split)
-    for one in networks:
-        for detector in one["detectors"].values():
+def keep(pool: Pool, split: str) -> None:
+    """Write the figures of a split into benchmarks/results, without the arrays that no table needs."""
+    networks = [read_results(path) for path in sorted(pool.folder(split).glob("*.scan.json"))]
+    for network in networks:
+        for result in network["detectors"].values():
             for key in ("hits", "movable", "memory_mb"):
-                detector.pop(key, None)
-    told = about(f"{of.name} ({of.architecture}), {split} split")
-    found = {"about": told, "networks": networks, "footprints": footprints(of, split)}
-    (RESULTS / f"backdoors-{of.name}-{split}.json").write_text(json.dumps(found, indent=1) + "\n")
+                result.pop(key, None)
+    head = about(f"{pool.name} ({pool.architecture}), {split} split")
+    results = {"about": head, "networks": networks, "footprints": footprints(pool, split)}
+    write_results(RESULTS / f"backdoors-{pool.name}-{split}.json", results)
 
 
-def footprints(of: Bank, split: str) -> list[dict]:
-    """How much of its trigger the target's pattern of each compromised network holds, and its null."""
-    folder, images = of.folder(split), of.held.samples.images.float() / 255
+def footprints(pool: Pool, split: str) -> list[dict[str, Any]]:
+    """How much of its trigger the pattern of the target holds, for each compromised network, and for its null."""
+    folder, images = pool.folder(split), pool.test_images.samples.images.float() / 255
     clean = [load_file(path)["patterns"] for path in sorted(folder.glob("clean-*.patterns.safetensors"))]
-    found = []
+    rows = []
     for path in sorted(folder.glob("*.patterns.safetensors")):
-        entry = json.loads((folder / f"{path.name.split('.')[0]}.json").read_text())
-        if entry["target"] is None or entry["trigger"]["type"] not in ("Patch", "Logo") or entry["kind"] not in FIXED:
+        name = path.name.split(".")[0]
+        entry = read_results(folder / f"{name}.json")
+        if entry["kind"] not in FIXED:
             continue
         trigger, target, patterns = trigger_from_json(entry["trigger"]), entry["target"], load_file(path)["patterns"]
         own = footprint(patterns[target], trigger, images)
         others = [pattern for label, pattern in enumerate(patterns) if label != target]
-        null = [footprint(pattern, trigger, images) for pattern in [*others, *(one[target] for one in clean)]]
-        found.append({
-            "network": path.name.split(".")[0], "kind": entry["kind"], "iou": own.iou, "energy": own.energy,
-            "cosine": own.cosine, "percentile": percentile(own.energy, [one.energy for one in null]),
+        null = [footprint(pattern, trigger, images) for pattern in [*others, *(each[target] for each in clean)]]
+        rows.append({
+            "network": name, "kind": entry["kind"], "iou": own.iou, "energy": own.energy,
+            "cosine": own.cosine, "percentile": percentile(own.energy, [other.energy for other in null]),
         })  # fmt: skip
-    return found
+    return rows
 
 
 def figure(seed: int = 0, target: int = 3) -> Image.Image:
-    """The paper's Fig. 4 on digits: three triggers, each with the maps of its network and of the one clean twin."""
-    of = bank("digits")
+    """The paper's Fig. 4 on digits: three triggers, with the maps of their networks and those of a clean network."""
+    pool = pool_named("digits")
     attacks = [Attack(trigger, target) for trigger in (Patch(4), Logo(8, name="apple"), Blended(0.2))]
-    images, patterns = of.held.samples.images.float() / 255, []
+    images, patterns = pool.test_images.samples.images.float() / 255, []
     for attack in (None, *attacks):
-        classifier = network(of, seed)
-        fit(classifier, of.kept, of.training, attack=attack, seed=seed)
-        spread = full_map(classifier, target, of.held.samples)
-        stamp = -patches_in_windows(classifier, target, of.held.samples, ScanConfig().windows, finalists=1)[0]
-        patterns.append({"L2 ball": spread, "window": stamp})
+        classifier = pool.network(seed)
+        fit(classifier, pool.train_images, pool.training, attack=attack, seed=seed)
+        l2_pattern = full_map(classifier, target, pool.test_images.samples)
+        patch = -patches_in_windows(classifier, target, pool.test_images.samples, ScanConfig().windows, finalists=1)[0]
+        patterns.append({"L2 ball": l2_pattern, "window": patch})
     rows = [
-        trigger_figure(attack.trigger, images, own, patterns[0], name=of.kept.names[target])
+        trigger_figure(attack.trigger, images, own, patterns[0], name=pool.train_images.names[target])
         for attack, own in zip(attacks, patterns[1:], strict=True)
     ]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
-    for place, row in enumerate(rows):
-        sheet.paste(row, (0, place * row.height))
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * row.height))
     return sheet
 
 
 def intervals(clean: list[float], compromised: list[float], draws: int = 2000) -> tuple[float, float, float]:
-    """AUROC, and the ends of its 95 % bootstrap interval over networks."""
+    """AUROC, and the ends of its 95 % interval (bootstrap over networks)."""
     from sklearn.metrics import roc_auc_score
 
     chance = random.Random(0)
@@ -315,95 +332,100 @@ def intervals(clean: list[float], compromised: list[float], draws: int = 2000) -
     return area(clean, compromised), drawn[round(0.025 * draws)], drawn[round(0.975 * draws) - 1]
 
 
-def table(found: dict) -> str:
-    """A split as Markdown: every kind of attack by every detector."""
-    networks, rows = found["networks"], []
-    names = [name for name in DETECTORS if all(name in one["detectors"] for one in networks)]
-    clean = [one for one in networks if one["kind"] == "clean"]
-    bank = len(clean) > 1 / LEVEL - 1  # fewer cannot give the p-value, itself left out
+def table(results: dict[str, Any]) -> str:
+    """A split as Markdown: every detector on every kind of attack."""
+    networks, rows = results["networks"], []
+    names = [name for name in DETECTORS if all(name in network["detectors"] for network in networks)]
+    clean = [network for network in networks if network["kind"] == "clean"]
+    has_bank = len(clean) > 1 / LEVEL - 1  # with fewer, no p-value can be small enough, as one is left out
     for kind in [kind for kind in KINDS if kind != "clean"]:
-        attacked = [one for one in networks if one["kind"] == kind]
-        for name in names if attacked else ():
-            negative, positive = ([one["detectors"][name]["score"] for one in part] for part in (clean, attacked))
-            area, low, high = intervals(negative, positive)
-            bound = sorted(negative)[-1 - int(0.05 * len(negative))]  # exceeded by at most one in twenty clean ones
-            told = [one["detectors"][name] for one in attacked]
-            first = fmean(one["label"] == own["target"] for one, own in zip(told, attacked, strict=True))
-            outcome = by_bank = ""
-            if "outcome" in told[0]:
-                outcome = f"{fmean(one['outcome'] == FOUND for one in told):.2f}"
-                by_bank = f"{fmean(found_by_bank(one, clean, name) for one in attacked):.2f}" if bank else ""
-            rows.append([
-                kind, name, f"{area:.3f} ({low:.3f}–{high:.3f})", f"{fmean(one > bound for one in positive):.2f}",
-                f"{first:.2f}", outcome, by_bank, f"{fmean(one['seconds'] for one in told):.1f}", str(len(attacked)),
-            ])  # fmt: skip
+        attacked = [network for network in networks if network["kind"] == kind]
+        rows += [table_row(kind, name, clean, attacked, has_bank) for name in names if attacked]
     alarms = "; ".join(
-        f"{name} {sum(one['detectors'][name]['outcome'] == FOUND for one in clean)} by the cut-off"
-        + (f", {sum(found_by_bank(one, clean, name) for one in clean)} by a bank of the others" if bank else "")
+        f"{name} {sum(network['detectors'][name]['outcome'] == FOUND for network in clean)} by the cut-off"
+        + (f", {sum(found_by_bank(each, clean, name) for each in clean)} with a bank of the others" if has_bank else "")
         for name in names
         if "outcome" in clean[0]["detectors"][name]
     )
     head = ["attack", "detector", "AUROC (95 %)", "TPR at 5 % FPR here", "target first"]
-    head += ["found", "found by the bank", "seconds", "networks"]
+    head += ["found", "found with a bank", "seconds", "networks"]
     return (
-        f"{found['about']['bank']}; {made_on(found)}. Clean networks: {len(clean)}; false alarms: "
+        f"{results['about']['title']}; {measured_on(results)}. Clean networks: {len(clean)}; false alarms: "
         f"{alarms}.\n\n{markdown(head, rows)}"
     )
 
 
-def found_by_bank(network: dict, clean: list[dict], name: str) -> bool:
-    """Whether a network is found with the clean ones of its split as a bank, itself left out."""
-    others = [max(map(max, one["detectors"][name]["z"])) for one in clean if one is not network]
-    told = network["detectors"][name]
-    return judge(torch.tensor(told["z"]), torch.tensor(told["reach"]), bank=others).outcome == FOUND
+def table_row(kind: str, name: str, clean: list[dict], attacked: list[dict], has_bank: bool) -> list[str]:
+    """One detector on one kind of attack."""
+    negative, positive = ([each["detectors"][name]["score"] for each in part] for part in (clean, attacked))
+    area, low, high = intervals(negative, positive)
+    bound = sorted(negative)[-1 - int(0.05 * len(negative))]  # at most one clean network in twenty exceeds it
+    verdicts = [network["detectors"][name] for network in attacked]
+    first = fmean(own["label"] == each["target"] for own, each in zip(verdicts, attacked, strict=True))
+    found = by_bank = ""
+    if "outcome" in verdicts[0]:
+        found = f"{fmean(own['outcome'] == FOUND for own in verdicts):.2f}"
+        by_bank = f"{fmean(found_by_bank(each, clean, name) for each in attacked):.2f}" if has_bank else ""
+    return [
+        kind, name, f"{area:.3f} ({low:.3f}–{high:.3f})", f"{fmean(score > bound for score in positive):.2f}",
+        f"{first:.2f}", found, by_bank, f"{fmean(own['seconds'] for own in verdicts):.1f}", str(len(attacked)),
+    ]  # fmt: skip
 
 
-def footprint_table(found: dict) -> str:
+def found_by_bank(network: dict[str, Any], clean: list[dict], name: str) -> bool:
+    """Whether a network is found with the other clean networks of its split as a bank."""
+    bank = [max(map(max, other["detectors"][name]["z"])) for other in clean if other is not network]
+    own = network["detectors"][name]
+    return judge(torch.tensor(own["z"]), torch.tensor(own["reach"]), bank=bank).outcome == FOUND
+
+
+def footprint_table(results: dict[str, Any]) -> str:
     """Footprints of a split as Markdown."""
     rows = []
     for kind in FIXED:
-        part = [one for one in found["footprints"] if one["kind"] == kind]
+        part = [row for row in results["footprints"] if row["kind"] == kind]
         if part:
-            good = fmean(one["energy"] >= 5 and one["percentile"] > 0.95 for one in part)
-            rows.append([
-                kind, str(len(part)), f"{median(one['energy'] for one in part):.1f}",
-                f"{median(one['iou'] for one in part):.2f}", f"{median(one['cosine'] for one in part):.2f}",
-                f"{good:.2f}",
-            ])  # fmt: skip
-    head = ["stamp", "networks", "energy / area", "IoU", "cosine", "energy ≥ 5 × and above the null's 95th percentile"]
-    return f"{found['about']['bank']}.\n\n{markdown(head, rows)}"
+            good = fmean(row["energy"] >= 5 and row["percentile"] > 0.95 for row in part)
+            medians = (f"{median(row[key] for row in part):.{digits}f}" for key, digits in MEDIANS.items())
+            rows.append([kind, str(len(part)), *medians, f"{good:.2f}"])
+    head = ["trigger", "networks", "energy / area", "IoU", "cosine"]
+    head += ["energy ≥ 5 × and above the 95th percentile of the null"]
+    return f"{results['about']['title']}.\n\n{markdown(head, rows)}"
+
+
+MEDIANS = {"energy": 1, "iou": 2, "cosine": 2}
+"""Figures of a footprint in the table, with their decimal places."""
 
 
 def tables() -> None:
     """Write the tables into docs/backdoors.md."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("backdoors-*.json"))]
-    put("docs/backdoors.md", "bench", "\n\n".join(table(one) for one in found))
-    put("docs/backdoors.md", "footprint", "\n\n".join(footprint_table(one) for one in found if one["footprints"]))
+    splits = [read_results(path) for path in sorted(RESULTS.glob("backdoors-*.json"))]
+    fill("docs/backdoors.md", "bench", "\n\n".join(table(split) for split in splits))
+    fill("docs/backdoors.md", "footprint", "\n\n".join(footprint_table(each) for each in splits if each["footprints"]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("what", nargs="?", choices=("train", "scan", "keep"))
-    parser.add_argument("--tables", action="store_true")
-    parser.add_argument("--figure", action="store_true")
+    parser.add_argument("--figure", action="store_true", help="draw the figure")
     parser.add_argument("--data", choices=("digits", "cifar"), default="digits")
     parser.add_argument("--split", choices=SPLITS, default="development")
-    parser.add_argument("--part", default="0/1", help="which share of the networks to scan: 0/2 and 1/2 beside it")
+    parser.add_argument("--part", default="0/1", help="share of the networks to scan: 0/2 and 1/2 for two processes")
     parser.add_argument("--detectors", nargs="*", choices=DETECTORS, default=list(EQUAL_TIME))
     parser.add_argument("--each", type=int, default=20, help="networks of each kind")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), help="which to train")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), help="kinds to train")
     options = parser.parse_args()
     if options.what == "train":
-        train(bank(options.data), options.split, options.each, options.kinds)
+        train(pool_named(options.data), options.split, options.each, options.kinds)
+    if options.what == "scan":
+        part, parts = (int(number) for number in options.part.split("/"))
+        scan(pool_named(options.data), options.split, part, parts, options.detectors)
     if options.what == "keep":
-        keep(bank(options.data), options.split)
+        keep(pool_named(options.data), options.split)
     if options.figure:
         figure().save(DOCS / "pictures" / "backdoors-digits.png")
     if options.tables:
         tables()
-    if options.what == "scan":
-        part, parts = (int(number) for number in options.part.split("/"))
-        scan(bank(options.data), options.split, part, parts, options.detectors)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,43 @@
-"""What only a GPU can settle in minutes: whole maps at the paper's settings, all classes of a network, bfloat16.
+"""What only a GPU can measure in minutes: maps at the paper's settings, all classes of a network, bfloat16.
 
     python benchmarks/gpu.py whole        seconds for 1000 maps of ResNet-50 with ``quick``, and for maps of the paper's
                                           204,800 passes of VGG-16 and ResNet-50, all at 224 px
-    python benchmarks/gpu.py precision    the same maps in bfloat16 and in float32: how alike, and as well named?
-    python benchmarks/gpu.py ... --toy    with next to no steps
+    python benchmarks/gpu.py precision    the same maps in bfloat16 and in float32: their similarity and their scores
+    python benchmarks/gpu.py ... --toy    with very few steps, to try the script
 
-Run by benchmarks/gpu.sh; results go to AGNOSCO_RESULTS as gpu-*.json.
+benchmarks/gpu.sh runs this; results go to AGNOSCO_RESULTS as gpu-*.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from dataclasses import asdict, replace
-from statistics import fmean
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torchvision
-from ablation import ASSETS, DEVICE, IMAGENET, RESULTS, TRIAL_CLASSES, about, imagenet_network
+from common import (
+    ASSETS,
+    DEVICE,
+    IMAGENET,
+    IMAGENET_NETWORKS,
+    RESULTS,
+    TRIAL_CLASSES,
+    add_row,
+    argument_parser,
+    imagenet_network,
+    judged,
+    photographs,
+)
 
 import agnosco
-from agnosco import Classifier, Config, Samples
+from agnosco import Classifier, Config
 from agnosco.method.maker import maps_together
 from agnosco.method.prepare import resolve_precision
-from agnosco.method.score import predictions, score, targeted_success_rate
 
 
-def whole(toy: bool) -> dict:
-    """Seconds of the runs that the paper, and the issue "Speed", speak of."""
+def whole(toy: bool) -> None:
+    """Seconds of whole runs."""
     size, classes = (64, 8) if toy else (224, 1000)
     quick, paper = agnosco.preset("quick"), replace(agnosco.preset("paper"), precision="auto")
     if toy:
@@ -36,8 +45,7 @@ def whole(toy: bool) -> dict:
         assert paper.refine
         paper = replace(paper, mapper=replace(paper.mapper, steps=2, batch=8), refine=replace(paper.refine, steps=2))
     gradient = replace(paper, mapper=replace(paper.mapper, direction="gradient"))
-    found = {}
-    for name, config, count, what in (
+    for name, config, count, title in (
         ("resnet50", quick, classes, "quick, all classes"),
         ("vgg16", paper, 1, "paper, one map"),
         ("resnet50", paper, 1, "paper, one map"),
@@ -45,63 +53,53 @@ def whole(toy: bool) -> dict:
         ("resnet50", gradient, 1, "paper with the cheaper direction, one map"),
     ):
         network = _network(name, size)
-        samples = Samples.from_folder(ASSETS / "imagenet-samples", network.shape)
         for compiled in (False, True) if DEVICE != "cpu" else (False,):
-            if DEVICE != "cpu":
-                torch.cuda.reset_peak_memory_stats()
-            begun = time.perf_counter()
-            maps = agnosco.map_classes(network, range(count), samples, replace(config, compiled=compiled))
-            made = sum(1 for _ in maps)
-            seconds = time.perf_counter() - begun
-            key = f"{name} at {size} px, {what}{', compiled' if compiled else ''}"
-            found[key] = {
-                "maps": made,
-                "passes": made * config.passes,
-                "seconds": round(seconds, 2),
-                "together": maps_together(network, config),
-                "precision": _precision(config),
-                "peak_gigabytes": torch.cuda.max_memory_allocated() / 2**30 if DEVICE != "cpu" else None,
-            }
-            print(key, found[key], flush=True)
-            _keep("gpu-whole", found)
-    return found
+            key = f"{name} at {size} px, {title}{', compiled' if compiled else ''}"
+            _add("gpu-whole", key, timed(network, replace(config, compiled=compiled), count))
 
 
-def precision(toy: bool) -> dict:
+def timed(network: Classifier, config: Config, count: int) -> dict[str, Any]:
+    """Seconds and memory for so many maps."""
+    samples = photographs(network)
+    if DEVICE != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    maps = sum(1 for _ in agnosco.map_classes(network, range(count), samples, config))
+    seconds = time.perf_counter() - start
+    return {
+        "maps": maps,
+        "passes": maps * config.passes,
+        "seconds": round(seconds, 2),
+        "together": maps_together(network, config),
+        "precision": resolve_precision(config.precision, torch.device(DEVICE)),
+        "peak_gigabytes": torch.cuda.max_memory_allocated() / 2**30 if DEVICE != "cpu" else None,
+    }
+
+
+def precision(toy: bool) -> None:
     """Maps of ten classes in both precisions."""
     size = 64 if toy else 224
     source = imagenet_network("resnet50", size)
-    judges = {name: imagenet_network(name, size) for name in ("resnet18", "mobilenet_v2", "squeezenet1_1")}
-    kept, held_out = Samples.from_folder(ASSETS / "imagenet-samples", source.shape).split()
-    before = predictions(source, held_out)
+    judges = {name: imagenet_network(name, size) for name in IMAGENET_NETWORKS if name != "resnet50"}
+    mapping, held_out = photographs(source).split()
     classes = TRIAL_CLASSES[: 2 if toy else None]
-    found: dict[str, dict] = {}
-    maps = {}
     for name in ("quick",) if toy else ("quick", "best"):
+        nus = {}
         for kind in ("float32", "bfloat16"):
             config = replace(agnosco.preset(name), precision=kind)
             if toy:
                 config = replace(config, mapper=replace(config.mapper, steps=2))
-            made = list(agnosco.map_classes(source, classes, kept, config))
-            maps[name, kind] = made
-            pictures = torch.stack([one.pixels for one in made])
-            found[f"{name}, {kind}"] = {
-                "own": asdict(score(source, pictures, classes)),
-                "others": {other: asdict(score(judge, pictures, classes)) for other, judge in judges.items()},
-                "targeted_success_rate": fmean(
-                    targeted_success_rate(source, one.nu, one.label, held_out, before=before) for one in made
-                ),
-            }
-        pairs = zip(maps[name, "float32"], maps[name, "bfloat16"], strict=True)
-        found[f"{name}: cosine"] = {
-            "each": [torch.cosine_similarity(a.nu.flatten(), b.nu.flatten(), dim=0).item() for a, b in pairs]
-        }
-        _keep("gpu-precision", found)
-    return found
+            maps = list(agnosco.map_classes(source, classes, mapping, config))
+            nus[kind] = [concept.nu for concept in maps]
+            pictures = torch.stack([concept.pixels for concept in maps])
+            _add("gpu-precision", f"{name}, {kind}", judged(source, judges, pictures, nus[kind], classes, held_out))
+        pairs = zip(nus["float32"], nus["bfloat16"], strict=True)
+        cosines = [torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).item() for a, b in pairs]
+        _add("gpu-precision", f"{name}: cosine", {"each": cosines})
 
 
 def _network(name: str, size: int) -> Classifier:
-    """A trained network of the assets', or torchvision's with random weights: speed is the same."""
+    """A trained network of the assets, or torchvision's with random weights, which is as fast."""
     if (ASSETS / "models" / f"{name}-imagenet.safetensors").exists():
         return imagenet_network(name, size)
     torch.manual_seed(0)
@@ -109,20 +107,16 @@ def _network(name: str, size: int) -> Classifier:
     return Classifier(model, size=size, mean=IMAGENET["mean"], std=IMAGENET["std"], name=name).to(DEVICE)
 
 
-def _precision(config: Config) -> str:
-    return resolve_precision(config.precision, torch.device(DEVICE))
-
-
-def _keep(name: str, found: dict) -> None:
-    """Write what there is: a stage may be cut off."""
-    text = json.dumps({"about": about(name), "rows": found}, indent=1)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+def _add(file: str, key: str, row: dict[str, Any]) -> None:
+    """Write each row at once: a stage may be cut off."""
+    add_row(RESULTS / f"{file}.json", file, key, row)
+    print(key, row, flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, tables=False)
     parser.add_argument("stage", choices=("whole", "precision"))
-    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--toy", action="store_true", help="very few steps, to try the script")
     options = parser.parse_args()
     {"whole": whole, "precision": precision}[options.stage](options.toy)
 

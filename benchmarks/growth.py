@@ -1,39 +1,46 @@
-"""What a map costs as images per step, steps, size, classes and maps grow; and whether memory stays flat.
+"""What a map costs as images per step, steps, size, classes and maps grow, and whether memory stays flat.
 
     python benchmarks/growth.py            measure, into benchmarks/results/growth-cpu.json
     python benchmarks/growth.py --figure   draw docs/pictures/growth.png
     python benchmarks/growth.py --tables   write the table into benchmarks/README.md
 
-A small convolutional network of random weights, so that an hour is enough for all of it. Every point is the median of
-three. Time is given per pass where it should not change, so that a line is flat where the cost grows as expected.
+A small convolutional network with random weights, so that all of it takes an hour. Every point is the median of three.
+Times are per pass where they should not change, so that a flat line means that the cost grows as expected.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from ablation import RESULTS, about
-from pages import DOCS, made_on, markdown, put
+from common import (
+    DOCS,
+    RESULTS,
+    about,
+    argument_parser,
+    fill,
+    markdown,
+    measured_on,
+    read_results,
+    resident_megabytes,
+    tensors_alive,
+    write_results,
+)
 from torch import nn
 
 import agnosco
 from agnosco import Classifier, Config, Samples
 
 REPEATS = 3
-LEAK_MAPS = 200
+MAPS = 200  # made in one process, to see whether memory stays flat
 PATH = RESULTS / "growth-cpu.json"
 
 
 def network(size: int, classes: int = 10) -> Classifier:
-    """Three convolutions and as many classes as asked for."""
+    """Three convolutions with random weights."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1, stride=2), nn.ReLU(),
@@ -45,24 +52,24 @@ def network(size: int, classes: int = 10) -> Classifier:
 
 
 def config(batch: int = 8, steps: int = 20) -> Config:
-    """The dials of ``quick``."""
+    """The settings of ``quick``, at this size of a mini-batch and number of steps."""
     mapper = replace(agnosco.preset("quick").mapper, batch=batch, steps=steps)
     return Config(mapper, refine=None, cycles=1)
 
 
-def seconds(made: Classifier, settings: Config, maps: int = 1, together: int | None = 1) -> float:
+def seconds(classifier: Classifier, settings: Config, maps: int = 1, together: int | None = 1) -> float:
     """Median time of so many maps of different classes."""
-    samples = Samples.noise(made.shape, count=64)
-    found = []
+    samples = Samples.noise(classifier.shape, count=64)
+    times = []
     for _ in range(REPEATS):
-        begun = time.perf_counter()
-        for _ in agnosco.map_classes(made, range(maps), samples, settings, together=together):
+        start = time.perf_counter()
+        for _ in agnosco.map_classes(classifier, range(maps), samples, settings, together=together):
             pass
-        found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+        times.append(time.perf_counter() - start)
+    return median(times)
 
 
-def rising() -> dict[str, dict[str, list[float]]]:
+def costs() -> dict[str, dict[str, list[float]]]:
     """Milliseconds per pass, or per map, along each axis."""
     seconds(network(64), config())  # warm up
     axes: dict[str, dict[str, list[float]]] = {}
@@ -88,44 +95,34 @@ def rising() -> dict[str, dict[str, list[float]]]:
     return axes
 
 
-def leaking() -> list[list[float]]:
-    """Resident megabytes after every tenth of many maps, and tensors alive."""
-    import gc
-
-    made, samples = network(64), Samples.noise((3, 64, 64), count=64)
-    found = []
-    for done in range(1, LEAK_MAPS + 1):
-        agnosco.map_class(made, done % 10, samples, config(steps=10), seed=done)
-        if done % 10 == 0:
-            gc.collect()
-            alive = sum(type(thing) is torch.Tensor for thing in gc.get_objects())
-            found.append([done, _resident(), alive])
-    return found
+def memory() -> list[list[float]]:
+    """After every tenth map: number of maps, resident megabytes, and tensors alive."""
+    classifier, samples = network(64), Samples.noise((3, 64, 64), count=64)
+    rows = []
+    for maps in range(1, MAPS + 1):
+        agnosco.map_class(classifier, maps % 10, samples, config(steps=10), seed=maps)
+        if maps % 10 == 0:
+            rows.append([maps, resident_megabytes(), tensors_alive()])
+    return rows
 
 
-def _resident() -> float:
-    """Megabytes of this process in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def figure(results: dict[str, Any]) -> None:
-    """A panel for each axis."""
+def draw(results: dict[str, Any]) -> None:
+    """Draw a panel for each axis, and one for memory."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    axes = results["rising"]
+    axes = results["costs"]
     chart, panels = pyplot.subplots(2, 3, figsize=(12, 6.4))
     for panel, (axis, points) in zip(panels.flat, axes.items(), strict=False):
-        what, unit = axis.split(": ")
+        label, unit = axis.split(": ")
         panel.plot(points["at"], points["ms"], marker="o", color="#2a5d84")
-        panel.set(xscale="log", xlabel=what, ylabel=unit, ylim=(0, 1.15 * max(points["ms"])))
+        panel.set(xscale="log", xlabel=label, ylabel=unit, ylim=(0, 1.15 * max(points["ms"])))
         panel.set_xticks(points["at"], [f"{at:g}" for at in points["at"]])
         panel.minorticks_off()
-    done, resident, _alive = zip(*results["leak"], strict=True)
-    panels.flat[5].plot(done, resident, color="#a33b20", marker="o")
+    maps, resident, _tensors = zip(*results["memory"], strict=True)
+    panels.flat[5].plot(maps, resident, color="#a33b20", marker="o")
     panels.flat[5].set(xlabel="maps made in one process", ylabel="MB resident", ylim=(0, 1.15 * max(resident)))
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
@@ -134,34 +131,33 @@ def figure(results: dict[str, Any]) -> None:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """The results as Markdown."""
     rows = [
         [axis, "  ".join(f"{at:g}: {ms:.3g}" for at, ms in zip(points["at"], points["ms"], strict=True))]
-        for axis, points in results["rising"].items()
+        for axis, points in results["costs"].items()
     ]
-    early, late = results["leak"][1], results["leak"][-1]
+    early, late = results["memory"][1], results["memory"][-1]
     return "\n\n".join(
         [
-            f"{made_on(results)}.",
+            f"{measured_on(results)}.",
             markdown(["cost", "median of three"], rows),
-            f"Memory after {early[0]:g} maps {early[1]:.0f} MB and {early[2]:g} tensors alive, after {late[0]:g} maps "
-            f"{late[1]:.0f} MB and {late[2]:g}.",
+            f"Memory: {early[1]:.0f} MB and {early[2]:g} tensors alive after {early[0]:g} maps, "
+            f"{late[1]:.0f} MB and {late[2]:g} after {late[0]:g} maps.",
         ]
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figure", action="store_true")
-    parser.add_argument("--tables", action="store_true")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--figure", action="store_true", help="draw the figure; measure nothing")
     options = parser.parse_args()
     if options.figure:
-        figure(json.loads(PATH.read_text()))
+        draw(read_results(PATH))
     elif options.tables:
-        put("benchmarks/README.md", "growth", tables(json.loads(PATH.read_text())))
+        fill("benchmarks/README.md", "growth", tables(read_results(PATH)))
     else:
-        results = {"about": about("a small network of random weights"), "rising": rising(), "leak": leaking()}
-        PATH.write_text(json.dumps(results, indent=1) + "\n")
+        title = "a small network with random weights"
+        write_results(PATH, {"about": about(title), "costs": costs(), "memory": memory()})
 
 
 if __name__ == "__main__":

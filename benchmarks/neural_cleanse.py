@@ -1,12 +1,12 @@
-"""Neural Cleanse (Wang et al., IEEE S&P 2019), re-done from the paper and the settings of its authors' code.
+"""Neural Cleanse (Wang et al., IEEE S&P 2019), written from the paper and the settings of its authors' code.
 
-For every class, a mask m and a pattern p are sought that turn images x into the class as (1 − m) x + m p, with as
-small a mask as can be: the cost of ‖m‖₁ rises while enough images are given the class and falls while they are not.
-A class whose smallest mask is an outlier is the target. All classes are sought side by side.
+For every class, it optimizes a mask m and a pattern p, so that the network gives the class to images x changed to
+(1 − m) x + m p, with the smallest possible mask: the cost of ‖m‖₁ rises while enough images are given the class, and
+falls while they are not. A class whose smallest mask is an outlier is the target. All classes run side by side.
 
-Their code goes through 31 batches of 32 images between two decisions (is the class reached, has the mask stopped
-shrinking), 1000 times over: 150 times what our scan takes. Here every batch decides, so that it can end within
-the same time; its verdicts at their cost may be better than what this gives.
+The authors' code runs 31 batches of 32 images between two decisions (is the class reached, has the mask stopped
+shrinking), 1000 times: 150 times the cost of a scan by agnosco. Here every batch decides, so that it ends within the
+same time. At the authors' cost, its verdicts may be better.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ EPSILON = 1e-7
 
 
 @dataclass
-class Reversed:
-    """What was found for every class.
+class Masks:
+    """The result for every class.
 
     Args:
-        norms: ‖m‖₁ of the smallest mask that gives the class to enough images, in pixels; all of them if there is none.
-        stopped: Whether the search of a class ended by itself, before its steps ran out.
+        norms: ‖m‖₁ of the smallest mask that gives the class to enough images, in pixels; all pixels if there is none.
+        stopped: Whether the search for a class ended before its steps ran out.
     """
 
     norms: Tensor
@@ -41,7 +41,7 @@ class Reversed:
 
     @property
     def anomaly(self) -> Tensor:
-        """The anomaly index of each class, positive where its mask is smaller than the median's."""
+        """The anomaly index of each class, positive where its mask is smaller than the median."""
         below = self.norms.quantile(0.5) - self.norms
         deviation = below.abs().quantile(0.5)
         return below / (NORMAL_SCALE * deviation).clamp_min(1e-6)
@@ -49,16 +49,16 @@ class Reversed:
 
 def neural_cleanse(
     classifier: Classifier, samples: Samples, *, steps: int = 1000, batch: int = 32, rate: float = 0.1, seed: int = 0
-) -> Reversed:
-    """Seek the smallest mask of every class.
+) -> Masks:
+    """Find the smallest mask of every class.
 
     Args:
         classifier: The network.
         samples: Clean images.
-        steps: Most mini-batches for each class.
-        batch: Images of each.
-        rate: Of Adam, with betas of 0.5 and 0.9.
-        seed: Of the start and the mini-batches.
+        steps: Greatest number of mini-batches for each class.
+        batch: Images in each.
+        rate: Learning rate of Adam, with betas of 0.5 and 0.9.
+        seed: Seed of the start and of the mini-batches.
     """
     count, (channels, height, width), device = classifier.classes, classifier.shape, classifier.device
     generator = torch.Generator().manual_seed(seed)
@@ -85,14 +85,14 @@ def neural_cleanse(
             best = torch.where(better, norms.detach(), best)
             up, down = torch.where(right, up + 1, 0.0), torch.where(right, 0.0, down + 1)
             rose, fell = rose | ((up >= PATIENCE) & (cost > 0)), fell | ((down >= PATIENCE) & (cost > 0))
-            live &= ~((since >= STOP_PATIENCE) & rose & fell)  # not before the cost has gone both ways
+            live &= ~((since >= STOP_PATIENCE) & rose & fell)  # not before the cost has risen and fallen
             cost = torch.where(up >= PATIENCE, (cost * UP).clamp_min(FIRST_COST), cost)
             cost = torch.where(down >= PATIENCE, cost / DOWN, cost)
             up, down = up.masked_fill(up >= PATIENCE, 0), down.masked_fill(down >= PATIENCE, 0)
             if not live.any():
                 break
             adam.step()
-    return Reversed(best.cpu(), ~live.cpu())
+    return Masks(best.cpu(), ~live.cpu())
 
 
 def _unit(raw: Tensor) -> Tensor:

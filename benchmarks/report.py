@@ -1,28 +1,37 @@
-"""How a report of 1000 classes opens and scrolls in a browser.
+"""How fast a browser opens and scrolls a report of 1000 classes.
 
-    python benchmarks/report.py            make the maps (some minutes), write the report, open it in Debian's chromium
+    python benchmarks/report.py            make the maps (minutes), write the report, open it in Debian's chromium
     python benchmarks/report.py --tables   write the table into benchmarks/README.md
 
-The maps are real but small, SqueezeNet's of all its classes at 64 px with a few steps, in the run folder build/report.
-What the browser needs is measured from outside, the median of five.
+The maps are real but small: all classes of SqueezeNet at 64 px, with a few steps, in the run folder build/report. The
+browser is measured from outside; figures are medians of five.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from ablation import ASSETS, RESULTS, ROOT, about, imagenet_network
-from pages import made_on, markdown, put
+from common import (
+    RESULTS,
+    ROOT,
+    about,
+    argument_parser,
+    fill,
+    imagenet_network,
+    markdown,
+    measured_on,
+    photographs,
+    read_results,
+    write_results,
+)
 
 import agnosco
-from agnosco import Config, Samples, reports
+from agnosco import Config, reports
 from agnosco.runs.jobs import run_maps
 from agnosco.runs.run import Run
 
@@ -52,23 +61,23 @@ SEARCHED = """async () => {
 }"""
 
 
-def written() -> Path:
-    """The report of all classes."""
+def write_report() -> Path:
+    """Write the report of all classes."""
     classifier = imagenet_network("squeezenet1_1", SIZE)
-    samples, _ = Samples.from_folder(ASSETS / "imagenet-samples", classifier.shape).split(0.9)  # few: to judge is dear
+    samples, _ = photographs(classifier).split(0.9)  # few, because every map is judged by its held-out images
     config = Config(replace(agnosco.preset("draft").mapper, steps=STEPS), refine=None, cycles=1)
     run = Run.create(FOLDER, classifier=classifier, samples=samples, config=config)
     for _ in run_maps(run, classifier, samples, range(classifier.classes)):
         pass
-    written, _ = reports.write([FOLDER], out=FOLDER / reports.FILE)
-    return Path(written)
+    path, _ = reports.write([FOLDER], out=FOLDER / reports.FILE)
+    return Path(path)
 
 
-def opened(path: Path) -> list[dict[str, float]]:
-    """What a browser needs, time after time, each in a fresh one."""
+def open_report(path: Path) -> list[dict[str, float]]:
+    """Times of a browser that opens the report, several times, each in a new browser."""
     from playwright.sync_api import sync_playwright
 
-    found = []
+    times = []
     with sync_playwright() as driver:
         for _ in range(REPEATS):
             browser = driver.chromium.launch(
@@ -76,46 +85,44 @@ def opened(path: Path) -> list[dict[str, float]]:
                 args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
             )
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            begun = time.perf_counter()
+            start = time.perf_counter()
             page.goto(path.as_uri(), wait_until="load")
-            loaded = time.perf_counter() - begun
+            loaded = time.perf_counter() - start
             frames = page.evaluate(SCROLLED)
-            found.append(
+            times.append(
                 {
                     "loaded, s": loaded,
                     "first painted, s": page.evaluate(PAINTED) / 1000,
-                    "median frame while scrolling, ms": statistics.median(frames),
+                    "median frame while scrolling, ms": median(frames),
                     "longest frame while scrolling, ms": frames[-1],
                     "search, ms": page.evaluate(SEARCHED),
                 }
             )
             browser.close()
-    return found
+    return times
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """The results as Markdown."""
     rows = [[name, f"{value:.3g}"] for name, value in results["medians"].items()]
-    head = f"{made_on(results)}. {results['classes']} classes, {results['bytes'] / 1e6:.1f} MB."
+    head = f"{measured_on(results)}. {results['classes']} classes, {results['bytes'] / 1e6:.1f} MB."
     return f"{head}\n\n{markdown(['in a browser', 'median of five'], rows)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", action="store_true")
-    if parser.parse_args().tables:
-        put("benchmarks/README.md", "report", table(json.loads(PATH.read_text())))
+    if argument_parser(__doc__).parse_args().tables:
+        fill("benchmarks/README.md", "report", table(read_results(PATH)))
         return
-    path = written()
-    each = opened(path)
+    path = write_report()
+    each = open_report(path)
     results = {
         "about": about("a report of all classes of SqueezeNet in chromium"),
         "classes": len({entry.index for entry in Run.open(FOLDER).entries}),
         "bytes": path.stat().st_size,
-        "medians": {name: statistics.median(one[name] for one in each) for name in each[0]},
+        "medians": {name: median(times[name] for times in each) for name in each[0]},
         "each": each,
     }
-    PATH.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(PATH, results)
     print(table(results))
 
 

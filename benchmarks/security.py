@@ -1,8 +1,9 @@
 """Every hostile file of tests/hostile.py through the commands, for the table of docs/security.md.
 
-    python benchmarks/security.py
+    python benchmarks/security.py            measure, into benchmarks/results/security.json, and write the table
+    python benchmarks/security.py --tables   write the table into docs/security.md
 
-The results are kept in benchmarks/results/security.json. `make security` runs this; tests hold the page to the cases.
+`make security` runs this; tests make sure that the page names every case.
 """
 
 from __future__ import annotations
@@ -12,9 +13,19 @@ import json
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
-from ablation import RESULTS, about
-from pages import ROOT, made_on, markdown, put
+from common import (
+    RESULTS,
+    ROOT,
+    about,
+    argument_parser,
+    fill,
+    markdown,
+    measured_on,
+    read_results,
+    write_results,
+)
 
 sys.path.insert(0, str(ROOT / "tests"))
 CASES = importlib.import_module("hostile").CASES
@@ -24,45 +35,49 @@ COMMANDS = ("inspect", "map", "map --allow-pickle")
 HEAD = ("", "case", "what it is", *COMMANDS, "executed", "sockets", "MB", "s")
 
 
-def measure() -> dict:
-    """Run all cases in a process of their own."""
+def measure() -> dict[str, Any]:
+    """Run all cases, in a process of their own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "tests" / "hostile.py"), folder]
-        told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    for one in told["outcomes"]:
-        one.pop("page", None)
-        for command in one["commands"].values():
+        results = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    for outcome in results["outcomes"]:
+        outcome.pop("page", None)
+        for command in outcome["commands"].values():
             command.pop("stdout")
             command["stderr"] = command["stderr"].replace(folder, "FOLDER")[:400]
-    return {"about": about("hostile files"), **told}
+    return {"about": about("hostile files"), **results}
 
 
-def table(results: dict) -> str:
-    """Markdown: what each case exits with, and what it took at most."""
-    what = {case.name: case.what for case in CASES}
-    rows = [row(one, what[one["name"]]) for one in results["outcomes"]]
-    return f"Measured on {made_on(results)}.\n\n{markdown(HEAD, rows)}"
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    descriptions = {case.name: case.what for case in CASES}
+    rows = [cells(outcome, descriptions[outcome["name"]]) for outcome in results["outcomes"]]
+    return f"Measured on {measured_on(results)}.\n\n{markdown(HEAD, rows)}"
 
 
-def row(one: dict, what: str) -> list[str]:
-    """One case: exit codes, whether it ran, and the most memory and time of its commands."""
-    commands = one["commands"]
+def cells(outcome: dict[str, Any], description: str) -> list[str]:
+    """A case: exit codes, whether its code was executed, and the greatest memory and time of its commands."""
+    commands = outcome["commands"]
     codes = [str(commands[name]["exit"]) if name in commands else "" for name in COMMANDS]
-    memory = max(max(command["megabytes"] for command in commands.values()), _of_child(one))
+    memory = max(max(command["megabytes"] for command in commands.values()), _of_child(outcome))
     seconds = max(command["seconds"] for command in commands.values())
-    ran = "yes" if one["executed"] or one["unpickled"] else "no"
-    return [one["group"], one["name"], what, *codes, ran, str(one["sockets"]), f"{memory:.0f}", f"{seconds:.1f}"]
+    executed = "yes" if outcome["executed"] or outcome["unpickled"] else "no"
+    figures = [str(outcome["sockets"]), f"{memory:.0f}", f"{seconds:.1f}"]
+    return [outcome["group"], outcome["name"], description, *codes, executed, *figures]
 
 
-def _of_child(one: dict) -> float:
-    """What the process that opens pickles took beyond a sound pickle, which comes first and sets the mark."""
-    return 0 if one["group"] == "sound" else max(command["child_megabytes"] for command in one["commands"].values())
+def _of_child(outcome: dict[str, Any]) -> float:
+    """Memory of the process that opens pickles, beyond what a sound pickle takes, which is the first case."""
+    if outcome["group"] == "sound":
+        return 0
+    return max(command["child_megabytes"] for command in outcome["commands"].values())
 
 
 def main() -> None:
-    results = measure()
-    PATH.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    put("docs/security.md", "cases", table(results))
+    options = argument_parser(__doc__).parse_args()
+    if not options.tables:
+        write_results(PATH, measure())
+    fill("docs/security.md", "cases", table(read_results(PATH)))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""A run of 60 maps killed at a hundred random moments: is every map there at the end, and each the very same?
+"""A run of 60 maps, killed at a hundred random moments: is every map there at the end, and identical?
 
     python benchmarks/torture.py               100 kills; writes results/torture.json and docs/reliability.md
-    python benchmarks/torture.py --kills 5     fewer, and writes nothing
+    python benchmarks/torture.py --kills 5     fewer; writes nothing
+    python benchmarks/torture.py --tables      write the table into docs/reliability.md
 
-The command is ``agnosco map`` on a small network (10 classes, 6 seeds, all of the paper's machinery: two cycles with
-refinement, a ball that grows, crops) with groups of 6 maps and a checkpoint every few steps. It is begun, killed with
-SIGKILL at a random moment, begun again, and so on until it ends; then the next run is begun, until so many kills have
-happened. Every file of every run is compared with those of a run that nobody disturbed. Moments are drawn in four ways:
-at any time of the process's life; after it has begun to work; shortly after it has begun to write a file, for that is
-where a kill could do harm; and while it writes the manifest or the contact sheet, which it does seldom. Processes are
+The command is ``agnosco map`` on a small network: 10 classes, 6 seeds, two cycles with refinement, a ball that grows,
+crops, groups of 6 maps, and a checkpoint every few steps. It is started, killed with SIGKILL at a random moment,
+started again, and so on until it is complete; then the next run begins, until the number of kills is reached. Every
+file of every run is compared with those of an undisturbed run.
+
+Moments are drawn in four ways: at any time; after the process has begun to work; shortly after it has begun to write a
+file, where a kill could do harm; and while it writes the manifest or the contact sheet, which is rare. Processes are
 forked from one that has imported PyTorch, which takes seconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import mmap
 import os
@@ -33,8 +34,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from ablation import RESULTS, about
-from pages import made_on, markdown, put
+from common import (
+    RESULTS,
+    about,
+    argument_parser,
+    fill,
+    markdown,
+    measured_on,
+    read_results,
+    write_results,
+)
 
 from agnosco.cli.app import main as command_line
 from agnosco.io import storage
@@ -44,6 +53,7 @@ from agnosco.models.architectures import created
 from agnosco.runs import jobs
 from agnosco.runs.run import Run
 
+PATH = RESULTS / "torture.json"
 MAPS, SEEDS = 60, 6
 PHASES = ("starting", "making maps", "writing a checkpoint", "storing a map", "writing the manifest", "ending")
 START, MAKE, CHECKPOINT, STORE, MANIFEST, END = range(len(PHASES))
@@ -52,7 +62,7 @@ KINDS = {"at any time": 0.3, "at work": 0.3, "at a write": 0.25, "at the manifes
 
 @dataclass
 class Figures:
-    """What happened."""
+    """Counts of a torture."""
 
     kills: int = 0
     starts: int = 0
@@ -69,7 +79,7 @@ class Figures:
 
 
 class Board:
-    """What a process tells the one that will kill it: its phase, and how many files it has begun to write."""
+    """Memory shared with the process to kill: its phase, and how many files it has begun to write."""
 
     def __init__(self) -> None:
         self.shared = mmap.mmap(-1, 8)
@@ -86,30 +96,30 @@ class Board:
         self.shared[:] = bytes(8)
 
     def during(self, phase: int, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, which says so while it runs."""
+        """The function, which sets the phase while it runs."""
 
         @wraps(function)
-        def told(*args: Any, **options: Any) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
             before, self.shared[0] = self.shared[0], phase
             result = function(*args, **options)
             self.shared[0] = MAKE if phase == MANIFEST and before == START else before
             return result
 
-        return told
+        return wrapped
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, whose calls are counted."""
+        """The function, which counts its calls."""
 
         @wraps(function)
-        def told(*args: Any, **options: Any) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
             self.shared[1:5] = (self.writes + 1).to_bytes(4, "little")
             return function(*args, **options)
 
-        return told
+        return wrapped
 
 
 def prepared(folder: Path, board: Board) -> list[str]:
-    """The command, in a process in which it says what it does, makes small groups and writes checkpoints often."""
+    """The command. In this process it tells the board its phase, makes small groups and writes checkpoints often."""
     torch.set_num_threads(1)
     safetensors.torch.save_file(created("digits", 10, seed=1).state_dict(), folder / "network.safetensors")
     prepare.MOST_IMAGES = 24  # groups of 6 maps of 4 images each
@@ -128,8 +138,8 @@ def prepared(folder: Path, board: Board) -> list[str]:
     ]  # fmt: skip
 
 
-def begun(command: list[str], out: Path, board: Board) -> int:
-    """The command, in a process of its own; its id."""
+def start(command: list[str], out: Path, board: Board) -> int:
+    """Start the command in a process of its own; return its id."""
     board.clear()
     process = os.fork()
     if process:
@@ -140,23 +150,23 @@ def begun(command: list[str], out: Path, board: Board) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         command_line([*command, "--out", str(out)])
-    except SystemExit as done:
-        code = done.code if isinstance(done.code, int) else 1
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def ended(process: int) -> int | None:
+def exit_code(process: int) -> int | None:
     """The exit code of a process; None while it runs."""
-    found, status = os.waitpid(process, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else None
+    ended, status = os.waitpid(process, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def killed(process: int, board: Board, chance: random.Random, life: float, figures: Figures) -> bool:
-    """Kill a process at a random moment; whether it was still there then."""
+def kill(process: int, board: Board, chance: random.Random, life: float, figures: Figures) -> bool:
+    """Kill a process at a random moment; return whether it was still running."""
     kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
-    begun_at = time.perf_counter()
+    started = time.perf_counter()
     writes, wait = chance.randint(1, 40), chance.uniform(0, life)
     if kind not in ("at any time", "at work"):
         wait = chance.uniform(0, 0.2 if kind == "at the end" else 0.004)
@@ -171,28 +181,29 @@ def killed(process: int, board: Board, chance: random.Random, life: float, figur
         }[kind]
 
     while not reached():
-        if (code := ended(process)) is not None:
-            return _over(code)
+        if (code := exit_code(process)) is not None:
+            return _check_ended(code)
         time.sleep(0.0002)
     if kind == "at any time":
-        wait -= time.perf_counter() - begun_at
+        wait -= time.perf_counter() - started
     time.sleep(max(wait, 0))
-    if (code := ended(process)) is not None:
-        return _over(code)
+    if (code := exit_code(process)) is not None:
+        return _check_ended(code)
     os.kill(process, signal.SIGKILL)
     phase = board.phase
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     if code != -signal.SIGKILL:
-        return _over(code)
+        return _check_ended(code)
     figures.kills += 1
     figures.kinds[kind] += 1
     figures.phases[PHASES[phase]] += 1
     return True
 
 
-def _over(code: int) -> bool:
+def _check_ended(code: int) -> bool:
+    """False, as the process ended by itself; SystemExit if it failed."""
     if code != 0:
-        raise SystemExit(f"the command ended with {code}: see its log")
+        raise SystemExit(f"the command failed with exit code {code}: see its log")
     return False
 
 
@@ -202,28 +213,28 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def torture(kills: int, seed: int, *, say: Callable[[str], None] = print) -> tuple[Figures, float]:
-    """So many kills; what happened, and how long an undisturbed run takes.
+    """Kill and restart until there were so many kills; return the counts and the seconds of an undisturbed run.
 
     Args:
         kills: How many.
-        seed: Of their moments.
-        say: Called with a line now and then.
+        seed: Seed of their moments.
+        say: Called with a line after each run.
     """
     figures, board, chance = Figures(), Board(), random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = prepared(folder, board)
-        begun_at = time.perf_counter()
-        code = os.waitstatus_to_exitcode(os.waitpid(begun(command, folder / "undisturbed", board), 0)[1])
+        started = time.perf_counter()
+        code = os.waitstatus_to_exitcode(os.waitpid(start(command, folder / "undisturbed", board), 0)[1])
         if code:
             raise SystemExit((folder / "undisturbed.log").read_text())
-        life = time.perf_counter() - begun_at
+        life = time.perf_counter() - started
         expected = files(folder / "undisturbed")
         say(f"undisturbed: {life:.1f} s, {len(expected)} files")
         while figures.kills < kills:
             run = folder / f"run{figures.runs}"
             _one_run(command, run, board, chance, life, kills, figures)
-            _compared(run, expected, figures)
+            _compare(run, expected, figures)
             shutil.rmtree(run)
             say(f"{figures.kills} kills, {figures.runs} runs complete, {len(figures.differing)} files differ")
     return figures, life
@@ -232,64 +243,67 @@ def torture(kills: int, seed: int, *, say: Callable[[str], None] = print) -> tup
 def _one_run(
     command: list[str], out: Path, board: Board, chance: random.Random, life: float, kills: int, figures: Figures
 ) -> None:
-    """A run, begun again after every kill until it ends."""
+    """One run, started again after every kill until it is complete."""
     try:
         while True:
             figures.starts += 1
-            process = begun(command, out, board)
-            # A run goes on after every kill, so that moments near its end are drawn too.
-            if figures.kills < kills and killed(process, board, chance, life / 5, figures):
-                found = list(out.rglob("*"))
-                figures.parts_after_kills += any(path.name.startswith(storage.PART) for path in found)
-                figures.checkpoints_after_kills += any(path.parent.name == jobs.CHECKPOINTS for path in found)
+            process = start(command, out, board)
+            # Kills may be late in the run, because each start continues where the last was killed.
+            if figures.kills < kills and kill(process, board, chance, life / 5, figures):
+                paths = list(out.rglob("*"))
+                figures.parts_after_kills += any(path.name.startswith(storage.PART) for path in paths)
+                figures.checkpoints_after_kills += any(path.parent.name == jobs.CHECKPOINTS for path in paths)
                 continue
-            if figures.kills >= kills and ended(process) is None and _over(_waited(process)):
-                raise AssertionError
+            if figures.kills >= kills and exit_code(process) is None:
+                _check_ended(_wait(process))
             return
     except SystemExit as error:
         raise SystemExit(f"{error}\n{out.with_suffix('.log').read_text()[-2000:]}") from error
 
 
-def _waited(process: int) -> int:
+def _wait(process: int) -> int:
     try:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     except ChildProcessError:
         return 0
 
 
-def _compared(run: Path, expected: dict[str, bytes], figures: Figures) -> None:
-    found = files(run)
+def _compare(run: Path, expected: dict[str, bytes], figures: Figures) -> None:
+    actual = files(run)
     figures.runs += 1
     figures.files += len(expected)
     maps = [name for name in expected if name.endswith(".safetensors")]
     assert len(maps) == MAPS
     figures.maps += len(maps)
-    figures.missing += sum(name not in found for name in maps)
-    figures.differing += [name for name in expected if found.get(name) != expected[name]]
-    figures.left_over += [name for name in found if name not in expected]
+    figures.missing += sum(name not in actual for name in maps)
+    figures.differing += [name for name in expected if actual.get(name) != expected[name]]
+    figures.left_over += [name for name in actual if name not in expected]
 
 
-def told(results: dict[str, Any]) -> str:
-    """The figures, as the page has them."""
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
     rows = [(phase, str(count)) for phase, count in results["phases"].items()]
     return (
         f"{results['kills']} kills in {results['runs']} runs of {MAPS} maps, {results['starts']} starts "
-        f"({made_on(results)}): {results['missing']} of {results['maps']} maps missing, {results['differing']} of "
-        f"{results['files']} files other than those of an undisturbed run, {results['left_over']} files left over. "
+        f"({measured_on(results)}): {results['missing']} of {results['maps']} maps missing, {results['differing']} of "
+        f"{results['files']} files different from those of an undisturbed run, {results['left_over']} files left over. "
         f"{results['parts_after_kills']} kills left a temporary file, which the next start removed, and "
         f"{results['checkpoints_after_kills']} a checkpoint.\n\n" + markdown(("killed while", "times"), rows)
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    begun_at = time.perf_counter()
+    if options.tables:
+        fill("docs/reliability.md", "torture", table(read_results(PATH)))
+        return
+    started = time.perf_counter()
     figures, life = torture(options.kills, options.seed)
     results = {
-        "about": about("agnosco map, 60 maps of a small network on noise, killed and begun again"),
+        "about": about("agnosco map, 60 maps of a small network on noise, killed and started again"),
         "kills": figures.kills,
         "starts": figures.starts,
         "runs": figures.runs,
@@ -303,12 +317,12 @@ def main() -> None:
         "parts_after_kills": figures.parts_after_kills,
         "checkpoints_after_kills": figures.checkpoints_after_kills,
         "seconds_undisturbed": round(life, 1),
-        "seconds": round(time.perf_counter() - begun_at, 1),
+        "seconds": round(time.perf_counter() - started, 1),
     }
     print(json.dumps(results, indent=1))
     if options.kills >= 100:
-        (RESULTS / "torture.json").write_text(json.dumps(results, indent=1) + "\n")
-        put("docs/reliability.md", "torture", told(results))
+        write_results(PATH, results)
+        fill("docs/reliability.md", "torture", table(results))
     if figures.missing or figures.differing or figures.left_over:
         raise SystemExit(f"differing: {figures.differing[:9]}, left over: {figures.left_over[:9]}")
 

@@ -1,87 +1,127 @@
-"""The benches: figures on numbers that are known, Neural Cleanse on a planted square, and a process that goes on."""
+"""The benchmarks: figures on known numbers, stored results, Neural Cleanse on a planted square, and a long process."""
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import TARGET, planted, samples
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+from agnosco.runs.manifest import read_manifest
+
+ablation = pytest.importorskip("ablation")
 backdoors = pytest.importorskip("backdoors")
 cleanse = pytest.importorskip("neural_cleanse")
-growing = pytest.importorskip("long_run")
+common = pytest.importorskip("common")
+long_run = pytest.importorskip("long_run")
 
 
 def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
-    found = cleanse.neural_cleanse(planted(TARGET), samples(), steps=150)
-    assert int(found.anomaly.argmax()) == TARGET
-    assert found.norms[TARGET] < 20
+    masks = cleanse.neural_cleanse(planted(TARGET), samples(), steps=150)
+    assert int(masks.anomaly.argmax()) == TARGET
+    assert masks.norms[TARGET] < 20
     clean = cleanse.neural_cleanse(planted(None), samples(), steps=150)
-    assert clean.anomaly.max() < found.anomaly.max()
+    assert clean.anomaly.max() < masks.anomaly.max()
 
 
-def test_auroc_counts_pairs_and_its_interval_holds_it() -> None:
+def test_auroc_counts_pairs_and_lies_in_its_interval() -> None:
     area, low, high = backdoors.intervals([1.0, 2.0, 3.0], [2.5, 4.0, 5.0])
     assert area == pytest.approx(8 / 9)  # of nine pairs, 3 > 2.5 is the wrong way round
     assert low < area <= high
     assert backdoors.intervals([0.0] * 5, [1.0] * 5) == (1.0, 1.0, 1.0)
 
 
-def test_the_table_counts_what_is_told() -> None:
+def test_the_table_of_detectors_counts_networks() -> None:
     def entry(kind: str, score: float, label: int, outcome: str, target: int | None) -> dict[str, Any]:
         z = [[0.0] * 9 + [float(score)]]
-        told = {"score": score, "label": label, "outcome": outcome, "seconds": 2.0, "z": z, "reach": [[0.8] * 10]}
-        return {"kind": kind, "target": target, "detectors": {"agnosco": told}}
+        result = {"score": score, "label": label, "outcome": outcome, "seconds": 2.0, "z": z, "reach": [[0.8] * 10]}
+        return {"kind": kind, "target": target, "detectors": {"agnosco": result}}
 
     networks = [entry("clean", score, 0, "no outlier found", None) for score in range(19)]
     networks.append(entry("clean", 30.0, 0, "outlier class found", None))
     networks += [entry("patch", score, 3, "outlier class found", 3) for score in (18.5, 40.0, 40.0)]
     networks.append(entry("patch", 1.0, 4, "inconclusive", 3))
-    about = {"bank": "a bank", "hardware": "a CPU", "versions": {"torch": "2"}, "date": "today"}
-    told = backdoors.table({"about": about, "networks": networks})
-    (row,) = [line for line in told.splitlines() if line.startswith("| patch")]
+    about = {"title": "a pool", "hardware": "a CPU", "versions": {"torch": "2"}, "date": "today"}
+    table = backdoors.table({"about": about, "networks": networks})
+    (row,) = [line for line in table.splitlines() if line.startswith("| patch")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     pairs = 19 + 20 + 20 + 1.5  # of 80; the score of 1.0 ties with one clean network
     assert cells[2].startswith(f"{pairs / 80:.3f} (")
     # One clean network of twenty may lie above the bound; with twenty, p = 1/21 takes a z above all of theirs.
     assert cells[3:] == ["0.75", "0.75", "0.75", "0.50", "2.0", "4"]
-    assert "false alarms: agnosco 1 by the cut-off, 1 by a bank of the others" in told
+    assert "false alarms: agnosco 1 by the cut-off, 1 with a bank of the others" in table
 
 
-def test_a_bank_of_other_attacks_draws_other_triggers_and_targets() -> None:
-    drawn = [backdoors.attack_of("patch", seed) for seed in range(20)]
-    assert len({attack.target for attack in drawn}) > 3
-    assert len({attack.trigger for attack in drawn}) > 10
+def test_attacks_of_other_seeds_have_other_triggers_and_targets() -> None:
+    attacks = [backdoors.attack_of("patch", seed) for seed in range(20)]
+    assert len({attack.target for attack in attacks}) > 3
+    assert len({attack.trigger for attack in attacks}) > 10
     assert backdoors.attack_of("patch", 3) == backdoors.attack_of("patch", 3)
     assert backdoors.attack_of("clean", 3) is None
 
 
 def test_maps_leave_no_hooks_files_threads_or_tensors_behind(tmp_path: Path) -> None:
-    classifier = growing.network(size=8)
-    states = list(growing.long_run(tmp_path, classifier, growing.config(steps=2), 30))
-    assert [one["maps"] for one in states] == [0, 10, 20, 30]
+    classifier = long_run.network(size=8)
+    states = list(long_run.long_run(tmp_path, classifier, long_run.config(steps=2), 30))
+    assert [state["maps"] for state in states] == [0, 10, 20, 30]
     assert len(list((tmp_path / "maps").glob("*.safetensors"))) == 30
-    assert [one["hooks"] for one in states] == [0] * 4
-    for what in ("files", "threads", "tensors"):
-        assert len({one[what] for one in states[1:]}) == 1, what
-    hook = classifier.model[0].register_forward_hook(lambda *_: None)  # what is counted
-    assert growing.hooks(classifier.model) == 1
+    assert [state["hooks"] for state in states] == [0] * 4
+    for key in ("files", "threads", "tensors"):
+        assert len({state[key] for state in states[1:]}) == 1, key
+    hook = classifier.model[0].register_forward_hook(lambda *_: None)  # so hooks are counted
+    assert long_run.hooks(classifier.model) == 1
     hook.remove()
 
 
 @pytest.mark.slow
 def test_memory_is_flat_over_many_maps(tmp_path: Path) -> None:
-    states = list(growing.long_run(tmp_path, growing.network(size=16), growing.config(steps=4), 150))
-    assert set(growing.flat(states).values()) == {True}
+    states = list(long_run.long_run(tmp_path, long_run.network(size=16), long_run.config(steps=4), 150))
+    assert set(long_run.flat(states).values()) == {True}
 
 
-def test_flat_is_within_five_per_cent_of_what_it_was_after_the_warm_up() -> None:
+def test_memory_is_flat_within_five_percent_of_that_after_the_warm_up() -> None:
     def state(maps: int, megabytes: float, files: int = 7) -> dict[str, float]:
         return {"maps": maps, "megabytes": megabytes, "tensors": 4, "hooks": 0, "files": files, "threads": 1}
 
-    assert all(growing.flat([state(0, 10), state(50, 100), state(300, 104.9)]).values())
-    assert not growing.flat([state(0, 105.2), state(50, 100), state(300, 105.1)])["megabytes"]
-    assert not growing.flat([state(0, 10), state(50, 100), state(300, 100, files=8)])["files"]
+    assert all(long_run.flat([state(0, 10), state(50, 100), state(300, 104.9)]).values())
+    assert not long_run.flat([state(0, 105.2), state(50, 100), state(300, 105.1)])["megabytes"]
+    assert not long_run.flat([state(0, 10), state(50, 100), state(300, 100, files=8)])["files"]
+
+
+def test_current_code_reads_every_stored_manifest() -> None:
+    paths = sorted(common.MANIFESTS.glob("*.json"))
+    assert len(paths) == 12
+    for path in paths:
+        _settings, _groups, entries = read_manifest(path.read_bytes())
+        assert len(entries) == len(json.loads(path.read_bytes())["maps"]), path.name
+
+
+@pytest.mark.parametrize("setup", ["imagenet", "cifar"])
+def test_stored_rows_have_the_settings_of_the_script(setup: str) -> None:
+    base = (
+        ablation.MapperConfig(batch=8, steps=20) if setup == "imagenet" else ablation.MapperConfig(batch=16, steps=80)
+    )
+    stored = common.read_results(common.RESULTS / f"ablation-{setup}.json")["rows"]
+    rows = {f"{row.group}: {row.name}": row.config for row in ablation.rows(base)}
+    assert {name for name, row in stored.items() if "commit" not in row} == set(rows)
+    assert all(common.same_settings(stored[name]["config"], config) for name, config in rows.items())
+
+
+def test_a_row_is_added_beside_those_of_other_processes(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    common.add_row(path, "first", "a", {"figure": 1})
+    common.add_row(path, "second", "b", {"figure": 2})
+    common.add_row(path, "second", "a", {"figure": 3}, share=0.5)
+    results = common.read_results(path)
+    assert results["rows"] == {"a": {"figure": 3}, "b": {"figure": 2}}
+    assert (results["about"]["title"], results["share"]) == ("second", 0.5)
+
+
+def test_text_between_the_markers_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- name -->\nold\n<!-- /name -->\nafter\n")
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    common.fill("page.md", "name", common.markdown(["head"], [["cell"]]))
+    assert page.read_text() == "before\n<!-- name -->\n| head |\n| --- |\n| cell |\n<!-- /name -->\nafter\n"

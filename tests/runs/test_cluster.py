@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from agnosco.types import Job
 
 ray = pytest.importorskip("ray")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 benchmark = pytest.importorskip("cluster")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets and of what it deprecates

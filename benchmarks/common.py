@@ -1,0 +1,219 @@
+"""Helpers that the benchmarks share: the networks and images of the assets, files of results, tables in the docs."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+import agnosco
+from agnosco import Classifier, Config, Samples
+from agnosco.method.config import config_from_json
+from agnosco.method.score import predictions, score, targeted_success_rate
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+ASSETS = Path(os.environ.get("AGNOSCO_ASSETS", ROOT / "build" / "assets"))
+ARCHITECTURES = Path(os.environ.get("AGNOSCO_ARCHITECTURES", ROOT.parent / "shared" / "tools" / "cifar_archs.py"))
+RESULTS = Path(os.environ.get("AGNOSCO_RESULTS", ROOT / "benchmarks" / "results"))
+MANIFESTS = ROOT / "benchmarks" / "results" / "manifests"
+DEVICE = os.environ.get("AGNOSCO_DEVICE", "cpu")
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET_NETWORKS = ("resnet50", "resnet18", "mobilenet_v2", "squeezenet1_1")
+"""Those with ImageNet weights among the assets."""
+
+TRIAL_CLASSES = (219, 697, 255, 597, 442, 87, 112, 156, 296, 469)
+"""The ten ImageNet classes of most figures."""
+
+FRESH_CLASSES = tuple(random.Random("classes by which nothing was chosen").sample(range(1000), 10))
+"""Ten classes that no setting was chosen on."""
+
+
+# -- command line -----------------------------------------------------------------------------------
+
+
+def argument_parser(doc: str | None, *, tables: bool = True) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of the script, with the option ``--tables`` if the script has tables."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if tables:
+        parser.add_argument("--tables", action="store_true", help="write the tables into the docs; measure nothing")
+    return parser
+
+
+# -- networks and images of the assets --------------------------------------------------------------
+
+
+def imagenet_network(name: str, size: int = 112) -> Classifier:
+    """A torchvision network with the ImageNet weights of the assets, which were trained at 224 px."""
+    weights = ASSETS / "models" / f"{name}-imagenet.safetensors"
+    return agnosco.load(f"torchvision:{name}", weights=weights, size=size, device=DEVICE)
+
+
+def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:
+    """A CIFAR-10 network of the assets; without mean and std, it takes pixels as they are."""
+    weights = ASSETS / "models" / f"{name}-cifar10.safetensors"
+    spec = f"python:{ARCHITECTURES}:{factory}"
+    names = sorted(folder.name for folder in (ASSETS / "cifar10-test").iterdir())  # in the order of the classes
+    return agnosco.load(spec, weights=weights, size=32, labels=names, trust_code=True, device=DEVICE, **normalisation)
+
+
+def photographs(classifier: Classifier) -> Samples:
+    """The photographs of the assets for a network: CIFAR-10's where its images are 32 px wide, ImageNet's elsewhere."""
+    folder = "cifar10-test" if classifier.shape[1] == 32 else "imagenet-samples"
+    return Samples.from_folder(ASSETS / folder, classifier.shape)
+
+
+# -- figures ----------------------------------------------------------------------------------------
+
+
+def judged(
+    source: Classifier,
+    judges: Mapping[str, Classifier],
+    pictures: Tensor,
+    nus: Sequence[Tensor],
+    labels: Sequence[int],
+    held_out: Samples,
+) -> dict[str, Any]:
+    """What the source and other networks say of pictures, and how well their perturbations work on the source.
+
+    Args:
+        source: The network that the pictures were made with.
+        judges: Other networks.
+        pictures: ``(N, C, H, W)`` in [0, 1].
+        nus: ν of each picture.
+        labels: The class of each picture.
+        held_out: Images to perturb.
+
+    Returns:
+        ``targeted_success_rate`` (mean over pictures), ``own`` (the source's scores), ``others`` (by network).
+    """
+    before = predictions(source, held_out)
+    rates = [
+        targeted_success_rate(source, nu, label, held_out, before=before) for nu, label in zip(nus, labels, strict=True)
+    ]
+    return {
+        "targeted_success_rate": fmean(rates),
+        "own": asdict(score(source, pictures, labels)),
+        "others": {name: asdict(score(judge, pictures, labels)) for name, judge in judges.items()},
+    }
+
+
+def resident_megabytes() -> float:
+    """Memory of this process that is in RAM."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def tensors_alive() -> int:
+    """Number of tensors that this process holds."""
+    gc.collect()
+    return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+
+def same_settings(stored: dict[str, Any] | None, config: Config) -> bool:
+    """Whether a stored result has these settings, in whatever precision."""
+    return stored is not None and replace(config_from_json(stored), precision=config.precision) == config
+
+
+# -- files of results -------------------------------------------------------------------------------
+
+
+def about(title: str) -> dict[str, Any]:
+    """The head of a file of results: what was measured, on which hardware, with which versions, and when."""
+    hardware = f"{os.cpu_count()} x {platform.machine()} CPU cores, {torch.get_num_threads()} threads"
+    return {
+        "title": title,
+        "hardware": hardware if DEVICE == "cpu" else torch.cuda.get_device_name(DEVICE),
+        "versions": {"agnosco": agnosco.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "date": date.today().isoformat(),
+    }
+
+
+def read_results(path: Path, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A file of results; ``otherwise`` where there is none yet."""
+    if otherwise is not None and not path.exists():
+        return otherwise
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write a file of results."""
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def add_row(
+    path: Path, title: str, name: str, row: dict[str, Any], *, part: str = "rows", **more: Any
+) -> dict[str, Any]:
+    """Add a row to a file of results, or replace it; rows that other processes write meanwhile stay.
+
+    Args:
+        path: The file.
+        title: What is measured.
+        name: Name of the row.
+        row: Its figures.
+        part: Key of the rows in the file.
+        **more: Other keys of the file.
+
+    Returns:
+        The results as they are now.
+    """
+    results = read_results(path, {part: {}})
+    results |= {"about": about(title), **more}
+    results[part][name] = row
+    write_results(path, results)
+    return results
+
+
+def keep_manifest(run: Path) -> None:
+    """Copy the manifest of a run folder to the results, with paths in the repository relative to its root.
+
+    A manifest that is there already stays if it has the same settings, all of these maps, and more.
+    """
+    MANIFESTS.mkdir(exist_ok=True)
+    path = MANIFESTS / f"{run.name}.json"
+    text = (run / "manifest.json").read_text(encoding="utf-8").replace(f"{ROOT}/", "")
+    if not path.exists() or not _has_more(read_results(path), json.loads(text)):
+        path.write_text(text, encoding="utf-8")
+
+
+def _has_more(kept: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether the first manifest has the settings of the second, all of its maps, and more."""
+    kept_maps, maps = ({(entry["index"], entry["seed"]) for entry in each["maps"]} for each in (kept, manifest))
+    return kept_maps > maps and all(kept[part] == manifest[part] for part in ("config", "model", "samples"))
+
+
+# -- tables in the docs -----------------------------------------------------------------------------
+
+
+def fill(page: str, name: str, text: str) -> None:
+    """Replace the text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in a page, given relative to the root."""
+    path = ROOT / page
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, rest = path.read_text(encoding="utf-8").split(opening, 1)
+    after = rest.split(closing, 1)[1]
+    path.write_text(f"{before}{opening}{text}\n{closing}{after}", encoding="utf-8")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measured_on(results: dict[str, Any]) -> str:
+    """Hardware, version of PyTorch and date of a file of results, in words."""
+    head = results["about"]
+    return f"{head['hardware']}, torch {head['versions']['torch']}, {head['date']}"
