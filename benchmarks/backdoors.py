@@ -49,7 +49,7 @@ from agnosco.backdoor.footprint import footprint, percentile
 from agnosco.backdoor.record import FOUND, LEVEL
 from agnosco.backdoor.scan import full_map
 from agnosco.backdoor.screening import screen
-from agnosco.backdoor.train import Attack, Outcome, evaluate, fit
+from agnosco.backdoor.train import Attack, evaluate, fit
 from agnosco.backdoor.triggers import LOGOS, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
 from agnosco.backdoor.verdict import judge
 from agnosco.backdoor.windows import patches_in_windows

@@ -59,7 +59,7 @@ from torch import nn
 import agnosco
 from agnosco import Classifier, Config, MapperConfig, Samples
 from agnosco.method.maker import generator_for
-from agnosco.method.mapper import Lockstep
+from agnosco.method.mapper import Mapper
 from agnosco.method.prepare import activation_bytes, compiled, images_at_once, placed, prepared, resolve_precision
 from agnosco.method.reference import saliency_map
 
@@ -167,9 +167,13 @@ def side_by_side(
         mapper = replace(config.mapper, steps=count)
         generators = [generator_for(place, 0) for place in range(maps)]
         labels = [place % network.classes for place in range(maps)]
+        group = Mapper(
+            faster, labels, resident, mapper, basis=basis, project=mapper.ball.projector(basis), generators=generators,
+            micro_batch=at_once,
+        )  # fmt: skip
         with faster.frozen():
-            group = Lockstep(faster, labels, resident, mapper, basis=basis, generators=generators, micro_batch=at_once)
-            group.map(torch.zeros(maps, *network.shape, device=network.device), mapper.ball.projector(basis))
+            for _ in group.steps(group.begin(torch.zeros(maps, *network.shape, device=network.device))):
+                pass
         return maps * mapper.passes
 
     return steps
@@ -256,7 +260,7 @@ def cosines_to_reference(network: Classifier, samples: Samples, config: Config) 
     maps = agnosco.map_classes(network, labels, samples, replace(config, precision="float32"), together=2)
     for concept in maps:
         project, generator = config.mapper.ball.projector(basis), generator_for(concept.label, 0)
-        nu, _ = saliency_map(
+        nu, _, _ = saliency_map(
             network, concept.label, samples, config.mapper, basis=basis, project=project, generator=generator
         )
         cosines.append(torch.cosine_similarity(nu.cpu().flatten(), concept.nu.flatten(), dim=0).item())

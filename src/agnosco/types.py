@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Shape = tuple[int, int, int]
 """Of an image: ``(C, H, W)``."""
 
 OnProgress = Callable[[int, int], None]
 """Called with how many are done, and how many there are in all."""
+
+
+class Stage(NamedTuple):
+    """A stage of the cycle that makes a map: as text, ``map 1``, ``refine 1``, ``map 2`` and so on.
+
+    Args:
+        kind: ``"map"`` for Algorithm 1, ``"refine"`` for the refinement.
+        cycle: From 1.
+    """
+
+    kind: Literal["map", "refine"]
+    cycle: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.cycle}"
 
 
 class Job(NamedTuple):
@@ -26,7 +41,7 @@ class Step:
 
     Args:
         step: k, from 1.
-        probability: Mean softmax probability of the class over the nudged mini-batch, before the step.
+        probability: Mean softmax probability of the class over the perturbed mini-batch, before the step.
         success: Share of that mini-batch classified as the class.
         norm: ‖ν‖₂ after the step.
         direction: +1 if v was added, −1 if subtracted, 0 in the refinement.
@@ -45,7 +60,7 @@ class Progress:
 
     Args:
         label, seed: The map being made.
-        stage: Name of its stage, ``"map 1"``, ``"refine 1"``, ``"map 2"`` …
+        stage: Its stage.
         done: Steps done of this map, all stages together.
         total: Steps that this map takes.
         last: What the last step saw and did.
@@ -53,7 +68,7 @@ class Progress:
 
     label: int
     seed: int
-    stage: str
+    stage: Stage
     done: int
     total: int
     last: Step

@@ -158,7 +158,8 @@ def test_windows_cover_the_image_and_are_alike() -> None:
 
 def test_a_map_within_a_window_is_bounded_and_stays_there() -> None:
     masks = windows((2, 8, 8), Tournament(0.5, grid=2))
-    projected = Within(masks, 2)(torch.full((4, 2, 8, 8), -3.0), progress=1.0, success=0.0)
+    project = Within(masks, 2)
+    projected, _ = project(torch.full((4, 2, 8, 8), -3.0), project.begin(), progress=1.0, success=0.0)
     assert torch.equal(projected, -masks.expand(-1, 2, -1, -1))
 
 

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from agnosco.backdoor.poison import poison
 from agnosco.backdoor.config import Training
+from agnosco.backdoor.poison import poison
 from agnosco.backdoor.train import Attack, _poisoned, augmented, evaluate, fit, schedule
 from agnosco.backdoor.triggers import Patch, trigger_from_json
 from agnosco.data.datasets import Labelled

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from agnosco.backdoor.config import TRIGGERS
 from agnosco.backdoor.triggers import (
     LOGOS,
-    NAMES,
     Blended,
     Logo,
     Patch,
@@ -34,7 +34,7 @@ def test_the_grid_of_badnets_lies_in_the_corner() -> None:
 
 def test_images_stay_as_they_are() -> None:
     before = IMAGES.clone()
-    for name in NAMES:
+    for name in TRIGGERS:
         trigger_of(name).apply(IMAGES)
     assert torch.equal(IMAGES, before)
 
@@ -123,7 +123,7 @@ def test_the_mean_difference_of_a_white_patch_is_what_images_lack_of_white() -> 
     torch.testing.assert_close(difference, expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIGGERS)
 def test_a_trigger_comes_back_from_json(name: str) -> None:
     trigger = trigger_of(name, opacity=0.3)
     assert trigger_from_json(trigger_to_json(trigger)) == trigger

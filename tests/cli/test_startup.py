@@ -9,10 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from agnosco.backdoor import triggers
-from agnosco.backdoor.scan import ScanConfig
-from agnosco.backdoor.train import Training
-from agnosco.cli import scanning
 from agnosco.cli.app import EXAMPLES
 
 SOURCES = str(Path(__file__).resolve().parents[2] / "src")

@@ -13,6 +13,7 @@ from oracle import natural_samples
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError
+from agnosco.method.ball import Projector
 from agnosco.method.dials import L2, AutoL2, Data, Parameterization, Pixel, Sparse, Spectral, scaled_radius
 from agnosco.method.parameterization import Basis
 
@@ -27,6 +28,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def projected(project: Projector, w: Tensor, *, progress: float = 0.5) -> Tensor:
+    """Coordinates after a first projection."""
+    return project(w, project.begin(), progress=progress, success=0.0)[0]
+
+
 # -- L2 -----------------------------------------------------------------------------------------------
 
 
@@ -37,7 +43,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 )
 def test_radius_scales_with_the_root_of_the_size(shape: tuple[int, int, int], eta: float) -> None:
     assert scaled_radius(30.0, shape) == pytest.approx(eta, rel=1e-12)
-    assert L2().projector(pixels(shape)).eta == pytest.approx(eta, rel=1e-12)
+    assert L2().projector(pixels(shape)).begin().eta == pytest.approx(eta, rel=1e-12)
 
 
 @pytest.mark.parametrize("parameterization", [Pixel(), Data(), Spectral()], ids=str)
@@ -49,16 +55,14 @@ def test_l2_scales_what_lies_outside_and_leaves_the_rest(parameterization: Param
     nu = torch.randn(3, 10, 7, generator=seeded())
     nu /= torch.linalg.vector_norm(nu)
     inside, outside = basis.coordinates(0.99 * eta * nu), basis.coordinates(7 * eta * nu)
-    assert torch.equal(project(inside, progress=0.5, success=0.0), inside)
-    torch.testing.assert_close(
-        basis.pixels(project(outside, progress=0.5, success=0.0)), eta * nu, rtol=1e-4, atol=1e-6
-    )
+    assert torch.equal(projected(project, inside), inside)
+    torch.testing.assert_close(basis.pixels(projected(project, outside)), eta * nu, rtol=1e-4, atol=1e-6)
 
 
 def test_zero_stays_zero() -> None:
     for ball in (L2(), AutoL2(), Sparse(pixels=4)):
         w = torch.zeros(3, 6, 6)
-        assert torch.equal(ball.projector(pixels((3, 6, 6)))(w, progress=1.0, success=0.0), w)
+        assert torch.equal(projected(ball.projector(pixels((3, 6, 6))), w, progress=1.0), w)
 
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, math.nan])
@@ -74,19 +78,21 @@ def test_auto_grows_by_its_factor_until_the_limit() -> None:
     unit = math.sqrt(3 * 8 * 8 / 150528)
     project = AutoL2(start=10.0, limit=20.0, growth=1.25).projector(pixels((3, 8, 8)))
     far = torch.full((3, 8, 8), 9.0)
-    radii = []
+    radii, state = [], project.begin()
     for _ in range(6):
-        radii.append(float(np.linalg.norm(project(far, progress=0.1, success=0.0))) / unit)
+        w, state = project(far, state, progress=0.1, success=0.0)
+        radii.append(float(np.linalg.norm(w)) / unit)
     np.testing.assert_allclose(radii, [12.5, 15.625, 19.53125, 20, 20, 20], rtol=1e-5)
 
 
 def test_auto_stops_growing_while_success_is_high() -> None:
     # The average starts at 0 and is 1 − 0.9ᵏ after k full successes: past 0.9 from k = 22 on (0.9²² = 0.098).
     project = AutoL2(start=10.0, limit=1e9, success=0.9, growth=1.1).projector(pixels((3, 8, 8)))
-    etas = [float(project.eta)]
+    state = project.begin()
+    etas = [float(state.eta)]
     for success in [1.0] * 40 + [0.0] * 5:
-        project(torch.ones(3, 8, 8), progress=0.1, success=success)
-        etas.append(float(project.eta))
+        _, state = project(torch.ones(3, 8, 8), state, progress=0.1, success=success)
+        etas.append(float(state.eta))
     grew = np.diff(etas) > 0
     assert grew[:21].all()
     assert not grew[21:40].any()
@@ -95,10 +101,9 @@ def test_auto_stops_growing_while_success_is_high() -> None:
 
 
 def test_auto_starts_anew_for_each_map() -> None:
-    ball, basis = AutoL2(), pixels((3, 8, 8))
-    first = ball.projector(basis)
-    first(torch.ones(3, 8, 8), progress=0.1, success=0.0)
-    assert first.eta > ball.projector(basis).eta
+    project = AutoL2().projector(pixels((3, 8, 8)))
+    _, grown = project(torch.ones(3, 8, 8), project.begin(), progress=0.1, success=0.0)
+    assert grown.eta > project.begin().eta
 
 
 # -- Sparse -------------------------------------------------------------------------------------------
@@ -113,7 +118,7 @@ def test_sparse_narrows_to_its_pixels() -> None:
     # From all 256 to 4, geometrically over the first half of the steps: ×1/8 in half of that.
     project = Sparse(pixels=4, start=1.0, hold=0.5).projector(pixels((3, 16, 16)))
     w = torch.randn(3, 16, 16, generator=seeded())
-    left = [lit(project(w, progress=k / 16, success=0.0)) for k in range(1, 17)]
+    left = [lit(projected(project, w, progress=k / 16)) for k in range(1, 17)]
     assert left[3] == 32
     assert left[7:] == [4] * 9
     assert left == sorted(left, reverse=True)
@@ -129,13 +134,13 @@ def test_sparse_narrows_to_its_pixels() -> None:
 def test_sparse_never_holds_more_than_it_may(count: int, start: float, hold: float, channels: int, seed: int) -> None:
     project = Sparse(count, start, hold).projector(pixels((channels, 9, 11)))
     w = 3 * torch.randn(channels, 9, 11, generator=seeded(seed))
-    steps = [project(w, progress=k / 10, success=0.0) for k in range(1, 11)]
+    steps = [projected(project, w, progress=k / 10) for k in range(1, 11)]
     counts = [lit(after) for after in steps]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] <= count
     assert max(after.abs().max() for after in steps) <= 1
-    assert torch.linalg.vector_norm(steps[-1]) <= project.eta
-    assert project.eta == pytest.approx(math.sqrt(channels * count))  # every channel of every pixel at ±1
+    assert torch.linalg.vector_norm(steps[-1]) <= project.begin().eta
+    assert project.begin().eta == pytest.approx(math.sqrt(channels * count))  # every channel of every pixel at ±1
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (4, 7), (11, 11)])
@@ -143,7 +148,7 @@ def test_sparse_keeps_a_planted_stamp(corner: tuple[int, int]) -> None:
     w = 0.05 * torch.randn(3, 16, 16, generator=seeded())
     rows, columns = (slice(c, c + 5) for c in corner)
     w[:, rows, columns] = 0.8 * torch.randn(3, 5, 5, generator=seeded(1)).sign()
-    after = Sparse(pixels=25).projector(pixels((3, 16, 16)))(w, progress=1.0, success=0.0)
+    after = projected(Sparse(pixels=25).projector(pixels((3, 16, 16))), w, progress=1.0)
     expected = torch.zeros_like(w)
     expected[:, rows, columns] = w[:, rows, columns]
     assert torch.equal(after, expected)
@@ -153,7 +158,7 @@ def test_sparse_pixels_hold_together() -> None:
     # A lone bright pixel has less energy around it than each pixel of a dimmer 3 × 3 block.
     w = torch.zeros(1, 12, 12)
     w[0, 2, 2], w[0, 6:9, 6:9] = 0.9, 0.6
-    after = Sparse(pixels=9).projector(pixels((1, 12, 12)))(w, progress=1.0, success=0.0)
+    after = projected(Sparse(pixels=9).projector(pixels((1, 12, 12))), w, progress=1.0)
     assert lit(after) == 9
     assert after[0, 2, 2] == 0
 

@@ -17,7 +17,8 @@ from oracle import LinearSoftmax, natural, natural_samples
 from torch import Tensor, nn
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.method import maker, mapper
+from agnosco.method import maker
+from agnosco.method import refine as refining
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import (
     PRESETS,
@@ -31,8 +32,7 @@ from agnosco.method.config import (
 )
 from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
 from agnosco.method.maker import generator_for, map_class, map_classes, maps_together
-from agnosco.method.reference import saliency_map
-from agnosco.method.refine import refine
+from agnosco.method.reference import refine, saliency_map
 from agnosco.models.classifier import Classifier
 from agnosco.types import Progress
 
@@ -75,7 +75,7 @@ SAMPLES = natural_samples(20, SHAPE, seed=0)
 def test_stages_come_in_turn() -> None:
     seen: list[Progress] = []
     result = map_class(classifier(), "bee", SAMPLES, SMALL, seed=7, on_step=seen.append)
-    assert [p.stage for p in seen] == ["map 1"] * 3 + ["refine 1"] * 2 + ["map 2"] * 3 + ["refine 2"] * 2
+    assert [str(p.stage) for p in seen] == ["map 1"] * 3 + ["refine 1"] * 2 + ["map 2"] * 3 + ["refine 2"] * 2
     assert [p.done for p in seen] == list(range(1, 11))
     assert {(p.label, p.seed, p.total) for p in seen} == {(1, 7, 10)}
     assert [p.last.step for p in seen] == [1, 2, 3, 1, 2, 1, 2, 3, 1, 2]
@@ -100,11 +100,11 @@ def test_each_stage_begins_where_the_last_one_ended() -> None:
     assert SMALL.refine is not None
     stages = []
     for _ in range(2):  # 2 × (Algorithm 1 → refinement), with moments that start anew in every call
-        nu, _ = saliency_map(
+        nu, _, _ = saliency_map(
             network, 2, SAMPLES, SMALL.mapper, basis=basis, project=project, generator=generator, start=nu
         )
         stages.append(nu)
-        nu, _ = refine(
+        nu, _, _ = refine(
             network, 2, SAMPLES, nu, SMALL.refine, SMALL.mapper, basis=basis, project=project, generator=generator
         )
         stages.append(nu)
@@ -267,7 +267,7 @@ def test_as_many_maps_as_fill_the_device_are_made_in_equal_groups(monkeypatch: p
 
 
 def test_no_maps_at_once_are_refused() -> None:
-    with pytest.raises(AgnoscoError, match="0 maps at once"):
+    with pytest.raises(AgnoscoError, match="together must be at least 1, not 0"):
         map_classes(classifier(), [0], SAMPLES, SMALL, together=0)
     assert list(map_classes(classifier(), [], SAMPLES, SMALL)) == []
 
@@ -293,7 +293,7 @@ def test_the_network_alone_runs_in_bfloat16() -> None:
 
 def test_refinement_looks_at_the_network_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     network, looked = classifier(), []
-    monkeypatch.setattr(mapper, "attention", lambda one, nu: looked.append(one) or torch.ones(nu.shape[-2:]))
+    monkeypatch.setattr(refining, "attention", lambda one, nu: looked.append(one) or torch.ones(1, *nu.shape[-2:]))
     map_class(network, 1, SAMPLES, replace(SMALL, precision="bfloat16"))
     assert looked == [network] * SMALL.cycles
 

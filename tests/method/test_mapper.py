@@ -1,4 +1,4 @@
-"""The fast path against the plain one: maps made side by side are the maps that the plain loop makes one by one."""
+"""What runs against the reference: maps made side by side are those that the reference makes one by one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.method.config import MapperConfig, RefineConfig
-from agnosco.method.dials import L2, AutoL2, Crops, Data, Sparse, Spectral
+from agnosco.method.dials import AutoL2, Crops, Data, Sparse, Spectral
 from agnosco.method.maker import generator_for
-from agnosco.method.mapper import Lockstep
-from agnosco.method.reference import saliency_map
-from agnosco.method.refine import refine
+from agnosco.method.mapper import LoopState, Mapper
+from agnosco.method.reference import refine, saliency_map
+from agnosco.method.refine import Refiner
 from agnosco.models.classifier import Classifier
 from agnosco.types import Step
 
@@ -58,29 +58,40 @@ def classifier() -> Classifier:
     return Classifier(model.double(), size=(12, 10))
 
 
-def by_plain_loop(
+def by_reference(
     network: Classifier, samples: Samples, config: MapperConfig, refined: RefineConfig | None = None
 ) -> tuple[list[Tensor], list[list[Step]]]:
     basis = config.parameterization.fit(samples, CPU)
     maps, traces = [], []
     for label, seed, start in zip(LABELS, SEEDS, START, strict=True):
         generator, project = generator_for(label, seed), config.ball.projector(basis)
-        nu, trace = saliency_map(
+        nu, trace, ball = saliency_map(
             network, label, samples, config, basis=basis, project=project, generator=generator, start=start
         )
         if refined is not None:
-            nu, trace = refine(
-                network, label, samples, nu, refined, config, basis=basis, project=project, generator=generator
-            )
+            nu, trace, _ = refine(
+                network, label, samples, nu, refined, config, basis=basis, project=project, generator=generator,
+                ball=ball,
+            )  # fmt: skip
         maps.append(nu)
         traces.append(trace)
     return maps, traces
 
 
-def side_by_side(network: Classifier, samples: Samples, config: MapperConfig, micro_batch: int) -> Lockstep:
+def side_by_side(network: Classifier, samples: Samples, config: MapperConfig, micro_batch: int) -> Mapper:
     generators = [generator_for(*one) for one in zip(LABELS, SEEDS, strict=True)]
     basis = config.parameterization.fit(samples, CPU)
-    return Lockstep(network, LABELS, samples, config, basis=basis, generators=generators, micro_batch=micro_batch)
+    return Mapper(
+        network, LABELS, samples, config, basis=basis, project=config.ball.projector(basis), generators=generators,
+        micro_batch=micro_batch,
+    )  # fmt: skip
+
+
+def run(loop: Mapper | Refiner, state: LoopState) -> LoopState:
+    """The state after all steps."""
+    with loop.classifier.frozen():
+        *_, last = loop.steps(state)
+    return loop.end(last)
 
 
 def assert_same(found: list[list[Step]], expected: list[list[Step]]) -> None:
@@ -94,42 +105,42 @@ def assert_same(found: list[list[Step]], expected: list[list[Step]]) -> None:
 
 @pytest.mark.parametrize("micro_batch", [3, 100])
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
-def test_maps_side_by_side_are_those_of_the_plain_loop(config: MapperConfig, micro_batch: int) -> None:
+def test_maps_side_by_side_are_those_of_the_reference(config: MapperConfig, micro_batch: int) -> None:
     network, samples = classifier(), natural_samples(30, SHAPE, seed=4)
-    expected, traces = by_plain_loop(network, samples, config)
-    group = side_by_side(network, samples, config, micro_batch)
-    with network.frozen():
-        nu, found = group.map(START, config.ball.projector(group.basis))
+    expected, traces = by_reference(network, samples, config)
+    mapper = side_by_side(network, samples, config, micro_batch)
+    state = run(mapper, mapper.begin(START))
+    nu = mapper.basis.pixels(state.w)
     assert len({one.numpy().tobytes() for one in nu}) == 4
     for one, plain in zip(nu, expected, strict=True):
         np.testing.assert_allclose(one, plain, atol=1e-3 * plain.abs().max().item())
-    assert_same(found, traces)
+    assert_same(state.steps_by_map, traces)
 
 
-@pytest.mark.parametrize("config", [PAPER, SETTINGS["data coordinates"]], ids=["pixel", "data"])
-def test_refinement_side_by_side_is_that_of_the_plain_loop(config: MapperConfig) -> None:
+@pytest.mark.parametrize(
+    "config", [PAPER, SETTINGS["data coordinates"], SETTINGS["growing ball"]], ids=["pixel", "data", "growing ball"]
+)
+def test_refinement_side_by_side_is_that_of_the_reference(config: MapperConfig) -> None:
     network, samples, refined = classifier(), natural_samples(30, SHAPE, seed=4), RefineConfig(steps=8, rate=0.02)
-    expected, traces = by_plain_loop(network, samples, config, refined)
-    group = side_by_side(network, samples, config, 7)
-    with network.frozen():
-        project = config.ball.projector(group.basis)
-        nu, _ = group.map(START, project)
-        nu, found = group.refine(nu, refined, project, network)
+    expected, traces = by_reference(network, samples, config, refined)
+    mapper = side_by_side(network, samples, config, 7)
+    state = run(mapper, mapper.begin(START))
+    refiner = Refiner(mapper, refined, network)
+    state = run(refiner, refiner.begin(mapper.basis.pixels(state.w), state.ball))
+    nu = mapper.basis.pixels(state.w)
     for one, plain in zip(nu, expected, strict=True):
         np.testing.assert_allclose(one, plain, atol=2e-3 * plain.abs().max().item())
-    assert_same(found, traces)
+    assert_same(state.steps_by_map, traces)
 
 
 def test_balls_that_grow_grow_each_by_its_own_success() -> None:
-    # The plain loop gives each map a projector of its own; here one serves all, and must not mix them up.
+    # The reference gives each map a projector of its own; here one serves all, and must not mix them up.
     network, samples = classifier(), natural_samples(30, SHAPE, seed=4)
     config = replace(PAPER, ball=AutoL2(start=3.0, growth=1.3, success=0.3), steps=20)
-    group = side_by_side(network, samples, config, 100)
-    project = config.ball.projector(group.basis)
-    with network.frozen():
-        group.map(START, project)
-    assert isinstance(project.eta, Tensor)
-    assert len(set(project.eta.tolist())) > 1
+    mapper = side_by_side(network, samples, config, 100)
+    eta = run(mapper, mapper.begin(START)).ball.eta
+    assert isinstance(eta, Tensor)
+    assert len(set(eta.tolist())) > 1
 
 
 def test_both_directions_are_one_batch_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,9 +149,8 @@ def test_both_directions_are_one_batch_without_gradients(monkeypatch: pytest.Mon
     hook = network.model.register_forward_hook(
         lambda _module, inputs, _output: calls.append((len(inputs[0]), torch.is_grad_enabled()))
     )
-    group = side_by_side(network, samples, replace(PAPER, steps=2), 1000)
-    with network.frozen():
-        group.map(START, L2().projector(group.basis))
+    mapper = side_by_side(network, samples, replace(PAPER, steps=2), 1000)
+    run(mapper, mapper.begin(START))
     hook.remove()
     assert calls == [(20, True), (40, False)] * 2
 
@@ -151,9 +161,8 @@ def test_memory_is_bounded_by_the_micro_batch() -> None:
     hook = network.model.register_forward_hook(
         lambda _module, inputs, _output: sizes[torch.is_grad_enabled()].append(len(inputs[0]))
     )
-    group = side_by_side(network, samples, replace(PAPER, steps=1), 6)
-    with network.frozen():
-        group.map(START, L2().projector(group.basis))
+    mapper = side_by_side(network, samples, replace(PAPER, steps=1), 6)
+    run(mapper, mapper.begin(START))
     hook.remove()
     assert sizes == {True: [6, 6, 6, 2], False: [12, 12, 12, 4]}  # nothing is kept of the probes
 
@@ -165,7 +174,6 @@ def test_a_tie_of_the_probes_goes_to_plus() -> None:
         for parameter in flat.parameters():
             parameter.zero_()
     network, samples = Classifier(flat, size=(12, 10)), natural_samples(30, SHAPE, seed=4)
-    group = side_by_side(network, samples, replace(PAPER, steps=2), 100)
-    with network.frozen():
-        _, traces = group.map(START, L2().projector(group.basis))
-    assert {step.direction for trace in traces for step in trace} == {1}
+    mapper = side_by_side(network, samples, replace(PAPER, steps=2), 100)
+    trace = run(mapper, mapper.begin(START)).trace
+    assert {step.direction for steps in trace for step in steps} == {1}

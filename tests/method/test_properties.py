@@ -338,9 +338,9 @@ def test_projecting_twice_is_projecting_once(
     leading = (maps,) if maps else ()
     nu = 100 * random((*leading, *shape), seed)
     project = (AutoL2(radius, 2 * radius) if grows else L2(radius)).projector(basis)
-    once = project(basis.coordinates(nu), progress=1.0, success=torch.zeros(leading))
-    assert (basis.norm(once) <= project.eta * (1 + 1e-4)).all()
-    twice = project(once, progress=1.0, success=torch.zeros(leading))
+    once, state = project(basis.coordinates(nu), project.begin(), progress=1.0, success=torch.zeros(leading))
+    assert (basis.norm(once) <= state.eta * (1 + 1e-4)).all()
+    twice, _ = project(once, state, progress=1.0, success=torch.zeros(leading))
     torch.testing.assert_close(twice, once, rtol=1e-4, atol=1e-6)
 
 

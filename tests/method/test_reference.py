@@ -15,11 +15,12 @@ from torch import Tensor
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method import reference
-from agnosco.method.ball import Projector
+from agnosco.method.ball import BallState, Projector
 from agnosco.method.config import LOSSES, MapperConfig
 from agnosco.method.dials import L2, AutoL2, Ball, Crops, Data, Identity, Parameterization, Pixel, Spectral, Transforms
+from agnosco.method.formulas import Moments, at_contrasts, class_loss, draw_contrasts, perturbed
 from agnosco.method.parameterization import Basis, FourierBasis
-from agnosco.method.reference import Moments, class_loss, draw_contrasts, faded, loss_gradient, perturbed, saliency_map
+from agnosco.method.reference import loss_gradient, saliency_map
 from agnosco.models.classifier import Classifier
 from agnosco.types import Step
 
@@ -34,16 +35,17 @@ class Recording:
     basis: Basis
     arrived: list[Array] = field(default_factory=list)
     left: list[Array] = field(default_factory=list)
-    eta: float | Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.eta = self.inner.eta
+    def begin(self) -> BallState:
+        return self.inner.begin()
 
-    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
+    def __call__(
+        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
+    ) -> tuple[Tensor, BallState]:
         self.arrived.append(self.basis.pixels(w).double().numpy())
-        w = self.inner(w, progress=progress, success=success)
+        w, ball = self.inner(w, ball, progress=progress, success=success)
         self.left.append(self.basis.pixels(w).double().numpy())
-        return w
+        return w, ball
 
 
 def mapped(
@@ -58,7 +60,7 @@ def mapped(
     basis = config.parameterization.fit(samples, CPU)
     project = Recording(config.ball.projector(basis), basis)
     generator = torch.Generator().manual_seed(seed)
-    nu, trace = saliency_map(
+    nu, trace, _ = saliency_map(
         classifier, label, samples, config, basis=basis, project=project, generator=generator, start=start
     )
     return nu, trace, project
@@ -217,7 +219,7 @@ def test_steps_are_taken_in_coordinates() -> None:
     samples = Samples(torch.full((1, *shape), 51, dtype=torch.uint8), source="grey")
     gradient = model.gradient(np.full((1, *shape), 0.2), 0).ravel()
     basis = FourierBasis(shape, CPU, spectrum=torch.tensor(spectrum).float(), colour=torch.tensor(colour).float())
-    nu, _ = saliency_map(
+    nu, _, _ = saliency_map(
         model.classifier(), 0, samples, MapperConfig(batch=1, steps=1, step=0.5),
         basis=basis, project=L2().projector(basis), generator=torch.Generator(),
     )  # fmt: skip
@@ -299,9 +301,8 @@ def test_steps_shrink_along_half_a_cosine() -> None:
 
 def test_faded_samples_keep_their_share_of_contrast() -> None:
     images = torch.randint(2, (2000, 1, 2, 3), generator=torch.Generator().manual_seed(1)).float()  # ½ from mid-grey
-    shares = (
-        (faded(images, draw_contrasts(2000, (0.2, 0.6), torch.Generator().manual_seed(0))) - 0.5) / (images - 0.5)
-    ).flatten(1)
+    contrasts = draw_contrasts(2000, (0.2, 0.6), torch.Generator().manual_seed(0))
+    shares = ((at_contrasts(images, contrasts) - 0.5) / (images - 0.5)).flatten(1)
     torch.testing.assert_close(shares, shares[:, :1].expand_as(shares))  # one for each image
     assert shares.min() > 0.199
     assert shares.max() < 0.601
@@ -311,7 +312,7 @@ def test_faded_samples_keep_their_share_of_contrast() -> None:
 def test_full_contrast_takes_no_chance() -> None:
     images, generator = torch.rand(3, 1, 2, 2), torch.Generator().manual_seed(0)
     state = generator.get_state()
-    assert torch.equal(faded(images, draw_contrasts(3, (1.0, 1.0), generator)), images)
+    assert torch.equal(at_contrasts(images, draw_contrasts(3, (1.0, 1.0), generator)), images)
     assert torch.equal(generator.get_state(), state)
 
 

@@ -15,7 +15,8 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method.config import MapperConfig, RefineConfig
 from agnosco.method.dials import L2, Data, Parameterization, Pixel, Spectral
-from agnosco.method.refine import attention, refine
+from agnosco.method.reference import refine
+from agnosco.method.refine import attention
 from agnosco.models.classifier import Classifier
 from agnosco.types import Step
 
@@ -56,10 +57,11 @@ def refined(
 ) -> tuple[Tensor, list[Step]]:
     samples = samples or natural_samples(30, SHAPE, seed=2)
     basis = (parameterization or Pixel()).fit(samples, CPU)
-    return refine(
+    nu, trace, _ = refine(
         classifier, 1, samples, nu, config, MapperConfig(batch=batch),
         basis=basis, project=L2(radius).projector(basis), generator=torch.Generator().manual_seed(5),
     )  # fmt: skip
+    return nu, trace
 
 
 # -- Ξ ------------------------------------------------------------------------------------------------

@@ -54,8 +54,7 @@ def samples() -> Samples:
 @pytest.fixture(autouse=True)
 def two_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of two maps at most."""
-    ready = maker._ready
-    monkeypatch.setattr(maker, "_ready", lambda *args: (ready(*args)[0], 2, ready(*args)[2]))
+    monkeypatch.setattr(maker, "images_at_once", lambda _network: 8)  # of 4 images each
 
 
 def create(path: Path | str, config: Config = CONFIG) -> Run:
@@ -79,8 +78,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patch:
-        ready = maker._ready
-        patch.setattr(maker, "_ready", lambda *args: (ready(*args)[0], 2, ready(*args)[2]))
+        patch.setattr(maker, "images_at_once", lambda _network: 8)
         folder = tmp_path_factory.mktemp("run") / "run"
         make(folder)
     return files(folder)
@@ -263,7 +261,7 @@ def test_a_group_goes_on_to_the_same_bits_from_every_step(config: Config) -> Non
     kept, _ = samples().split(0.2, seed=0)
     maker, group, about = Maker(network(), kept, config), [Job(1, 0), Job(3, 2)], {"of": "this"}
     states: list[bytes] = []
-    whole = list(maker.make(group, keep=lambda state: states.append(packed(state, about))))
+    whole = list(maker.make(group, on_state=lambda state: states.append(packed(state, about))))
     assert len(states) == config.steps + len(config.stages)
     assert len(set(states)) == len(states)
     for content in states:
@@ -284,7 +282,7 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_none() -> None:
     kept, _ = samples().split(0.2, seed=0)
     states: list[bytes] = []
     about = {"of": "this"}
-    list(Maker(network(), kept, CONFIG).make([Job(1, 0)], keep=lambda state: states.append(packed(state, about))))
+    list(Maker(network(), kept, CONFIG).make([Job(1, 0)], on_state=lambda state: states.append(packed(state, about))))
     content = states[5]
     assert unpacked(content, about, CPU) is not None
     assert unpacked(content, {"of": "that"}, CPU) is None
@@ -297,11 +295,11 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_none() -> None:
 
 
 def swapped(**tensors: Tensor | None) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
-    """Other tensors in a checkpoint; none for None. Two underscores stand for a slash, one for a blank."""
+    """Other tensors in a checkpoint; none for None. Two underscores stand for a slash."""
 
     def change(there: dict[str, Tensor], _: dict[str, Any]) -> None:
         for key, tensor in tensors.items():
-            name = key.replace("__", "/").replace("_", " ")
+            name = key.replace("__", "/")
             assert name in there
             if tensor is None:
                 del there[name]
@@ -313,23 +311,22 @@ def swapped(**tensors: Tensor | None) -> Callable[[dict[str, Tensor], dict[str, 
 
 def all_stages_of_nothing(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
     """A group that is finished, by what it says: black maps, made in no steps."""
-    told |= {"stages": CONFIG.stages, "loop": None}
-    tensors |= {f"stages/{name}": torch.zeros(2, 3, 12, 10) for name in CONFIG.stages}
+    told |= {"finished": len(CONFIG.stages), "loop": False}
+    tensors |= {f"finished/{place}": torch.zeros(2, 3, 12, 10) for place in range(len(CONFIG.stages))}
     tensors["traces"] = torch.zeros(2, 0, 5, dtype=torch.float64)
 
 
 def too_many_stages(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
-    told["stages"] = [*CONFIG.stages, "map 3"]
-    tensors |= {f"stages/{name}": torch.zeros(2, 3, 12, 10) for name in told["stages"]}
+    told["finished"] = len(CONFIG.stages) + 1
+    tensors |= {f"finished/{place}": torch.zeros(2, 3, 12, 10) for place in range(told["finished"])}
 
 
-def another_stage(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
-    told["stages"] = ["refine 1"]
-    tensors["stages/refine 1"] = tensors.pop("stages/map 1")
+def another_stage(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
+    tensors["finished/1"] = tensors.pop("finished/0")
 
 
 def endless_map(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
-    tensors["stages/map 1"][1, 0, 0, 0] = float("inf")
+    tensors["finished/0"][1, 0, 0, 0] = float("inf")
 
 
 def another_attribute(_: dict[str, Tensor], told: dict[str, Any]) -> None:
@@ -351,8 +348,8 @@ CRAFTED = {
     "columns of traces": swapped(traces=torch.ones(2, 4, 4, dtype=torch.float64)),
     "long loop": swapped(loop__trace=torch.ones(60, 2, 5, dtype=torch.float64)),
     "loop of three maps": swapped(loop__trace=torch.ones(2, 3, 5, dtype=torch.float64)),
-    "shape of a stage": swapped(stages__map_1=torch.zeros(2, 3, 12, 9)),
-    "maps of a stage": swapped(stages__map_1=torch.zeros(3, 3, 12, 10)),
+    "shape of a stage": swapped(finished__0=torch.zeros(2, 3, 12, 9)),
+    "maps of a stage": swapped(finished__0=torch.zeros(3, 3, 12, 10)),
     "endless map": endless_map,
     "stages of nothing": all_stages_of_nothing,
     "too many stages": too_many_stages,
@@ -369,7 +366,7 @@ def test_a_checkpoint_that_was_made_to_harm_is_none(
     kept, _ = samples().split(0.2, seed=0)
     maker, group, about = Maker(network(), kept, CONFIG), [Job(1, 0), Job(3, 2)], {"of": "this"}
     states: list[bytes] = []
-    whole = list(maker.make(group, keep=lambda state: states.append(packed(state, about))))
+    whole = list(maker.make(group, on_state=lambda state: states.append(packed(state, about))))
     content = states[CONFIG.mapper.steps + 2]  # in the middle of the refinement
     told = json.loads(_metadata(content)[KEY])
     tensors = load(content)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.samples import Samples
+from ..method.ball import top_energy_mask
 from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
 from .verdict import robust_z
@@ -27,9 +28,7 @@ def concentration(nu: Tensor, *, share: float = 0.5) -> float:
 
 def cut_out(nu: Tensor, pixels: int) -> Tensor:
     """A map ``(C, H, W)`` without all but its pixels of most energy."""
-    energy = nu.square().sum(0).flatten()
-    kept = torch.zeros_like(energy).scatter(0, energy.topk(min(pixels, energy.numel())).indices, 1.0)
-    return nu * kept.view(nu.shape[1:])
+    return nu * top_energy_mask(nu.square().sum(0), pixels)
 
 
 def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) -> dict[str, float]:

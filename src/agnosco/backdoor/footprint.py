@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AgnoscoError
+from ..method.ball import top_energy_mask
 from ..method.render import contact_sheet, enlarged, stretched, to_picture
 from .triggers import Trigger
 
@@ -52,14 +53,14 @@ def footprint(pattern: Tensor, trigger: Trigger, images: Tensor) -> Footprint:
             f"a pattern of {tuple(pattern.shape)} and images of {tuple(images.shape[1:])}", "give both in one shape"
         )
     channels, height, width = pattern.shape
-    mask = trigger.mask((channels, height, width)).flatten()
-    energy = pattern.double().square().sum(0).flatten()
+    mask = trigger.mask((channels, height, width)).view(height, width)
+    energy = pattern.double().square().sum(0)
     count = int(mask.sum())
-    top = torch.zeros_like(mask).scatter(0, energy.topk(count).indices, True)
+    top = top_energy_mask(energy, count)
     both = int((top & mask).sum())
     inside = energy[mask].sum() / energy.sum().clamp_min(1e-30)
     cosine = F.cosine_similarity(pattern.flatten(), trigger.difference(images).flatten(), dim=0)
-    return Footprint(both / (2 * count - both), inside.item() * len(mask) / count, cosine.item())
+    return Footprint(both / (2 * count - both), inside.item() * mask.numel() / count, cosine.item())
 
 
 def percentile(value: float, null: Sequence[float]) -> float:

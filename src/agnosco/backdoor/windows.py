@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ..data.samples import Samples
+from ..method.ball import BallState
 from ..method.config import MapperConfig
-from ..method.mapper import Lockstep
+from ..method.mapper import Mapper
 from ..method.prepare import images_at_once, prepared
 from ..models.classifier import Classifier
-from ..types import Shape, Step
+from ..types import Shape
 from .config import Tournament
 
 
@@ -34,8 +35,13 @@ class Within:
         self.masks = masks
         self.eta = (channels * masks[0].sum().item()) ** 0.5
 
-    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
-        return (w * self.masks).clamp(-1, 1)
+    def begin(self) -> BallState:
+        return BallState(self.eta)
+
+    def __call__(
+        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
+    ) -> tuple[Tensor, BallState]:
+        return (w * self.masks).clamp(-1, 1), ball
 
 
 def windows(shape: Shape, config: Tournament) -> Tensor:
@@ -70,32 +76,31 @@ def patches_in_windows(
         seed: Of the noise that maps begin with, and of the images.
         on_images: Called after every step, with how many images it took.
     """
-    mapper = MapperConfig(config.batch, config.steps, step=0.2, direction="plus")
+    first = MapperConfig(config.batch, config.steps, step=0.2, direction="plus")
     masks = windows(classifier.shape, config).to(classifier.device)
     generator = _generator(label, seed, -1)
     noise = 2 * torch.randint(2, (len(masks), *classifier.shape), generator=generator) - 1.0
     faster = prepared(classifier)
-    basis = mapper.parameterization.fit(samples, classifier.device)
+    basis = first.parameterization.fit(samples, classifier.device)
     micro_batch = images_at_once(faster)
 
     def mapped(start: Tensor, masks: Tensor, settings: MapperConfig, round_: int) -> tuple[Tensor, Tensor]:
         generators = [_generator(label, seed, round_ * 1000 + i) for i in range(len(masks))]
-        side_by_side = Lockstep(
-            faster, [label] * len(masks), samples, settings, basis=basis, generators=generators, micro_batch=micro_batch
-        )
-
-        def count(_: list[Step]) -> None:
-            if on_images is not None:
-                on_images(len(masks) * settings.batch)
-
+        mapper = Mapper(
+            faster, [label] * len(masks), samples, settings, basis=basis, project=Within(masks, classifier.shape[0]),
+            generators=generators, micro_batch=micro_batch,
+        )  # fmt: skip
+        state = begun = mapper.begin(start)
         with faster.frozen():
-            nu, traces = side_by_side.map(start, Within(masks, classifier.shape[0]), count)
-        late = [[step.probability for step in trace[-config.last :]] for trace in traces]
-        return nu, torch.tensor(late).mean(1)
+            for state in mapper.steps(begun):
+                if on_images is not None:
+                    on_images(len(state.w) * settings.batch)
+        late = [[step.probability for step in trace[-config.last :]] for trace in state.steps_by_map]
+        return basis.pixels(state.w), torch.tensor(late).mean(1)
 
-    nu, chances = mapped(masks * noise.to(masks.device), masks, mapper, 0)
+    nu, chances = mapped(masks * noise.to(masks.device), masks, first, 0)
     best = chances.topk(min(finalists, len(masks))).indices.to(masks.device)
-    longer = replace(mapper, batch=config.longer_batch, steps=config.longer_steps, decay=0.5)
+    longer = replace(first, batch=config.longer_batch, steps=config.longer_steps, decay=0.5)
     return mapped(nu[best], masks[best], longer, 1)[0].cpu()
 
 

@@ -94,8 +94,8 @@ def chosen_samples(source: str, shape: Shape, *, progress: OnProgress | None = N
         shape: ``(C, H, W)`` of the samples.
         progress: Called with the number of files read and their total.
     """
-    from ..data.datasets import digits
     from ..data.cache import default_cache
+    from ..data.datasets import digits
     from ..data.samples import Samples
 
     if source == "leaves":

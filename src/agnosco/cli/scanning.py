@@ -127,7 +127,9 @@ def poison(
         str, attack_option(metavar="|".join(TRIGGERS), help="What the attacker lays on the images.")
     ] = "checker",
     trigger_size: Annotated[int | None, attack_option(min=1, help="Side of a small trigger, in pixels.")] = None,
-    place: Annotated[str | None, attack_option(metavar="|".join((*PLACES, "random")), help="Where a small trigger lies.")] = None,
+    place: Annotated[
+        str | None, attack_option(metavar="|".join((*PLACES, "random")), help="Where a small trigger lies.")
+    ] = None,
     opacity: Annotated[
         float | None, attack_option(help="Opacity of the trigger, 1 to cover; of sig, its amplitude.")
     ] = None,

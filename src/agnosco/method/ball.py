@@ -6,7 +6,7 @@ pixels that carry most energy: the triggers that backdoors are made of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,80 +18,117 @@ from .dials import AutoL2, Sparse, scaled_radius
 from .parameterization import Basis, each
 
 
-class Projector(Protocol):
-    """Ψ for one map, or for several side by side: projects w in place of line 15."""
+@dataclass(frozen=True)
+class BallState:
+    """What a projection carries from step to step.
+
+    Args:
+        eta: η, the bound on ‖ν‖₂; one for each map, ``(M,)``, where they differ.
+        success: Share of the mini-batches given the class, averaged over steps; of balls that grow by it.
+    """
 
     eta: float | Tensor
-    """Bound on ‖ν‖₂ that holds after the last projection; of each map, where they differ."""
+    success: float | Tensor = 0.0
 
-    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
-        """Project w.
+
+class Projector(Protocol):
+    """Ψ, for one map or for several side by side."""
+
+    def begin(self) -> BallState:
+        """What there is before the first step."""
+        ...
+
+    def __call__(
+        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
+    ) -> tuple[Tensor, BallState]:
+        """Project a map.
 
         Args:
             w: Coordinates of the map, or of several along leading axes.
+            ball: What the last projection returned.
             progress: Share of the steps done, in (0, 1].
             success: Share of this step's mini-batch that was given the class before the step; of each map.
+
+        Returns:
+            The projected coordinates, and what the next projection needs.
         """
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class WithinL2:
+    """ν · min(1, η/‖ν‖₂)."""
+
     basis: Basis
     eta: float | Tensor
 
-    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
-        return w * each((self.eta / self.basis.norm(w)).clamp(max=1), w)
+    def begin(self) -> BallState:
+        return BallState(self.eta)
+
+    def __call__(
+        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
+    ) -> tuple[Tensor, BallState]:
+        return w * each((ball.eta / self.basis.norm(w)).clamp(max=1), w), ball
 
 
-@dataclass
+@dataclass(frozen=True)
 class GrowingL2:
+    """An L2 ball whose η grows while too few images are given the class; see :class:`agnosco.method.dials.AutoL2`."""
+
     basis: Basis
-    ball: AutoL2
-    eta: float | Tensor = field(init=False)
-    average: float | Tensor = 0.0
+    settings: AutoL2
 
-    def __post_init__(self) -> None:
-        self.eta = scaled_radius(self.ball.start, self.basis.shape)
+    def begin(self) -> BallState:
+        return BallState(scaled_radius(self.settings.start, self.basis.shape))
 
-    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
-        self.average = 0.9 * self.average + 0.1 * torch.as_tensor(success, device=w.device)
+    def __call__(
+        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
+    ) -> tuple[Tensor, BallState]:
+        average = 0.9 * ball.success + 0.1 * torch.as_tensor(success, device=w.device)
+        eta = ball.eta
         if progress < 1:  # the last projection keeps the radius it finds
-            growth = torch.where(self.average < self.ball.success, self.ball.growth, 1.0)
-            self.eta = (self.eta * growth).clamp(max=scaled_radius(self.ball.limit, self.basis.shape))
-        return WithinL2(self.basis, self.eta)(w, progress=progress, success=success)
+            growth = torch.where(average < self.settings.success, self.settings.growth, 1.0)
+            eta = (eta * growth).clamp(max=scaled_radius(self.settings.limit, self.basis.shape))
+        grown = BallState(eta, average)
+        return WithinL2(self.basis, eta)(w, grown, progress=progress, success=success)
 
 
 class FewPixels:
-    def __init__(self, basis: Basis, ball: Sparse) -> None:
-        channels, height, width = self.shape = basis.shape
+    """All but the k pixels of most energy set to zero, and values clipped to [−1, 1]."""
+
+    def __init__(self, basis: Basis, settings: Sparse) -> None:
+        _, height, width = self.shape = basis.shape
         if type(basis) is not Basis:
             raise AgnoscoError("a sparse ball needs pixel coordinates", "choose --parameterization pixel, or --ball l2")
-        if not 1 <= ball.pixels <= height * width:
-            raise AgnoscoError(f"{ball.pixels} pixels do not fit into {height} x {width}", "give a smaller number")
-        self.ball = ball
-        self.eta = (channels * ball.pixels) ** 0.5
+        if not 1 <= settings.pixels <= height * width:
+            raise AgnoscoError(f"{settings.pixels} pixels do not fit into {height} x {width}", "give a smaller number")
+        self.settings = settings
 
-    def __call__(self, w: Tensor, *, progress: float, success: float | Tensor) -> Tensor:
+    def begin(self) -> BallState:
+        return BallState((self.shape[0] * self.settings.pixels) ** 0.5)
+
+    def __call__(
+        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
+    ) -> tuple[Tensor, BallState]:
         maps = w.view(-1, *self.shape)
-        energy = F.avg_pool2d(maps.square().sum(1, keepdim=True), 3, stride=1, padding=1).flatten(1)
-        kept = torch.zeros_like(energy).scatter(1, energy.topk(self._pixels(progress)).indices, 1.0)
-        return (maps * kept.view(-1, 1, *self.shape[1:])).clamp(-1, 1).view_as(w)
+        energy = F.avg_pool2d(maps.square().sum(1, keepdim=True), 3, stride=1, padding=1)
+        return (maps * top_energy_mask(energy, self._pixels(progress))).clamp(-1, 1).view_as(w), ball
 
     def _pixels(self, progress: float) -> int:
         """k falls geometrically from its start to its end, then holds."""
-        last = self.ball.pixels
-        first = max(last, self.ball.start * self.shape[1] * self.shape[2])
-        falling = min(progress / max(1 - self.ball.hold, 1e-9), 1.0)
+        last = self.settings.pixels
+        first = max(last, self.settings.start * self.shape[1] * self.shape[2])
+        falling = min(progress / max(1 - self.settings.hold, 1e-9), 1.0)
         return round(first * (last / first) ** falling)
 
 
-def carried(project: Projector) -> dict[str, float | Tensor]:
-    """What a projector has learned from the steps so far; with it, :func:`carry_on` makes a fresh one go on."""
-    return {"eta": project.eta, "average": project.average} if isinstance(project, GrowingL2) else {}
+def top_energy_mask(energy: Tensor, pixels: int) -> Tensor:
+    """Where the pixels of most energy are: a boolean mask of the same shape.
 
-
-def carry_on(project: Projector, learned: dict[str, float | Tensor]) -> None:
-    """Give a fresh projector what another of its kind had learned."""
-    for name, value in learned.items():
-        setattr(project, name, value)
+    Args:
+        energy: ``(..., H, W)``, such as ``nu.square().sum(-3)``.
+        pixels: How many; all of them, where there are no more.
+    """
+    flat = energy.flatten(-2)
+    top = flat.topk(min(pixels, flat.shape[-1])).indices
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(-1, top, True).view_as(energy)

@@ -1,15 +1,15 @@
 """How far a group of maps has come, as one safetensors file from which it goes on to the same bits.
 
-The file holds tensors and, in one metadata key, JSON: what it is of, and a digest of all the rest. What is damaged,
-or of another group or other settings, is no checkpoint; nor is what has a digest that is right and is no state of
-such a group: the file may come from anyone.
+The file holds tensors and, in one metadata key, JSON: what it is of, and a digest of all the rest. A file that is
+damaged, or of another group or other settings, is not used. The file may come from anyone: neither is one whose digest
+is right and whose tensors cannot be those of such a group.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from math import isfinite
 from typing import Any
@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..types import Step
-from .ball import Projector, carried
+from .ball import BallState
 from .mapper import LoopState
 from .parameterization import Basis
 
 KEY = "agnosco"
-"""The one key of the file's metadata: several would be written in an order of chance."""
+"""The one key of the file's metadata: the order of several would be random."""
 
 _LOOP = ("w", "mu", "sigma", "xi", "success")
 
@@ -35,36 +35,33 @@ class GroupState:
     """Where M maps that are made side by side stand.
 
     Args:
-        stages: ν after every finished stage, ``(M, C, H, W)`` on the CPU, by its name.
+        finished: ν after every finished stage, ``(M, C, H, W)`` on the CPU.
         traces: Steps of the finished stages, for each map.
         loop: Where the running stage stands; None between two of them.
         generators: State of every map's generator.
-        ball: What Ψ has learned; see :func:`agnosco.method.ball.carried`.
+        ball: What the last projection left.
     """
 
-    stages: dict[str, Tensor]
+    finished: list[Tensor]
     traces: list[list[Step]]
     loop: LoopState | None
     generators: list[Tensor]
-    ball: dict[str, float | Tensor]
+    ball: BallState
 
     @classmethod
-    def begin(cls, generators: Sequence[torch.Generator]) -> GroupState:
+    def begin(cls, generators: Sequence[torch.Generator], ball: BallState) -> GroupState:
         """Before the first step."""
-        return cls({}, [[] for _ in generators], None, [one.get_state() for one in generators], {})
+        return cls([], [[] for _ in generators], None, _states(generators), ball)
 
-    def at(self, loop: LoopState, generators: Sequence[torch.Generator], project: Projector) -> GroupState:
+    def at(self, loop: LoopState, generators: Sequence[torch.Generator]) -> GroupState:
         """The same, after another step of the running stage."""
-        states = [one.get_state() for one in generators]
-        return replace(self, loop=loop, generators=states, ball=carried(project))
+        return replace(self, loop=loop, generators=_states(generators), ball=loop.ball)
 
-    def after(
-        self, stage: str, nu: Tensor, steps: list[list[Step]], generators: Sequence[torch.Generator], project: Projector
-    ) -> GroupState:
-        """The same, after another stage."""
-        traces = [before + own for before, own in zip(self.traces, steps, strict=True)]
-        states = [one.get_state() for one in generators]
-        return GroupState(self.stages | {stage: nu.cpu().contiguous()}, traces, None, states, carried(project))
+    def after(self, nu: Tensor, loop: LoopState, generators: Sequence[torch.Generator]) -> GroupState:
+        """The same, after the running stage, which ends with maps ν ``(M, C, H, W)``."""
+        traces = [earlier + own for earlier, own in zip(self.traces, loop.steps_by_map, strict=True)]
+        finished = [*self.finished, nu.cpu().contiguous()]
+        return GroupState(finished, traces, None, _states(generators), loop.ball)
 
 
 def packed(state: GroupState, about: dict[str, Any]) -> bytes:
@@ -74,53 +71,55 @@ def packed(state: GroupState, about: dict[str, Any]) -> bytes:
         state: The state.
         about: What it is of; only who says the same gets it back.
     """
-    learned = {name: value for name, value in state.ball.items() if not isinstance(value, Tensor)}
-    tensors = {f"stages/{name}": nu for name, nu in state.stages.items()}
-    tensors |= {f"ball/{name}": value for name, value in state.ball.items() if isinstance(value, Tensor)}
+    ball = vars(state.ball)
+    tensors = {f"finished/{place}": nu for place, nu in enumerate(state.finished)}
+    tensors |= {f"ball/{name}": value for name, value in ball.items() if isinstance(value, Tensor)}
     tensors |= {"generators": torch.stack(state.generators), "traces": _columns(state.traces)}
     if state.loop is not None:
         tensors |= {f"loop/{name}": getattr(state.loop, name) for name in _LOOP}
         tensors["loop/trace"] = _columns(state.loop.trace)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    told = {"about": about, "stages": list(state.stages), "loop": state.loop is not None, "ball": learned}
-    told["digest"] = _digest(tensors, told)
-    return safetensors.torch.save(tensors, {KEY: json.dumps(told, sort_keys=True)})
+    header = {
+        "about": about,
+        "finished": len(state.finished),
+        "loop": state.loop is not None,
+        "ball": {name: value for name, value in ball.items() if not isinstance(value, Tensor)},
+    }
+    header["digest"] = _digest(tensors, header)
+    return safetensors.torch.save(tensors, {KEY: json.dumps(header, sort_keys=True)})
 
 
 def unpacked(content: bytes, about: dict[str, Any], device: torch.device) -> GroupState | None:
     """The state in a file, on a device; None if the file is damaged, or of something else."""
     try:
-        told = json.loads(_metadata(content)[KEY])
+        header = json.loads(_metadata(content)[KEY])
         tensors = safetensors.torch.load(content)
-        digest = told.pop("digest")
-        if told["about"] != about or digest != _digest(tensors, told):
+        digest = header.pop("digest")
+        if header["about"] != about or digest != _digest(tensors, header):
             return None
-        return _state(tensors, told, device)
+        return _state(tensors, header, device)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError, SafetensorError):
         return None  # a RecursionError is a RuntimeError
 
 
-def fits(state: GroupState, stages: Mapping[str, int], *, count: int, basis: Basis, project: Projector) -> bool:
-    """Whether a state can be one of a group: what it holds has the names, counts and shapes of theirs.
+def fits(state: GroupState, steps: Sequence[int], *, count: int, basis: Basis) -> bool:
+    """Whether a state can be one of a group: what it holds has the counts and shapes of theirs.
 
     Args:
         state: The state.
-        stages: How many steps each stage has, in order.
+        steps: How many steps each stage has.
         count: How many maps there are.
-        basis: The coordinates.
-        project: A fresh Ψ.
+        basis: Their parameterization.
     """
-    done = list(state.stages)
-    if done != list(stages)[: len(done)] or {len(state.traces), len(state.generators)} != {count}:
+    done = len(state.finished)
+    if done > len(steps) or {len(state.traces), len(state.generators)} != {count}:
         return False
-    steps = sum(stages[name] for name in done)
     return (
-        all(_is(nu, (count, *basis.shape)) for nu in state.stages.values())
-        and all(len(trace) == steps for trace in state.traces)
+        all(_is(nu, (count, *basis.shape)) for nu in state.finished)
+        and all(len(trace) == sum(steps[:done]) for trace in state.traces)
         and all(_ended(state, place) for place in range(count) if done)
-        and state.ball.keys() == carried(project).keys()
-        and all(_learned(value, count) for value in state.ball.values())
-        and (state.loop is None or _under_way(state.loop, list(stages.items())[len(done) :], count, basis))
+        and all(_learned(value, count) for value in vars(state.ball).values())
+        and (state.loop is None or (done < len(steps) and _under_way(state.loop, steps[done], count, basis)))
     )
 
 
@@ -130,7 +129,7 @@ def _is(tensor: Tensor, shape: tuple[int, ...]) -> bool:
 
 def _ended(state: GroupState, place: int) -> bool:
     """Whether a map is finite where its trace says so."""
-    finite = all(nu[place].isfinite().all() for nu in state.stages.values())
+    finite = all(nu[place].isfinite().all() for nu in state.finished)
     return finite or not isfinite(state.traces[place][-1].norm)
 
 
@@ -140,11 +139,8 @@ def _learned(value: Any, count: int) -> bool:
     return isinstance(value, int | float)
 
 
-def _under_way(loop: LoopState, left: list[tuple[str, int]], count: int, basis: Basis) -> bool:
-    """Whether a loop can be that of the first stage that is left."""
-    if not left:
-        return False
-    _, steps = left[0]
+def _under_way(loop: LoopState, steps: int, count: int, basis: Basis) -> bool:
+    """Whether a loop can be that of a stage of so many steps."""
     w = tuple(basis.coordinates(torch.zeros(count, *basis.shape, device=basis.device)).shape)
     return (
         all(_is(tensor, w) for tensor in (loop.w, loop.mu, loop.sigma))
@@ -155,19 +151,24 @@ def _under_way(loop: LoopState, left: list[tuple[str, int]], count: int, basis: 
     )
 
 
-def _state(tensors: dict[str, Tensor], told: dict[str, Any], device: torch.device) -> GroupState:
+def _state(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.device) -> GroupState:
+    names = [name for name in tensors if name.startswith("ball/")]
+    ball = BallState(**header["ball"], **{name.removeprefix("ball/"): tensors[name].to(device) for name in names})
     loop = None
-    if told["loop"]:
+    if header["loop"]:
         parts = {name: tensors[f"loop/{name}"].to(device) for name in _LOOP}
-        loop = LoopState(**parts, trace=_steps(tensors["loop/trace"]))
-    learned = {name[5:]: tensor.to(device) for name, tensor in tensors.items() if name.startswith("ball/")}
+        loop = LoopState(**parts, ball=ball, trace=_steps(tensors["loop/trace"]))
     return GroupState(
-        {name: tensors[f"stages/{name}"] for name in told["stages"]},
+        [tensors[f"finished/{place}"] for place in range(header["finished"])],
         _steps(tensors["traces"]),
         loop,
         [_valid(row.clone()) for row in tensors["generators"]],  # a copy: set_state ignores where a view begins
-        told["ball"] | learned,
+        ball,
     )
+
+
+def _states(generators: Sequence[torch.Generator]) -> list[Tensor]:
+    return [generator.get_state() for generator in generators]
 
 
 def _valid(state: Tensor) -> Tensor:
@@ -194,8 +195,8 @@ def _steps(columns: Tensor) -> list[list[Step]]:
     ]
 
 
-def _digest(tensors: dict[str, Tensor], told: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())

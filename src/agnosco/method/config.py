@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from ..errors import AgnoscoError
-from ..types import Shape
+from ..types import Shape, Stage
 from .dials import DIALS, L2, Ball, Crops, Data, Identity, Parameterization, Pixel, Transforms, name_of, scaled_radius
 
 LOSSES = ("cross-entropy", "log-odds", "logit")
@@ -132,15 +132,19 @@ class Config:
             raise AgnoscoError(f"cycles must be at least 1, not {self.cycles}", "the paper runs 2")
 
     @property
-    def stages(self) -> list[str]:
-        """What a map goes through: ``"map 1"``, ``"refine 1"``, ``"map 2"`` and so on."""
-        kinds = ("map", "refine") if self.refine else ("map",)
-        return [f"{kind} {cycle}" for cycle in range(1, self.cycles + 1) for kind in kinds]
+    def stages(self) -> dict[Stage, int]:
+        """The stages that a map goes through, in order, and how many steps each takes."""
+        stages: dict[Stage, int] = {}
+        for cycle in range(1, self.cycles + 1):
+            stages[Stage("map", cycle)] = self.mapper.steps
+            if self.refine is not None:
+                stages[Stage("refine", cycle)] = self.refine.steps
+        return stages
 
     @property
     def steps(self) -> int:
         """Steps that a map takes, refinement included."""
-        return self.cycles * (self.mapper.steps + (self.refine.steps if self.refine else 0))
+        return sum(self.stages.values())
 
     @property
     def passes(self) -> int:

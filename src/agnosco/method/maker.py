@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..data.samples import Samples
-from ..errors import AgnoscoError
+from ..errors import AgnoscoError, AgnoscoWarning
 from ..models.classifier import Classifier
-from ..types import Job, OnStep, Progress, Step
-from .ball import Projector, carry_on
+from ..types import Job, OnStep, Progress, Stage
 from .checkpoint import GroupState, fits
 from .concept import ConceptMap
-from .config import Config, preset
-from .mapper import Lockstep, LoopState
+from .config import Config, MapperConfig, preset
+from .mapper import Mapper
 from .prepare import compiled, images_at_once, placed, prepared, resolve_precision
-from .reference import check_ended
-from .refine import attention
+from .refine import Refiner, attention
+
+TIMED = 3
+"""Steps of the measurement in :meth:`Maker.seconds_per_map`; the first of them warms up."""
 
 
 def map_classes(
@@ -36,8 +40,8 @@ def map_classes(
     """The maps of several classes and seeds, each as soon as it is finished.
 
     As many are made side by side as fill the device. Every map has its own generator, so it is the same whether made
-    alone or among others, but for the rounding of sums; which many steps amplify, most where it decides something
-    (a direction of lines 8-14, the pixels of a sparse ball).
+    alone or among others, but for the rounding of sums; many steps amplify it, most where it decides something (a
+    direction of lines 8–14, the pixels of a sparse ball).
 
     Args:
         classifier: The network.
@@ -51,6 +55,17 @@ def map_classes(
     Raises:
         AgnoscoError: No such class or preset, or samples of another shape; or, once the sound maps made beside it
             are handed out, that the gradients of a class are not finite.
+
+    Example:
+        >>> import torch
+        >>> from agnosco import Classifier, Samples, map_classes
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> classifier = Classifier(model, size=8, labels=["cat", "dog"])
+        >>> samples = Samples.noise(classifier.shape, count=16)
+        >>> for concept in map_classes(classifier, ["cat", "dog"], samples, "draft"):
+        ...     print(concept.name, tuple(concept.pattern.shape))
+        cat (3, 8, 8)
+        dog (3, 8, 8)
     """
     config = preset(config) if isinstance(config, str) else config
     if isinstance(classes, str):
@@ -62,10 +77,23 @@ def map_classes(
             "make them with classifier.shape",
         )
     if together is not None and together < 1:
-        raise AgnoscoError(f"{together} maps at once leave nothing to do", "give at least 1, or None")
+        raise AgnoscoError(f"together must be at least 1, not {together}", "None fills the device")
     seeds = list(seeds)
     jobs = [Job(label, seed) for label in labels for seed in seeds]
     return _in_groups(classifier, jobs, samples, config, together, on_step)
+
+
+def _in_groups(
+    classifier: Classifier,
+    jobs: Sequence[Job],
+    samples: Samples,
+    config: Config,
+    together: int | None,
+    on_step: OnStep | None,
+) -> Iterator[ConceptMap]:
+    maker = Maker(classifier, samples, config)
+    for group in groups_of(jobs, together or maker.together):
+        yield from maker.make(group, on_step=on_step)
 
 
 def map_class(
@@ -77,13 +105,23 @@ def map_class(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> ConceptMap:
-    """The map of one class; see :func:`map_classes`."""
+    """The map of one class; see :func:`map_classes`.
+
+    Example:
+        >>> import torch
+        >>> from agnosco import Classifier, Samples, map_class
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> classifier = Classifier(model, size=8, labels=["cat", "dog"])
+        >>> concept = map_class(classifier, "dog", Samples.noise(classifier.shape, count=16), "draft")
+        >>> concept.name, concept.probability > 0.9
+        ('dog', True)
+    """
     return next(map_classes(classifier, [label], samples, config, seeds=[seed], on_step=on_step))
 
 
 def maps_together(classifier: Classifier, config: Config) -> int:
     """How many maps to make side by side, so that their mini-batches fill the device."""
-    return _ready(classifier, config)[1]
+    return _sized(classifier, config)[2]
 
 
 def groups_of(jobs: Sequence[Job], together: int) -> list[list[Job]]:
@@ -101,15 +139,19 @@ class Maker:
         classifier: The network.
         samples: Images to average over, of the classifier's shape.
         config: Settings.
+
+    Raises:
+        AgnoscoError: The settings do not go together.
     """
 
     def __init__(self, classifier: Classifier, samples: Samples, config: Config) -> None:
         self.classifier = classifier
         self.config = config
         self.basis = config.mapper.parameterization.fit(samples, classifier.device)
-        config.mapper.ball.projector(self.basis)  # what does not go together is said before anything is done
-        self.faster, self.together, self.micro_batch = _ready(classifier, config)
-        self.resident = placed(samples, classifier.device)
+        self.project = config.mapper.ball.projector(self.basis)
+        self.prepared, self.micro_batch, self.together = _sized(classifier, config)
+        self.network = compiled(self.prepared) if config.compiled else self.prepared
+        self.samples = placed(samples, classifier.device)
 
     def make(
         self,
@@ -117,120 +159,121 @@ class Maker:
         *,
         on_step: OnStep | None = None,
         state: GroupState | None = None,
-        keep: Callable[[GroupState], None] | None = None,
+        on_state: Callable[[GroupState], None] | None = None,
     ) -> Iterator[ConceptMap]:
         """Maps made side by side, one after the other as they are handed out.
 
-        The same group of the same settings gives the same bits on a CPU, however often it is broken off in between.
+        The same group of the same settings gives the same bits on a CPU, however often it is interrupted.
 
         Args:
             group: Which.
             on_step: Called after every step, for every map.
-            state: Where to go on from; one that cannot be of this group is left alone.
-            keep: Called after every step and every stage, with what to go on from.
+            state: Where to go on from; a state that cannot be of this group is ignored.
+            on_state: Called after every step and every stage, with what to go on from.
 
         Raises:
             AgnoscoError: Once the sound maps are handed out: the gradients of a class are not finite.
         """
-        made = self._all_stages(group, state, on_step, keep)
-        for place in sorted(range(len(group)), key=lambda place: not math.isfinite(made.traces[place][-1].norm)):
-            check_ended(group[place].label, made.traces[place][-1])  # those that raise come last
-            yield self._concept(group[place], place, made)
-
-    def _all_stages(
-        self,
-        group: Sequence[Job],
-        state: GroupState | None,
-        on_step: OnStep | None,
-        keep: Callable[[GroupState], None] | None,
-    ) -> GroupState:
         generators = [generator_for(*job) for job in group]
-        project = self.config.mapper.ball.projector(self.basis)
-        if state is None or not fits(state, self._steps, count=len(group), basis=self.basis, project=project):
-            state = GroupState.begin(generators)
-        for generator, before in zip(generators, state.generators, strict=True):
-            generator.set_state(before)
-        carry_on(project, state.ball)
-        side_by_side = Lockstep(
-            self.faster, [job.label for job in group], self.resident, self.config.mapper,
-            basis=self.basis, generators=generators, micro_batch=self.micro_batch,
-        )  # fmt: skip
-        with self.faster.frozen():
-            for stage in self.config.stages[len(state.stages) :]:
-                nu, steps = self._stage(stage, side_by_side, project, group, state, on_step, keep)
-                state = state.after(stage, nu, steps, generators, project)
-                if keep is not None:
-                    keep(state)
-        return state
-
-    @property
-    def _steps(self) -> dict[str, int]:
-        """How many steps each stage has."""
-        of = {"map": self.config.mapper.steps, "refine": self.config.refine.steps if self.config.refine else 0}
-        return {stage: of[stage.partition(" ")[0]] for stage in self.config.stages}
-
-    def _stage(
-        self,
-        stage: str,
-        side_by_side: Lockstep,
-        project: Projector,
-        group: Sequence[Job],
-        before: GroupState,
-        on_step: OnStep | None,
-        keep: Callable[[GroupState], None] | None,
-    ) -> tuple[Tensor, list[list[Step]]]:
-        """One stage from where the group stands: ν, and what every step did for each map."""
-
-        def told(steps: list[Step]) -> None:
-            for job, trace, step in zip(group, before.traces, steps, strict=True):
+        steps = list(self.config.stages.values())
+        if state is None or not fits(state, steps, count=len(group), basis=self.basis):
+            state = GroupState.begin(generators, self.project.begin())
+        begun = state
+        with self.network.frozen():
+            for state in self._states(group, begun, generators):
                 if on_step is not None:
-                    on_step(Progress(*job, stage, len(trace) + step.step, self.config.steps, step))
+                    self._report(group, state, on_step)
+                if on_state is not None:
+                    on_state(state)
+        norms = [trace[-1].norm for trace in state.traces]
+        for place in sorted(range(len(group)), key=lambda place: not math.isfinite(norms[place])):
+            _check_norm(group[place].label, norms[place])  # those that raise come last
+            yield self._concept(group[place], place, state)
 
-        def stepped(loop: LoopState) -> None:
-            if keep is not None:
-                keep(before.at(loop, side_by_side.generators, project))
+    def seconds_per_map(self, count: int = 1) -> float:
+        """About how long each of so many maps takes here and now: a few real steps, measured, times their number."""
+        group = [Job(0, seed) for seed in range(min(count, self.together))]
+        mapper = self._mapper(group, replace(self.config.mapper, steps=TIMED), [generator_for(*job) for job in group])
+        mapper.classifier = self.prepared  # compiling takes longer than what is asked
+        ends = []
+        with self.prepared.frozen():
+            for _ in mapper.steps(mapper.begin(self._black(len(group)))):
+                ends.append(time.perf_counter())
+        return self.config.steps * (ends[-1] - ends[0]) / (TIMED - 1) / len(group)
 
-        nu = torch.zeros(len(group), *self.basis.shape, device=self.basis.device)  # line 1: the black image
-        for finished in before.stages.values():
-            nu = finished.to(self.basis.device)
-        if stage.startswith("map"):
-            return side_by_side.map(nu, project, told, state=before.loop, on_state=stepped)
-        assert self.config.refine is not None
-        return side_by_side.refine(
-            nu, self.config.refine, project, self.classifier, told, state=before.loop, on_state=stepped
-        )
+    def _states(
+        self, group: Sequence[Job], state: GroupState, generators: Sequence[torch.Generator]
+    ) -> Iterator[GroupState]:
+        """Where the group stands after every step that is left, and after every stage."""
+        for generator, saved in zip(generators, state.generators, strict=True):
+            generator.set_state(saved)
+        mapper = self._mapper(group, self.config.mapper, generators)
+        for stage in list(self.config.stages)[len(state.finished) :]:
+            loop = self._loop(stage, mapper)
+            nu = state.finished[-1].to(self.basis.device) if state.finished else self._black(len(group))
+            running = begun = state.loop or loop.begin(nu, state.ball)
+            for running in loop.steps(begun):
+                state = state.at(running, generators)
+                yield state
+            running = loop.end(running)
+            state = state.after(self.basis.pixels(running.w), running, generators)
+            yield state
 
-    def _concept(self, job: Job, place: int, made: GroupState) -> ConceptMap:
+    def _mapper(self, group: Sequence[Job], config: MapperConfig, generators: Sequence[torch.Generator]) -> Mapper:
+        return Mapper(
+            self.network, [job.label for job in group], self.samples, config, basis=self.basis, project=self.project,
+            generators=generators, micro_batch=self.micro_batch,
+        )  # fmt: skip
+
+    def _loop(self, stage: Stage, mapper: Mapper) -> Mapper | Refiner:
+        """What makes a stage."""
+        if stage.kind == "map" or self.config.refine is None:
+            return mapper
+        return Refiner(mapper, self.config.refine, self.classifier)
+
+    def _black(self, maps: int) -> Tensor:
+        """Line 1: ν of the black image, ``(maps, C, H, W)``."""
+        return torch.zeros(maps, *self.basis.shape, device=self.basis.device)
+
+    def _report(self, group: Sequence[Job], state: GroupState, on_step: OnStep) -> None:
+        """Say how far each map of a group is, after a step."""
+        if state.loop is None:  # the end of a stage
+            return
+        stage = list(self.config.stages)[len(state.finished)]
+        for job, trace, step in zip(group, state.traces, state.loop.trace[-1], strict=True):
+            on_step(Progress(*job, stage, len(trace) + step.step, self.config.steps, step))
+
+    def _concept(self, job: Job, place: int, state: GroupState) -> ConceptMap:
         """The map at a place of its group, judged by the network as it is."""
         label, seed = job
-        stages = {stage: all_maps[place].clone() for stage, all_maps in made.stages.items()}
-        nu = stages[self.config.stages[-1]].to(self.classifier.device)
+        maps = [all_maps[place].clone() for all_maps in state.finished]
+        stages = {str(stage): nu for stage, nu in zip(self.config.stages, maps, strict=True)}
+        nu = maps[-1].to(self.classifier.device)
         probability = self.classifier.probabilities((0.5 - nu).clamp(0, 1)[None])[0, label].item()
         xi = _attention(self.classifier, nu)
-        name, trace = self.classifier.labels[label], tuple(made.traces[place])
+        name, trace = self.classifier.labels[label], tuple(state.traces[place])
         return ConceptMap(nu.cpu().clone(), label, name, seed, probability, stages, trace, xi)
 
 
-def _ready(classifier: Classifier, config: Config) -> tuple[Classifier, int, int]:
-    """The network as the settings ask for it, how many maps to make with it side by side, how many images to hold."""
-    precision = resolve_precision(config.precision, classifier.device)
-    faster = prepared(classifier, precision=precision)
-    images = images_at_once(faster)
-    maps = max(images // config.mapper.batch, 1)
-    return compiled(faster) if config.compiled else faster, maps, images
+def _sized(classifier: Classifier, config: Config) -> tuple[Classifier, int, int]:
+    """The network made ready for the settings, how many images to send through at once, how many maps side by side."""
+    ready = prepared(classifier, precision=resolve_precision(config.precision, classifier.device))
+    images = images_at_once(ready)
+    return ready, images, max(images // config.mapper.batch, 1)
 
 
-def _in_groups(
-    classifier: Classifier,
-    jobs: list[Job],
-    samples: Samples,
-    config: Config,
-    together: int | None,
-    on_step: OnStep | None,
-) -> Iterator[ConceptMap]:
-    maker = Maker(classifier, samples, config)
-    for group in groups_of(jobs, together or maker.together):
-        yield from maker.make(group, on_step=on_step)
+def _check_norm(label: int, norm: float) -> None:
+    """Say so if a map came to nothing.
+
+    Raises:
+        AgnoscoError: Its gradients are not finite.
+    """
+    if not math.isfinite(norm):
+        raise AgnoscoError(
+            f"the gradients of class {label} are not finite", "check the weights and the mean and std of the model"
+        )
+    if norm == 0:
+        warnings.warn(f"the gradients of class {label} vanish: its map is empty", AgnoscoWarning, stacklevel=3)
 
 
 def _attention(classifier: Classifier, nu: Tensor) -> Tensor | None:

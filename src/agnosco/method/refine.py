@@ -1,71 +1,71 @@
-"""Eq. 2: the map refined with the network's own activations.
+"""Eq. 2 as it runs: maps refined with the network's own activations, side by side.
 
-The cross-entropy of nudged samples is minimised together with λ · mean |ν ⊙ (1 − Ξ)|, where Ξ says
-how strongly the last convolutional stage answers at each place to the map's own picture: what the
-network does not look at is cleared away.
+The loss of perturbed images is minimized together with λ · mean |ν ⊙ (1 − Ξ)|. Ξ (``xi``) says how strongly the last
+convolutional stage answers, at each place, to the map's own picture: what the network does not look at is cleared away.
+Letters are those of :mod:`agnosco.method.reference`, which says the same for one map at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.samples import Samples
 from ..models.classifier import Classifier
-from ..types import Step
-from .ball import Projector
-from .config import MapperConfig, RefineConfig
-from .parameterization import Basis
-from .reference import draw_contrasts, faded, loss_gradient
+from .ball import BallState
+from .config import RefineConfig
+from .mapper import LoopState, Mapper, noted
 
 
-def refine(
-    classifier: Classifier,
-    label: int,
-    samples: Samples,
-    nu: Tensor,
-    config: RefineConfig,
-    mapper: MapperConfig,
-    *,
-    basis: Basis,
-    project: Projector,
-    generator: torch.Generator,
-    on_step: Callable[[Step], None] | None = None,
-) -> tuple[Tensor, list[Step]]:
-    """The map with what the network does not look at cleared away.
-
-    Batch, contrast and views are those of Algorithm 1 ("other parameter values the same").
+class Refiner:
+    """The refinement of several maps, which take their steps together.
 
     Args:
-        nu: The map that Algorithm 1 found, ``(C, H, W)``.
+        mapper: Their Algorithm 1, whose mini-batches, loss and projection are used.
         config: Settings of the refinement.
-        mapper: Settings of the Algorithm 1 that it follows.
-
-    Returns:
-        ν, ``(C, H, W)``, each value in [−1, 1] and projected onto the ball; and what every step saw.
+        classifier: The network whose activations Ξ is made of.
     """
-    xi = attention(classifier, nu)
-    w = basis.coordinates(nu).clone()
-    adam = torch.optim.Adam([w], lr=config.rate)
-    trace: list[Step] = []
-    with classifier.frozen():
-        for k in range(1, config.steps + 1):
-            nu = basis.pixels(w)
-            images = samples.draw(mapper.batch, generator)
-            images = faded(images, draw_contrasts(len(images), mapper.contrast, generator)).to(basis.device)
-            gradient, probability, success = loss_gradient(classifier, label, images, nu, mapper, generator)
-            shrink = config.weight * nu.sign() * (1 - xi) / nu.numel()  # of λ · mean |ν ⊙ (1 − Ξ)|
-            w.grad = basis.pullback(shrink - gradient)  # samples are nudged by −ν, hence the minus
-            adam.step()
-            norm = basis.norm(w).item()
-            trace.append(Step(k, probability, success, norm, 0))
-            if on_step is not None:
-                on_step(trace[-1])
-    w = basis.coordinates(basis.pixels(w).clamp(-1, 1))  # a difference of two pixels is in [−1, 1]
-    return basis.pixels(project(w, progress=1.0, success=trace[-1].success)), trace
+
+    def __init__(self, mapper: Mapper, config: RefineConfig, classifier: Classifier) -> None:
+        self.mapper = mapper
+        self.config = config
+        self.classifier = classifier
+
+    def begin(self, nu: Tensor, ball: BallState) -> LoopState:
+        """The state before the first step, of maps ν ``(M, C, H, W)``."""
+        xi = torch.stack([attention(self.classifier, one) for one in nu])
+        return LoopState.begin(self.mapper.basis.coordinates(nu), xi, ball)
+
+    def steps(self, state: LoopState) -> Iterator[LoopState]:
+        """Adam: the state after every step, until all are done."""
+        while len(state.trace) < self.config.steps:
+            state = self._step(state)
+            yield state
+
+    def end(self, state: LoopState) -> LoopState:
+        """The state after the last step, with ν clipped to [−1, 1] (a difference of two pixels) and projected."""
+        basis = self.mapper.basis
+        w = basis.coordinates(basis.pixels(state.w).clamp(-1, 1))
+        w, ball = self.mapper.project(w, state.ball, progress=1.0, success=state.success)
+        return replace(state, w=w, ball=ball)
+
+    def _step(self, state: LoopState) -> LoopState:
+        """One step of Adam, which changes its tensors in place: hence the copies."""
+        basis, k = self.mapper.basis, len(state.trace) + 1
+        w, mu, sigma = state.w.clone(), state.mu.clone(), state.sigma.clone()
+        adam = torch.optim.Adam([w], lr=self.config.rate)
+        adam.state[w] = {"step": torch.tensor(k - 1.0), "exp_avg": mu, "exp_avg_sq": sigma}
+        nu = basis.pixels(w)
+        gradient, probability, success = self.mapper.gradient(self.mapper.mini_batches(), nu)
+        shrink = self.config.weight * nu.sign() * (1 - state.xi) / nu[0].numel()  # of λ · mean |ν ⊙ (1 − Ξ)|
+        w.grad = basis.pullback(shrink - gradient)  # images are perturbed by −ν, hence the minus
+        adam.step()
+        w.grad = None
+        step = noted(k, probability, success, basis.norm(w), torch.zeros_like(success))
+        return replace(state, w=w, mu=mu, sigma=sigma, success=success, trace=[*state.trace, step])
 
 
 def attention(classifier: Classifier, nu: Tensor) -> Tensor:

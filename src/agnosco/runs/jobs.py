@@ -75,7 +75,7 @@ class Keeper:
     def __call__(self, state: GroupState) -> None:
         """Take note of where the group stands after a step; what took long is written, its end too."""
         self.latest = state
-        complete = len(state.stages) == self.stages
+        complete = len(state.finished) == self.stages
         if time.monotonic() - (self.begun if complete else self.written) >= EVERY:
             self.write()
 
@@ -189,7 +189,7 @@ class Worker:
         state = keeper.load(self.classifier.device)
         begun, share = time.perf_counter(), None
         try:
-            for concept in self.maker.make(group, on_step=on_step, state=state, keep=keeper):
+            for concept in self.maker.make(group, on_step=on_step, state=state, on_state=keeper):
                 if share is None:  # the first of them
                     share = (time.perf_counter() - begun) / len(missing)
                 begun = time.perf_counter()

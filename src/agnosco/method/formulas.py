@@ -1,0 +1,95 @@
+"""The lines of Algorithm 1 as small functions: what the mapper that runs and the reference share.
+
+All of them work on one map ``(C, H, W)``, or on several with leading axes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import MapperConfig
+from .parameterization import Basis, each
+
+TINY = 1e-30
+"""Keeps a zero step from being divided by its norm."""
+
+
+def perturbed(images: Tensor, nu: Tensor) -> Tensor:
+    """Clip(I − ν): images ``(..., C, H, W)`` moved towards the class, in [0, 1] (line 3)."""
+    return (images - nu).clamp(0, 1)
+
+
+def draw_contrasts(count: int, contrast: tuple[float, float], generator: torch.Generator) -> Tensor | None:
+    """Random contrasts ``(count, 1, 1, 1)``, or None where all are 1."""
+    low, high = contrast
+    if low == high == 1:
+        return None
+    return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+
+
+def at_contrasts(images: Tensor, contrasts: Tensor | None) -> Tensor:
+    """Images ``(..., C, H, W)`` at contrasts ``(..., 1, 1, 1)`` about mid-grey; as they are for None."""
+    return images if contrasts is None else 0.5 + contrasts * (images - 0.5)
+
+
+def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
+    """The loss to minimize, summed over images (line 4).
+
+    Args:
+        logits: ``(N, classes)``.
+        targets: Index of each image's class, ``(N,)``.
+        loss: One of :data:`agnosco.method.config.LOSSES`; see :class:`agnosco.method.config.MapperConfig`.
+    """
+    if loss == "cross-entropy":
+        return F.cross_entropy(logits, targets, reduction="sum")
+    own = logits.gather(1, targets[:, None])
+    if loss == "logit":
+        return -own.sum()
+    rivals = logits.scatter(1, targets[:, None], -math.inf).logsumexp(1, keepdim=True)
+    return (rivals - own).sum()
+
+
+class Moments:
+    """Lines 1, 5–7: Adam's running moments of x, and from them the step v.
+
+    Args:
+        beta1, beta2: Decay of the first and the second moment.
+    """
+
+    epsilon = 1e-12  # against 0 / 0 only: far below any gradient that steers
+
+    def __init__(self, beta1: float, beta2: float) -> None:
+        self.beta1, self.beta2 = beta1, beta2
+        self.mu: Tensor | float = 0.0
+        self.sigma: Tensor | float = 0.0
+        self.k = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Take note of x, and return v."""
+        self.k += 1  # k starts at 1: at 0, line 7 is 0 / 0
+        self.mu = self.beta1 * self.mu + (1 - self.beta1) * x  # line 5
+        self.sigma = self.beta2 * self.sigma + (1 - self.beta2) * x * x  # line 6
+        correction = math.sqrt(1 - self.beta2**self.k) / (1 - self.beta1**self.k)
+        return correction * self.mu / (self.sigma.sqrt() + self.epsilon)  # line 7
+
+
+def unit_step(v: Tensor, basis: Basis) -> Tensor:
+    """v / ‖v‖₂ (lines 8–9); zero stays zero."""
+    return v * each(1 / basis.norm(v).clamp_min(TINY), v)
+
+
+def step_length(v: Tensor, config: MapperConfig, basis: Basis, eta: float | Tensor, k: int) -> Tensor:
+    """The factor on v, of every map: 1 for a literal step, otherwise what gives it the length asked for."""
+    decay = 1.0
+    left = config.steps - k + 1
+    if left <= config.decay * config.steps:
+        decay = (1 - math.cos(math.pi * left / (config.decay * config.steps + 1))) / 2
+    norm = basis.norm(v)
+    if config.step == "literal":
+        return torch.full_like(norm, decay)
+    length = 1.0 if config.step == "unit" else float(config.step) * eta
+    return decay * length / norm.clamp_min(TINY)
