@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 import agnosco
@@ -61,10 +63,25 @@ def test_devices_are_listed_where_that_is_asked_for() -> None:
 
 
 def test_every_package_of_the_metadata_is_listed() -> None:
-    texts = [*PROJECT["dependencies"], *(text for texts in PROJECT["optional-dependencies"].values() for text in texts)]
-    names = {text.partition(">=")[0].strip() for text in texts}
-    assert {"ray", "s3fs", "scikit-image", "scipy", "jinja2", "fsspec"} <= names
+    names = {Requirement(text).name for text in importlib.metadata.requires("agnosco") or ()}
+    assert {"torch", "ray", "s3fs", "scikit-image", "scipy", "jinja2", "fsspec"} <= names
     assert set(json.loads(called("--json"))["packages"]) == names
+
+
+def test_every_package_of_the_project_file_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metadata of the installed package may be older than the project file; here both say the same."""
+    extras = PROJECT["optional-dependencies"]
+    texts = [*PROJECT["dependencies"], *(f'{text}; extra == "{extra}"' for extra in extras for text in extras[extra])]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: texts)
+    monkeypatch.setattr(doctor.metadata, "version", lambda _: "0.0.1")
+    too_old = {
+        each["package"]: (each["minimum"], each["needed_for"]) for each in json.loads(called("--json"))["too_old"]
+    }
+    assert too_old == {
+        name: (minimum, doctor.EXTRAS[extra] if extra else "agnosco itself")
+        for extra, texts in [("", PROJECT["dependencies"]), *extras.items()]
+        for name, minimum in (text.split(">=") for text in texts)
+    }
 
 
 def test_every_extra_has_a_purpose() -> None:
