@@ -239,7 +239,7 @@ def test_a_head_of_other_classes_is_left_out(tmp_path: Path) -> None:
     assert begun.classes == 3
     own, given = begun.model.state_dict(), trained.model.state_dict()
     assert torch.equal(own["features.0.weight"], given["features.0.weight"])
-    with pytest.raises(AgnoscoError, match="no architecture to train"):
+    with pytest.raises(AgnoscoError, match="is not an architecture that can be trained"):
         loading.untrained("torchvision:resnet19", classes=3)
 
 

@@ -118,7 +118,7 @@ def test_poison_makes_a_folder_that_scan_takes(tmp_path: Path, monkeypatch: pyte
     [
         (("--trigger", "wanet"), "no trigger 'wanet'"),
         (("agnosco:wide_resnet16_1",), "digits are"),
-        (("torchvision:resnet19",), "no architecture to train"),
+        (("torchvision:resnet19",), "is not an architecture that can be trained"),
         (("--target", "11"), "no class 11"),
         (("--data", "absent"), "folder per class"),
         (("--rate", "0"), "poison rate"),

@@ -156,7 +156,7 @@ NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADA
     ("command", "url", "environment", "told"),
     [
         ("map", "s3://nowhere/run", {}, "bucket does not exist"),
-        ("score", "s3://nowhere/run", {}, "is no run folder"),
+        ("score", "s3://nowhere/run", {}, "is not a run folder"),
         ("map", "s3://maps/run", NO_KEYS, "unable to locate credentials"),
         ("report", "s3://maps/run", NO_KEYS, "unable to locate credentials"),
         ("score", "s3://maps/run", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "could not connect to the endpoint"),
@@ -186,5 +186,5 @@ def test_a_folder_with_other_things_is_refused(bucket: Any) -> None:
 
 def test_a_run_of_another_store_has_no_path(bucket: Any) -> None:
     mapped("--out", RUN)
-    with pytest.raises(Exception, match="no folder of this machine"):
+    with pytest.raises(Exception, match="is not a folder on this machine"):
         _ = Run.open(RUN).path

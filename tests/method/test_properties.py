@@ -259,7 +259,7 @@ def test_the_command_of_a_run_gives_it_again(
     assert numbers(options["mean"], "--mean") == mean
     assert numbers(options["std"], "--std") == std
     assert options["samples"] == {"l": "leaves", "m": "my photographs", "p": "photographs"}[source[0]]
-    assert (options["seed"], options["runs"], options["size"]) == (first, count, 8)
+    assert (options["seed"], options["seeds"], options["size"]) == (first, count, 8)
     assert list(options["classes"] or ()) == ([str(index) for index in sorted(classes)] if len(classes) < 5 else [])
 
 

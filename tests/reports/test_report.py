@@ -438,7 +438,7 @@ def test_the_command_writes_one_file_and_says_where(run: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
-        (["absent"], "is no run folder", "agnosco map"),
+        (["absent"], "is not a run folder", "agnosco map"),
         (["run", "--scan", "absent"], "there is no", "agnosco scan --out"),
         (["run", "--scan", "run/manifest.json"], "cannot read 'run/manifest.json'", "agnosco scan --out"),
         (["run", "--scan", "run", "--scan", "run"], "2 scans for 1 runs", "one --scan for each run"),
@@ -567,7 +567,7 @@ def test_a_manifest_that_was_altered_is_two_lines(run: Run, path: tuple[Any, ...
     run.end()
     content = json.loads((run.path / "manifest.json").read_text())
     (run.path / "manifest.json").write_text(altered(content, path, value))
-    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), "manifest.json' is no manifest")
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), "manifest.json' is not the manifest of a run")
 
 
 def bomb(side: int) -> bytes:
