@@ -58,18 +58,18 @@ def test_stretched_lets_one_in_a_hundred_go() -> None:
     # a hundredth of the way from 108 to 109, and only 109 lies beyond it.
     magnitudes = torch.cat([torch.zeros(1), torch.arange(10, 110).float()])
     pattern = torch.where(magnitudes % 2 == 0, magnitudes, -magnitudes)
-    shown = stretched(pattern.view(1, 1, 101))
+    shown = torch.from_numpy(stretched(pattern.view(1, 1, 101)))
     torch.testing.assert_close(shown, (0.5 + pattern / (2 * 108.01)).clamp(0, 1).view(1, 1, 101))
     assert shown[0, 0, 0] == 0.5
     assert 0.999 < shown[0, 0, 99] < 1
     assert shown[0, 0, 100] == 0
 
 
-def test_a_small_stamp_keeps_its_colours() -> None:
+def test_a_small_trigger_keeps_its_colours() -> None:
     pattern = torch.zeros(3, 224, 224)
     pattern[:, :5, :5] = torch.tensor([0.8, 0.4, -0.2]).view(3, 1, 1)  # 25 of 50,176 pixels
     shown = stretched(pattern)
-    torch.testing.assert_close(shown[:, 2, 2], torch.tensor([1.0, 0.75, 0.375]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.from_numpy(shown)[:, 2, 2], torch.tensor([1.0, 0.75, 0.375]), rtol=0, atol=1e-3)
     assert (shown[:, 10:] == 0.5).all()
 
 
@@ -77,11 +77,22 @@ def test_stretched_has_one_scale_for_all_channels() -> None:
     pattern = torch.stack([torch.full((4, 4), 0.2), torch.full((4, 4), -0.1), torch.zeros(4, 4)])
     shown = stretched(pattern, tail=0.0)
     assert shown[:, 0, 0].tolist() == pytest.approx([1.0, 0.25, 0.5])
-    torch.testing.assert_close(stretched(1e-4 * pattern), stretched(pattern))
+    np.testing.assert_allclose(stretched(1e-4 * pattern), stretched(pattern), rtol=1.3e-6, atol=1e-5)
 
 
 def test_an_empty_pattern_is_mid_grey() -> None:
-    assert torch.equal(stretched(torch.zeros(3, 4, 4)), torch.full((3, 4, 4), 0.5))
+    assert np.array_equal(stretched(torch.zeros(3, 4, 4)), np.full((3, 4, 4), 0.5))
+
+
+@pytest.mark.parametrize("tail", [0.01, 0.3, 0.0])
+@pytest.mark.parametrize("count", [7, 100, 12_345])
+def test_stretched_gives_the_bits_that_torch_gives(count: int, tail: float) -> None:
+    pattern = torch.randn(3, 1, count, generator=torch.Generator().manual_seed(count))
+    expected = (0.5 + 0.5 * pattern / torch.quantile(pattern.abs(), 1 - tail)).clamp(0, 1)
+    for given in (pattern, pattern.numpy()):
+        assert np.array_equal(stretched(given, tail=tail), expected.numpy())
+    levels = (expected * 255).round().to(torch.uint8)
+    assert np.array_equal(np.asarray(to_picture(expected.numpy())), levels.permute(1, 2, 0).numpy())
 
 
 # -- enlarged -----------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..types import Step
 from .render import SIDE, enlarged, png, stretched, to_picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class ConceptMap:
     @property
     def pixels(self) -> Tensor:
         """Clip(½ − ν), ``(C, H, W)`` in [0, 1]: the raw picture, and the only one that metrics see."""
-        return (0.5 - self.nu).clamp(0, 1)
+        return (0.5 - self.nu).clip(0, 1)
 
     def image(self) -> Image.Image:
         """The raw picture: the pattern on mid-grey."""

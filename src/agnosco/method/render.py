@@ -1,15 +1,20 @@
-"""From maps to pictures: one door from tensor to image, contact sheets and strips."""
+"""From maps to pictures: the one door from numbers to images, and contact sheets. It loads no torch."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ..errors import AgnoscoError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 PAPER, INK, FAINT = "white", "black", "#555555"
 GAP = 8
@@ -21,21 +26,28 @@ SMALL = 64
 """Pictures of fewer pixels a side keep them square when they are blown up."""
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
-    """A tensor as a picture, the only door between the two.
+def to_picture(pixels: Tensor | Floats) -> Image.Image:
+    """A tensor or an array as a picture.
 
     Args:
-        pixels: ``(C, H, W)`` or ``(H, W)``, float in [0, 1], C 1 (grey) or 3 (RGB).
+        pixels: ``(C, H, W)`` or ``(H, W)`` in [0, 1], on any device; C is 1 (grey) or 3 (RGB).
 
     Raises:
         ValueError: Another shape.
     """
-    if pixels.ndim == 2:
-        pixels = pixels[None]
-    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+    values = _floats(pixels)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.shape[0] not in (1, 3):
         raise ValueError(f"pixels must be (H, W), (1, H, W) or (3, H, W), not {tuple(pixels.shape)}")
-    values = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    return Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).contiguous().numpy())
+    levels = (values.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+def _floats(values: Tensor | Floats) -> Floats:
+    """A tensor of any device, or an array, as an array."""
+    array = values if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
+    return array.astype(np.float32, copy=False)
 
 
 def png(picture: Image.Image) -> bytes:
@@ -45,15 +57,17 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def stretched(pattern: Tensor, *, tail: float = 0.01) -> Tensor:
-    """A pattern ``(C, H, W)`` about zero as pixels in [0, 1] about mid-grey, for people to look at.
+def stretched(pattern: Tensor | Floats, *, tail: float = 0.01) -> Floats:
+    """A pattern ``(C, H, W)`` around zero as pixels in [0, 1] around mid-grey, for people to look at.
 
-    Scaled so that all but the ``tail`` largest of its magnitudes, zeros aside, fit; one scale for all channels,
-    and zero stays mid-grey, so that hues are those of the pattern.
+    The scale leaves out the largest magnitudes: a share ``tail`` of those that are not zero. It is the same for all
+    channels, and zero stays mid-grey, so colours are those of the pattern.
     """
-    magnitudes = pattern[pattern != 0].abs()
-    scale = torch.quantile(magnitudes, 1 - tail) if len(magnitudes) else 1
-    return (0.5 + 0.5 * pattern / scale).clamp(0, 1)
+    values = _floats(pattern)
+    magnitudes = np.abs(values[values != 0]).astype(np.float64)
+    # the share in single precision, as torch takes it: pictures stay the same to the byte
+    scale = np.float32(np.quantile(magnitudes, float(np.float32(1 - tail))) if len(magnitudes) else 1)
+    return (np.float32(0.5) + np.float32(0.5) * values / scale).clip(0, 1)
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
