@@ -46,6 +46,8 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/b
 	$(PY) benchmarks/growth.py
 	$(PY) benchmarks/growth.py --figure
 	$(PY) benchmarks/growth.py --tables
+	$(PY) benchmarks/startup.py
+	$(PY) benchmarks/startup.py --tables
 	$(PY) benchmarks/report.py
 	$(PY) benchmarks/report.py --tables
 	$(PY) benchmarks/long_run.py
