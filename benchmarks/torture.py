@@ -46,7 +46,8 @@ from common import (
 )
 
 from agnosco.cli.app import main as command_line
-from agnosco.io import storage
+from agnosco.io import local
+from agnosco.io.atomic import PART
 from agnosco.method import prepare
 from agnosco.method.config import PRESETS, RefineConfig
 from agnosco.models.architectures import created
@@ -126,7 +127,7 @@ def prepared(folder: Path, board: Board) -> list[str]:
     jobs.EVERY = 0.02
     paper = PRESETS["paper"]
     PRESETS["paper"] = replace(paper, refine=RefineConfig(steps=6, rate=0.05))
-    storage._write = board.counted(storage._write)
+    local.atomic_file = board.counted(local.atomic_file)
     Run._write_manifest = board.during(MANIFEST, Run._write_manifest)
     Run.add = board.during(STORE, Run.add)
     Run.write_contact_sheet = board.during(END, Run.write_contact_sheet)
@@ -251,7 +252,7 @@ def _one_run(
             # Kills may be late in the run, because each start continues where the last was killed.
             if figures.kills < kills and kill(process, board, chance, life / 5, figures):
                 paths = list(out.rglob("*"))
-                figures.parts_after_kills += any(path.name.startswith(storage.PART) for path in paths)
+                figures.parts_after_kills += any(path.name.startswith(PART) for path in paths)
                 figures.checkpoints_after_kills += any(path.parent.name == jobs.CHECKPOINTS for path in paths)
                 continue
             if figures.kills >= kills and exit_code(process) is None:

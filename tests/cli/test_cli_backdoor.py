@@ -141,7 +141,7 @@ def test_time_is_announced_and_a_folder_with_other_things_refused_before_it_is_s
     Path("s/letter.txt").write_text("dear")
     result = call(*base, "--out", "s")
     assert result.exit_code == 2
-    assert "holds things, but no scan.json" in result.stderr
+    assert "is not empty and has no scan.json" in result.stderr
     assert "three screens" not in result.stderr
     Path("s/manifest.json").write_text("{}")  # a run folder may hold a scan as well
     assert call(*base, "--out", "s").exit_code == 0

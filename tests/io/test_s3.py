@@ -13,7 +13,8 @@ from helpers import MODEL, NET
 from typer.testing import CliRunner, Result
 
 from agnosco.cli.app import app
-from agnosco.io.storage import Folder, Remote
+from agnosco.io.remote import Remote
+from agnosco.io.storage import Folder
 from agnosco.method import maker
 from agnosco.method.config import PRESETS, RefineConfig
 from agnosco.runs import jobs
@@ -180,7 +181,7 @@ def test_a_folder_with_other_things_is_refused(bucket: Any) -> None:
     bucket.Object("team/run/letter").put(Body=b"dear")
     result = call("map", *SMALL, "--out", RUN)
     assert result.exit_code == 2
-    assert "holds things, but no manifest.json" in result.stderr
+    assert "is not empty and has no manifest.json" in result.stderr
     assert objects(bucket) == {"letter": b"dear"}
 
 

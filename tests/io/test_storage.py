@@ -9,15 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from agnosco.errors import AgnoscoError
-from agnosco.io import storage
-from agnosco.io.storage import Folder, Local, Remote, at_once, write_whole
+from agnosco.io import atomic, local, storage
+from agnosco.io.atomic import PART
+from agnosco.io.local import Local
+from agnosco.io.remote import Remote
+from agnosco.io.storage import Folder, at_once, write_whole
+from agnosco.text import without_password
 
 
 @pytest.fixture(params=["a path", "file://", "memory://"])
@@ -64,7 +70,7 @@ def test_a_folder_is_looked_at_and_left_as_it_was(folder: Folder) -> None:
     folder.check(holding=("manifest.json",))
     assert folder.names("") == []
     folder.write("letter", b"dear")
-    with pytest.raises(AgnoscoError, match="holds things, but no manifest"):
+    with pytest.raises(AgnoscoError, match="is not empty and has no manifest"):
         folder.check(holding=("manifest.json",))
     folder.write("manifest.json", b"{}")
     folder.check(holding=("manifest.json",))
@@ -77,7 +83,7 @@ def test_kinds_of_folders(tmp_path: Path) -> None:
     assert Folder.of(f"file://{tmp_path}").at("a") == str(tmp_path / "a")
     remote = Folder.of("memory://bucket/run/")
     assert isinstance(remote, Remote)
-    assert remote.whole
+    assert remote.is_object_store
     assert (remote.name, remote.at("a/b"), remote.absolute("")) == (
         "memory://bucket/run", "memory://bucket/run/a/b", "memory://bucket/run",
     )  # fmt: skip
@@ -86,12 +92,12 @@ def test_kinds_of_folders(tmp_path: Path) -> None:
 
 def test_a_store_that_writes_in_parts_gets_a_temporary_name_first(tmp_path: Path) -> None:
     remote = Remote(f"local://{tmp_path}/run")  # stands for SFTP and the like
-    assert not remote.whole
+    assert not remote.is_object_store
     seen: list[str] = []
     pipe = remote.files.pipe_file
     remote.files.pipe_file = lambda path, content: (seen.append(os.path.basename(path)), pipe(path, content))
     remote.write("maps/a", b"one")
-    assert seen[0].startswith(storage.PART)
+    assert seen[0].startswith(PART)
     assert [path.name for path in (tmp_path / "run" / "maps").iterdir()] == ["a"]
 
     def full(path: str, content: bytes) -> None:
@@ -145,21 +151,21 @@ def dead() -> int:
 
 def test_parts_of_the_dead_are_removed_and_those_of_the_living_left(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
-    host, living = storage._host(), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    host, living = atomic.host_name(), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     names = {
-        "dead": f"{storage.PART}{host}-{dead()}-0123456789ab",
-        "living": f"{storage.PART}{host}-{living.pid}-0123456789ab",
-        "own, of before": f"{storage.PART}{host}-{os.getpid()}-0123456789ab",
-        "elsewhere": f"{storage.PART}node7-{dead()}-0123456789ab",
-        "elsewhere, old": f"{storage.PART}node7-1-0123456789ab",
-        "odd, old": f"{storage.PART}x",
+        "dead": f"{PART}{host}-{dead()}-0123456789ab",
+        "living": f"{PART}{host}-{living.pid}-0123456789ab",
+        "own, of before": f"{PART}{host}-{os.getpid()}-0123456789ab",
+        "elsewhere": f"{PART}node7-{dead()}-0123456789ab",
+        "elsewhere, old": f"{PART}node7-1-0123456789ab",
+        "odd, old": f"{PART}x",
         "another's": ".part-x",
     }
     for folder in (tmp_path, tmp_path / "maps"):
         for what, name in names.items():
             (folder / name).write_bytes(b"half")
             if "old" in what or "another's" in what:
-                old = time.time() - 1.01 * storage.DAY
+                old = time.time() - 1.01 * atomic.DAY
                 os.utime(folder / name, (old, old))
     assert Local(tmp_path).names("maps") == [".part-x"]
     Local(tmp_path).sweep()
@@ -184,7 +190,7 @@ def test_a_part_that_is_being_written_is_left(tmp_path: Path, monkeypatch: pytes
 def test_sweeping_a_store() -> None:
     remote = Remote("memory://swept")
     remote.write("maps/a", b"one")
-    remote.write(f"maps/{storage.PART}{storage._host()}-{dead()}-0123456789ab", b"half")
+    remote.write(f"maps/{PART}{atomic.host_name()}-{dead()}-0123456789ab", b"half")
     remote.sweep()
     assert sorted(MemoryFileSystem.store) == ["/swept/maps/a"]
     MemoryFileSystem.store.clear()
@@ -206,21 +212,21 @@ def test_a_file_that_is_interrupted_leaves_no_part(tmp_path: Path, monkeypatch: 
 def test_a_folder_inside_that_another_removes_meanwhile_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, calls = storage._write, []
+    ordinary, calls = local.atomic_file, []
 
-    def removed(path: Path, content: bytes) -> None:
+    def removed(path: Path) -> AbstractContextManager[IO[bytes]]:
         calls.append(path)
         if len(calls) == 1:
             path.parent.rmdir()
-        write(path, content)
+        return ordinary(path)
 
-    monkeypatch.setattr(storage, "_write", removed)
+    monkeypatch.setattr(local, "atomic_file", removed)
     Local(tmp_path).write("checkpoints/a", b"one")
     assert (tmp_path / "checkpoints/a").read_bytes() == b"one"
 
 
 def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
-    with pytest.raises(AgnoscoError, match="its folder is gone"):
+    with pytest.raises(AgnoscoError, match="its folder does not exist any more"):
         Local(tmp_path / "run").write("maps/a", b"one")
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +275,7 @@ def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(
     Local(tmp_path).write("maps/a", b"one")
     made, content, name, folder = done
     part = name[0]
-    assert Path(part).name.startswith(storage.PART)
+    assert Path(part).name.startswith(PART)
     assert made == ("flushed", str(tmp_path))  # which has a new folder
     assert content == ("flushed", part)
     assert name == (part, str(tmp_path / "maps" / "a"))
@@ -361,12 +367,12 @@ def test_a_password_is_for_the_store_and_not_for_people(monkeypatch: pytest.Monk
     with pytest.raises(AgnoscoError) as caught:
         folder.read("a.json")
     assert "se:cr" not in str(caught.value)
-    assert storage.without_password("s3://bucket/a@b:c@d") == "s3://bucket/a@b:c@d"
+    assert without_password("s3://bucket/a@b:c@d") == "s3://bucket/a@b:c@d"
 
 
 def test_what_a_kill_at_the_very_first_write_leaves_is_nobodys_folder(tmp_path: Path) -> None:
-    (tmp_path / f"{storage.PART}host-1-abc").write_bytes(b"half a manif")
+    (tmp_path / f"{PART}host-1-abc").write_bytes(b"half a manif")
     Folder.of(tmp_path).check(holding=("manifest.json",))
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(AgnoscoError, match="holds things"):
+    with pytest.raises(AgnoscoError, match="is not empty"):
         Folder.of(tmp_path).check(holding=("manifest.json",))

@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -20,9 +22,11 @@ from torch import Tensor, nn
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.io import storage
+from agnosco.io import local
+from agnosco.io.atomic import PART
+from agnosco.io.safetensors_header import read_header
 from agnosco.method import maker
-from agnosco.method.checkpoint import KEY, _digest, _metadata, packed, unpacked
+from agnosco.method.checkpoint import KEY, _digest, packed, unpacked
 from agnosco.method.config import Config, MapperConfig, RefineConfig
 from agnosco.method.dials import L2, AutoL2, Crops, Data, Sparse, Spectral
 from agnosco.method.maker import Maker, groups_of
@@ -368,7 +372,7 @@ def test_a_checkpoint_that_was_made_to_harm_is_none(
     states: list[bytes] = []
     whole = list(maker.make(group, on_state=lambda state: states.append(packed(state, about))))
     content = states[CONFIG.mapper.steps + 2]  # in the middle of the refinement
-    told = json.loads(_metadata(content)[KEY])
+    told = json.loads(read_header(BytesIO(content)).metadata[KEY])
     tensors = load(content)
     change(tensors, told)
     del told["digest"]
@@ -498,17 +502,17 @@ def test_two_with_other_classes_keep_what_each_has_written(tmp_path: Path) -> No
 # -- what goes wrong ---------------------------------------------------------------------------
 
 
-def failing(number: int, count: int) -> Callable[[Path, bytes], None]:
-    """Writing, of which the last half of a file fails from the so many-th file on."""
-    write, written = storage._write, []
+def failing(number: int, count: int) -> Callable[[Path], AbstractContextManager[IO[bytes]]]:
+    """Atomic files, of which the one of this number and all after it cannot be flushed."""
+    ordinary, written = local.atomic_file, []
 
-    def half(path: Path, content: bytes) -> None:
+    @contextmanager
+    def half(path: Path) -> Iterator[IO[bytes]]:
         written.append(path)
-        if len(written) < count:
-            return write(path, content)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
-            return write(path, content)
+        with pytest.MonkeyPatch.context() as patch, ordinary(path) as file:
+            if len(written) >= count:
+                patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+            yield file
 
     return half
 
@@ -525,13 +529,15 @@ def test_a_disk_that_fails_leaves_what_is_finished_and_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], number: int, error: str, hint: str
 ) -> None:
     folder = tmp_path / "run"
-    monkeypatch.setattr(storage, "_write", failing(number, 8))  # the manifest, four of the first map, three of the next
+    monkeypatch.setattr(
+        local, "atomic_file", failing(number, 8)
+    )  # the manifest, four of the first map, three of the next
     with pytest.raises(AgnoscoError, match=error) as caught:
         make(folder)
     assert hint in caught.value.hint
     stem = "0000-ant-s0"
     assert set(files(folder)) >= {f"maps/{stem}.json", f"maps/{stem}.safetensors"}
-    assert not [name for name in files(folder) if storage.PART in name]
+    assert not [name for name in files(folder) if PART in name]
     assert [entry.index for entry in Run.open(folder).entries] == [0]
     monkeypatch.undo()
 
@@ -539,7 +545,7 @@ def test_a_disk_that_fails_leaves_what_is_finished_and_no_part(
 def test_it_goes_on_once_there_is_space(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "_write", failing(errno.ENOSPC, 8))
+        patch.setattr(local, "atomic_file", failing(errno.ENOSPC, 8))
         with pytest.raises(AgnoscoError):
             make(folder)
     assert keys(make(folder)) == [(1, 0), (2, 0), (3, 0), (4, 0)]
@@ -554,7 +560,7 @@ def test_a_folder_that_vanishes_is_not_begun_again(tmp_path: Path, left: bool) -
     shutil.rmtree(folder)
     if left:
         folder.mkdir()
-    with pytest.raises(AgnoscoError, match="gone"):
+    with pytest.raises(AgnoscoError, match=r"has no manifest\.json any more"):
         list(maps)
     assert files(tmp_path) == {}
 

@@ -293,7 +293,7 @@ def test_remake_warns_when_bits_may_differ(run: Run) -> None:
 
 def test_folder_with_other_things_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(AgnoscoError, match="holds things, but no manifest"):
+    with pytest.raises(AgnoscoError, match="is not empty and has no manifest"):
         create(tmp_path)
     assert files(tmp_path) == {"letter.txt": b"dear"}
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.io import storage
+from agnosco.io.atomic import PART
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig
 from agnosco.models.classifier import Classifier
@@ -226,5 +226,5 @@ def _writes(run: Run, one: ConceptMap) -> Iterator[str]:
 
 def test_temporary_files_are_never_left(tmp_path: Path) -> None:
     whole(tmp_path / "run").end()
-    assert not [file for file in (tmp_path / "run").rglob("*") if storage.PART in file.name]
+    assert not [file for file in (tmp_path / "run").rglob("*") if PART in file.name]
     shutil.rmtree(tmp_path / "run")

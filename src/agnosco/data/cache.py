@@ -11,10 +11,10 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import AgnoscoError, AgnoscoWarning
+from ..errors import AgnoscoWarning
+from ..io.atomic import atomic_file
 from ..io.regular import open_regular
 from ..io.safetensors_header import HeaderLimits, Suspicious, read_header
-from ..io.storage import write_whole
 from ..types import Shape
 from .files import Skipped, in_order, reason_of
 
@@ -78,10 +78,12 @@ def write_cache(path: Path, images: Tensor, skipped: tuple[Skipped, ...]) -> Non
     header = json.dumps({"__metadata__": {"agnosco": json.dumps(notes)}, "images": layout}).encode()
     header += b" " * (-len(header) % 8)
     try:
-        write_whole(path, b"".join([len(header).to_bytes(8, "little"), header, pixels]))  # one copy of the images
-    except AgnoscoError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.writelines([len(header).to_bytes(8, "little"), header, pixels])
+    except OSError as error:
         warnings.warn(
-            f"samples could not be cached in {str(path.parent)!r}: {error.message}", AgnoscoWarning, stacklevel=4
+            f"samples could not be cached in {str(path.parent)!r}: {reason_of(error)}", AgnoscoWarning, stacklevel=4
         )
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from io import BytesIO
 from math import isfinite
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..io.safetensors_header import Suspicious, read_header
 from ..types import Step
 from .ball import BallState
 from .mapper import LoopState
@@ -92,13 +94,13 @@ def packed(state: GroupState, about: dict[str, Any]) -> bytes:
 def unpacked(content: bytes, about: dict[str, Any], device: torch.device) -> GroupState | None:
     """The state in a file, on a device; None if the file is damaged, or of something else."""
     try:
-        header = json.loads(_metadata(content)[KEY])
+        header = json.loads(read_header(BytesIO(content)).metadata[KEY])
         tensors = safetensors.torch.load(content)
         digest = header.pop("digest")
         if header["about"] != about or digest != _digest(tensors, header):
             return None
         return _state(tensors, header, device)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError, SafetensorError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError, SafetensorError, Suspicious):
         return None  # a RecursionError is a RuntimeError
 
 
@@ -175,12 +177,6 @@ def _valid(state: Tensor) -> Tensor:
     """A generator's state, if it is one; RuntimeError or TypeError where not."""
     torch.Generator().set_state(state)
     return state
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file, which its library gives of files on a disk alone."""
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
 def _columns(rows: list[list[Step]]) -> Tensor:

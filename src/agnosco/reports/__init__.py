@@ -17,7 +17,8 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import AgnoscoError
-from ..io.storage import Folder, Local, Place, write_whole
+from ..io.local import Local
+from ..io.storage import Folder, Place, write_whole
 from ..runs.run import Run
 from ..text import without_password
 from .classes import OnMap, rows_of

@@ -17,7 +17,8 @@ from PIL import Image
 from ..backdoor import record as scanning
 from ..errors import AgnoscoError
 from ..evaluate import sanity, transfer
-from ..io.storage import Folder, Local, Place, at_once
+from ..io.local import Local
+from ..io.storage import Folder, Place, at_once
 from ..method.config import describe
 from ..runs.command import command_of, options_of
 from ..runs.manifest import stem

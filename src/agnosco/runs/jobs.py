@@ -18,8 +18,8 @@ import torch
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
+from ..io.atomic import DAY
 from ..io.records import to_json
-from ..io.storage import DAY
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.concept import ConceptMap
 from ..method.config import Config

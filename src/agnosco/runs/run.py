@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
-from ..io.storage import GONE, Folder, Local, Place, at_once
+from ..io.local import Local
+from ..io.storage import MOVED, Folder, Place, at_once
 from ..method.config import Config, config_from_json
 from ..method.config import preset as preset_config
 from ..method.render import SIDE, enlarged, png
@@ -398,7 +399,7 @@ class Run:
         if not self._begun:
             self.folder.make()
         elif not self.folder.exists(MANIFEST):
-            raise AgnoscoError(f"{self.folder.name!r} is gone: it has no {MANIFEST} any more", GONE)
+            raise AgnoscoError(f"{self.folder.name!r} has no {MANIFEST} any more", MOVED)
 
     def _merge(self) -> None:
         """Take over what another process may have written meanwhile; groups that were there first stay."""

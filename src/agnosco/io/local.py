@@ -1,0 +1,143 @@
+"""Folders of this machine. What lies there is not trusted: no pipe is opened, and no link out of a folder followed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import AgnoscoError
+from .atomic import PART, atomic_file, flush_folder, is_abandoned
+from .regular import read_regular
+from .storage import ELSEWHERE, MOVED, Folder, not_empty, reason_of, size_limit
+
+WRITABLE = f"make it writable, or {ELSEWHERE}"
+FULL = "free some space, then give the same command again: it continues from what is there"
+HINTS = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.ENOENT: MOVED, errno.ESTALE: MOVED, errno.EIO: MOVED}
+
+
+class Local(Folder):
+    """A folder of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    def at(self, name: str) -> str:
+        return str(self.path / name)
+
+    def absolute(self, name: str) -> str:
+        return os.path.abspath(self.path / name)
+
+    def child(self, name: str) -> Folder:
+        return Local(self.path / name)
+
+    def check(self, *, holding: Sequence[str]) -> None:
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise AgnoscoError(f"{self.name!r} is a file, not a folder", ELSEWHERE)
+            if self._holds_something() and not any(self.exists(name) for name in holding):
+                raise not_empty(self.name, holding)
+            self._try_to_write()
+        except OSError as error:
+            raise _unwritable(self.name, error) from error
+
+    def _holds_something(self) -> bool:
+        """Whether anything lies there but temporary files, which a kill at the very first write leaves."""
+        return self.path.is_dir() and any(not entry.name.startswith(PART) for entry in self.path.iterdir())
+
+    def _try_to_write(self) -> None:
+        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        finally:
+            for folder in new:
+                with suppress(OSError):
+                    folder.rmdir()
+
+    def make(self) -> None:
+        try:
+            if not self.path.is_dir():
+                self.path.mkdir(parents=True, exist_ok=True)
+                flush_folder(self.path.parent)
+        except OSError as error:
+            raise _unwritable(self.name, error) from error
+
+    def sweep(self) -> None:
+        if not self.path.is_dir():
+            return
+        try:
+            inside = [entry.path for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
+            for entry in (entry for folder in (self.path, *inside) for entry in os.scandir(folder)):
+                with suppress(FileNotFoundError):  # another process was faster
+                    if is_abandoned(entry.name, lambda entry=entry: entry.stat(follow_symlinks=False).st_mtime):
+                        os.unlink(entry.path)
+        except OSError as error:
+            raise _unwritable(self.name, error) from error
+
+    def read(self, name: str) -> bytes:
+        path, root = os.path.realpath(self.path / name), os.path.realpath(self.path)
+        if os.path.commonpath([path, root]) != root:
+            raise AgnoscoError(f"{self.at(name)!r} is a link that leads out of its folder", "put the file itself there")
+        try:
+            return read_regular(path, most=size_limit(name), links=getattr(os, "O_NOFOLLOW", 0))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(self.at(name)) from error
+        except (OSError, ValueError) as error:
+            hint = "make it readable, or remove it"
+            raise AgnoscoError(f"cannot read {self.at(name)!r}: {reason_of(error)}", hint) from error
+
+    def write(self, name: str, content: bytes) -> str:
+        path = self.path / name
+        if path.parent != self.path and path.parent.is_symlink():
+            raise AgnoscoError(f"{str(path.parent)!r} is a link", ELSEWHERE)
+        try:
+            try:
+                self._write(path, content)
+            except FileNotFoundError:  # another process may just have removed the empty folder inside this one
+                self._write(path, content)
+        except OSError as error:
+            raise _unwritable(str(path), error) from error
+        return str(path)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        if path.parent != self.path and not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)  # but not the folder itself: if it was removed, so were its files
+            flush_folder(self.path)
+        with atomic_file(path) as file:
+            file.write(content)
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def names(self, inside: str) -> list[str]:
+        try:
+            names = [entry.name for entry in os.scandir(self.path / inside) if not entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise AgnoscoError(f"cannot read {self.at(inside)!r}: {reason_of(error)}", "make it readable") from error
+        return sorted(name for name in names if not name.startswith(PART))
+
+    def remove(self, name: str) -> None:
+        path = self.path / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(str(path), error) from error
+        if path.parent != self.path:
+            with suppress(OSError):  # it is not empty
+                path.parent.rmdir()
+
+    def modified(self, name: str) -> float:
+        return (self.path / name).stat().st_mtime
+
+
+def _unwritable(name: str, error: OSError) -> AgnoscoError:
+    reason = "its folder does not exist any more" if error.errno == errno.ENOENT else reason_of(error)
+    return AgnoscoError(f"cannot write {name!r}: {reason}", HINTS.get(error.errno or 0, WRITABLE))
