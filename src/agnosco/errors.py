@@ -10,6 +10,7 @@ class AgnoscoError(Exception):
         exit_code: What the command line exits with.
 
     Example:
+        >>> from agnosco import AgnoscoError
         >>> raise AgnoscoError("no class 'goldfsh'", "did you mean 'goldfish'?")
         Traceback (most recent call last):
         agnosco.errors.AgnoscoError: no class 'goldfsh' (did you mean 'goldfish'?)
@@ -26,4 +27,11 @@ class AgnoscoError(Exception):
 
 
 class AgnoscoWarning(UserWarning):
-    """Something that does not stop the work but that its reader should know."""
+    """Something to know that does not stop the work.
+
+    Example:
+        >>> import warnings
+        >>> from agnosco import AgnoscoWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", AgnoscoWarning)  # or "error", to stop at the first
+    """

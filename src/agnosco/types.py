@@ -45,6 +45,11 @@ class Step:
         success: Share of that mini-batch classified as the class.
         norm: ‖ν‖₂ after the step.
         direction: +1 if v was added, −1 if subtracted, 0 in the refinement.
+
+    Example:
+        >>> from agnosco import Step
+        >>> Step(1, probability=0.2, success=0.1, norm=3.0, direction=1).norm
+        3.0
     """
 
     step: int
@@ -64,6 +69,17 @@ class Progress:
         done: Steps done of this map, all stages together.
         total: Steps that this map takes.
         last: What the last step saw and did.
+
+    Example:
+        >>> import torch
+        >>> from agnosco import Config, MapperConfig, Progress, Samples, map_class
+        >>> def show(progress: Progress) -> None:
+        ...     print(f"{progress.stage}: step {progress.done} of {progress.total}")
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> config = Config(MapperConfig(batch=4, steps=2), refine=None, cycles=1)
+        >>> concept = map_class(model, 0, Samples.noise((3, 8, 8), count=8), config, size=8, on_step=show)
+        map 1: step 1 of 2
+        map 1: step 2 of 2
     """
 
     label: int

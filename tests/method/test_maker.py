@@ -113,6 +113,38 @@ def test_each_stage_begins_where_the_last_one_ended() -> None:
         assert torch.equal(made, expected)
 
 
+# -- what is taken for a classifier -------------------------------------------------------------------
+
+
+def test_a_bare_module_makes_the_maps_that_its_classifier_makes() -> None:
+    model = classifier().model
+    expected = map_class(Classifier(model, size=8), 2, SAMPLES, SMALL)
+    assert torch.equal(map_class(model, 2, SAMPLES, SMALL, size=8).nu, expected.nu)
+    (only,) = map_classes(model, [2], SAMPLES, SMALL, size=(8, 8))
+    assert torch.equal(only.nu, expected.nu)
+
+
+def test_a_module_that_does_not_tell_its_input_size_needs_one() -> None:
+    for make in (
+        lambda: map_class(classifier().model, 0, SAMPLES),
+        lambda: map_classes(classifier().model, [0], SAMPLES),
+    ):
+        with pytest.raises(AgnoscoError) as raised:
+            make()
+        assert raised.value.message == "the input size of Convolutional is unknown"
+        assert raised.value.hint == "pass it: size=224 (height and width in pixels)"
+
+
+def test_a_classifier_has_its_size_already() -> None:
+    with pytest.raises(AgnoscoError, match="already a Classifier: size cannot be changed"):
+        map_classes(classifier(), [0], SAMPLES, size=16)
+
+
+def test_other_things_are_no_classifier() -> None:
+    with pytest.raises(AgnoscoError, match="dict is not a classifier"):
+        map_classes({}, [0], SAMPLES)  # pyright: ignore[reportArgumentType]
+
+
 # -- maps ---------------------------------------------------------------------------------------------
 
 

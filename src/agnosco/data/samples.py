@@ -189,12 +189,24 @@ class Samples:
 
     @classmethod
     def leaves(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
-        """Dead leaves, which need no data: see :func:`.procedural.leaves`."""
+        """Dead leaves, which need no data: see :func:`.procedural.leaves`.
+
+        Example:
+            >>> from agnosco import Samples
+            >>> Samples.leaves((1, 16, 16), count=4)
+            Samples('leaves-4-seed0', 4 of shape (1, 16, 16))
+        """
         return cls(procedural.leaves(count, shape, seed=seed), source=f"leaves-{count}-seed{seed}")
 
     @classmethod
     def noise(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
-        """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`."""
+        """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`.
+
+        Example:
+            >>> from agnosco import Samples
+            >>> Samples.noise((3, 16, 16), count=4, seed=1)
+            Samples('noise-4-seed1', 4 of shape (3, 16, 16))
+        """
         return cls(procedural.noise(count, shape, seed=seed), source=f"noise-{count}-seed{seed}")
 
     # -- using them ---------------------------------------------------------------------------

@@ -27,6 +27,14 @@ class ConceptMap:
         trace: What every step saw and did, stage after stage.
         xi: Ξ of :attr:`pixels`, ``(1, H, W)`` in [0, 1]: where the network's last convolutional stage answers to them;
             None for a network without one.
+
+    Example:
+        >>> import torch
+        >>> from agnosco import Samples, map_class
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> concept = map_class(model, 1, Samples.noise((3, 8, 8), count=16), "draft", size=8)
+        >>> concept.name, concept.pattern.shape, concept.display().size
+        ('1', torch.Size([3, 8, 8]), (8, 8))
     """
 
     nu: Tensor

@@ -43,6 +43,11 @@ class MapperConfig:
         transforms: Random transforms of perturbed images.
         ball: Ψ of line 15.
         beta1, beta2: Decay of the moments (line 1).
+
+    Example:
+        >>> from agnosco import L2, MapperConfig, Spectral
+        >>> MapperConfig(batch=8, steps=100, parameterization=Spectral(), ball=L2(50)).passes
+        800
     """
 
     batch: int = 128
@@ -92,6 +97,11 @@ class RefineConfig:
         weight: λ.
         rate: Adam's learning rate (the paper gives none), in the units of the parameterization: those of pixels in
             [0, 1] for :class:`Pixel`, of white coordinates for the others.
+
+    Example:
+        >>> from agnosco import RefineConfig
+        >>> RefineConfig(steps=100)
+        RefineConfig(steps=100, weight=50.0, rate=0.01)
     """
 
     steps: int = 150
@@ -117,6 +127,12 @@ class Config:
             for bfloat16 where the device has it in hardware. Everything else is float32 always (on a GPU, PyTorch
             lets convolutions have TF32 by default).
         compiled: Whether to run the network through ``torch.compile`` first; pays for many maps on a GPU.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from agnosco import preset
+        >>> replace(preset("paper"), cycles=1).steps  # 650 of Algorithm 1, 150 of the refinement
+        800
     """
 
     mapper: MapperConfig = field(default_factory=MapperConfig)
@@ -176,13 +192,20 @@ PRESETS: dict[str, Config] = {
 }
 """``paper`` is the method to the letter. ``quick`` gives pictures that people and other networks read, at a hundredth
 of the cost. ``best`` takes twice as long as ``quick`` and has a wider ball: sharper pictures, patterns with a higher
-targeted success rate, named by other networks about as often. ``draft`` takes half as long as ``quick``."""
+targeted success rate, named by other networks about as often. ``draft`` takes half as long as ``quick``.
+
+Example:
+    >>> from agnosco import PRESETS
+    >>> sorted(PRESETS)
+    ['best', 'draft', 'paper', 'quick']
+"""
 
 
 def preset(name: str) -> Config:
     """The settings of a preset.
 
     Example:
+        >>> from agnosco import preset
         >>> preset("quick").passes, preset("paper").passes
         (1920, 204800)
 

@@ -49,7 +49,12 @@ class Parameterization(Protocol):
 
 @dataclass(frozen=True)
 class Pixel:
-    """Pixels as they are: the paper."""
+    """Pixels as they are: the paper.
+
+    Example:
+        >>> from agnosco import MapperConfig, Pixel
+        >>> config = MapperConfig(parameterization=Pixel())
+    """
 
     def fit(self, samples: Samples, device: torch.device) -> Basis:
         from .parameterization import Basis
@@ -64,6 +69,10 @@ class Spectral:
     Args:
         exponent: From 0 (a flat spectrum) to 10; natural images have about 1
             (`Field 1987 <https://doi.org/10.1364/JOSAA.4.002379>`_).
+
+    Example:
+        >>> from agnosco import MapperConfig, Spectral
+        >>> config = MapperConfig(parameterization=Spectral(1.0))
     """
 
     exponent: float = 1.0
@@ -89,6 +98,10 @@ class Data:
         exponent: Power to which the spectrum is raised, from 0 to 10. Below 1, fine detail gets a greater part.
         floor: Least weight of a frequency and of a colour direction, as a share of the greatest, in (0, 1]. It keeps
             the map invertible where samples lack some (grey or very smooth images).
+
+    Example:
+        >>> from agnosco import Data, MapperConfig
+        >>> config = MapperConfig(parameterization=Data(0.8))
     """
 
     exponent: float = 0.9
@@ -132,7 +145,12 @@ class Transforms(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """Images as they are: the paper."""
+    """Images as they are: the paper.
+
+    Example:
+        >>> from agnosco import Identity, MapperConfig
+        >>> config = MapperConfig(transforms=Identity())
+    """
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
         return ()
@@ -150,6 +168,10 @@ class Crops:
             smaller, with the colours of its borders around it.
         flip: Whether half of the crops are mirrored left to right.
         noise: Standard deviation of Gaussian noise added to the crop; pixels are in [0, 1].
+
+    Example:
+        >>> from agnosco import Crops, MapperConfig
+        >>> config = MapperConfig(transforms=Crops(area=(0.3, 1.0)))
     """
 
     area: tuple[float, float] = (0.1, 1.0)
@@ -192,6 +214,10 @@ class L2:
     Args:
         radius: η for 3×224×224 values in [0, 1]; the paper's is 30. For d values it is scaled by √(d / 150528), so that
             the root mean square per value stays the same (0.077 for 30).
+
+    Example:
+        >>> from agnosco import L2, MapperConfig
+        >>> config = MapperConfig(ball=L2(70.0))
     """
 
     radius: float = 30.0
@@ -215,6 +241,10 @@ class AutoL2:
         limit: Greatest radius.
         success: Share of perturbed images given the class, averaged over steps, at which the ball stops growing.
         growth: Factor of growth per step.
+
+    Example:
+        >>> from agnosco import AutoL2, MapperConfig
+        >>> config = MapperConfig(ball=AutoL2(limit=60.0))
     """
 
     start: float = 15.0
@@ -243,6 +273,10 @@ class Sparse:
         pixels: k at the end.
         start: k at the beginning, as a share of all pixels, in (0, 1].
         hold: Share of the steps, at the end, that work with the final k, in [0, 1].
+
+    Example:
+        >>> from agnosco import MapperConfig, Sparse
+        >>> config = MapperConfig(ball=Sparse(pixels=16))
     """
 
     pixels: int = 25

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..models.classifier import Classifier
+from ..models.loading import load
 from ..types import Job, OnStep, Progress, Stage
 from .checkpoint import GroupState, fits
 from .concept import ConceptMap
@@ -28,11 +29,12 @@ TIMED = 3
 
 
 def map_classes(
-    classifier: Classifier,
+    classifier: Classifier | nn.Module | str,
     classes: Iterable[int | str],
     samples: Samples,
     config: Config | str = "quick",
     *,
+    size: int | tuple[int, int] | None = None,
     seeds: Iterable[int] = (0,),
     together: int | None = None,
     on_step: OnStep | None = None,
@@ -44,29 +46,30 @@ def map_classes(
     direction of lines 8–14, the pixels of a sparse ball).
 
     Args:
-        classifier: The network.
+        classifier: The network: a :class:`Classifier`, or a module or name of which :func:`load` makes one.
         classes: Indices or names.
         samples: Images to average over, of the classifier's shape.
         config: Settings, or the name of a preset.
+        size: Height and width in pixels of the input of a module that does not carry them.
         seeds: One map of every class for each.
         together: Maps to make side by side; None fills the device.
         on_step: Called after every step, for every map.
 
     Raises:
-        AgnoscoError: No such class or preset, or samples of another shape; or, once the sound maps made beside it
-            are handed out, that the gradients of a class are not finite.
+        AgnoscoError: No such class or preset, samples of another shape, or a network that :func:`load` refuses; or,
+            once the sound maps made beside it are handed out, that the gradients of a class are not finite.
 
     Example:
         >>> import torch
-        >>> from agnosco import Classifier, Samples, map_classes
+        >>> from agnosco import Samples, map_classes
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
-        >>> classifier = Classifier(model, size=8, labels=["cat", "dog"])
-        >>> samples = Samples.noise(classifier.shape, count=16)
-        >>> for concept in map_classes(classifier, ["cat", "dog"], samples, "draft"):
-        ...     print(concept.name, tuple(concept.pattern.shape))
-        cat (3, 8, 8)
-        dog (3, 8, 8)
+        >>> samples = Samples.noise((3, 8, 8), count=16)
+        >>> for concept in map_classes(model, [0, 1], samples, "draft", size=8):
+        ...     print(concept.label, tuple(concept.pattern.shape))
+        0 (3, 8, 8)
+        1 (3, 8, 8)
     """
+    classifier = load(classifier, size=size)
     config = preset(config) if isinstance(config, str) else config
     if isinstance(classes, str):
         raise AgnoscoError(f"{classes!r} is one class, not several", f"write [{classes!r}], or use map_class")
@@ -97,11 +100,12 @@ def _in_groups(
 
 
 def map_class(
-    classifier: Classifier,
+    classifier: Classifier | nn.Module | str,
     label: int | str,
     samples: Samples,
     config: Config | str = "quick",
     *,
+    size: int | tuple[int, int] | None = None,
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> ConceptMap:
@@ -113,10 +117,10 @@ def map_class(
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
         >>> classifier = Classifier(model, size=8, labels=["cat", "dog"])
         >>> concept = map_class(classifier, "dog", Samples.noise(classifier.shape, count=16), "draft")
-        >>> concept.name, concept.probability > 0.9
-        ('dog', True)
+        >>> concept.name, concept.seed
+        ('dog', 0)
     """
-    return next(map_classes(classifier, [label], samples, config, seeds=[seed], on_step=on_step))
+    return next(map_classes(classifier, [label], samples, config, size=size, seeds=[seed], on_step=on_step))
 
 
 def maps_together(classifier: Classifier, config: Config) -> int:

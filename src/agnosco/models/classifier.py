@@ -42,6 +42,14 @@ class Classifier:
     Raises:
         AgnoscoError: The model gives no finite ``(N, classes)`` logits, ends in a softmax, or the
             input size cannot be known.
+
+    Example:
+        >>> import torch
+        >>> from agnosco import Classifier
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> classifier = Classifier(model, size=8, mean=[0.5] * 3, std=[0.2] * 3, labels=["cat", "dog"])
+        >>> classifier.shape, classifier.index("dog"), classifier(torch.rand(5, 3, 8, 8)).shape
+        ((3, 8, 8), 1, torch.Size([5, 2]))
     """
 
     def __init__(

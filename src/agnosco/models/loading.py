@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -57,8 +56,8 @@ def load(
 
     Raises:
         AgnoscoError: There is no such name or device; :func:`agnosco.models.weights.opening.open_weights` refuses the
-            weights, or they belong to another architecture; there is no network to download them; or
-            :class:`Classifier` refuses the model.
+            weights, or they belong to another architecture; they cannot be downloaded; :class:`Classifier` refuses the
+            model; or it is a Classifier, and there are options that would change it.
 
     Example:
         >>> import torch
@@ -69,18 +68,11 @@ def load(
         torch.Size([5, 2])
     """
     target = None if device is None else resolve_device(device)
-    names = read_labels(Path(labels)) if isinstance(labels, str | Path) else labels
-    if not isinstance(model, str):
-        if weights is not None:
-            raise AgnoscoError(
-                f"weights are for an architecture's name, not for a {type(model).__name__}",
-                "load them into the model first: model.load_state_dict(read_weights(path))",
-            )
-        return as_classifier(
-            model, size=size, mean=mean, std=std, channels=channels, labels=names, features=features, device=target
-        )
+    if isinstance(model, Classifier):
+        options = {"weights": weights, "size": size, "mean": mean, "std": std, "channels": channels}
+        options |= {"labels": labels, "features": features, "device": device}
+        return _unchanged(model, [name for name, value in options.items() if value is not None])
     network = _network(model, weights, trust_code, allow_pickle)
-    network.model.eval().requires_grad_(False)
     if network.assumed and None in (size, mean, std):
         warnings.warn(
             f"{network.name} gets the input of its own weights: {network.size} px, mean {tuple(network.mean or ())}, "
@@ -88,6 +80,7 @@ def load(
             AgnoscoWarning,
             stacklevel=2,
         )
+    names = read_labels(Path(labels)) if isinstance(labels, str | Path) else labels
     return Classifier(
         network.model if target is None else network.model.to(target),
         size=network.size if size is None else size,
@@ -100,46 +93,7 @@ def load(
     )
 
 
-def as_classifier(
-    model: str | nn.Module | Classifier,
-    *,
-    size: int | tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    channels: int | None = None,
-    labels: Sequence[str] | None = None,
-    features: str | None = None,
-    device: torch.device | str | None = None,
-) -> Classifier:
-    """A classifier from whatever a public function accepts as one: a Classifier, a PyTorch module, or a name.
-
-    Args:
-        model: A :class:`Classifier`, returned as it is; a PyTorch module; or a name that :func:`load` knows.
-        size, mean, std, channels, labels, features, device: See :func:`load`.
-
-    Raises:
-        AgnoscoError: Options are given for a Classifier, which has its own; or see :func:`load`.
-    """
-    options: dict[str, Any] = {
-        "size": size, "mean": mean, "std": std, "channels": channels, "labels": labels, "features": features,
-        "device": device,
-    }  # fmt: skip
-    given = {key: value for key, value in options.items() if value is not None}
-    if isinstance(model, Classifier):
-        if given:
-            raise AgnoscoError(
-                f"{model.name} is already a Classifier: {', '.join(given)} cannot be changed",
-                "pass its module, classifier.model, with these options; or move it with Classifier.to(device)",
-            )
-        return model
-    if isinstance(model, str):
-        return load(model, **given)
-    if not isinstance(model, nn.Module):
-        raise AgnoscoError(f"{type(model).__name__} is not a classifier", f"pass {FORMS}, or an nn.Module")
-    if device is not None:
-        model = model.to(resolve_device(device))
-    given.pop("device", None)
-    return Classifier(model, **given)
+as_classifier = load
 
 
 def untrained(
@@ -194,14 +148,36 @@ def to_download(name: str) -> str | None:
     return SOURCES[source].download(short_name) if source in SOURCES else None
 
 
-def _network(name: str, weights: Path | str | None, trust_code: bool, allow_pickle: bool) -> Network:
-    source, _, short_name = name.partition(":")
+def _unchanged(classifier: Classifier, options: Sequence[str]) -> Classifier:
+    """A classifier as it is, unless there are options, which would change it."""
+    if options:
+        raise AgnoscoError(
+            f"{classifier.name} is already a Classifier: {', '.join(options)} cannot be changed",
+            "pass its module, classifier.model, with these options; or move it with Classifier.to(device)",
+        )
+    return classifier
+
+
+def _network(model: str | nn.Module, weights: Path | str | None, trust_code: bool, allow_pickle: bool) -> Network:
+    """What a name stands for, or a module with nothing known about it."""
+    if isinstance(model, nn.Module):
+        if weights is not None:
+            raise AgnoscoError(
+                f"weights are for an architecture's name, not for a {type(model).__name__}",
+                "load them into the model first: model.load_state_dict(read_weights(path))",
+            )
+        return Network(model, type(model).__name__)
+    if not isinstance(model, str):
+        raise AgnoscoError(f"{type(model).__name__} is not a classifier", f"pass {FORMS}, or an nn.Module")
+    source, _, short_name = model.partition(":")
     if source in SOURCES:
         file = None if weights is None else partial(open_weights, weights, allow_pickle=allow_pickle)
-        return SOURCES[source].network(short_name, file, trust_code=trust_code)
+        network = SOURCES[source].network(short_name, file, trust_code=trust_code)
+        network.model.eval().requires_grad_(False)
+        return network
     hint = f"give {FORMS}"
-    if f"torchvision:{name}" in {row["name"] for row in table()}:
-        hint = f"did you mean 'torchvision:{name}'?"
-    elif Path(name).suffix in (".safetensors", ".pt", ".pth"):
+    if f"torchvision:{model}" in {row["name"] for row in table()}:
+        hint = f"did you mean 'torchvision:{model}'?"
+    elif Path(model).suffix in (".safetensors", ".pt", ".pth"):
         hint = "name the architecture, such as torchvision:resnet18, and pass this file as its weights"
-    raise AgnoscoError(f"{name!r} does not say where the classifier comes from", hint)
+    raise AgnoscoError(f"{model!r} does not say where the classifier comes from", hint)
