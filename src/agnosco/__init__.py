@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
     from .method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
     from .method.maker import map_class, map_classes
     from .models.classifier import Classifier
+    from .models.inspection import inspect
     from .models.loading import load
     from .runs.run import Run, remake
     from .types import Progress, Step
@@ -31,6 +32,7 @@ _MODULES = {
     "method.dials": ("L2", "AutoL2", "Crops", "Data", "Identity", "Pixel", "Sparse", "Spectral"),
     "method.maker": ("map_class", "map_classes"),
     "models.classifier": ("Classifier",),
+    "models.inspection": ("inspect",),
     "models.loading": ("load",),
     "runs.run": ("Run", "remake"),
     "types": ("Progress", "Step"),
@@ -58,6 +60,7 @@ __all__ = [
     "Sparse",
     "Spectral",
     "Step",
+    "inspect",
     "load",
     "map_class",
     "map_classes",

@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
+import safetensors.torch
+from helpers import NET
 
 from agnosco.cli.app import EXAMPLES
+from agnosco.models.architectures import created
 
 SOURCES = str(Path(__file__).resolve().parents[2] / "src")
 
@@ -67,3 +72,31 @@ def test_wrong_usage_imports_no_torch(args: list[str]) -> None:
     result = guarded("torch,torchvision,numpy", *args)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 2, result.stderr
+
+
+def test_inspect_of_safetensors_imports_no_torch(tmp_path: Path) -> None:
+    safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
+    result = guarded("torch,torchvision,PIL,jinja2,fsspec", "inspect", "w.safetensors", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "found: nothing wrong" in result.stdout
+
+
+@pytest.mark.parametrize("args", [[], ["--json"]])
+def test_doctor_imports_no_torch(args: list[str]) -> None:
+    result = guarded("torch,torchvision,PIL,jinja2", "doctor", *args)
+    assert result.returncode == 0, result.stderr
+    assert "torch" in result.stdout
+
+
+PYTHON_MODEL = ["python:net.py:build", "--trust-code", "--size", "16"]
+AGNOSCO_MODEL = ["agnosco:digits", "--weights", "digits.safetensors"]
+
+
+@pytest.mark.parametrize("model", [PYTHON_MODEL, AGNOSCO_MODEL], ids=lambda model: model[0])
+def test_map_of_models_that_need_none_imports_no_torchvision(model: list[str], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    safetensors.torch.save_file(created("digits", 3, seed=0).state_dict(), tmp_path / "digits.safetensors")
+    options = ["--samples", "noise", "--steps", "1", "--batch", "2", "--device", "cpu"]
+    result = guarded("torchvision,timm,jinja2,ray", "map", *model, *options, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "agnosco-run/manifest.json").is_file()

@@ -10,6 +10,7 @@ import json
 import pickle
 import struct
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import hostile
@@ -23,9 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from agnosco.cli import inspection
+from agnosco.cli.inspection import in_words, what_next
 from agnosco.data.decoding import Unreadable, decode
 from agnosco.errors import AgnoscoError
+from agnosco.models.inspection import inspect
 from agnosco.models.labels import read_labels
 from agnosco.models.weights.limits import CODES
 from agnosco.models.weights.opening import open_weights
@@ -102,14 +104,14 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def through_the_door(path: Path, content: bytes) -> dict[str, Tensor] | int:
     """What it gives, or the exit code of its refusal; what ``inspect`` says has to agree, and be fit to be shown."""
     path.write_bytes(content)
-    told = inspection.describe_file(path, values=True)
-    shown = inspection.in_words(told) + inspection.what_next(told, str(path))
+    inspection = inspect(path, finite=True)
+    shown = in_words(inspection) + what_next(inspection, str(path))
     assert all(character.isprintable() or character == "\n" for character in shown)
-    assert told["exit_code"] in (0, *CODES.values())
-    json.dumps(told)
-    found = read(path)
-    assert told["exit_code"] == (0 if isinstance(found, dict) else found)
-    return found
+    assert inspection.exit_code in (0, *CODES.values())
+    json.dumps(asdict(inspection))
+    tensors = read(path)
+    assert inspection.exit_code == (0 if isinstance(tensors, dict) else tensors)
+    return tensors
 
 
 def read(path: Path) -> dict[str, Tensor] | int:

@@ -93,5 +93,5 @@ for _name, _command in {
     "demo": reporting.demo,
     "doctor": doctor.doctor,
 }.items():
-    _notes = (inspection.EXITS,) if _name == "inspect" else ()
+    _notes = (inspection.EXIT_CODES,) if _name == "inspect" else ()
     app.command(_name, epilog="\n\n".join((*_notes, "Examples:", *EXAMPLES[_name])))(_command)
