@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from .config import MapperConfig
 from .parameterization import Basis, each
 
+EPSILON = 1e-12
+"""Keeps line 7 from 0 / 0; far below any gradient that matters."""
+
 TINY = 1e-30
 """Keeps a zero step from being divided by its norm."""
 
@@ -53,28 +56,24 @@ def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
     return (rivals - own).sum()
 
 
-class Moments:
-    """Lines 1, 5–7: Adam's running moments of x, and from them the step v.
+def adam_step(
+    x: Tensor, mu: Tensor, sigma: Tensor, k: int, *, beta1: float, beta2: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lines 5–7: the step v from x, after both moments have taken note of x.
 
     Args:
-        beta1, beta2: Decay of the first and the second moment.
+        x: Mean gradient of step k.
+        mu, sigma: First and second moments of the steps before; zeros before the first.
+        k: From 1: at 0, line 7 is 0 / 0.
+        beta1, beta2: Decay of the moments.
+
+    Returns:
+        v, μ and σ.
     """
-
-    epsilon = 1e-12  # against 0 / 0 only: far below any gradient that steers
-
-    def __init__(self, beta1: float, beta2: float) -> None:
-        self.beta1, self.beta2 = beta1, beta2
-        self.mu: Tensor | float = 0.0
-        self.sigma: Tensor | float = 0.0
-        self.k = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Take note of x, and return v."""
-        self.k += 1  # k starts at 1: at 0, line 7 is 0 / 0
-        self.mu = self.beta1 * self.mu + (1 - self.beta1) * x  # line 5
-        self.sigma = self.beta2 * self.sigma + (1 - self.beta2) * x * x  # line 6
-        correction = math.sqrt(1 - self.beta2**self.k) / (1 - self.beta1**self.k)
-        return correction * self.mu / (self.sigma.sqrt() + self.epsilon)  # line 7
+    mu = beta1 * mu + (1 - beta1) * x  # line 5
+    sigma = beta2 * sigma + (1 - beta2) * x * x  # line 6
+    correction = math.sqrt(1 - beta2**k) / (1 - beta1**k)
+    return correction * mu / (sigma.sqrt() + EPSILON), mu, sigma  # line 7
 
 
 def unit_step(v: Tensor, basis: Basis) -> Tensor:

@@ -1,4 +1,4 @@
-"""What callers call: the maps of several classes, each by Algorithm 1 and the refinement in turn."""
+"""The cycle: maps of several classes, each by Algorithm 1 and the refinement (Eq. 2) in turn."""
 
 from __future__ import annotations
 

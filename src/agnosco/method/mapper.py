@@ -21,7 +21,7 @@ from ..models.classifier import Classifier
 from ..types import Step
 from .ball import BallState, Projector
 from .config import MapperConfig
-from .formulas import Moments, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
+from .formulas import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
 from .parameterization import Basis, each
 
 
@@ -120,18 +120,15 @@ class Mapper:
 
     def _step(self, state: LoopState) -> LoopState:
         config, basis, k = self.config, self.basis, len(state.trace) + 1
-        moments = Moments(config.beta1, config.beta2)
-        moments.mu, moments.sigma, moments.k = state.mu, state.sigma, k - 1
         images = self.mini_batches()
         nu = basis.pixels(state.w)
         gradient, probability, success = self.gradient(images, nu)
         x = basis.pullback(gradient)
-        v = moments(x)
+        v, mu, sigma = adam_step(x, state.mu, state.sigma, k, beta1=config.beta1, beta2=config.beta2)
         sign = self._direction(images, nu, x, v)
         v = v * each(sign * step_length(v, config, basis, state.ball.eta, k), v)
         w, ball = self.project(state.w + v, state.ball, progress=k / config.steps, success=success)
         trace = [*state.trace, noted(k, probability, success, basis.norm(w), sign)]
-        mu, sigma = torch.as_tensor(moments.mu), torch.as_tensor(moments.sigma)
         return replace(state, w=w, mu=mu, sigma=sigma, ball=ball, success=success, trace=trace)
 
     def mini_batches(self) -> Tensor:

@@ -1,7 +1,6 @@
-"""The method as a reader of the paper would write it: Algorithm 1 and Eq. 2, one map at a time.
+"""The reference: Algorithm 1 and Eq. 2 as a reader of the paper would write them, one map at a time.
 
-This is the reference, not what runs: tests hold the mapper (:mod:`agnosco.method.mapper`) and the refinement
-(:mod:`agnosco.method.refine`) that run, many maps at once, to :func:`saliency_map` and :func:`refine` here.
+What runs is :mod:`agnosco.method.mapper` and :mod:`agnosco.method.refine`, many maps at once; tests compare the two.
 
 Symbols of the paper (https://arxiv.org/abs/2303.17836), used as names:
 
@@ -31,14 +30,10 @@ from ..models.classifier import Classifier
 from ..types import Step
 from .ball import BallState, Projector
 from .config import MapperConfig, RefineConfig
-from .dials import Transforms
-from .formulas import Moments, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
+from .formulas import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
 from .parameterization import Basis, each
 from .refine import attention
 from .transforms import transformed
-
-MICRO_BATCH = 32
-"""Images whose activations are held at once; bounds memory and changes nothing else."""
 
 
 def saliency_map(
@@ -69,8 +64,9 @@ def saliency_map(
     Returns:
         ν, ``(C, H, W)`` float32 with ‖ν‖₂ ≤ η, what every step did, and what the projections left.
     """
-    moments, ball = Moments(config.beta1, config.beta2), ball or project.begin()
+    ball = ball or project.begin()
     w = basis.coordinates(torch.zeros(basis.shape, device=basis.device) if start is None else start)  # line 1
+    mu, sigma = torch.zeros_like(w), torch.zeros_like(w)
     trace: list[Step] = []
     with classifier.frozen():
         for k in range(1, config.steps + 1):  # line 2
@@ -78,7 +74,7 @@ def saliency_map(
             nu = basis.pixels(w)
             gradient, probability, success = loss_gradient(classifier, label, images, nu, config, generator)
             x = basis.pullback(gradient)  # line 4
-            v = moments(x)  # lines 5-7
+            v, mu, sigma = adam_step(x, mu, sigma, k, beta1=config.beta1, beta2=config.beta2)  # lines 5-7
             sign = _direction(classifier, label, images, nu, x, v, config, basis, generator)  # lines 8-14
             v = v * each(step_length(v, config, basis, ball.eta, k), v)
             w, ball = project(w + sign * v, ball, progress=k / config.steps, success=success)  # lines 11, 13, 15
@@ -138,12 +134,7 @@ def mini_batch(samples: Samples, config: MapperConfig, generator: torch.Generato
 
 
 def loss_gradient(
-    classifier: Classifier,
-    label: int,
-    images: Tensor,
-    nu: Tensor,
-    config: MapperConfig,
-    generator: torch.Generator,
+    classifier: Classifier, label: int, images: Tensor, nu: Tensor, config: MapperConfig, generator: torch.Generator
 ) -> tuple[Tensor, float, float]:
     """Line 4: the mean over a mini-batch of ∇ of the loss, at the clipped images.
 
@@ -151,32 +142,19 @@ def loss_gradient(
         The gradient ``(C, H, W)``, the mean probability of the class, the share of images given the class.
     """
     clipped = perturbed(images, nu).requires_grad_()
-    seen = transformed(config.transforms, clipped, generator)
-    gradients: list[Tensor] = []
-    probability = success = 0.0
-    for part in seen.detach().split(MICRO_BATCH):
-        logits = classifier(part.requires_grad_())
-        target = torch.full((len(part),), label, device=logits.device)
-        gradients += torch.autograd.grad(class_loss(logits, target, config.loss), part)
-        probability += logits.detach().softmax(1)[:, label].sum().item()
-        success += (logits.argmax(1) == label).sum().item()
-    (gradient,) = torch.autograd.grad(seen, clipped, torch.cat(gradients))  # back through the transforms
+    logits = classifier(transformed(config.transforms, clipped, generator))
+    targets = torch.full((len(images),), label, device=logits.device)
+    (gradient,) = torch.autograd.grad(class_loss(logits, targets, config.loss), clipped)
     if config.clip == "masked":
         gradient = gradient * (clipped == images - nu)
-    return gradient.mean(0), probability / len(images), success / len(images)
+    probability, success = logits.softmax(1)[:, label], logits.argmax(1) == label
+    return gradient.mean(0), probability.mean().item(), success.float().mean().item()
 
 
 def _direction(
-    classifier: Classifier,
-    label: int,
-    images: Tensor,
-    nu: Tensor,
-    x: Tensor,
-    v: Tensor,
-    config: MapperConfig,
-    basis: Basis,
-    generator: torch.Generator,
-) -> int:
+    classifier: Classifier, label: int, images: Tensor, nu: Tensor, x: Tensor, v: Tensor,
+    config: MapperConfig, basis: Basis, generator: torch.Generator,
+) -> int:  # fmt: skip
     """Lines 8–14: +1 if adding v serves the class at least as well as subtracting it, else −1."""
     if config.direction == "plus":
         return 1
@@ -187,14 +165,6 @@ def _direction(
     means: list[float] = []
     for probe in (nu + unit, nu - unit):
         generator.set_state(state)  # both are seen under the same transforms
-        means.append(_mean_probability(classifier, label, perturbed(images, probe), config.transforms, generator))
+        seen = transformed(config.transforms, perturbed(images, probe), generator)
+        means.append(classifier.probabilities(seen)[:, label].mean().item())  # line 10: E[K(I) → ℓ]
     return 1 if means[0] >= means[1] else -1
-
-
-def _mean_probability(
-    classifier: Classifier, label: int, images: Tensor, transforms: Transforms, generator: torch.Generator
-) -> float:
-    """E[K(I) → ℓ]: mean softmax probability of the class over images (line 10)."""
-    seen = transformed(transforms, images, generator)
-    parts = [classifier.probabilities(part)[:, label] for part in seen.split(MICRO_BATCH)]
-    return torch.cat(parts).mean().item()
