@@ -43,6 +43,7 @@ from agnosco.evaluate.transfer import Judgement, judge
 from agnosco.method.score import predictions
 from agnosco.runs.jobs import run_maps
 from agnosco.runs.run import Run
+from agnosco.runs.sheet import write_contact_sheet
 
 Networks = dict[str, Callable[[], Classifier]]
 
@@ -93,7 +94,7 @@ def complete_run(
         missing = [index for index in classes if (index, seed) not in finished]
         for made in run_maps(run, source, images, missing, seeds=[seed]) if missing else ():
             print(f"{name}: {made.entry.name}, seed {seed}, {made.seconds:.0f} s", flush=True)
-    run.write_contact_sheet()
+    write_contact_sheet(run)
     keep_manifest(run.path)
     return run
 

@@ -51,7 +51,7 @@ from agnosco.io.atomic import PART
 from agnosco.method import prepare
 from agnosco.method.config import PRESETS, RefineConfig
 from agnosco.models.architectures import created
-from agnosco.runs import jobs
+from agnosco.runs import jobs, sheet
 from agnosco.runs.run import Run
 
 PATH = RESULTS / "torture.json"
@@ -128,9 +128,9 @@ def prepared(folder: Path, board: Board) -> list[str]:
     paper = PRESETS["paper"]
     PRESETS["paper"] = replace(paper, refine=RefineConfig(steps=6, rate=0.05))
     local.atomic_file = board.counted(local.atomic_file)
-    Run._write_manifest = board.during(MANIFEST, Run._write_manifest)
+    Run.write_manifest = board.during(MANIFEST, Run.write_manifest)
     Run.add = board.during(STORE, Run.add)
-    Run.write_contact_sheet = board.during(END, Run.write_contact_sheet)
+    sheet.write_contact_sheet = board.during(END, sheet.write_contact_sheet)
     jobs.Keeper.write = board.during(CHECKPOINT, jobs.Keeper.write)
     return [
         "map", "agnosco:digits", "--weights", str(folder / "network.safetensors"), "--samples", "noise",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
     from .models.classifier import Classifier
     from .models.inspection import inspect
     from .models.loading import load
-    from .runs.run import Run, remake
+    from .runs.origin import remake
+    from .runs.run import Run
     from .types import Progress, Step
 
 __version__ = "0.1.0"
@@ -34,7 +35,8 @@ _MODULES = {
     "models.classifier": ("Classifier",),
     "models.inspection": ("inspect",),
     "models.loading": ("load",),
-    "runs.run": ("Run", "remake"),
+    "runs.origin": ("remake",),
+    "runs.run": ("Run",),
     "types": ("Progress", "Step"),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}

@@ -31,8 +31,7 @@ from agnosco.method.config import Config, MapperConfig, RefineConfig
 from agnosco.method.dials import L2, AutoL2, Crops, Data, Sparse, Spectral
 from agnosco.method.maker import Maker, groups_of
 from agnosco.models.classifier import Classifier
-from agnosco.runs import jobs
-from agnosco.runs import run as run_module
+from agnosco.runs import jobs, status
 from agnosco.runs.jobs import Finished, run_maps
 from agnosco.runs.run import Run
 from agnosco.types import Job, Progress
@@ -193,7 +192,7 @@ def test_what_follows_from_a_map_is_written_anew_without_making_it(
 ) -> None:  # fmt: skip
     folder = tmp_path / "run"
     make(folder)
-    monkeypatch.setattr(run_module, "ASKED_FOR", asked_for)
+    monkeypatch.setattr(status, "LISTED", asked_for)
     spoil(folder / name, damage)
     assert make(folder) == []
     assert files(folder) == undisturbed

@@ -30,11 +30,11 @@ from agnosco.method.config import Config, MapperConfig, RefineConfig, config_to_
 from agnosco.method.dials import L2
 from agnosco.method.maker import map_class
 from agnosco.models.classifier import Classifier
-from agnosco.runs import run as run_module
 from agnosco.runs import sheet
 from agnosco.runs.command import chosen_config
 from agnosco.runs.manifest import read_entry, slug, write_entry
-from agnosco.runs.run import Run, check_target, remake
+from agnosco.runs.origin import remake
+from agnosco.runs.run import Run, check_target
 from agnosco.text import one_line
 from agnosco.types import Job, Step
 
@@ -76,7 +76,7 @@ def run(tmp_path: Path) -> Run:
     run = create(tmp_path / "run")
     run.add(concept(2, seed=7), targeted_success_rate=0.25)
     run.add(concept(1), targeted_success_rate=float("nan"))
-    run.write_contact_sheet()
+    sheet.write_contact_sheet(run)
     run.end()
     return run
 
@@ -92,8 +92,8 @@ def picture(path: Path) -> np.ndarray:
 
 def believe(run: Run, content: bytes) -> None:
     """Have a run's entry of class 1 give the digest of other content."""
-    run._entries[Job(1, 0)] = msgspec.structs.replace(
-        run._entries[Job(1, 0)], sha256=hashlib.sha256(content).hexdigest()
+    run.entry_of[Job(1, 0)] = msgspec.structs.replace(
+        run.entry_of[Job(1, 0)], sha256=hashlib.sha256(content).hexdigest()
     )
 
 
@@ -219,7 +219,7 @@ def test_same_run_gives_the_same_bytes_and_names_no_folder(run: Run, tmp_path: P
     other = create(tmp_path / "elsewhere" / "other")
     for index, seed, success in ((1, 0, float("nan")), (2, 7, 0.25)):  # in the other order
         other.add(concept(index, seed=seed), targeted_success_rate=success)
-    other.write_contact_sheet()
+    sheet.write_contact_sheet(other)
     other.end()
     assert files(other.path) == files(run.path)
     for name, content in files(run.path).items():
@@ -354,7 +354,7 @@ def test_file_is_written_whole_or_not_at_all(run: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(AgnoscoError, match="input/output error"):
-        run.write("manifest.json", b"half")
+        run.folder.write("manifest.json", b"half")
     assert files(run.path) == before
 
 
@@ -577,7 +577,7 @@ def test_links_in_a_folder_are_not_followed(run: Run, tmp_path: Path) -> None:
     (run.path / "contact-sheet.png").symlink_to(canary)
     again = create(run.path)
     again.add(concept(1), targeted_success_rate=0.5)
-    again.write_contact_sheet()
+    sheet.write_contact_sheet(again)
     assert canary.read_text() == "dear"
     assert not (run.path / "contact-sheet.png").is_symlink()
     elsewhere = tmp_path / "elsewhere"
@@ -592,7 +592,7 @@ def test_links_in_a_folder_are_not_followed(run: Run, tmp_path: Path) -> None:
 def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "ON_SHEET", 2)
+    monkeypatch.setattr(sheet, "ON_SHEET", 2)
     told: list[tuple[int, str]] = []
     ordinary = sheet.contact_sheet
 
@@ -604,6 +604,6 @@ def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
     run = create(tmp_path / "run")
     for label in range(3):
         run.add(concept(label), targeted_success_rate=0.5)
-    run.write_contact_sheet()
+    sheet.write_contact_sheet(run)
     assert told[0][0] == 2
     assert told[0][1].startswith("The first 2 of 3 maps. ")

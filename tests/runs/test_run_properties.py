@@ -24,6 +24,7 @@ from agnosco.method.config import Config, MapperConfig
 from agnosco.models.classifier import Classifier
 from agnosco.runs import manifest
 from agnosco.runs.run import Run
+from agnosco.runs.status import status_of
 from agnosco.types import Job, Step
 
 SHAPE = (3, 2, 2)
@@ -146,7 +147,7 @@ def test_any_damage_of_a_file_is_told_and_nothing_else_is_raised(
             run.end()
         file = path / f"maps/0000-a-s0.{kind}"
         file.write_bytes(damaged(file.read_bytes(), damage))
-        status = create(path).status([Job(0, 0), Job(1, 0)], names=NAMES)
+        status = status_of(create(path), [Job(0, 0), Job(1, 0)], names=NAMES)
         if kind == "json" and ended:  # the index knows the entry, which is written anew
             assert (status.missing, status.damaged) == ([], [])
             assert file.read_bytes() == ENTRY
@@ -191,7 +192,7 @@ def test_two_writers_of_one_map_leave_one_that_can_be_read(turns: list[bool], al
         run = Run.open(path)
         assert [entry.index for entry in run.entries] == [0]
         assert run.map(0).nu[0, 0, 0].item() in torch.tensor(values).tolist()
-        assert create(path).status([Job(0, 0)], names=NAMES).missing == []
+        assert status_of(create(path), [Job(0, 0)], names=NAMES).missing == []
 
 
 def _writes(run: Run, one: ConceptMap) -> Iterator[str]:

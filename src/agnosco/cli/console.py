@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ..data.samples import Samples
     from ..models.classifier import Classifier
     from ..runs.jobs import Finished, Made
-    from ..runs.run import Run, RunStatus
+    from ..runs.run import Run
+    from ..runs.status import RunStatus
     from ..types import OnStep, Progress
 
 LONG = 10.0
@@ -208,7 +209,9 @@ class Output:
         return making.all()
 
     def _wrote(self, run: Run, making: _Making) -> None:
-        sheet = run.write_contact_sheet()
+        from ..runs.sheet import write_contact_sheet
+
+        sheet = write_contact_sheet(run)
         count, total = len(making.made), making.wanted
         made = f"{count}" if count >= total else f"{count} of {total}"
         wrote = f"Wrote {made} {'map' if total == 1 else 'maps'} to {run.folder}. " if making.made else ""

@@ -29,6 +29,7 @@ from ..models.architectures import created
 from ..models.classifier import Classifier
 from ..runs.manifest import HELD_OUT, SPLIT_SEED
 from ..runs.run import MANIFEST, Run, check_target
+from ..runs.tensors import write_tensors
 from .console import Output
 
 EPOCHS, BATCH, RATE = 25, 64, 5e-3
@@ -106,7 +107,7 @@ def _shown(out: Folder, data: Labelled, attack: Attack | None, output: Output) -
     classifier = Classifier(model, size=SIDE, labels=data.names, name=f"{kind} digits network")
     made = Run.create(out, classifier=classifier, samples=data.samples, config=CONFIG, command="demo")
     output.make(made, classifier, data.samples, range(10))
-    made.write_tensors("network.safetensors", model.state_dict())
+    write_tensors(made.folder, "network.safetensors", model.state_dict())
     with output.bar() as show:
         found = scan(
             classifier, data.samples,

@@ -33,7 +33,8 @@ from ..method.maker import generator_for, map_class, map_classes
 from ..method.render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import logits_of
 from ..models.classifier import Classifier
-from ..runs.run import Run
+from ..runs.origin import check_origin
+from ..runs.run import Run, check_target
 from ..types import OnStep
 
 LEVELS = 6
@@ -110,12 +111,12 @@ def check(
             written; or scikit-image or SciPy is not installed.
     """
     _metrics()  # what is missing is said before hours of work, not after
-    run.check_origin(classifier, samples)
+    check_origin(run, classifier, samples)
     maps = list(run.maps())
     names = {concept.label: concept.name for concept in maps}
     if len(names) < 2:
         raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "map at least two classes")
-    run.check_writable()
+    check_target(run.folder)
     kept, _ = samples.split(run.settings.samples.held_out, seed=run.settings.samples.split_seed)
     chosen = sorted(names)[:classes]
     first = [next(concept for concept in maps if concept.label == label) for label in chosen]  # least seeds first
@@ -134,13 +135,13 @@ def check(
     }
     levels = cascade(classifier, chosen, kept, run.config, pictures=pictures, seed=another, on_step=on_step)
     found["cascade"] = [to_json(level) for level in levels]
-    run.write(FILE, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    run.folder.write(FILE, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     captions = ["as it is", *(words(level.stages) for level in levels)]
     rows = list(zip(pictures, *(level.pictures for level in levels), strict=True))
     shown = [enlarged(to_picture(stretched(picture - 0.5)), SIDE) for row in rows for picture in row]
     footer = f"{classifier.name}, weights redrawn from the output downwards; classes: {', '.join(found['classes'])}."
     sheet = contact_sheet(shown, captions * len(rows), columns=len(captions), tile=SIDE, footer=footer)
-    run.write(SHEET, png(sheet))
+    run.folder.write(SHEET, png(sheet))
     return found
 
 

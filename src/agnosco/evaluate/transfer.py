@@ -121,7 +121,7 @@ def keep(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
             one = one | {"targeted_success_rate": known[key]["targeted_success_rate"]}
         known[key] = one
     kept = sorted(known.values(), key=lambda one: (not one["source"], one["target"], one["shape"]))
-    run.write(SCORES, (json.dumps({"targets": kept}, indent=1, sort_keys=True) + "\n").encode())
+    run.folder.write(SCORES, (json.dumps({"targets": kept}, indent=1, sort_keys=True) + "\n").encode())
     return kept
 
 

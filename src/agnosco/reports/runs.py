@@ -21,7 +21,6 @@ from ..io.local import Local
 from ..io.storage import Folder, Place, at_once
 from ..method.config import describe
 from ..runs.command import command_of, options_of
-from ..runs.manifest import stem
 from ..runs.run import MANIFEST, Run
 from ..text import one_line, without_password
 from .pictures import uri
@@ -134,7 +133,7 @@ def _preset(run: Run) -> str:
 def _dates(run: Run) -> str:
     """What the clock of the maps' files says; a manifest holds no time, and a copy may have another."""
     try:
-        times = sorted(at_once(lambda entry: run.folder.modified(f"maps/{stem(entry)}.safetensors"), run.entries))
+        times = sorted(at_once(lambda entry: run.folder.modified(f"maps/{entry.stem}.safetensors"), run.entries))
     except FileNotFoundError as error:
         raise AgnoscoError(
             f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",

@@ -29,8 +29,9 @@ from ..method.maker import maps_together
 from ..method.prepare import resolve_precision
 from ..models.classifier import Classifier
 from ..types import Job, OnStep, Progress
-from .jobs import Finished, Worker
+from .jobs import Finished, Worker, store_groups
 from .run import Run
+from .status import status_of
 
 RETRIES = 5
 """How often a group is given to another worker when one dies."""
@@ -159,7 +160,7 @@ class Cluster:
             self.send(classifier, samples, run.config)
         assert self._sent is not None
         sent, place = self._sent, run.folder.absolute("")
-        groups = run.begin(jobs, min(sent.machine.together, -(-len(jobs) // self.workers)))
+        groups = store_groups(run, jobs, min(sent.machine.together, -(-len(jobs) // self.workers)))
         events = None if on_step is None else self._queue()
         make, missing = self._task(_group_made), set(jobs)
         pending = [
@@ -276,7 +277,7 @@ def _group_made(
         _workers[key, place] = Worker(run, *_received(key, refs, torch.device(machine.device)))
     worker = _workers[key, place]
     made = {(one.entry.index, one.entry.seed): one for one in worker.make(group, on_step=_teller(events))}
-    others = worker.run.status([job for job in missing if job not in made], names=worker.classifier.labels)
+    others = status_of(worker.run, [job for job in missing if job not in made], names=worker.classifier.labels)
     return [*made.values(), *(Finished(entry, 0.0) for entry in others.entries)]
 
 

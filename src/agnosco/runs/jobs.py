@@ -23,12 +23,13 @@ from ..io.records import to_json
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.concept import ConceptMap
 from ..method.config import Config
-from ..method.maker import Maker, map_classes, maps_together
+from ..method.maker import Maker, groups_of, map_classes, maps_together
 from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
-from .manifest import Entry
-from .run import Run, RunStatus, split
+from .manifest import Entry, split
+from .run import Run
+from .status import RunStatus, status_of
 
 TIMED = 3
 """Steps of the measurement in :func:`seconds_per_map`; the first of them warms up."""
@@ -130,7 +131,7 @@ def run_maps(
     Args:
         run: Where they go; its settings are used.
         classifier: The network.
-        samples: All samples; see :func:`agnosco.runs.run.split`.
+        samples: All samples; see :func:`agnosco.runs.manifest.split`.
         classes: Indices or names.
         seeds: One map of every class for each.
         on_step: Called after every step, for every map.
@@ -142,7 +143,7 @@ def run_maps(
     """
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
     run.folder.sweep()
-    found = run.status(jobs, names=classifier.labels)
+    found = status_of(run, jobs, names=classifier.labels)
     if on_found is not None:
         on_found(found)
     try:
@@ -161,8 +162,35 @@ def made_here(
 ) -> Iterator[Finished]:
     """Make maps and store them, in this process, group after group."""
     worker = Worker(run, classifier, samples)
-    for group in run.begin(jobs, worker.maker.together):
+    for group in store_groups(run, jobs, worker.maker.together):
         yield from worker.make(group, on_step=on_step)
+
+
+def store_groups(run: Run, jobs: Sequence[Job], together: int) -> list[list[Job]]:
+    """Store which maps are made side by side, before they are made.
+
+    The maps of a group have the same bits only if all of it is made: whatever happens to this process, the next one
+    makes the same groups.
+
+    Args:
+        run: The run.
+        jobs: The maps to make.
+        together: How many maps to make side by side at most, of those that are in no group yet.
+
+    Returns:
+        The groups that hold these jobs.
+    """
+    run.merge()
+    grouped = {job for group in run.groups for job in group}
+    run.groups += groups_of([job for job in jobs if job not in grouped], together)
+    run.write_manifest()
+    needed, seen = set(jobs), set()
+    groups = []
+    for group in run.groups:
+        if not needed.isdisjoint(set(group) - seen):
+            groups.append(group)
+        seen.update(group)
+    return groups
 
 
 class Worker:
@@ -182,7 +210,7 @@ class Worker:
 
     def make(self, group: Sequence[Job], *, on_step: OnStep | None = None) -> Iterator[Finished]:
         """A group, made from its checkpoint or from the beginning; of its maps, those that are missing are stored."""
-        missing = self.run.status(group, names=self.classifier.labels).missing
+        missing = status_of(self.run, group, names=self.classifier.labels).missing
         if not missing:  # another process has made it
             return
         keeper = Keeper(self.run, group)

@@ -1,4 +1,4 @@
-"""What a run folder says of itself, as typed JSON records: the settings of all its maps, and an entry for each."""
+"""The manifest of a run, as typed JSON records: the settings that all its maps share, and an entry for each map."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 from msgspec.structs import replace
 
-from ..data.samples import Samples
 from ..io import records
 from ..io.records import Record
 from ..method.config import Config, config_from_json, config_to_json
-from ..models.classifier import Classifier
+from ..types import Job
+
+if TYPE_CHECKING:
+    from ..data.samples import Samples
+    from ..method.concept import ConceptMap
+    from ..models.classifier import Classifier
 
 HELD_OUT = 0.2
-"""Share of the samples that no map is made with, and that every map is judged by."""
+"""Share of the samples that no map is made with, and that every map is judged with."""
 
 SPLIT_SEED = 0
 """Seed of the random choice of these samples."""
@@ -82,7 +87,7 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
         overrides: Options in which the configuration was changed; see :func:`agnosco.runs.command.chosen_config`.
         device, threads, versions: What the maps are made with.
         model, samples: What they are made of.
-        config: The configuration, as :func:`~agnosco.method.maker.config_to_json` wrote it.
+        config: The configuration, as :func:`~agnosco.method.config.config_to_json` wrote it.
     """
 
     command: str
@@ -104,7 +109,7 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, rename={"name": "cl
         seed: Its seed.
         stages: Names of the stages it went through.
         probability: Of its class, for its picture.
-        targeted_success_rate: Share of held-out images that it moves to its class; None if there were none to move.
+        targeted_success_rate: Share of held-out images that its pattern moves to its class; None if there were none.
         norm: ‖ν‖₂.
         files: Paths inside the run folder, for people: ``map``, ``picture``, ``raw``. They are never followed.
         sha256: Digest of the map's file.
@@ -121,6 +126,21 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, rename={"name": "cl
     files: dict[str, str]
     sha256: str
     check: str | None = None
+
+    @property
+    def job(self) -> Job:
+        """Its class and seed."""
+        return Job(self.index, self.seed)
+
+    @property
+    def stem(self) -> str:
+        """The name that its files share."""
+        return stem_of(self.index, self.name, self.seed)
+
+
+def split(samples: Samples) -> tuple[Samples, Samples]:
+    """The samples that a run's maps are made with, and those held out to judge them."""
+    return samples.split(HELD_OUT, seed=SPLIT_SEED)
 
 
 def settings_of(
@@ -219,6 +239,30 @@ def write_manifest(settings: Settings, groups: Sequence[Group], entries: Sequenc
     return text.encode()
 
 
+def entry_for(concept: ConceptMap, content: bytes, *, targeted_success_rate: float) -> Entry:
+    """The entry of a map whose file has this content; a rate that is not finite becomes None."""
+    import torch
+
+    name = stem_of(concept.label, concept.name, concept.seed)
+    return sealed(
+        Entry(
+            index=concept.label,
+            name=concept.name,
+            seed=concept.seed,
+            stages=tuple(concept.stages),
+            probability=concept.probability,
+            targeted_success_rate=targeted_success_rate if isfinite(targeted_success_rate) else None,
+            norm=torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
+            files={
+                "map": f"maps/{name}.safetensors",
+                "picture": f"pictures/{name}.png",
+                "raw": f"pictures/{name}-raw.png",
+            },
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+    )
+
+
 def read_entry(content: bytes, name: str) -> Entry:
     """The entry in the file of this stem.
 
@@ -227,7 +271,7 @@ def read_entry(content: bytes, name: str) -> Entry:
     """
     try:
         entry = records.decode(content, Entry)
-        if write_entry(entry) == content and stem(entry) == name:
+        if write_entry(entry) == content and entry.stem == name:
             return entry
     except ValueError as error:
         raise ValueError(f"{name}.json is damaged") from error
@@ -242,11 +286,6 @@ def write_entry(entry: Entry) -> bytes:
 def sealed(entry: Entry) -> Entry:
     """An entry with its own digest."""
     return replace(entry, check=_digest(entry))
-
-
-def stem(entry: Entry) -> str:
-    """The name that a map's files share; made from the entry, never read from it."""
-    return stem_of(entry.index, entry.name, entry.seed)
 
 
 def stem_of(index: int, name: str, seed: int) -> str:

@@ -1,20 +1,31 @@
-"""What a run folder shows people: the contact sheet, and a run in a notebook."""
+"""What a run shows people: a picture of each map, the contact sheet, and the run in a notebook."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
 from math import ceil, sqrt
 from typing import TYPE_CHECKING
 
-from ..method.config import config_from_json, describe
+from ..io.storage import Folder
+from ..method.config import describe
 from ..method.render import SIDE, contact_sheet, enlarged, png
 from ..text import one_line
-from .manifest import Entry, Settings
+from .manifest import Entry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ..method.concept import ConceptMap
+    from .run import Run
+
+SHEET = "contact-sheet.png"
+
+ON_SHEET = 400
+"""Maps on a contact sheet at most. The report shows all."""
+
+IN_NOTEBOOK = 40
+"""Maps of a run that a notebook shows at most."""
 
 THUMBNAIL = 128
 """Size of a map in a notebook, in pixels."""
@@ -23,41 +34,48 @@ CAPTION = 31
 """Longest caption under a map."""
 
 
-def sheet_of(pictures: Sequence[Image], entries: Sequence[Entry], settings: Settings, *, total: int) -> bytes:
-    """The contact sheet as a PNG file.
+def write_pictures(folder: Folder, concept: ConceptMap, entry: Entry) -> None:
+    """Write the picture of a map for people, and the raw one that metrics see."""
+    folder.write(f"pictures/{entry.stem}.png", png(enlarged(concept.display(), SIDE)))
+    folder.write(f"pictures/{entry.stem}-raw.png", png(concept.image()))
 
-    Args:
-        pictures: Of the maps that are shown, the first of the run.
-        entries: Of the same maps.
-        settings: The run's.
-        total: How many maps the run has.
-    """
+
+def write_contact_sheet(run: Run) -> str:
+    """Write the first :data:`ON_SHEET` maps of a run in one picture; returns its full name."""
+    entries, total = run.entries[:ON_SHEET], len(run.entries)
     several = len({entry.seed for entry in entries}) > 1
     captions = [caption(entry, with_seed=several) for entry in entries]
     some = "" if len(entries) == total else f"The first {len(entries)} of {total} maps. "
-    model, samples = settings.model, settings.samples
+    model, samples = run.settings.model, run.settings.samples
     footer = (
-        f"{some}{model.name} at {model.shape[2]} px. {describe(config_from_json(settings.config), model.shape)}. "
-        f"Samples: {samples.source}, {samples.count}. p: what the model gives the picture; moves: share of held-out "
-        "images that the map moves to its class."
+        f"{some}{model.name} at {model.shape[2]} px. {describe(run.config, model.shape)}. "
+        f"Samples: {samples.source}, {samples.count}. p: probability that the model gives the picture's class; moves: "
+        "share of held-out images that the pattern moves to its class."
     )
     columns = max(5, ceil(sqrt(len(captions))))
-    return png(contact_sheet(pictures, captions, columns=columns, tile=SIDE, footer=one_line(footer, limit=1000)))
+    pictures = [_picture(run, entry) for entry in entries]
+    sheet = contact_sheet(pictures, captions, columns=columns, tile=SIDE, footer=one_line(footer, limit=1000))
+    return run.folder.write(SHEET, png(sheet))
 
 
-def page_of(pictures: Iterable[Image], entries: Iterable[Entry], *, total: int) -> str:
-    """Maps as HTML for a notebook, each with its class; nothing in it runs."""
-    tiles = [_tile(picture, entry) for picture, entry in zip(pictures, entries, strict=True)]
-    more = total - len(tiles)
+def page_of(run: Run) -> str:
+    """The first maps of a run as HTML for a notebook, each with its class; nothing in it is executed."""
+    entries = run.entries
+    tiles = [_tile(_picture(run, entry), entry) for entry in entries[:IN_NOTEBOOK]]
+    more = len(entries) - len(tiles)
     rest = f"<p>and {more} more: <code>agnosco report</code> shows all</p>" if more > 0 else ""
     return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(tiles)}</div>{rest}'
 
 
 def caption(entry: Entry, *, with_seed: bool) -> str:
-    """A map's class, its seed if that is needed, and its figures: ``goldfish  p 0.99, moves 80%``."""
+    """A map's class, its seed if needed, and its figures: ``goldfish  p 0.99, moves 80%``."""
     moves = "" if entry.targeted_success_rate is None else f", moves {entry.targeted_success_rate:.0%}"
     figures = (f" s{entry.seed}" if with_seed else "") + f"  p {entry.probability:.2f}{moves}"
     return one_line(entry.name, limit=CAPTION - len(figures)) + figures
+
+
+def _picture(run: Run, entry: Entry) -> Image:
+    return run.map(*entry.job).display()
 
 
 def _tile(picture: Image, entry: Entry) -> str:

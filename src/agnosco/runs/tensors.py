@@ -14,10 +14,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ..io.storage import Folder
 from ..types import Shape, Step
 from .manifest import Entry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..method.concept import ConceptMap
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -39,8 +42,15 @@ def to_bytes(concept: ConceptMap) -> bytes:
     return save(tensors)
 
 
+def write_tensors(folder: Folder, name: str, tensors: dict[str, Tensor]) -> str:
+    """Write tensors to a safetensors file; returns its full name."""
+    from safetensors.torch import save
+
+    return folder.write(name, save(tensors))
+
+
 def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
-    """The arrays in the file of a map, once it is certain that they are those of a map.
+    """The arrays in the file of a map, checked to be those of a map.
 
     Args:
         content: The file.
@@ -61,28 +71,19 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
         kind = name.partition("/")[0]
         if (array.shape, array.dtype.name) != expected.get(kind, (steps, "float64")):
             raise ValueError(f"its {'map' if kind == 'nu' else kind} is {array.shape} of {array.dtype}")
+    if not (np.isfinite(arrays["trace/step"]).all() and np.isfinite(arrays["trace/direction"]).all()):
+        raise ValueError("its trace holds steps without a number")
     return arrays
 
 
 def trace_of(arrays: Arrays) -> tuple[Step, ...]:
-    """What every step saw and did.
-
-    Raises:
-        ValueError: The number of a step, or its direction, is not an integer.
-    """
+    """What every step saw and did."""
     rows = zip(*(arrays[name].tolist() for name in _trace_names()), strict=True)
-    try:
-        return tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
-    except OverflowError as error:
-        raise ValueError(str(error)) from error
+    return tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
 
 
 def concept_of(arrays: Arrays, entry: Entry) -> ConceptMap:
-    """The map in a file, with what its entry says.
-
-    Raises:
-        ValueError: See :func:`trace_of`.
-    """
+    """The map in a file, with what its entry says."""
     import torch
 
     from ..method.concept import ConceptMap

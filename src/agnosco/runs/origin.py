@@ -1,0 +1,85 @@
+"""What the maps of a run were made from, and a map made again from it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from ..errors import AgnoscoError, AgnoscoWarning
+from ..io.storage import Folder, Place
+from .manifest import Settings, identity, settings_of
+from .run import Run
+
+if TYPE_CHECKING:
+    from ..data.samples import Samples
+    from ..method.concept import ConceptMap
+    from ..models.classifier import Classifier
+
+
+def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings:
+    """Check that a run was made with this classifier and these samples.
+
+    Args:
+        run: The run.
+        classifier: Its classifier, loaded again.
+        samples: All its samples, read again.
+
+    Returns:
+        The settings that a run with them would have here and now.
+
+    Raises:
+        AgnoscoError: It was made with others.
+    """
+    before = run.settings
+    now = settings_of(classifier, samples, run.config, command=before.command, weights=before.model.weights)
+    for what, old, new in (("model", before.model, now.model), ("samples", before.samples, now.samples)):
+        if (old.fingerprint, old.shape) != (new.fingerprint, new.shape):
+            raise AgnoscoError(
+                f"{run.folder.name!r} was made with other {what}: {identity(old)}, not {identity(new)}",
+                "load what its manifest names, at the same size, with the same mean and std",
+            )
+    if before.model.features != now.model.features:  # the refinement compares them
+        raise AgnoscoError(
+            f"{run.folder.name!r} was refined with features {before.model.features!r}, not {now.model.features!r}",
+            "load the classifier with those features",
+        )
+    return now
+
+
+def remake(path: Place | Folder, index: int, seed: int, classifier: Classifier, samples: Samples) -> ConceptMap:
+    """A map of a run, made again from its manifest, alone: the same except for the rounding of sums.
+
+    Args:
+        path: The run folder.
+        index: Class of the map.
+        seed: Its seed.
+        classifier: The run's classifier, loaded again.
+        samples: All the run's samples, read again.
+
+    Raises:
+        AgnoscoError: The run has no such map, or was made with another classifier or other samples.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_class, remake
+        >>> classifier = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)), size=8)
+        >>> samples = Samples(torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8))
+        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
+        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
+        >>> made_with, held_out = samples.split(0.2, seed=0)
+        >>> first = map_class(classifier, 1, made_with, config, seed=5)
+        >>> entry = run.add(first, targeted_success_rate=0.5)
+        >>> torch.equal(remake(run.folder, 1, 5, classifier, samples).nu, first.nu)
+        True
+    """
+    from ..method.maker import map_class
+
+    run = Run.open(path)
+    run.entry(index, seed)
+    before, now = run.settings, check_origin(run, classifier, samples)
+    compared = {key: (getattr(before, key), getattr(now, key)) for key in ("versions", "device", "threads")}
+    if differing := [f"{key} {old}, now {new}" for key, (old, new) in compared.items() if old != new]:
+        message = f"the last bits of the map may differ ({'; '.join(differing)})"
+        warnings.warn(message, AgnoscoWarning, stacklevel=2)
+    made_with, _ = samples.split(before.samples.held_out, seed=before.samples.split_seed)
+    return map_class(classifier, index, made_with, run.config, seed=seed)

@@ -1,0 +1,75 @@
+"""Which maps of a run are finished, missing or damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..io.storage import at_once
+from ..types import Job
+from .manifest import Entry, stem_of, write_entry
+from .run import Run
+from .sheet import write_pictures
+
+LISTED = 50
+"""Maps beyond which folders are listed; the files of fewer are looked up one by one."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Which of some maps a run has.
+
+    Args:
+        entries: Entries of the finished ones, in the order of the jobs.
+        missing: The other jobs.
+        damaged: Messages about the damaged ones among them.
+    """
+
+    entries: list[Entry]
+    missing: list[Job]
+    damaged: list[str]
+
+
+def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStatus:
+    """Which of some maps are finished: each is checked against its digest.
+
+    Maps that another process has finished meanwhile count too. Lost pictures and entries are written again.
+
+    Args:
+        run: The run.
+        jobs: The maps.
+        names: The class names of the classifier, by index.
+    """
+    exists = run.folder.exists
+    if len(jobs) > LISTED:
+        files = {f"{inside}/{name}" for inside in ("maps", "pictures") for name in run.folder.names(inside)}
+        exists = files.__contains__
+    results = at_once(lambda job: _checked(run, job, names[job.label], exists), jobs)
+    missing = [job for job, result in zip(jobs, results, strict=True) if isinstance(result, str)]
+    for job in missing:
+        run.entry_of.pop(job, None)
+    entries = [result for result in results if isinstance(result, Entry)]
+    return RunStatus(entries, missing, [result for result in results if isinstance(result, str) and result])
+
+
+def _checked(run: Run, job: Job, class_name: str, exists: Callable[[str], bool]) -> Entry | str:
+    """The entry of a finished map; otherwise what is damaged, or "" if the map was never finished."""
+    known, stored, damage = run.entry_of.get(job), None, ""
+    name = stem_of(job.label, class_name, job.seed) if known is None else known.stem
+    if exists(f"maps/{name}.json"):
+        try:
+            stored = run.stored_entry(name)
+        except ValueError as error:
+            damage = str(error)
+    entry = stored or known
+    if entry is None:
+        return damage
+    digest = run.digest(name)
+    if digest != entry.sha256:
+        return f"{name}.safetensors is {'damaged' if digest else 'missing'}"
+    run.entry_of[job] = entry
+    if stored is None:
+        run.folder.write(f"maps/{name}.json", write_entry(entry))
+    if not (exists(f"pictures/{name}.png") and exists(f"pictures/{name}-raw.png")):
+        write_pictures(run.folder, run.map(*job), entry)
+    return entry
