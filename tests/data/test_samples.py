@@ -59,9 +59,15 @@ def test_split_is_disjoint_whole_and_seeded() -> None:
     assert (mapping.skipped, judging.skipped) == (tuple(skipped), ())
 
 
-@pytest.mark.parametrize("held_out", [0, 1, 0.01, -1])
-def test_split_that_leaves_a_set_empty(held_out: float) -> None:
-    with pytest.raises(AgnoscoError, match="cannot be split"):
+@pytest.mark.parametrize("held_out", [0, 1, 1.2, -1, float("nan")])
+def test_a_share_that_is_held_out_lies_between_0_and_1(held_out: float) -> None:
+    with pytest.raises(AgnoscoError, match="held_out must be between 0 and 1, not"):
+        Samples(counted(10), source="numbers").split(held_out)
+
+
+@pytest.mark.parametrize(("held_out", "count"), [(0.01, 0), (0.99, 10)])
+def test_a_split_that_leaves_a_set_empty_is_refused(held_out: float, count: int) -> None:
+    with pytest.raises(AgnoscoError, match=f"10 images cannot be split: a share of {held_out} is {count} of them"):
         Samples(counted(10), source="numbers").split(held_out)
 
 

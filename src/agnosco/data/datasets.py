@@ -49,8 +49,8 @@ class Labelled:
 
     def split(self, held_out: float, *, seed: int) -> tuple[Labelled, Labelled]:
         """Two disjoint parts, split as :meth:`Samples.split` splits images."""
-        used, held_out_ones = self.samples.split_indices(held_out, seed=seed)
-        return self.part(used), self.part(held_out_ones)
+        used, others = self.samples.split_indices(held_out, seed=seed)
+        return self.part(used), self.part(others)
 
 
 def digits() -> Labelled:
@@ -65,7 +65,7 @@ def digits() -> Labelled:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise AgnoscoError(
-            "the handwritten digits come with scikit-learn, which is missing",
+            "the handwritten digits come with scikit-learn, which is not installed",
             "pip install '.[demo]' in the clone of agnosco",
         ) from error
     data: Any = load_digits()
@@ -78,17 +78,16 @@ def digits() -> Labelled:
 
 
 def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress | None = None) -> Labelled:
-    """The images of a folder that holds one folder per class; classes are in the order of their names.
+    """The images of a folder that holds one folder per class, in the order of the classes' names.
 
     If they would take more than :data:`MOST_BYTES`, some of each class are chosen, and a warning says so.
 
     Args:
-        path: The folder.
-        shape: ``(C, H, W)`` of the images; see :meth:`Samples.from_folder`.
+        path, shape: See :meth:`Samples.from_folder`.
         progress: Called with the number of classes read and their total.
 
     Raises:
-        AgnoscoError: There are fewer than two such folders, or one holds no readable image.
+        AgnoscoError: There are fewer than two such folders, or one has no readable image.
     """
     path = Path(path).expanduser()
     entries = path.iterdir() if path.is_dir() else ()

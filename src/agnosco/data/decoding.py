@@ -1,7 +1,6 @@
 """Decodes image files of any size and mode to uint8 tensors of one shape.
 
-Files are not trusted: only well-known formats are tried, none that runs another program, and sizes are limited as
-Pillow limits them.
+Files are not trusted: only well-known formats are tried, none that runs another program, up to Pillow's limit of size.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BLOCK_BYTES = 16 * 2**20
 
 
 class Unreadable(Exception):
-    """The content of a file gives no image; the message is the reason for :class:`.files.Skipped`."""
+    """A file gives no image; the message says why, in a few words."""
 
 
 def decode(path: Path, shape: Shape) -> Tensor:
@@ -96,8 +95,8 @@ def _open(file: IO[bytes], head: bytes, side: int) -> Image.Image:
     except Unreadable:
         raise
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        what = str(error) or type(error).__name__
-        raise Unreadable("truncated" if "truncated" in what.lower() else f"damaged: {what}") from error
+        reason = str(error) or type(error).__name__
+        raise Unreadable("truncated" if "truncated" in reason.lower() else f"damaged: {reason}") from error
     with suppress(Exception):  # damaged EXIF data is no reason to skip the image
         ImageOps.exif_transpose(image, in_place=True)
     return image

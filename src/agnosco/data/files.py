@@ -1,7 +1,6 @@
-"""Finds the files of a folder, which are not trusted: links, pipes and hidden files are skipped, and named.
+"""Finds the files of a folder. Links that lead out of it, pipes and hidden files are skipped, and named.
 
-Memory is bounded for any number of names: of very many files some are chosen, and of very many that are skipped the
-rest are counted.
+Memory is bounded however many files there are: some are chosen, and most of those skipped are only counted.
 """
 
 from __future__ import annotations
@@ -37,12 +36,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or folder that gave no image.
-
-    Args:
-        name: Its path inside the folder, with ``/`` between the parts.
-        reason: Why, in a few words, such as ``"truncated"``.
-    """
+    """A file or folder that gave no image: its path inside the folder, and why, such as ``"truncated"``."""
 
     name: str
     reason: str
@@ -57,7 +51,7 @@ class FolderFiles(NamedTuple):
     Args:
         files: Regular files by their relative names, sorted; if there are too many, the chosen ones.
         total: Number of regular files in the folder.
-        skipped: What was skipped, by name: the first :data:`MOST_SKIPPED`.
+        skipped: The first :data:`MOST_SKIPPED` that were skipped, by name.
         skipped_count: How many were skipped.
     """
 
@@ -71,12 +65,12 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
     """The regular files in a folder and its subfolders; or the one file, if the path is a file.
 
     Hidden files and folders are skipped. So are links to folders, which may form a loop, and links to files outside the
-    folder: a folder that somebody else made could otherwise name any file of yours.
+    folder: somebody else's folder could otherwise point to any file of yours.
 
     Args:
         path: Folder or file.
-        limit: If there are more files, this many are chosen by a hash of their names: as if at random, but always the
-            same, wherever the folder lies and in whatever order it is listed.
+        limit: If there are more files, this many are chosen by a hash of their names: at random, but always the same
+            ones, wherever the folder lies and in whatever order it is listed.
 
     Raises:
         AgnoscoError: There is no such folder, it cannot be read, or the limit is below 1.
@@ -111,7 +105,7 @@ def reason_of(error: OSError) -> str:
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], *, workers: int = WORKERS) -> Iterator[R]:
-    """Like ``map``, but in several threads, which run at most :data:`PENDING` items each ahead of the reader."""
+    """Like ``map``, but in several threads, each at most :data:`PENDING` items ahead of the reader."""
     with ThreadPoolExecutor(workers) as pool:
         pending = deque()
         for item in items:
@@ -123,7 +117,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], *, workers: int = W
 
 
 def _name_hash(name: str) -> bytes:
-    """Orders files for the choice; file names may hold what UTF-8 cannot encode."""
+    """What files are ordered by for the choice; their names may hold what UTF-8 cannot encode."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -168,7 +162,7 @@ class _Listing:
 
 
 def _reason_to_skip(entry: os.DirEntry[str], real_root: Path) -> str | None:
-    """Why this is neither a folder to look into nor a file to open; None if it is one."""
+    """Why an entry is skipped; None for a folder to list or a file to open."""
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError as error:  # such as a link to itself

@@ -1,4 +1,4 @@
-"""Reads the images of a folder: finds the files, decodes them or takes them from the cache, and names what it skips."""
+"""Reads the images of a folder: finds the files, and decodes them or takes them from the cache."""
 
 from __future__ import annotations
 
@@ -46,30 +46,21 @@ def read_folder(
 ) -> FolderImages:
     """Every image in a folder and its subfolders, or in one file, in the order of their names.
 
-    Args:
-        path: Folder, or image file.
-        shape: ``(C, H, W)`` of the images; C is 1 or 3.
-        limit: Read at most this many files, and no more than fit into :data:`MOST_BYTES`; see
-            :func:`.files.find_files`.
-        cache: Folder in which decoded images are kept; None for none.
-        progress: Called with the number of files done and their total, in the caller's thread.
-
-    Raises:
-        AgnoscoError: There is no such folder, no readable image in it, or the limit is below 1.
+    Arguments and errors are those of :meth:`.samples.Samples.from_folder`.
     """
-    found = find_files(path, limit=min(limit, max(MOST_BYTES // math.prod(shape), 1)))
-    files = found.files
-    cached = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, DECODER)}.safetensors"
-    decoded = read_cache(cached, len(files), shape) if cached else None
+    listing = find_files(path, limit=min(limit, max(MOST_BYTES // math.prod(shape), 1)))
+    files = listing.files
+    cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, DECODER)}.safetensors"
+    decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
         decoded = decode_files(files, shape, progress)
-        if cached and len(decoded[0]):
-            write_cache(cached, *decoded)
+        if cache_file and len(decoded[0]):
+            write_cache(cache_file, *decoded)
     elif progress:
         progress(len(files), len(files))
     images, undecoded = decoded
-    skipped = tuple(sorted([*found.skipped, *undecoded], key=lambda file: file.name))
-    result = FolderImages(images, skipped, found.skipped_count + len(undecoded), len(files), found.total)
+    skipped = tuple(sorted([*listing.skipped, *undecoded], key=lambda file: file.name))
+    result = FolderImages(images, skipped, listing.skipped_count + len(undecoded), len(files), listing.total)
     if not len(images):
         raise _no_image(path, result)
     return result
@@ -78,8 +69,8 @@ def read_folder(
 def _no_image(path: str | Path, folder: FolderImages) -> AgnoscoError:
     if not folder.skipped:
         return AgnoscoError(f"{str(path)!r} is empty", f"put images into it ({', '.join(FORMATS)})")
-    some = folder.files_read < folder.files_total
-    among = f" among {folder.files_read:,} of its {folder.files_total:,} files" if some else ""
+    chosen = folder.files_read < folder.files_total
+    among = f" among {folder.files_read:,} of its {folder.files_total:,} files" if chosen else ""
     return AgnoscoError(
         f"no readable image in {str(path)!r}{among}: {summary(folder.skipped, folder.skipped_count)}",
         f"give images in one of these formats: {', '.join(FORMATS)}",
