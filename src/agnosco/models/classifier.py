@@ -1,7 +1,7 @@
 """A frozen image classifier: pixels in [0, 1] go in, logits come out.
 
-Everything that depends on how a network was trained (normalisation, input size, labels) lives in
-:class:`Classifier` and nowhere else, so that the rest of agnosco speaks of pixels and classes only.
+What depends on how a network was trained (normalisation, input size, labels) is in :class:`Classifier` and nowhere
+else: the rest of agnosco deals with pixels and classes only.
 """
 
 from __future__ import annotations
@@ -9,39 +9,39 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import isqrt
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AgnoscoError
-from ..text import nearest, spelling
+from ..text import first_line, nearest, spelling
+from .features import feature_map, last_stage
 
 DIGITS = 9
-"""Of the longest number that is taken for the index of a class."""
+"""Digits of the longest number that can be the index of a class."""
 
 
 class Classifier:
     """An ``nn.Module`` that maps images to logits, with what is needed to feed it pixels.
 
-    The module is used, never changed: while it runs it is put into evaluation mode with frozen
-    weights, and put back as it was found.
+    The module is not changed: while it runs, it is in evaluation mode and its weights are frozen; afterwards it is as
+    before.
 
     Args:
         model: Maps normalised images ``(N, C, H, W)`` to logits ``(N, classes)``.
-        size: Height and width of its input in pixels; ``None`` reads what the model carries
-            (timm's ``pretrained_cfg``, torchvision's ``image_size``).
-        mean: Per-channel mean that the model expects subtracted, in [0, 1] units; ``None`` for none.
-        std: Per-channel standard deviation that it expects divided out; ``None`` for none.
-        channels: 3 (RGB) or 1 (grey); ``None`` reads the first convolution.
-        labels: One name per class; ``None`` numbers them.
-        features: Name of the submodule whose output :meth:`activations` returns;
-            ``None`` finds the last convolutional (or token) stage.
-        name: How reports call it.
+        size: Height and width of its input in pixels; None reads them from the model (timm's ``pretrained_cfg``,
+            torchvision's ``image_size``).
+        mean, std: Mean and standard deviation of each channel that the model expects images to be normalised with, for
+            pixels in [0, 1]; None for no normalisation.
+        channels: 3 (RGB) or 1 (grey); None reads them from the first convolution.
+        labels: One name per class; None numbers them.
+        features: Name of the submodule whose output :meth:`activations` returns; None finds the last convolutional
+            (or token) stage.
+        name: What reports call it.
 
     Raises:
-        AgnoscoError: The model gives no finite ``(N, classes)`` logits, ends in a softmax, or the
-            input size cannot be known.
+        AgnoscoError: The model does not answer with finite logits ``(N, classes)``, ends in a softmax, or does not
+            carry its input size.
 
     Example:
         >>> import torch
@@ -120,8 +120,8 @@ class Classifier:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode and no weight gradients inside; everything as it was found outside."""
-        if self._frozen:  # already inside: the outermost one restores
+        """Evaluation mode and no gradients of weights inside; as before outside."""
+        if self._frozen:  # the outermost of nested ones restores
             yield
             return
         training = [(module, module.training) for module in self.model.modules()]
@@ -151,29 +151,32 @@ class Classifier:
     def features(self) -> str:
         """Name of the submodule that :meth:`activations` reads: the last convolutional stage."""
         if self._features is None:
-            self._features = _last_spatial_stage(self)
+            grey = torch.full((1, *self.shape), 0.5, device=self.device)
+            self._features = last_stage(self.model, self.shape, self.classes, lambda: self.probabilities(grey))
+        if self._features is None:
+            raise AgnoscoError(f"{self.name} has no stage whose output is a feature map", "name one: features='layer4'")
         return self._features
 
     def activations(self, pixels: Tensor) -> Tensor:
-        """What the last convolutional stage answers to images, ``(N, D, h, w)``, without gradients.
+        """What the last convolutional stage answers to images: ``(N, D, h, w)``, without gradients.
 
         Tokens of a transformer are laid out on their grid; class and register tokens are dropped.
+
+        Raises:
+            AgnoscoError: The stage, or the one named as ``features``, does not answer with a feature map.
         """
-        seen: list[object] = []
+        outputs: list[object] = []
         hook = self.model.get_submodule(self.features).register_forward_hook(
-            lambda _module, _inputs, output: seen.append(output)
+            lambda _module, _inputs, output: outputs.append(output)
         )
-        try:
-            with torch.no_grad():
-                self(pixels)
-        finally:
-            hook.remove()
-        output = seen[-1] if seen else None
-        grid = _spatial(output, self.shape)
+        with hook, torch.no_grad():
+            self(pixels)
+        output = outputs[-1] if outputs else None
+        grid = feature_map(output, self.shape)
         if grid is None:
             answer = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise AgnoscoError(
-                f"{self.features!r} of {self.name} answers {answer if seen else 'nothing'}, which is no feature map",
+                f"{self.features!r} of {self.name} answers {answer if outputs else 'nothing'}, which is no feature map",
                 "name a submodule whose output is (N, D, h, w) or tokens (N, T, D)",
             )
         return grid.float()
@@ -187,8 +190,8 @@ class Classifier:
             AgnoscoError: There is no such class (the nearest are offered), or several.
         """
         text = str(label).strip()
-        wanted = spelling(text)
-        exact = [i for i, name in enumerate(self.labels) if spelling(name) == wanted]
+        words = spelling(text)
+        exact = [i for i, name in enumerate(self.labels) if spelling(name) == words]
         if text.removeprefix("-").isdecimal() and len(text) <= DIGITS:
             number, named = int(text), exact if isinstance(label, str) else []
             if 0 <= number < self.classes:
@@ -197,16 +200,16 @@ class Classifier:
                 raise AgnoscoError(
                     f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
                 )
-        found = exact or [i for i, name in enumerate(self.labels) if f" {wanted} " in f" {spelling(name)} "]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            several = ", ".join(f"{i} ({self.labels[i]})" for i in found[:6])
+        matches = exact or [i for i, name in enumerate(self.labels) if f" {words} " in f" {spelling(name)} "]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            several = ", ".join(f"{i} ({self.labels[i]})" for i in matches[:6])
             raise AgnoscoError(f"{label!r} names several classes: {several}", "give the index")
         raise AgnoscoError(f"{self.name} has no class {label!r}", nearest(text, self.labels))
 
     def _unless_named(self, index: int, named: list[int], text: str) -> int:
-        """An index that is written as a number, if no other class has that number for a name."""
+        """An index written as a number, unless another class has that number for a name."""
         others = [i for i in named if i != index]
         if others:
             raise AgnoscoError(
@@ -228,7 +231,7 @@ class Classifier:
         return digest.hexdigest()
 
     def _probe(self) -> Tensor:
-        """Logits of two random images; settles the memory layout in which images are handed over."""
+        """Logits of two random images; decides in which memory layout images are passed to the model."""
         generator = torch.Generator().manual_seed(0)
         pixels = torch.rand(2, *self.shape, generator=generator).to(self.device)
         try:
@@ -240,19 +243,17 @@ class Classifier:
             if self._layout is torch.channels_last:  # faster, but a view(N, -1) inside the model cannot read it
                 self._layout = torch.contiguous_format
                 return self._probe()
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AgnoscoError(
-                f"{self.name} does not run on images of shape {self.shape}: {first}",
+                f"{self.name} does not run on images of shape {self.shape}: {first_line(error)}",
                 "pass the size and channels that it was trained with",
             ) from error
 
 
 def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
     if size is None:
-        carried = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-        size = (
-            carried.get("input_size", (None,))[-1] if isinstance(carried, dict) else getattr(model, "image_size", None)
-        )
+        settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+        is_timm = isinstance(settings, dict)
+        size = settings.get("input_size", (None,))[-1] if is_timm else getattr(model, "image_size", None)
     if size is None:
         raise AgnoscoError(
             f"the input size of {type(model).__name__} is unknown", "pass it: size=224 (height and width in pixels)"
@@ -278,7 +279,7 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
 
 
 def logits_in(output: object) -> Tensor:
-    """The logits in what a model answers: itself, or what Hugging Face and torchvision wrap them in."""
+    """The logits in a model's answer, which may wrap them as Hugging Face and torchvision do."""
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise AgnoscoError(
@@ -288,7 +289,7 @@ def logits_in(output: object) -> Tensor:
 
 
 def _checked_classes(logits: Tensor) -> int:
-    """Number of classes of a probe of two images, after looking for the usual mistakes."""
+    """Number of classes, from the logits of two images, which are checked for the usual mistakes."""
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise AgnoscoError(
             f"the model answers shape {tuple(logits.shape)} to two images, not (2, classes)",
@@ -309,54 +310,3 @@ def _checked_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ..
     if len(labels) != classes:
         raise AgnoscoError(f"{len(labels)} labels for {classes} classes", "pass one label per class, in order")
     return labels
-
-
-def _spatial(output: object, image: tuple[int, int, int]) -> Tensor | None:
-    """A feature map ``(N, D, h, w)`` from a module's output, or None if it has no grid.
-
-    A grid has the proportions of the image: by them channels-last maps (Swin) are told from others, and
-    tokens are laid out, after up to 5 extra ones.
-    """
-    if not isinstance(output, Tensor):
-        return None
-    _, height, width = image
-    if output.ndim == 4:
-        _, a, b, c = output.shape
-        channels_last = min(a, b) > 1 and _stretch(a / b, height / width) < _stretch(b / c, height / width)
-        grid = output.permute(0, 3, 1, 2) if channels_last else output
-        return grid if min(grid.shape[2:]) > 1 else None
-    if output.ndim == 3:
-        for tokens in range(output.shape[1], output.shape[1] - 6, -1):
-            h = isqrt(tokens * height // width) if tokens > 0 else 0
-            if h > 1 and tokens % h == 0 and tokens // h * height == h * width:
-                return output[:, -tokens:].transpose(1, 2).unflatten(2, (h, tokens // h))
-    return None
-
-
-def _stretch(ratio: float, other: float) -> float:
-    """How far two proportions are apart, as a factor of at least 1."""
-    return max(ratio / other, other / ratio)
-
-
-def _last_spatial_stage(classifier: Classifier) -> str:
-    """The last module to answer with a feature map that is neither class scores nor pooled."""
-    names = {module: name for name, module in classifier.model.named_modules() if name}
-    found: list[str] = []
-    resampling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
-
-    def note(module: nn.Module, _inputs: object, output: object) -> None:
-        grid = None if isinstance(module, resampling) else _spatial(output, classifier.shape)
-        if grid is not None and grid.shape[1] != classifier.classes:
-            found.append(names[module])
-
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
-        classifier.probabilities(torch.full((1, *classifier.shape), 0.5, device=classifier.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not found:
-        raise AgnoscoError(
-            f"{classifier.name} has no stage whose output is a feature map", "name one: features='layer4'"
-        )
-    return found[-1]

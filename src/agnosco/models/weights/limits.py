@@ -11,15 +11,11 @@ from ...io.safetensors_header import Finding, HeaderLimits
 
 @dataclass(frozen=True)
 class Limits(HeaderLimits):
-    """Limits that the weights of sound classifiers stay far below; all are checked before any memory is allocated.
+    """Limits that the weights of sound classifiers stay far below, checked before any memory is allocated.
 
     Args:
         header: Bytes of a safetensors header, of a zip's directory, and of the program of a pickle.
-        depth: Levels of nesting in the header's JSON; the format needs three.
-        tensors: Number of tensors.
-        rank: Axes of one tensor.
-        name: Characters of a tensor's name.
-        total: Bytes of all tensors once loaded, as float32.
+        depth, tensors, rank, name, total: As for any header.
         classes: Rows of the last layer, when a network is built to fit them.
         labels: Bytes of a file of class names.
         seconds: Time for opening a pickle.
