@@ -7,14 +7,14 @@ nothing in it is run. ``docs/security.md`` explains this to users.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ...errors import AgnoscoError
 from ...io.regular import open_regular
-from ...io.safetensors_header import DTYPES, Entry, Finding, Suspicious, read_header
-from .limits import LIMITS, Limits
+from ...io.safetensors_header import DTYPES, Finding, Suspicious, read_header
+from .limits import LIMITS, Contents, Limits
 from .pickles import examine_pickle, examine_zip
 
 if TYPE_CHECKING:
@@ -25,33 +25,6 @@ FORMATS = {
     b"\x7fELF": "a program (ELF)", b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image",
 }  # fmt: skip
 """Other formats by their first bytes, for messages. ONNX and other protobuf files have no such mark."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a file contains, as far as can be told without reading the tensors.
-
-    Args:
-        format: Name of the file's format.
-        size: Bytes of the file.
-        findings: What is wrong; empty for a sound safetensors file.
-        entries: Tensors by name; safetensors only.
-        metadata: Texts by name; safetensors only.
-        imports: Names that a pickle imports.
-        tensors: Number of tensors, as far as known.
-        tensor_bytes: Bytes of all tensors in the file.
-        data_start: Bytes of the file before the first tensor; safetensors only.
-    """
-
-    format: str
-    size: int
-    findings: tuple[Finding, ...] = ()
-    entries: dict[str, Entry] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    imports: tuple[str, ...] = ()
-    tensors: int = 0
-    tensor_bytes: int = 0
-    data_start: int = 0
 
 
 def read_contents(path: Path | str, *, values: bool = False, limits: Limits = LIMITS) -> Contents:
@@ -103,7 +76,7 @@ def contents_of(file: IO[bytes], limits: Limits) -> Contents:
         file.seek(0)
         head = file.read(512)
         if head[:4] in (b"PK\3\4", b"PK\5\6"):
-            return Contents(size=size, **vars(examine_zip(file, size, limits)))
+            return examine_zip(file, size, limits)
         if head[8:9] == b"{":  # no pickle has a zero after its protocol
             return _safetensors(file, size, limits)
         if head[257:262] == b"ustar":
@@ -115,7 +88,7 @@ def contents_of(file: IO[bytes], limits: Limits) -> Contents:
     except OSError as error:
         raise AgnoscoError(f"cannot read the file: {error.strerror or error}", "check the disk") from error
     if pickled is not None:
-        return Contents(size=size, **vars(pickled))
+        return pickled
     kind = next((name for mark, name in FORMATS.items() if head.startswith(mark)), "unknown")
     known = "" if kind == "unknown" else f": it is {kind}"
     detail = f"it is not a safetensors file, the only kind that is opened{known}"

@@ -1,12 +1,12 @@
-"""What a weights file may hold, and the exit code and hint for everything that can be wrong with one."""
+"""What a weights file may contain, and the exit code and hint for everything that can be wrong with one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...errors import AgnoscoError
-from ...io.safetensors_header import Finding, HeaderLimits
+from ...io.safetensors_header import Entry, Finding, HeaderLimits
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,32 @@ class Limits(HeaderLimits):
 
 
 LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file contains, as far as can be told without reading the tensors.
+
+    Args:
+        format: Name of the file's format.
+        size: Bytes of the file.
+        findings: What is wrong; empty for a sound safetensors file.
+        entries, metadata: Tensors and texts by name; of safetensors only.
+        imports: Names that a pickle imports.
+        tensors, tensor_bytes: Number of tensors, and bytes of all of them, as far as known.
+        data_start: Bytes of the file before the first tensor; of safetensors only.
+    """
+
+    format: str
+    size: int
+    findings: tuple[Finding, ...] = ()
+    entries: dict[str, Entry] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
+    tensors: int = 0
+    tensor_bytes: int = 0
+    data_start: int = 0
+
 
 CODES = {"pickle": 10, "code": 11, "malformed": 12, "limit": 13, "not-finite": 14, "unknown": 15, "text": 16}
 """Exit code of a command, by the kind of a finding."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from ...io.safetensors_header import Finding, Suspicious
-from .limits import Limits
+from .limits import Contents, Limits
 
 MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of a file of ``torch.save`` from before 1.6, after the protocol."""
@@ -44,17 +44,6 @@ _UNREADABLE = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
     ValueError, OverflowError, IndexError, EOFError, OSError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pickled:
-    """What a file of pickles contains: see :class:`.contents.Contents`, which has the same fields."""
-
-    format: str
-    findings: tuple[Finding, ...] = ()
-    imports: tuple[str, ...] = ()
-    tensors: int = 0
-    tensor_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,7 +115,7 @@ def _by_imports(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
 # -- pickles without a zip ---------------------------------------------------------------------------
 
 
-def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None:
+def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | None:
     """A pickle without a zip around it, such as ``torch.save`` wrote until 1.6; None if the file is no pickle."""
     file.seek(0)
     data = file.read(min(size, limits.header))
@@ -155,7 +144,10 @@ def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Pickled | None
     elif not findings:
         findings.append(Finding("unknown", "plain-pickle", "it is a pickle, but not one that torch.save wrote"))
     kind = "torch.save (legacy)" if legacy else "pickle"
-    return Pickled(kind, tuple(findings), tuple(sorted(imports)), storages, max(size - reached, 0))
+    return Contents(
+        kind, size, tuple(findings), imports=tuple(sorted(imports)), tensors=storages,
+        tensor_bytes=max(size - reached, 0),
+    )  # fmt: skip
 
 
 def _too_large(size: int, limits: Limits) -> Iterator[Finding]:
@@ -173,7 +165,7 @@ def _ends_as_zip(file: IO[bytes], size: int) -> bool:
 # -- pickles in a zip --------------------------------------------------------------------------------
 
 
-def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Pickled:
+def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Contents:
     """A zip: from ``torch.save``, TorchScript, ``torch.export``, or something else."""
     try:
         _check_directory(file, size, limits)
@@ -181,25 +173,24 @@ def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Pickled:
             members = archive.infolist()
             kind = _kind(members)
             if kind != "torch.save":
-                return Pickled(kind, (_by_kind(kind),))
+                return Contents(kind, size, (_by_kind(kind),))
             findings = (
                 [*_too_large(size, limits)] or _unique(_members(members, limits)) or _unique(_layout(file, archive))
             )
-            return _examine_members(archive, members, findings, limits)
+            return _examine_members(archive, size, findings, limits)
     except Suspicious as error:
-        return Pickled("zip", (error.finding,))
+        return Contents("zip", size, (error.finding,))
     except _UNREADABLE:
-        return Pickled("zip", (Finding("malformed", "bad-zip", "it begins like a zip, but is none"),))
+        return Contents("zip", size, (Finding("malformed", "bad-zip", "it begins like a zip, but is none"),))
 
 
-def _examine_members(
-    archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], findings: list[Finding], limits: Limits
-) -> Pickled:
+def _examine_members(archive: zipfile.ZipFile, size: int, findings: list[Finding], limits: Limits) -> Contents:
     """The pickle inside a zip of ``torch.save``; not read if there already are findings, such as compression."""
+    members = archive.infolist()
     (member,) = [member for member in members if _inner_name(member) == "data.pkl"]
     tensor_bytes = sum(member.file_size for member in members if _inner_name(member).startswith("data/"))
     if findings:
-        return Pickled("torch.save", tuple(findings), tensor_bytes=tensor_bytes)
+        return Contents("torch.save", size, tuple(findings), tensor_bytes=tensor_bytes)
     if member.file_size > limits.header:
         detail = f"its pickle is {member.file_size:,} bytes long (at most {limits.header:,})"
         raise Suspicious("limit", "pickle-length", detail)
@@ -212,7 +203,10 @@ def _examine_members(
     if program.storages > limits.tensors:
         raise Suspicious("limit", "tensor-count", f"it holds {program.storages:,} tensors (at most {limits.tensors:,})")
     all_findings = (*_by_imports(program.imports), *_unique(_checksums(archive)))
-    return Pickled("torch.save", all_findings, tuple(sorted(program.imports)), program.storages, tensor_bytes)
+    return Contents(
+        "torch.save", size, all_findings, imports=tuple(sorted(program.imports)), tensors=program.storages,
+        tensor_bytes=tensor_bytes,
+    )  # fmt: skip
 
 
 def _unique(findings: Iterator[Finding]) -> list[Finding]:
