@@ -34,7 +34,8 @@ from table1 import cell, complete_run, networks, samples
 
 import agnosco
 from agnosco import Config
-from agnosco.evaluate.transfer import judge
+from agnosco.evaluate.transfer import score
+from agnosco.io.records import to_json
 from agnosco.method.render import contact_sheet, stretched, to_picture
 from agnosco.runs.run import Run
 
@@ -82,7 +83,7 @@ def measure(family: str, runs_by_setting: dict[str, Run]) -> None:
             title: {
                 "passes": run.config.passes,
                 "manifest": run.path.name,
-                "targets": {other: judge(run, target, images=images) for other, target in targets.items()},
+                "targets": {other: to_json(score(run, target, images=images)) for other, target in targets.items()},
             }
             for title, run in runs_by_setting.items()
         },

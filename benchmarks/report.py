@@ -31,7 +31,8 @@ from common import (
 )
 
 import agnosco
-from agnosco import Config, reports
+from agnosco import Config
+from agnosco.reports.page import FILE, report
 from agnosco.runs.jobs import run_maps
 from agnosco.runs.run import Run
 
@@ -69,7 +70,7 @@ def write_report() -> Path:
     run = Run.create(FOLDER, classifier=classifier, samples=samples, config=config)
     for _ in run_maps(run, classifier, samples, range(classifier.classes)):
         pass
-    path, _ = reports.write([FOLDER], out=FOLDER / reports.FILE)
+    path = report(FOLDER, out=FOLDER / FILE)
     return Path(path)
 
 

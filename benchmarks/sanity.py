@@ -27,7 +27,9 @@ from gallery import affordable_paper, slug
 from table1 import complete_run, networks, samples
 
 import agnosco
-from agnosco.evaluate.sanity import check, words
+from agnosco.evaluate.sanity import sanity
+from agnosco.evaluate.sanity_record import SanityRecord, comparisons
+from agnosco.io import records
 from agnosco.method.config import config_to_json
 
 PATH = RESULTS / "sanity.json"
@@ -54,7 +56,7 @@ def measure(only: str) -> None:
         folder = f"{family}-{slug(settings)}-{size}px-{name}"
         mapped_classes = range(10) if family == "cifar" else TRIAL_CLASSES
         run = complete_run(folder, source, images, config, mapped_classes, SEEDS)
-        checks = check(run, source, images, classes=classes)
+        checks = records.to_json(sanity(run, source, images, classes=classes))
         row = checks | {"manifest": f"{folder}.json", "config": config_to_json(config)}
         add_row(PATH, "sanity checks", key, row, part="runs")
         print(table(key, row), flush=True)
@@ -62,23 +64,23 @@ def measure(only: str) -> None:
 
 def table(key: str, checks: dict[str, Any]) -> str:
     """The checks of one run as Markdown."""
-    seeds, labels, planted = checks["seeds"], checks["labels"], checks["planted"]
-    rows = [("another seed, same class", seeds["one class"], None), ("another class", seeds["two classes"], None)]
-    rows += [(words(level["stages"]), level["likeness"], level["probability"]) for level in checks["cascade"]]
+    record = records.convert(checks, SanityRecord)
+    labels, planted = record.labels, record.planted
     cells = [
-        [name, *(f"{alike[measure]:.3f}" for measure in ("ssim", "rank", "features")), "" if p is None else f"{p:.3f}"]
-        for name, alike, p in rows
+        [name, f"{alike.ssim:.3f}", f"{alike.rank:.3f}", f"{alike.features:.3f}", "" if p is None else f"{p:.3f}"]
+        for name, alike, p in comparisons(record)
     ]
-    top, same, other = checks["cascade"][0]["likeness"], seeds["one class"], seeds["two classes"]
-    left = (top["features"] - other["features"]) / (same["features"] - other["features"])
+    top, same, other = record.cascade[0].similarity, record.seeds.same_class, record.seeds.other_class
+    assert same is not None  # every run has two seeds
+    left = (top.features - other.features) / (same.features - other.features)
     own = sum(row[i] for i, row in enumerate(planted)) / len(planted)
     correct = sum(max(row) == row[i] for i, row in enumerate(planted))
     return (
-        f"**{key}** ({len(checks['classes'])} classes; `benchmarks/results/manifests/{checks['manifest']}`). Labels: "
-        f"{labels['right']:.0%} of the pictures get their own class of the run; the highest probability of another "
-        f"class is {labels['other']:.3f}. Planted templates: {correct} of {len(planted)} maps are most similar to "
-        f"their own template, with a mean correlation of {own:.2f}. Top layer randomized: SSIM {top['ssim']:.3f}, "
-        f"compared with {same['ssim']:.3f} for another seed and {other['ssim']:.3f} for another class; of the "
+        f"**{key}** ({len(record.classes)} classes; `benchmarks/results/manifests/{checks['manifest']}`). Labels: "
+        f"{labels.right:.0%} of the pictures get their own class of the run; the highest probability of another "
+        f"class is {labels.other:.3f}. Planted templates: {correct} of {len(planted)} maps are most similar to "
+        f"their own template, with a mean correlation of {own:.2f}. Top layer randomized: SSIM {top.ssim:.3f}, "
+        f"compared with {same.ssim:.3f} for another seed and {other.ssim:.3f} for another class; of the "
         f"similarity of features that a class has beyond another class, {left:.0%} remains.\n\n"
         + markdown(["similarity to the map of", "SSIM", "rank correlation", "features", "p of the class"], cells)
     )

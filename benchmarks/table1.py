@@ -39,7 +39,8 @@ from common import (
 
 import agnosco
 from agnosco import AgnoscoError, Classifier, Config, Samples
-from agnosco.evaluate.transfer import Judgement, judge
+from agnosco.evaluate.transfer import score
+from agnosco.io.records import to_json
 from agnosco.method.score import predictions
 from agnosco.runs.jobs import run_maps
 from agnosco.runs.run import Run
@@ -112,13 +113,13 @@ def measure(options: argparse.Namespace) -> None:
         images = samples(family, options.samples, source)
         folder = f"{family}-{options.preset}-{size}px-{name}"
         run = complete_run(folder, source, images, config, classes, options.seeds)
-        targets = {other: judge(run, load(), images=images) for other, load in loaders.items()}
+        targets = {other: to_json(score(run, load(), images=images)) for other, load in loaders.items()}
         row = {"passes": config.passes, "targets": targets}
         title = f"{family} networks at {size} px, preset {options.preset}"
         print(table(add_row(path, title, name, row, part="sources", photographs=accuracies)), flush=True)
 
 
-def cell(judgement: Judgement) -> str:
+def cell(judgement: dict[str, Any]) -> str:
     """M_score / top-1 of 10 / top-1 of all / targeted success rate."""
     figures = ("m_score", "top1_of_concepts", "top1", "targeted_success_rate")
     return " / ".join(f"{judgement[figure]:.2f}" for figure in figures)

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.evaluate import sanity
+from agnosco.evaluate import checks
+from agnosco.evaluate.sanity import sanity
+from agnosco.evaluate.sanity_record import FILE, SHEET, table
+from agnosco.io.records import to_json
 from agnosco.method.config import Config, MapperConfig, RefineConfig
 from agnosco.method.dials import L2, Identity, Pixel
 from agnosco.method.maker import map_classes
@@ -66,16 +69,16 @@ def pictures(classifier: Classifier, classes: list[int], seed: int = 0) -> Tenso
 
 def test_a_picture_is_like_itself_and_unlike_its_negative() -> None:
     images = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
-    itself = sanity.likeness(network(), images, images)
+    itself = checks.similarity(network(), images, images)
     assert (itself.ssim, itself.rank, itself.features) == pytest.approx((1, 1, 1))
-    negative = sanity.likeness(network(), images, 1 - images)
+    negative = checks.similarity(network(), images, 1 - images)
     assert negative.rank == pytest.approx(-1)
     assert negative.ssim < -0.5
 
 
 def test_rank_is_that_of_values_and_not_of_their_size() -> None:
     images = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
-    found = sanity.likeness(network(), images, images**5)
+    found = checks.similarity(network(), images, images**5)
     assert found.rank == pytest.approx(1)
     assert found.ssim < 0.99
 
@@ -84,7 +87,7 @@ def test_features_do_not_ask_where() -> None:
     image = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
     image[:, :, :, 6:] = 0.5
     moved = image.roll(6, 3)
-    found = sanity.likeness(network(), image, moved)
+    found = checks.similarity(network(), image, moved)
     assert found.features > 0.99
     assert found.ssim < 0.5
 
@@ -93,15 +96,15 @@ def test_features_do_not_ask_where() -> None:
 
 
 def test_stages_come_output_first() -> None:
-    assert sanity.stages_of(Net()) == ("fc", "conv3", "conv2", "conv1")
+    assert checks.stages_of(Net()) == ("fc", "conv3", "conv2", "conv1")
     deep = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.Linear(3, 2)
     )
-    assert sanity.stages_of(deep) == ("1", "0.3", "0.2", "0.0")
+    assert checks.stages_of(deep) == ("1", "0.3", "0.2", "0.0")
     deep.token = nn.Parameter(torch.zeros(3))  # held by the model itself
-    assert sanity.stages_of(deep) == ("1", "0.3", "0.2", "0.0", "token")
+    assert checks.stages_of(deep) == ("1", "0.3", "0.2", "0.0", "token")
     with pytest.raises(AgnoscoError, match="without weights"):
-        sanity.stages_of(nn.Flatten())
+        checks.stages_of(nn.Flatten())
 
 
 def test_every_parameter_is_redrawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,20 +124,20 @@ def test_every_parameter_is_redrawn_once(monkeypatch: pytest.MonkeyPatch) -> Non
             return 30 * self.fc(nn.functional.avg_pool2d(x, 2).flatten(1))
 
     drawn: list[int] = []
-    redraw = sanity._redraw
-    monkeypatch.setattr(sanity, "_redraw", lambda p, g: (drawn.append(id(p)), redraw(p, g)))
+    redraw = checks._randomize
+    monkeypatch.setattr(checks, "_randomize", lambda p, g: (drawn.append(id(p)), redraw(p, g)))
     classifier = Classifier(Odd(), size=SHAPE[1:], features="conv1")
-    levels = sanity.cascade(classifier, [0], samples(), CONFIG, pictures=pictures(classifier, [0]))
+    levels = checks.cascade(classifier, [0], samples(), CONFIG, pictures=pictures(classifier, [0]))
     assert len(drawn) == len(set(drawn)) == len(list(classifier.model.parameters()))
-    assert levels[-1].stages[-1] == "token"
+    assert levels[-1][0].stages[-1] == "token"
 
 
 def test_cascade_redraws_downwards_and_leaves_the_network_alone() -> None:
     classifier = network()
     before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
     original = pictures(classifier, [0, 1])
-    levels = sanity.cascade(classifier, [0, 1], samples(), CONFIG, pictures=original)
-    assert [level.stages for level in levels] == [
+    levels = checks.cascade(classifier, [0, 1], samples(), CONFIG, pictures=original)
+    assert [level.stages for level, _ in levels] == [
         ("fc",),
         ("fc", "conv3"),
         ("fc", "conv3", "conv2"),
@@ -142,12 +145,12 @@ def test_cascade_redraws_downwards_and_leaves_the_network_alone() -> None:
     ]
     for name, value in classifier.model.state_dict().items():
         assert torch.equal(value, before[name])
-    itself = sanity.likeness(classifier, original, pictures(classifier, [0, 1]))
+    itself = checks.similarity(classifier, original, pictures(classifier, [0, 1]))
     assert itself.rank == pytest.approx(1)  # the same seed, so that the redrawn weights are all that differs
-    for level in levels:
-        assert level.likeness.rank < 0.7
+    for level, results in levels:
+        assert level.similarity.rank < 0.7
         assert level.probability < 0.9 * classifier.probabilities(original)[[0, 1], [0, 1]].mean()
-        assert level.pictures.shape == (2, *SHAPE)
+        assert results.shape == (2, *SHAPE)
 
 
 def test_a_method_that_ignores_the_network_is_found_out() -> None:
@@ -159,22 +162,22 @@ def test_a_method_that_ignores_the_network_is_found_out() -> None:
 
     classifier = Classifier(Idle(), size=SHAPE[1:], features="conv3")
     original = pictures(classifier, [0, 1])
-    for level in sanity.cascade(classifier, [0, 1], samples(), CONFIG, pictures=original):
-        assert level.likeness.ssim == pytest.approx(1)
-        assert level.likeness.rank == pytest.approx(1)
+    for level, _ in checks.cascade(classifier, [0, 1], samples(), CONFIG, pictures=original):
+        assert level.similarity.ssim == pytest.approx(1)
+        assert level.similarity.rank == pytest.approx(1)
 
 
 def test_many_stages_make_six_levels_from_one_to_all() -> None:
-    assert sanity._depths(1) == [1]
-    assert sanity._depths(3) == [1, 2, 3]
-    deep = sanity._depths(20)
+    assert checks.depths(1) == [1]
+    assert checks.depths(3) == [1, 2, 3]
+    deep = checks.depths(20)
     assert (len(deep), deep[0], deep[-1]) == (6, 1, 20)
 
 
 def test_redrawn_parameters_keep_their_scale() -> None:
     parameter = nn.Parameter(3 + 0.1 * torch.randn(10_000, generator=torch.Generator().manual_seed(0)))
     old = parameter.detach().clone()
-    sanity._redraw(parameter, torch.Generator().manual_seed(1))
+    checks._randomize(parameter, torch.Generator().manual_seed(1))
     assert parameter.mean().item() == pytest.approx(3, abs=0.01)
     assert parameter.std().item() == pytest.approx(0.1, rel=0.05)
     assert abs(np.corrcoef(old.numpy(), parameter.detach().numpy())[0, 1]) < 0.05
@@ -195,24 +198,24 @@ def test_labels_check_finds_the_picture_that_passes_for_another() -> None:
     images = torch.zeros(3, 3, 4, 4)
     images[0, 0] = images[1, 1] = 1
     images[2, 0] = 0.5  # said to be of class 1, and of class 0
-    found = sanity.labels_check(classifier, images, [0, 1, 1])
+    found = checks.labels_check(classifier, images, [0, 1, 1])
     assert found.right == pytest.approx(2 / 3)
     assert found.other == pytest.approx(1 / (1 + np.exp(-5)))
     assert found.own == pytest.approx((2 / (1 + np.exp(-10)) + 1 / (1 + np.exp(5))) / 3)
     with pytest.raises(AgnoscoError, match="one class"):
-        sanity.labels_check(classifier, images, [0, 0, 0])
+        checks.labels_check(classifier, images, [0, 0, 0])
 
 
 def test_seeds_of_a_class_are_compared_with_those_of_others() -> None:
-    same, other = sanity.seeds_check(network(), torch.rand(3, *SHAPE)[[0, 0, 1, 2]], [5, 5, 6, 7])
-    assert same is not None
-    assert same.ssim == pytest.approx(1)
-    assert other.ssim < 0.5
-    assert sanity.seeds_check(network(), torch.rand(2, *SHAPE), [0, 1])[0] is None
+    seeds = checks.seeds_check(network(), torch.rand(3, *SHAPE)[[0, 0, 1, 2]], [5, 5, 6, 7])
+    assert seeds.same_class is not None
+    assert seeds.same_class.ssim == pytest.approx(1)
+    assert seeds.other_class.ssim < 0.5
+    assert checks.seeds_check(network(), torch.rand(2, *SHAPE), [0, 1]).same_class is None
 
 
 def test_planted_templates_come_back() -> None:
-    found = sanity.planted(samples(), CONFIG)
+    found = checks.planted(samples(), CONFIG)
     assert found.shape == (4, 4)
     # Adam's normalised steps draw the signs of a template, whose correlation with Gaussian values is √(2/π) = 0.80.
     assert found.diagonal().numpy() == pytest.approx((2 / np.pi) ** 0.5, abs=0.05)
@@ -220,13 +223,13 @@ def test_planted_templates_come_back() -> None:
 
 
 def test_planted_templates_come_back_through_a_refinement_too() -> None:
-    found = sanity.planted(samples(), Config(CONFIG.mapper, RefineConfig(steps=5), cycles=1))
+    found = checks.planted(samples(), Config(CONFIG.mapper, RefineConfig(steps=5), cycles=1))
     assert found.diagonal().min() > 0.7
 
 
 def test_a_picture_of_one_grey_is_like_nothing() -> None:
     flat = torch.full((1, *SHAPE), 0.5)
-    found = sanity.likeness(network(), flat, torch.rand(1, *SHAPE))
+    found = checks.similarity(network(), flat, torch.rand(1, *SHAPE))
     assert found.rank == 0
     assert np.isfinite(found.ssim)
 
@@ -245,15 +248,15 @@ def made(path: Path, *, seeds: tuple[int, ...]) -> Run:
 def test_check_writes_what_it_found(tmp_path: Path) -> None:
     run = made(tmp_path / "run", seeds=(3,))
     before = (run.path / "manifest.json").read_bytes()
-    found = sanity.check(run, network(), samples(), classes=2)
-    assert json.loads((run.path / sanity.FILE).read_text()) == json.loads(json.dumps(found))
-    assert found["classes"] == ["0", "2"]
-    assert found["seeds"]["one class"] is not None  # a second seed is made where the run has none
+    found = sanity(run, network(), samples(), classes=2)
+    assert json.loads((run.path / FILE).read_text()) == to_json(found)
+    assert found.classes == ["0", "2"]
+    assert found.seeds.same_class is not None  # a second seed is made where the run has none
     assert (run.path / "manifest.json").read_bytes() == before
-    with Image.open(run.path / sanity.SHEET) as sheet:
+    with Image.open(run.path / SHEET) as sheet:
         assert sheet.width > 5 * 200  # the map as it is, and four levels
-    assert sanity.table(found).count("redrawn") == 4
-    again = sanity.check(run, network(), samples(), classes=2)
+    assert table(found).count("randomized") == 4
+    again = sanity(run, network(), samples(), classes=2)
     assert again == found
 
 
@@ -262,17 +265,18 @@ def test_check_takes_classes_of_uneven_seeds(tmp_path: Path) -> None:
     kept, _ = samples().split(0.2, seed=0)
     for concept in map_classes(network(), [1, 2], kept, CONFIG, seeds=[0]):
         run.add(concept, targeted_success_rate=0.5)
-    found = sanity.check(run, network(), samples(), classes=3)
-    assert found["classes"] == ["0", "1", "2"]
+    found = sanity(run, network(), samples(), classes=3)
+    assert found.classes == ["0", "1", "2"]
     maps = [concept for concept in run.maps() if concept.label == 2]
-    alike = sanity.likeness(network(), maps[0].pixels[None], maps[1].pixels[None])
-    assert found["seeds"]["one class"]["rank"] == pytest.approx(alike.rank)  # of class 2 alone
+    alike = checks.similarity(network(), maps[0].pixels[None], maps[1].pixels[None])
+    assert found.seeds.same_class is not None
+    assert found.seeds.same_class.rank == pytest.approx(alike.rank)  # of class 2 alone
 
 
 def test_check_compares_maps_that_share_no_chance(tmp_path: Path) -> None:
     run = made(tmp_path / "run", seeds=(0, 1))
     seeds: list[int] = []
-    sanity.check(run, network(), samples(), classes=2, on_step=lambda progress: seeds.append(progress.seed))
+    sanity(run, network(), samples(), classes=2, on_step=lambda progress: seeds.append(progress.seed))
     assert set(seeds) == {2}  # neither of the run's
 
 
@@ -281,7 +285,7 @@ def test_check_wants_two_classes_before_it_works(tmp_path: Path) -> None:
     never = lambda _: pytest.fail("a map was made")  # noqa: E731
     for _ in (0, 1):
         with pytest.raises(AgnoscoError, match="maps of fewer than two classes"):
-            sanity.check(run, network(), samples(), on_step=never)
+            sanity(run, network(), samples(), on_step=never)
         for concept in map_classes(network(), [0], samples().split(0.2, seed=0)[0], CONFIG):
             run.add(concept, targeted_success_rate=0.5)
 
@@ -296,17 +300,17 @@ def test_check_says_what_is_missing_before_it_works(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "TemporaryFile", denied)
         with pytest.raises(AgnoscoError, match="cannot write"):
-            sanity.check(run, network(), samples(), on_step=never)
+            sanity(run, network(), samples(), on_step=never)
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(AgnoscoError, match="skimage"):
-        sanity.check(run, network(), samples(), on_step=never)
+        sanity(run, network(), samples(), on_step=never)
 
 
 def test_check_wants_the_runs_own_network_and_samples(tmp_path: Path) -> None:
     run = made(tmp_path / "run", seeds=(0, 1))
     with pytest.raises(AgnoscoError, match="other model"):
-        sanity.check(run, network(seed=1), samples())
+        sanity(run, network(seed=1), samples())
     other = Samples(samples().images.flip(0), source="others")
     with pytest.raises(AgnoscoError, match="other samples"):
-        sanity.check(run, network(), other)
-    assert not (run.path / sanity.FILE).exists()
+        sanity(run, network(), other)
+    assert not (run.path / FILE).exists()

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.evaluate.transfer import SCORES, judge, keep, matched, table
+from agnosco.evaluate.score_record import FILE, add_scores, table
+from agnosco.evaluate.transfer import matched, score
+from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig
 from agnosco.models.classifier import Classifier
@@ -68,33 +70,33 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_the_source_knows_itself(run: Run) -> None:
-    found = judge(run, network())
-    assert found["source"]
-    assert (found["maps"], found["classes"], found["seeds"]) == (6, 3, 2)
-    assert found["m_score"] == pytest.approx(1, abs=1e-4)
-    assert (found["top1"], found["top1_of_concepts"]) == (1, 1)
-    assert found["targeted_success_rate"] is None
+    found = score(run, network())
+    assert found.source
+    assert (found.maps, found.classes, found.seeds) == (6, 3, 2)
+    assert found.m_score == pytest.approx(1, abs=1e-4)
+    assert (found.top1, found.top1_of_concepts) == (1, 1)
+    assert found.targeted_success_rate is None
 
 
 def test_classes_are_found_by_name(run: Run) -> None:
     other = network((2, 0, 1), labels=("Blue", "red", "green"))
     assert matched(run, other) == [1, 1, 2, 2, 0, 0]
-    found = judge(run, other)
-    assert not found["source"]
-    assert found["top1"] == 1
+    found = score(run, other)
+    assert not found.source
+    assert found.top1 == 1
 
 
 def test_classes_without_names_are_their_numbers(run: Run) -> None:
     assert matched(run, network(labels=None)) == [0, 0, 1, 1, 2, 2]
     # As many classes in another order, which numbers cannot tell: all are misread, and M_score does not see it.
-    found = judge(run, network((1, 2, 0), labels=None))
-    assert found["top1"] == 0
-    assert found["m_score"] == pytest.approx(1, abs=1e-4)
+    found = score(run, network((1, 2, 0), labels=None))
+    assert found.top1 == 0
+    assert found.m_score == pytest.approx(1, abs=1e-4)
 
 
 def test_a_class_that_the_target_lacks_is_named(run: Run) -> None:
     with pytest.raises(AgnoscoError, match="no class 'blue'"):
-        judge(run, network(labels=("red", "green", "violet")))
+        score(run, network(labels=("red", "green", "violet")))
 
 
 def test_numbers_of_other_networks_say_nothing(tmp_path: Path) -> None:
@@ -120,10 +122,10 @@ def test_names_that_several_classes_share_are_refused(run: Run) -> None:
 
 
 def test_judgements_of_other_maps_are_dropped(run: Run) -> None:
-    keep(run, [judge(run, network((2, 0, 1), labels=("blue", "red", "green")))])
+    add_scores(run, [score(run, network((2, 0, 1), labels=("blue", "red", "green")))])
     run.add(planted(0, 2), targeted_success_rate=1.0)
-    (kept,) = keep(run, [judge(run, network())])
-    assert kept["maps"] == 7
+    (kept,) = add_scores(run, [score(run, network())])
+    assert kept.maps == 7
 
 
 class Flat(nn.Module):
@@ -138,24 +140,24 @@ class Flat(nn.Module):
 
 
 def test_a_network_without_feature_maps_judges_too(run: Run) -> None:
-    found = judge(run, Classifier(Flat(), size=8, labels=NAMES))
-    assert found["diversity"] is None
-    assert 1 / 3 <= found["m_score"] <= 1
+    found = score(run, Classifier(Flat(), size=8, labels=NAMES))
+    assert found.diversity is None
+    assert 1 / 3 <= found.m_score <= 1
 
 
 def test_pictures_are_resized_to_the_target(run: Run) -> None:
-    found = judge(run, network(size=16))
-    assert found["shape"] == [3, 16, 16]
-    assert found["top1"] == 1
+    found = score(run, network(size=16))
+    assert found.shape == (3, 16, 16)
+    assert found.top1 == 1
     with pytest.raises(AgnoscoError, match="cannot be added"):
-        judge(run, network(size=16), images=samples())
+        score(run, network(size=16), images=samples())
 
 
 def test_the_runs_own_samples_are_perturbed_only_where_held_out(tmp_path: Path) -> None:
     run = planted_run(tmp_path / "weak", strength=0.03)
     _, held_out = samples().split(0.2, seed=0)
     target = network()
-    own = judge(run, target, images=samples())["targeted_success_rate"]
+    own = score(run, target, images=samples()).targeted_success_rate
     images = held_out.images.float() / 255
     shares = []
     for concept in run.maps():
@@ -164,8 +166,9 @@ def test_the_runs_own_samples_are_perturbed_only_where_held_out(tmp_path: Path) 
             after = target.model((images - concept.nu).clamp(0, 1)).argmax(1) == concept.label
         shares.append(after[before].float().mean().item())
     assert own == pytest.approx(sum(shares) / 6)
+    assert own is not None
     assert 0 < own < 1
-    assert judge(run, target, images=samples(21))["targeted_success_rate"] != pytest.approx(
+    assert score(run, target, images=samples(21)).targeted_success_rate != pytest.approx(
         own
     )  # other images, all of them
 
@@ -175,43 +178,43 @@ def test_one_class_is_no_comparison(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=config)
     run.add(planted(0, 0), targeted_success_rate=1.0)
     with pytest.raises(AgnoscoError, match="maps of fewer than two classes"):
-        judge(run, network())
+        score(run, network())
 
 
 def test_judgements_gather_in_the_run(run: Run) -> None:
     other, own = network((2, 0, 1), labels=("blue", "red", "green")), network()
-    keep(run, [judge(run, other)])
-    before = (run.path / SCORES).read_bytes()
-    kept = keep(run, [judge(run, own)])
-    assert [one["target"] for one in kept] == [own.name, other.name]  # the source first
-    assert json.loads((run.path / SCORES).read_text())["targets"] == kept
-    (run.path / SCORES).unlink()
-    keep(run, [judge(run, other)])
-    assert (run.path / SCORES).read_bytes() == before
-    keep(run, [judge(run, other)])
-    assert (run.path / SCORES).read_bytes() == before  # the same judgement replaces itself
+    add_scores(run, [score(run, other)])
+    before = (run.path / FILE).read_bytes()
+    kept = add_scores(run, [score(run, own)])
+    assert [one.target for one in kept] == [own.name, other.name]  # the source first
+    assert json.loads((run.path / FILE).read_text())["targets"] == to_json(kept)
+    (run.path / FILE).unlink()
+    add_scores(run, [score(run, other)])
+    assert (run.path / FILE).read_bytes() == before
+    add_scores(run, [score(run, other)])
+    assert (run.path / FILE).read_bytes() == before  # the same judgement replaces itself
 
 
 @pytest.mark.parametrize(
     "rest", ['{"targets": 3}', '{"targets": [{"fingerprint": "x", "shape": [3, 8, 8], "run": RUN}]}']
 )
 def test_a_damaged_file_is_not_overwritten(run: Run, rest: str) -> None:
-    rest = rest.replace("RUN", json.dumps(judge(run, network())["run"]))
-    (run.path / SCORES).write_text(rest)
+    rest = rest.replace("RUN", json.dumps(score(run, network()).run))
+    (run.path / FILE).write_text(rest)
     with pytest.raises(AgnoscoError, match="cannot read"):
-        keep(run, [judge(run, network())])
-    assert (run.path / SCORES).read_text() == rest
+        add_scores(run, [score(run, network())])
+    assert (run.path / FILE).read_text() == rest
 
 
 def test_a_judgement_without_images_keeps_the_success_rate_of_an_earlier_one(run: Run) -> None:
-    moved = keep(run, [judge(run, network(), images=samples())])[0]["targeted_success_rate"]
+    moved = add_scores(run, [score(run, network(), images=samples())])[0].targeted_success_rate
     assert moved is not None
-    assert [one["targeted_success_rate"] for one in keep(run, [judge(run, network())])] == [moved]
+    assert [one.targeted_success_rate for one in add_scores(run, [score(run, network())])] == [moved]
 
 
 def test_table_has_a_line_for_each_network(run: Run) -> None:
-    head, first, second = table([judge(run, network()), judge(run, network((1, 2, 0), labels=None))]).splitlines()
-    assert head.split("  ")[0] == "seen by"
+    head, first, second = table([score(run, network()), score(run, network((1, 2, 0), labels=None))]).splitlines()
+    assert head.split("  ")[0] == "network"
     assert "top-1 of 3" in head
     assert first.startswith("net(0, 1, 2) (source)  6     1.000 [1.00, 1.00]")
-    assert second.split()[-2] == "-"  # nothing was nudged
+    assert second.split()[-2] == "-"  # nothing was perturbed

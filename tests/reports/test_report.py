@@ -26,17 +26,20 @@ from PIL import EpsImagePlugin, Image
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from agnosco import reports as reporting
 from agnosco.cli.app import app
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
-from agnosco.evaluate import transfer
+from agnosco.evaluate.score_record import add_scores
+from agnosco.evaluate.transfer import score
+from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig, config_to_json, preset
 from agnosco.models.architectures import created
 from agnosco.models.classifier import Classifier
 from agnosco.reports.classes import aligned
 from agnosco.reports.curves import curves
+from agnosco.reports.page import opened as report_of
+from agnosco.reports.page import report
 from agnosco.reports.pictures import BUDGET, FITS, fit_for, pictures, stage_in_words
 from agnosco.reports.runs import LARGEST, facts_of, names_of
 from agnosco.runs import command
@@ -105,7 +108,7 @@ def scan_of(run: Run) -> dict[str, Any]:
 
 
 def page_of(*runs: Run) -> str:
-    return reporting.opened([run.folder for run in runs]).html()
+    return report_of([run.folder for run in runs]).html()
 
 
 def replaced(settings: Settings, **changes: Any) -> Settings:
@@ -167,9 +170,9 @@ def test_scores_sanity_and_scan_are_shown_where_they_lie_in_the_run(run: Run) ->
     page = page_of(run)
     assert not {"seen", "sanity", "backdoors"} & set(re.findall(r'<section id="(\w+)"', page))
     put_scan(run)
+    judged = score(run, network((*NAMES[:3], "crane", "crane"), name="judge"))
     figures = {"m_score": 0.87, "top1_of_concepts": 0.5, "top1": 0.25, "probability": 0.1}
-    judged = transfer.judge(run, network((*NAMES[:3], "crane", "crane"), name="judge"))
-    transfer.keep(run, [judged | figures])
+    add_scores(run, [msgspec.structs.replace(judged, **figures)])
     page = page_of(run)
     assert {"seen", "backdoors"} <= set(re.findall(r'<section id="(\w+)"', page))
     assert "0.870" in page
@@ -200,8 +203,9 @@ def test_an_outlier_is_flagged_in_the_grid_by_the_run_whose_scan_found_it(tmp_pa
 def test_the_matrix_has_a_row_for_every_run_and_a_column_for_every_judge(tmp_path: Path, run: Run) -> None:
     other = made(tmp_path / "other", NAMES, name="other", seeds=1)
     for of, judges in ((run, {"first": 0.25}), (other, {"first": 0.5, "second": 0.75})):
-        judged = transfer.judge(of, network())
-        transfer.keep(of, [judged | {"target": who, "fingerprint": who, "m_score": m} for who, m in judges.items()])
+        judged = score(of, network())
+        replace_in = msgspec.structs.replace
+        add_scores(of, [replace_in(judged, target=who, fingerprint=who, m_score=m) for who, m in judges.items()])
     (table,) = re.findall(r'<table class="matrix">.*?</table>', page_of(run, other), re.S)
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
     assert rows == [
@@ -443,9 +447,9 @@ def test_the_command_writes_one_file_and_says_where(run: Run) -> None:
         (["run", "--scan", "run/manifest.json"], "cannot read 'run/manifest.json'", "agnosco scan --out"),
         (["run", "--scan", "run", "--scan", "run"], "2 scans for 1 runs", "one --scan for each run"),
         (["run", "./run/"], "is given twice", "once"),
-        (["run", "--out", "run/manifest.json"], "'run/manifest.json' is no HTML file", "ends in .html"),
-        (["run", "--out", "notes.txt"], "'notes.txt' is no HTML file", "ends in /"),
-        (["run", "--out", "mine.html"], "'mine.html' is there, and no HTML page", "another name"),
+        (["run", "--out", "run/manifest.json"], "'run/manifest.json' is not an HTML file", "ends in .html"),
+        (["run", "--out", "notes.txt"], "'notes.txt' is not an HTML file", "with / at its end"),
+        (["run", "--out", "mine.html"], "'mine.html' is not an HTML page", "another name"),
     ],
 )
 def test_mistakes_are_two_lines_and_leave_all_as_it_was(
@@ -479,7 +483,7 @@ def test_the_page_goes_where_it_is_wanted(run: Run, out: Any, where: str, monkey
     monkeypatch.chdir(run.path.parent)
     Path("there").mkdir()
     Path("old.html").write_text("<!DOCTYPE HTML><p>an older page")
-    assert reporting.write([run.path], out=out)[0] == where
+    assert report(run.path, out=out) == where
     assert Path(where).read_text().startswith("<!doctype html>")
     assert not (run.path / "report.html").exists()
 
@@ -550,9 +554,9 @@ def test_sanity_results_that_were_altered_are_two_lines(run: Run, path: tuple[An
 
 @pytest.mark.parametrize(("path", "value"), JUDGEMENTS)
 def test_judgements_that_were_altered_are_two_lines(run: Run, path: tuple[Any, ...], value: Any) -> None:
-    kept = transfer.keep(run, [transfer.judge(run, network())])
-    assert kept[0]["interval"] is not None
-    (run.path / "scores.json").write_text(altered({"targets": kept}, path, value))
+    kept = add_scores(run, [score(run, network())])
+    assert kept[0].interval is not None
+    (run.path / "scores.json").write_text(altered({"targets": to_json(kept)}, path, value))
     two_lines(CliRunner().invoke(app, ["report", str(run.path)]), "scores.json", "score again")
 
 
@@ -663,7 +667,7 @@ def chromium() -> Iterator[Any]:
 def opened(chromium: Any, run: Run, tmp_path: Path) -> Iterator[Any]:
     """The report, opened from disk; every request and complaint is kept."""
     put_scan(run)
-    reporting.write([run.path], out=tmp_path / "report.html")
+    report(run, out=tmp_path / "report.html")
     page = chromium.new_page(viewport={"width": 1200, "height": 900})
     page.place, page.content_on_disk = tmp_path, (tmp_path / "report.html").read_text()
     page.requests, page.complaints = [], []
@@ -828,7 +832,7 @@ def test_facts_are_folded_on_a_phone_and_open_elsewhere(opened: Any) -> None:
 
 
 def test_without_javascript_there_are_no_dead_tools(chromium: Any, run: Run) -> None:
-    reporting.write([run.path])
+    report(run)
     page = chromium.new_context(java_script_enabled=False).new_page()
     page.goto((run.path / "report.html").as_uri())
     assert page.locator("#grid li:visible").count() == 5
@@ -842,7 +846,7 @@ LONG_NAME = "another network of a long name"
 
 def test_a_grid_of_several_runs_is_sorted_by_one_of_them(chromium: Any, run: Run, tmp_path: Path) -> None:
     other = made(tmp_path / "other", ("whale", "tench", "Castle"), name=LONG_NAME, seeds=1)
-    reporting.write([run.path, other.path], out=tmp_path / "two.html")
+    report(run, other, out=tmp_path / "two.html")
     page = chromium.new_page()
     page.goto((tmp_path / "two.html").as_uri())
     labels = page.locator("#sort option").all_inner_texts()

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.samples import Samples
 from ..io import records
@@ -28,6 +28,7 @@ from ..method.maker import map_classes
 from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
+from ..models.loading import as_classifier
 from ..runs.jobs import seconds_per_map
 from .config import FULL_SEEDS, ScanConfig
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
@@ -120,20 +121,24 @@ class Scan:
 
 
 def scan(
-    classifier: Classifier,
+    model: Classifier | nn.Module | str,
     samples: Samples,
     config: ScanConfig | None = None,
     *,
+    size: int | tuple[int, int] | None = None,
     bank: Sequence[Measured] | None = None,
     classes: Sequence[int | str] | None = None,
     on_progress: OnProgress = None,
 ) -> Scan:
-    """Screen a network for backdoors, judge it, and look closely at the classes that stand out most.
+    """Scan a network for backdoors: which classes does one fixed pattern reach too easily?
+
+    All classes are screened and compared; those that stand out most are examined more closely.
 
     Args:
-        classifier: The network.
-        samples: See :func:`~agnosco.backdoor.screening.screen`.
+        model: A classifier; or a PyTorch module or a name, see :func:`agnosco.load`.
+        samples: At least 60 images like those that the network was trained on; labels are not needed.
         config: Settings.
+        size: Height and width of the input in pixels, for a PyTorch module; mean 0 and std 1 are taken.
         bank: Scans of clean networks like this one; see :func:`~agnosco.backdoor.record.read_bank`.
         classes: Indices or names; None takes all.
         on_progress: Called after every step, of the screening first and then of the candidates' maps.
@@ -141,7 +146,22 @@ def scan(
     Raises:
         AgnoscoError: Too few samples, or of another shape; gradients that are not finite; or a bank that was made with
             other settings.
+
+    Example:
+        >>> import torch
+        >>> from agnosco import Samples
+        >>> from agnosco.backdoor.config import ScanConfig, Tournament
+        >>> from agnosco.backdoor.scan import scan
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+        >>> samples = Samples.noise((3, 8, 8), count=60)
+        >>> short = ScanConfig(steps=2, seeds=1, windows=Tournament(grid=2, steps=2, longer_steps=2))
+        >>> result = scan(model, samples, short, size=8)
+        >>> result.verdict.outcome  # three classes are too few without a bank of clean networks
+        'inconclusive'
+        >>> len(result.record.classes)
+        3
     """
+    classifier = as_classifier(model, size=size)
     config = config or ScanConfig()
     screened = screen(classifier, samples, config, classes=classes, on_progress=on_progress)
     measured = _measured(classifier, samples, config, screened)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import reports
 from ..backdoor.record import conclusion
 from ..backdoor.scan import scan
 from ..backdoor.scan import write as write_scan
@@ -27,6 +26,8 @@ from ..method.config import Config, MapperConfig
 from ..method.dials import L2, Crops, Data
 from ..models.architectures import created
 from ..models.classifier import Classifier
+from ..reports.page import FILE as REPORT
+from ..reports.page import report
 from ..runs.manifest import HELD_OUT, SPLIT_SEED
 from ..runs.run import MANIFEST, Run, check_target
 from ..runs.tensors import write_tensors
@@ -77,13 +78,13 @@ def run(out: Place, output: Output) -> list[Run]:
     Raises:
         AgnoscoError: scikit-learn is missing, the folder cannot be written, or training failed.
     """
-    check_target(out, holding=(reports.FILE, f"{FOLDERS[0]}/{MANIFEST}"))
+    check_target(out, holding=(REPORT, f"{FOLDERS[0]}/{MANIFEST}"))
     data = digits()
     output.say("Two networks are trained, mapped and scanned: one to three minutes")
     folder = Folder.of(out)
     attacks = dict(zip(FOLDERS, (None, ATTACK), strict=True))
     runs = [_shown(folder.child(name), data, attack, output) for name, attack in attacks.items()]
-    written, _ = reports.write([run.folder for run in runs], out=folder.at(reports.FILE))
+    written = report(*runs, out=folder.at(REPORT))
     output.say(
         "Each picture is what a network looks for in one digit, drawn without looking at any one image: bright is ink, "
         "dark is where ink must not be. You should be able to read 0 to 9; 5 is the hardest."

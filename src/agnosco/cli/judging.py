@@ -51,7 +51,9 @@ def score(
 
     A target is named like a MODEL of agnosco map, with a weights file if it needs one.
     """
-    from ..evaluate.transfer import SCORES, Judgement, judge, keep, table
+    from ..evaluate.score_record import FILE, Judgement, add_scores, table
+    from ..evaluate.transfer import score
+    from ..io.records import to_json
     from ..runs.run import Run
 
     output = Output.of(context, quiet=quiet)
@@ -63,12 +65,12 @@ def score(
             allow_pickle=allow_pickle,
         )  # fmt: skip
         images = None if samples is None else read_samples(output, samples, classifier)
-        judgements = keep(made, [judge(made, classifier, images=images)])  # written now: a later target may fail
+        judgements = add_scores(made, [score(made, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, made, classifier)
-    output.result({"run": run, "targets": judgements} if as_json else table(judgements))
-    where = made.folder.at(SCORES)
-    output.say(f"Kept in {where}. p: probability of the class; moved: share of images moved to it by the nudge.")
-    if any(judgement["interval"] for judgement in judgements):
+    output.result({"run": run, "targets": to_json(judgements)} if as_json else table(judgements))
+    where = made.folder.at(FILE)
+    output.say(f"Wrote {where}. p: probability of the class; success rate: targeted success rate of the maps")
+    if any(judgement.interval for judgement in judgements):
         output.say("In brackets: 95 % bootstrap intervals over seeds, too narrow for few.")
     output.say(f"Next: agnosco report {run}")
 
@@ -93,7 +95,10 @@ def sanity(
     Maps are made again with randomized weights, other seeds and other labels, and for a network whose answers are
     known.
     """
-    from ..evaluate import sanity
+    from ..evaluate import sanity_record
+    from ..evaluate.sanity import maps_needed
+    from ..evaluate.sanity import sanity as check
+    from ..io.records import to_json
     from ..runs import jobs
     from ..runs.run import Run
 
@@ -105,13 +110,13 @@ def sanity(
         allow_pickle=allow_pickle,
     )  # fmt: skip
     images = read_samples(output, samples, classifier)
-    count = sanity.maps_needed(made, classifier, classes=classes)
+    count = maps_needed(made, classifier, classes=classes)
     seconds = jobs.seconds_per_map(classifier, images, made.config, count=classes)
     output.say_how_long(seconds, count, "Results are written at the end")
     with output.steps() as on_step:
-        results = sanity.check(made, classifier, images, classes=classes, on_step=on_step)
-    output.result(results if as_json else sanity.table(results))
-    output.say(f"Kept in {made.folder.at(sanity.FILE)}. Look at {made.folder.at(sanity.SHEET)}")
+        results = check(made, classifier, images, classes=classes, on_step=on_step)
+    output.result(to_json(results) if as_json else sanity_record.table(results))
+    output.say(f"Wrote {made.folder.at(sanity_record.FILE)}. Look at {made.folder.at(sanity_record.SHEET)}")
     output.say(f"Next: agnosco report {run}")
 
 

@@ -30,10 +30,10 @@ def report(
 
     The file needs no network and can be sent as it is.
     """
-    from .. import reports
+    from ..reports import page
 
     output = Output.of(context, quiet=quiet)
-    opened = reports.opened(runs, out=out, scans=scan or ())
+    opened = page.opened(runs, out=out, scans=scan or ())
     with output.bar() as show:
         path, size = opened.write(lambda done, total: show("drawing the report", f"{done}/{total}", done, total))
     if as_json:
@@ -52,7 +52,7 @@ def demo(
     One of them has a backdoor. Takes one to three minutes and downloads nothing.
     """
     from ..io.storage import Folder
-    from ..reports import FILE
+    from ..reports.page import FILE
     from . import demo
 
     output = Output.of(context, quiet=quiet)

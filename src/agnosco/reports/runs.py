@@ -16,7 +16,8 @@ from PIL import Image
 
 from ..backdoor import record as scanning
 from ..errors import AgnoscoError
-from ..evaluate import sanity, transfer
+from ..evaluate import sanity_record
+from ..evaluate.score_record import Judgement, read_scores
 from ..io.local import Local
 from ..io.storage import Folder, Place, at_once
 from ..method.config import describe
@@ -40,7 +41,7 @@ class RunView:
     facts: list[tuple[str, str]]
     command: Markup | None
     manifest: Markup
-    scores: list[dict[str, Any]]
+    scores: list[Judgement]
     sanity: dict[str, Any] | None
     sanity_picture: Markup | None
     scan: scanning.ScanRecord | None
@@ -70,9 +71,9 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
         facts=facts_of(run),
         command=None if command is None else escape(command),
         manifest=Markup("data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode()),
-        scores=transfer.kept_in(run),
-        sanity=_sanity(sanity.read(run.folder)),
-        sanity_picture=_picture(run.folder, sanity.SHEET),
+        scores=read_scores(run),
+        sanity=_sanity(sanity_record.read(run.folder)),
+        sanity_picture=_picture(run.folder, sanity_record.SHEET),
         scan=found,
         conclusion=scanning.conclusion(found) if found else [],
         scan_picture=_picture(folder, scanning.PICTURE) if found else None,
@@ -158,15 +159,15 @@ def _scan_at(place: str) -> tuple[Folder, str]:
     return Folder.of(place), scanning.FILE
 
 
-def _sanity(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What ``agnosco sanity`` found, as the page says it."""
-    if found is None:
+def _sanity(record: sanity_record.SanityRecord | None) -> dict[str, Any] | None:
+    """Results of the sanity checks, as the page shows them."""
+    if record is None:
         return None
     return {
-        "classes": found["classes"],
-        "rows": sanity.compared(found),
-        "labels": sanity.labels_in_words(found),
-        "planted": sanity.planted_in_words(found),
+        "classes": record.classes,
+        "rows": sanity_record.comparisons(record),
+        "labels": sanity_record.labels_in_words(record.labels),
+        "planted": sanity_record.planted_in_words(record.planted),
     }
 
 
@@ -205,19 +206,19 @@ class Matrix:
     """
 
     targets: list[str]
-    rows: list[tuple[str, list[dict[str, Any] | None]]]
+    rows: list[tuple[str, list[Judgement | None]]]
     perturbed: bool
     diverse: bool
 
     @classmethod
     def of(cls, views: Sequence[RunView]) -> Matrix:
         """The matrix of some runs."""
-        judged = [(view.name, {one["target"]: one for one in view.scores}) for view in views if view.scores]
+        judged = [(view.name, {one.target: one for one in view.scores}) for view in views if view.scores]
         targets = list(dict.fromkeys(target for _, scores in judged for target in scores))
         scores = [one for view in views for one in view.scores]
         return cls(
             targets,
             rows=[(name, [of.get(target) for target in targets]) for name, of in judged],
-            perturbed=any(one["targeted_success_rate"] is not None for one in scores),
-            diverse=any(one["diversity"] is not None for one in scores),
+            perturbed=any(one.targeted_success_rate is not None for one in scores),
+            diverse=any(one.diversity is not None for one in scores),
         )

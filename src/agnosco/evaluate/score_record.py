@@ -1,0 +1,136 @@
+"""What other networks say of a run's maps, as ``scores.json`` in its folder holds it; loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..io import records
+from ..io.records import Record
+from ..types import Shape
+
+if TYPE_CHECKING:
+    from ..runs.run import Run
+
+FILE = "scores.json"
+
+FIGURES = ("m_score", "top1_of_concepts", "top1", "probability")
+"""Fields of :class:`~agnosco.method.score.Score`."""
+
+
+class Intervals(Record, frozen=True):
+    """95 % bootstrap intervals of the figures, over seeds."""
+
+    m_score: tuple[float, float]
+    top1_of_concepts: tuple[float, float]
+    top1: tuple[float, float]
+    probability: tuple[float, float]
+
+
+class Judgement(Record, frozen=True):
+    """What one network says of the maps of a run.
+
+    Args:
+        target: Name of the network.
+        fingerprint, shape: Of the network.
+        run: Digest of the maps that were judged; see :func:`digest_of`.
+        source: Whether the maps were made with this network.
+        maps, classes, seeds: How many were judged.
+        m_score, top1_of_concepts, top1, probability: See :class:`~agnosco.method.score.Score`.
+        interval: None where a class has a single map.
+        diversity: See :func:`agnosco.method.score.diversity`; None where no class has two maps, and for a network
+            without feature maps.
+        targeted_success_rate: Mean over maps; None without images to perturb.
+    """
+
+    target: str
+    fingerprint: str
+    shape: Shape
+    run: str
+    source: bool
+    maps: int
+    classes: int
+    seeds: int
+    m_score: float
+    top1_of_concepts: float
+    top1: float
+    probability: float
+    interval: Intervals | None
+    diversity: float | None
+    targeted_success_rate: float | None
+
+    @property
+    def network(self) -> tuple[object, ...]:
+        """What tells the network from others, and from itself at another size."""
+        return self.fingerprint, *self.shape
+
+
+class Scores(Record, frozen=True):
+    """All judgements of a run."""
+
+    targets: list[Judgement]
+
+
+def read_scores(run: Run) -> list[Judgement]:
+    """The judgements in a run's folder that are about the maps that it holds now.
+
+    Raises:
+        AgnoscoError: The file is damaged or of another version.
+    """
+    scores = records.read(run.folder, FILE, Scores, hint="remove it and score again")
+    digest = digest_of(run)
+    return [judgement for judgement in scores.targets if judgement.run == digest] if scores else []
+
+
+def add_scores(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
+    """Write judgements into a run's folder; each replaces an earlier one by the same network.
+
+    Judgements of other maps than the run holds now are dropped. A judgement without images keeps the targeted success
+    rate that the same network had with images.
+
+    Returns:
+        All judgements that the folder now holds: the source first, then by name.
+    """
+    by_network = {judgement.network: judgement for judgement in read_scores(run)}
+    for judgement in judgements:
+        earlier = by_network.get(judgement.network)
+        if earlier is not None and judgement.targeted_success_rate is None:
+            judgement = msgspec.structs.replace(judgement, targeted_success_rate=earlier.targeted_success_rate)
+        by_network[judgement.network] = judgement
+    ordered = sorted(by_network.values(), key=lambda one: (not one.source, one.target, one.shape))
+    records.write(run.folder, FILE, Scores(targets=ordered))
+    return ordered
+
+
+def digest_of(run: Run) -> str:
+    """A digest of the maps that a run holds."""
+    return hashlib.sha256("".join(entry.sha256 for entry in run.entries).encode()).hexdigest()
+
+
+def table(judgements: Sequence[Judgement]) -> str:
+    """Judgements as lines of text, one network each."""
+    concepts = f"top-1 of {judgements[0].classes}"
+    rows: list[tuple[str, ...]] = [
+        ("network", "maps", "M_score", concepts, "top-1 of all", "p", "success rate", "diversity")
+    ]
+    for judgement in judgements:
+        name = judgement.target + (" (source)" if judgement.source else "")
+        figures = [_with_interval(judgement, figure) for figure in FIGURES]
+        rest = [
+            "-" if value is None else f"{value:.2f}" for value in (judgement.targeted_success_rate, judgement.diversity)
+        ]
+        rows.append((name, str(judgement.maps), *figures, *rest))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _with_interval(judgement: Judgement, figure: str) -> str:
+    value = f"{getattr(judgement, figure):.3f}"
+    if judgement.interval is None:
+        return value
+    low, high = getattr(judgement.interval, figure)
+    return f"{value} [{low:.2f}, {high:.2f}]"

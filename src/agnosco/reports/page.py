@@ -1,0 +1,189 @@
+"""The report of runs: one HTML file.
+
+Its contents come from run folders alone; no model is loaded. Text from outside (class names, file names) is escaped by
+Jinja2, and the page's policy (``default-src 'none'``) lets nothing run or load but what the page itself holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.resources import files
+from typing import Any
+
+from ..errors import AgnoscoError
+from ..io.local import Local
+from ..io.storage import Folder, Place, write_whole
+from ..runs.run import Run
+from ..text import without_password
+from .classes import OnMap, rows_of
+from .curves import HEIGHT, WIDTH
+from .runs import Matrix, RunView, names_of, view_of
+
+FILE = "report.html"
+
+LONGEST = 1000
+"""Characters that are shown of any text from outside."""
+
+_DOCTYPE = b"<!doctype html>"
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report about to be drawn: all files of the runs have been read, but for their maps.
+
+    Args:
+        runs: The runs.
+        views: How the page shows them.
+        target: The file to write; None for :data:`FILE` in the first run's folder.
+    """
+
+    runs: Sequence[Run]
+    views: Sequence[RunView]
+    target: Place | None
+
+    def write(self, on_map: OnMap = None) -> tuple[str, int]:
+        """Draw the page and write it; returns its full name and its size in bytes.
+
+        Args:
+            on_map: Called after every map with the number of maps drawn, and their total.
+
+        Raises:
+            AgnoscoError: A map is missing or damaged, or the file cannot be written.
+        """
+        content = self.html(on_map).encode()
+        name = self.runs[0].folder.write(FILE, content) if self.target is None else write_whole(self.target, content)
+        return name, len(content)
+
+    def html(self, on_map: OnMap = None) -> str:
+        """The page."""
+        style, script = (
+            files("agnosco.reports").joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js")
+        )
+        rows = rows_of(self.runs, self.views, on_map)
+        return _environment().get_template("page.html.j2").render(
+            title=" and ".join(dict.fromkeys(run.settings.model.name for run in self.runs)),
+            runs=self.views,
+            models=len({run.settings.model.name for run in self.runs}),
+            classes=rows,
+            stages=max((list(one.pictures.stages) for row in rows for one in row.maps), key=len),
+            glows=any(one.pictures.xi for row in rows for one in row.maps),
+            matrix=Matrix.of(self.views),
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+            plot=(WIDTH, HEIGHT),
+            version=metadata.version("agnosco"),
+        )  # fmt: skip
+
+
+def report(
+    *runs: Run | Place | Folder, out: Place | None = None, scans: Sequence[Place] = (), on_map: OnMap = None
+) -> str:
+    """Write an HTML file that shows runs side by side, aligned by class, and return its path.
+
+    Args:
+        runs: Runs, their folders or URLs; their scores, sanity checks and scans are shown too.
+        out: The file to write, which ends in ``.html``, or a folder; ``report.html`` in the first run's folder if None.
+        scans: Folders or files of scans that are not in their runs: the first of the first run, and so on.
+        on_map: Called after every map with the number of maps drawn, and their total.
+
+    Raises:
+        AgnoscoError: A folder is not a run, has no map, or is given twice; a file of a run is missing or damaged; or
+            the file to write exists and is not an HTML page.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from agnosco import Config, MapperConfig, Run, Samples, map_class
+        >>> from agnosco.models.loading import as_classifier
+        >>> from agnosco.reports.page import report
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        >>> classifier = as_classifier(model, size=8)
+        >>> samples = Samples.noise((3, 8, 8), count=10)
+        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
+        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
+        >>> entry = run.add(map_class(classifier, 1, samples, config), targeted_success_rate=0.5)
+        >>> Path(report(run)).name
+        'report.html'
+    """
+    folders = [run.folder if isinstance(run, Run) else run for run in runs]
+    return opened(folders, out=out, scans=scans).write(on_map)[0]
+
+
+def opened(paths: Sequence[Place | Folder], *, out: Place | None = None, scans: Sequence[Place] = ()) -> Report:
+    """A report of runs, not yet drawn: whatever is wrong with its arguments is reported first; see :func:`report`."""
+    if len(scans) > len(paths):
+        raise AgnoscoError(f"{len(scans)} scans for {len(paths)} runs", "give one --scan for each run, in their order")
+    runs = [Run.open(path) for path in paths]
+    places = [run.folder.absolute("") for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise AgnoscoError(f"{run.folder.name!r} is given twice", "name each run once")
+        if not run.entries:
+            raise AgnoscoError(f"{run.folder.name!r} has no maps", "make some with agnosco map")
+    target = None if out is None else _target(os.fspath(out))
+    _check_target(runs[0].folder.absolute(FILE) if target is None else target)
+    of_runs = [*scans, *[None] * (len(runs) - len(scans))]
+    views = [view_of(*each) for each in zip(runs, names_of(runs), of_runs, strict=True)]
+    return Report(runs, views, target)
+
+
+def _target(out: str) -> str:
+    """The file to write; ``report.html`` in it if a folder is given."""
+    if out.endswith(("/", os.sep)) or (isinstance(Folder.of(out), Local) and os.path.isdir(out)):
+        return f"{out.rstrip('/' + os.sep)}/{FILE}"
+    return out
+
+
+def _check_target(target: str) -> None:
+    """Make sure that nothing but an HTML page is overwritten."""
+    if not target.lower().endswith((".html", ".htm")):
+        raise AgnoscoError(
+            f"{target!r} is not an HTML file", "name a file that ends in .html, or a folder with / at its end"
+        )
+    folder, name = os.path.split(target)
+    try:
+        before = Folder.of(folder or ".").read(name)
+    except FileNotFoundError:
+        return
+    if not before.lstrip()[: len(_DOCTYPE)].lower() == _DOCTYPE:
+        raise AgnoscoError(f"{without_password(target)!r} is not an HTML page", "choose another name with --out")
+
+
+# -- the page ----------------------------------------------------------------------------------------
+
+
+def _environment() -> Any:
+    import jinja2  # here, because no other command needs it
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("agnosco", "reports"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_shown,
+    )  # fmt: skip
+
+
+def _shown(value: Any) -> Any:
+    """Text without control characters, cut at :data:`LONGEST`; markup, which agnosco made itself, as it is."""
+    if type(value) is not str:
+        return value
+    clean = _CONTROLS.sub("", value)
+    return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
+
+
+def _policy(style: str, script: str) -> str:
+    """The page's content security policy: its own script, style and pictures, and nothing else."""
+
+    def source(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; img-src data:; style-src {source(style)}; script-src {source(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
