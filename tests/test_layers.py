@@ -34,7 +34,7 @@ BESIDES = {
     "data": {"safetensors", "sklearn"},
     "method": {"safetensors"},
     "runs": {"msgspec", "ray", "safetensors"},
-    "evaluate": {"scipy", "skimage"},
+    "evaluate": {"msgspec", "scipy", "skimage"},
     "backdoor": {"msgspec", "safetensors"},
     "reports": {"jinja2", "markupsafe"},
     "cli": {"rich", "typer"},
