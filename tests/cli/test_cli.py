@@ -129,7 +129,7 @@ def test_score_prints_a_line_for_each_network_and_keeps_it() -> None:
     )
     assert result.exit_code == 0, result.stderr
     head, *lines = result.stdout.splitlines()
-    assert head.startswith("seen by")
+    assert head.startswith("network ")
     assert len(lines) == 1  # the same network twice is one
     assert "(source)  4 " in lines[0]
     (kept,) = json.loads(Path("agnosco-run/scores.json").read_text())["targets"]
