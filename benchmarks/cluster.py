@@ -52,9 +52,9 @@ def measure(cluster: Cluster | None, folder: Path, *, maps: int = MAPS, kill: bo
             killed.extend(kill_a_worker())
 
     start = time.perf_counter()
-    made = None if cluster is None else cluster.made
+    backend = None if cluster is None else cluster.make
     seeds = range(-(-maps // 10))
-    finished = list(run_maps(run, classifier, samples, range(10), seeds=seeds, on_step=on_step, made=made))
+    finished = list(run_maps(run, classifier, samples, range(10), seeds=seeds, on_step=on_step, backend=backend))
     return {"seconds": time.perf_counter() - start, "maps": len(finished), "killed": len(killed)}
 
 
@@ -62,7 +62,7 @@ def kill_a_worker() -> list[int]:
     """Kill the process of a worker that makes maps, as the kernel does when memory runs out; return its id."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if any("_group_made" in part for part in process.cmdline()):
+            if any("_make_group" in part for part in process.cmdline()):
                 process.kill()
                 return [process.pid]
     return []

@@ -124,14 +124,14 @@ def prepared(folder: Path, board: Board) -> list[str]:
     torch.set_num_threads(1)
     safetensors.torch.save_file(created("digits", 10, seed=1).state_dict(), folder / "network.safetensors")
     prepare.MOST_IMAGES = 24  # groups of 6 maps of 4 images each
-    jobs.EVERY = 0.02
+    jobs.INTERVAL = 0.02
     paper = PRESETS["paper"]
     PRESETS["paper"] = replace(paper, refine=RefineConfig(steps=6, rate=0.05))
     local.atomic_file = board.counted(local.atomic_file)
     Run.write_manifest = board.during(MANIFEST, Run.write_manifest)
     Run.add = board.during(STORE, Run.add)
     sheet.write_contact_sheet = board.during(END, sheet.write_contact_sheet)
-    jobs.Keeper.write = board.during(CHECKPOINT, jobs.Keeper.write)
+    jobs.Checkpoint.write = board.during(CHECKPOINT, jobs.Checkpoint.write)
     return [
         "map", "agnosco:digits", "--weights", str(folder / "network.safetensors"), "--samples", "noise",
         "--preset", "paper", "--ball", "auto", "--transforms", "crops", "--steps", "8", "--batch", "4",

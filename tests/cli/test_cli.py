@@ -26,7 +26,7 @@ from agnosco.cli.app import app
 from agnosco.cli.console import duration
 from agnosco.cli.options import model_and_weights, numbers
 from agnosco.data.samples import Samples
-from agnosco.method.config import PRESETS, Config, MapperConfig, RefineConfig
+from agnosco.method.config import PRESETS
 from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
 from agnosco.models import loading
 from agnosco.models.classifier import Classifier
@@ -114,7 +114,7 @@ def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
 
 def test_short_work_is_not_announced_and_long_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "maps of about" not in mapped("goldfish", "--out", "short").stderr
-    monkeypatch.setattr("agnosco.runs.jobs.seconds_per_map", lambda *_, count: 30.0)
+    monkeypatch.setattr("agnosco.method.maker.Maker.seconds_per_map", lambda _, count: 30.0)
     assert "1 maps of about 30 s: 30 s in all." in mapped("goldfish", "--out", "long").stderr
 
 
@@ -622,26 +622,6 @@ def test_class_names_cannot_steer_a_terminal_or_leave_the_folder(folder: Path) -
 
 
 # -- how long ----------------------------------------------------------------------------------
-
-
-def test_estimate_is_step_time_after_warm_up_times_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 102.0, 104.0])  # seconds at the ends of three steps, the first of which took long
-    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
-    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=2, channels=3)
-    samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
-    config = Config(MapperConfig(batch=2, steps=40), RefineConfig(steps=10), cycles=2)
-    assert jobs.seconds_per_map(classifier, samples, config) == 2.0 * (40 + 10) * 2
-
-
-def test_estimate_of_several_maps_is_that_of_maps_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Four maps take three steps together: each step is told of four times, the last time when all have taken it.
-    ends = [100.0, 106.0, 112.0]
-    clock = iter([end for end in ends for _ in range(4)])
-    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
-    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=2, channels=3)
-    samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
-    config = Config(MapperConfig(batch=2, steps=40), refine=None, cycles=1)
-    assert jobs.seconds_per_map(classifier, samples, config, count=4) == 6.0 * 40 / 4
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bytes_of_a_local_one(
     bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mapped("--out", "local")
-    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    monkeypatch.setattr(jobs, "INTERVAL", 0.0)
     success, judged = jobs.targeted_success_rate, []
 
     def interrupted(*args: Any, **options: Any) -> float:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from oracle import LinearSoftmax, natural, natural_samples
 from torch import Tensor, nn
 
+from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.method import maker
 from agnosco.method import refine as refining
@@ -434,3 +435,19 @@ def test_settings_of_another_version_are_refused(spoil: Callable[[dict[str, Any]
     spoil(data)
     with pytest.raises(AgnoscoError, match="settings"):
         config_from_json(data)
+
+
+# -- how long ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "together", "expected"), [(1, 4, 6.0 * 100), (4, 4, 6.0 * 100 / 4), (4, 2, 300.0)])
+def test_estimate_is_step_time_after_the_warm_up_times_steps(
+    monkeypatch: pytest.MonkeyPatch, count: int, together: int, expected: float
+) -> None:
+    ends = iter([100.0, 106.0, 112.0])  # seconds at the ends of three steps, the first of which took long
+    monkeypatch.setattr(maker.time, "perf_counter", lambda: next(ends))
+    monkeypatch.setattr(maker, "images_at_once", lambda _network: 2 * together)
+    network = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=2, channels=3)
+    samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
+    config = Config(MapperConfig(batch=2, steps=40), RefineConfig(steps=10), cycles=2)
+    assert maker.Maker(network, samples, config).seconds_per_map(count) == expected

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import errno
 import json
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -151,6 +152,59 @@ def test_a_command_for_one_class_finishes_the_group_that_it_was_begun_in(tmp_pat
     assert keys(make(tmp_path / "run", classes=(3,))) == [(2, 0), (3, 0)]
 
 
+# -- one command -------------------------------------------------------------------------------
+
+
+def test_the_network_is_prepared_once_and_used_for_the_estimate_and_all_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[str] = []
+    ordinary = maker.prepared
+
+    def counted(classifier: Classifier, *, precision: str) -> Classifier:
+        prepared.append(classifier.name)
+        return ordinary(classifier, precision=precision)
+
+    monkeypatch.setattr(maker, "prepared", counted)
+    calls: list[object] = []
+    finished = make(
+        tmp_path / "run", on_status=lambda status: calls.append(len(status.missing)),
+        on_estimate=lambda seconds, count: calls.append((seconds > 0, count)), on_step=calls.append,
+    )  # fmt: skip
+    assert len(finished) == 5  # in three groups
+    assert len(prepared) == 1
+    assert calls[:2] == [5, (True, 5)]
+    assert isinstance(calls[2], Progress)  # the steps of the estimate are not reported
+
+
+def test_maps_can_be_made_alone(tmp_path: Path) -> None:
+    make(tmp_path / "run", classes=(0, 1, 2), together=1)
+    data = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert data["groups"] == [[[0, 0]], [[1, 0]], [[2, 0]]]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_maps_are_made_with_the_number_of_threads_that_the_run_began_with(tmp_path: Path, interrupted: bool) -> None:
+    here = torch.get_num_threads()
+    seen: list[int] = []
+
+    def on_step(_: Progress) -> None:
+        seen.append(torch.get_num_threads())
+        if interrupted:
+            raise KeyboardInterrupt
+
+    run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=CONFIG, threads=here + 1)
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        list(run_maps(run, network(), samples(), [0], on_step=on_step))
+    assert set(seen) == {here + 1}
+    assert torch.get_num_threads() == here
+
+
+def test_the_example_of_run_maps_holds() -> None:
+    results = [doctest.DocTestRunner().run(test) for test in doctest.DocTestFinder().find(run_maps, "run_maps")]
+    assert [(result.failed, result.attempted > 5) for result in results] == [(0, True)]
+
+
 # -- what is damaged ---------------------------------------------------------------------------
 
 
@@ -169,7 +223,7 @@ def test_a_damaged_map_is_made_again(
     make(folder)
     spoil(folder / name, damage)
     found: list[list[str]] = []
-    finished = make(folder, on_found=lambda status: found.append(status.damaged))
+    finished = make(folder, on_status=lambda status: found.append(status.damaged))
     assert found == [[told]]
     assert keys(finished) == [(1, 0)]
     assert files(folder) == undisturbed
@@ -208,7 +262,7 @@ def test_an_entry_that_no_index_knows_is_damaged_and_made_again(tmp_path: Path, 
     with pytest.warns(UserWarning, match="lacks maps whose entries are damaged .0000-ant-s0: 1 in all"):
         assert [entry.index for entry in Run.open(folder).entries] == [1]
     found: list[list[str]] = []
-    assert keys(make(folder, on_found=lambda one: found.append(one.damaged)))[0] == (0, 0)
+    assert keys(make(folder, on_status=lambda one: found.append(one.damaged)))[0] == (0, 0)
     assert found == [["0000-ant-s0.json is damaged"]]
     assert files(folder) == undisturbed
 
@@ -389,7 +443,7 @@ def test_a_checkpoint_that_was_made_to_harm_is_none(
 def test_it_goes_on_from_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], steps: int
 ) -> None:
-    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    monkeypatch.setattr(jobs, "INTERVAL", 0.0)
     folder = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
         make(folder, on_step=after(steps, ZeroDivisionError()))
@@ -411,7 +465,7 @@ def test_no_checkpoint_of_what_is_done_sooner(tmp_path: Path) -> None:
 def test_an_interruption_writes_a_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(float(seconds) for seconds in range(10, 10_000, 10))
     monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(jobs, "EVERY", 59.0)  # six readings of the clock
+    monkeypatch.setattr(jobs, "INTERVAL", 59.0)  # six readings of the clock
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         make(folder, on_step=after(2 * 8 + 1, KeyboardInterrupt()))
@@ -425,7 +479,7 @@ def test_a_foreign_checkpoint_is_ignored_and_removed(
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "EVERY", 0.0)
+        patch.setattr(jobs, "INTERVAL", 0.0)
         with pytest.raises(ZeroDivisionError):
             make(folder, on_step=after(9, ZeroDivisionError()))
     (name,) = (folder / "checkpoints").iterdir()
@@ -442,7 +496,7 @@ def test_a_foreign_checkpoint_is_ignored_and_removed(
 
 
 def test_the_checkpoint_of_another_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    monkeypatch.setattr(jobs, "INTERVAL", 0.0)
     mine = run_maps(create(tmp_path / "run"), network(), samples(), [0, 1])
     next(mine)  # begun, before the other is
     with pytest.raises(ZeroDivisionError):
@@ -454,7 +508,7 @@ def test_the_checkpoint_of_another_process_stays(tmp_path: Path, monkeypatch: py
 def test_what_is_computed_and_not_stored_is_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes]
 ) -> None:
-    monkeypatch.setattr(jobs, "EVERY", 0.0)
+    monkeypatch.setattr(jobs, "INTERVAL", 0.0)
     folder = tmp_path / "run"
     add = Run.add
 

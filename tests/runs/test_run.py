@@ -452,6 +452,14 @@ def test_manifest_of_other_types_is_refused(run: Run, part: str, key: str, value
         Run.open(run.path)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1 << 20, 1.0, None])
+def test_a_number_of_threads_that_cannot_be_is_refused(run: Run, threads: object) -> None:
+    """A run is continued with the number of threads in its manifest."""
+    (run.path / "manifest.json").write_text(json.dumps(manifest(run) | {"threads": threads}))
+    with pytest.raises(AgnoscoError, match="not the manifest of a run"):
+        Run.open(run.path)
+
+
 @pytest.mark.parametrize("job", [[10**200, 0], [0, 10**200], [-1, 0], [True, 0]])
 def test_a_group_of_maps_that_there_cannot_be_is_refused(run: Run, job: list[int]) -> None:
     data = manifest(run)

@@ -24,12 +24,11 @@ from ..data.samples import Samples
 from ..io import records
 from ..io.storage import Folder, Place
 from ..method.dials import scaled_radius
-from ..method.maker import map_classes
+from ..method.maker import Maker, map_classes
 from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
 from ..models.loading import as_classifier
-from ..runs.jobs import seconds_per_map
 from .config import FULL_SEEDS, ScanConfig
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .record import (
@@ -224,7 +223,7 @@ def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig
         classes: How many classes are screened.
     """
     spread = config.spread
-    each = seconds_per_map(classifier, samples, spread, count=classes * config.seeds)
+    each = Maker(classifier, samples, spread).seconds_per_map(classes * config.seeds)
     candidates = min(classes, CANDIDATES) * FULL_SEEDS * config.full.passes
     evaluation = 3 * config.seeds * config.evaluation * EVALUATION_COST
     of_margins = classifier.classes * MARGIN_STARTS * MARGIN_STEPS if classifier.classes <= MARGIN_CLASSES else 0

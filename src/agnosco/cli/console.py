@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..data.samples import Samples
     from ..models.classifier import Classifier
-    from ..runs.jobs import Finished, Made
+    from ..runs.jobs import Backend, Finished
     from ..runs.run import Run
     from ..runs.status import RunStatus
     from ..types import OnStep, Progress
@@ -167,12 +167,12 @@ class Output:
         classes: Sequence[int],
         *,
         seeds: Sequence[int] = (0,),
-        made: Made | None = None,
+        backend: Backend | None = None,
     ) -> list[Finished]:
         """Maps, made under a bar and with a line for each; those that are there already are kept as they are.
 
         Args:
-            run, classifier, samples, classes, seeds, made: See :func:`agnosco.runs.jobs.run_maps`.
+            run, classifier, samples, classes, seeds, backend: See :func:`agnosco.runs.jobs.run_maps`.
 
         Returns:
             All of them, in the order of classes and seeds; then those that were made with them.
@@ -181,12 +181,6 @@ class Output:
 
         making = _Making(self, list(dict.fromkeys((label, seed) for label in classes for seed in seeds)))
 
-        def on_found(found: RunStatus) -> None:
-            making.found(found)
-            if found.missing and made is None and not self.quiet:  # a cluster's time is not this machine's
-                count = len(found.missing)
-                self.say_how_long(jobs.seconds_per_map(classifier, samples, run.config, count=count), count)
-
         try:
             with self.bar() as show:
 
@@ -194,8 +188,9 @@ class Output:
                     making.step(step, show, classifier.labels)
 
                 for one in jobs.run_maps(
-                    run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_found=on_found, made=made
-                ):
+                    run, classifier, samples, classes, seeds=seeds, on_step=on_step, on_status=making.found,
+                    on_estimate=None if self.quiet else self.say_how_long, backend=backend,
+                ):  # fmt: skip
                     making.made.append(one)
                     self.say(_told(one))
         except (KeyboardInterrupt, AgnoscoError) as error:

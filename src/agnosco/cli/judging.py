@@ -99,7 +99,7 @@ def sanity(
     from ..evaluate.sanity import maps_needed
     from ..evaluate.sanity import sanity as check
     from ..io.records import to_json
-    from ..runs import jobs
+    from ..method.maker import Maker
     from ..runs.run import Run
 
     output = Output.of(context, quiet=quiet)
@@ -111,7 +111,7 @@ def sanity(
     )  # fmt: skip
     images = read_samples(output, samples, classifier)
     count = maps_needed(made, classifier, classes=classes)
-    seconds = jobs.seconds_per_map(classifier, images, made.config, count=classes)
+    seconds = Maker(classifier, images, made.config).seconds_per_map(classes)
     output.say_how_long(seconds, count, "Results are written at the end")
     with output.steps() as on_step:
         results = check(made, classifier, images, classes=classes, on_step=on_step)

@@ -142,7 +142,7 @@ def map_(
             output.say("No class given, so all of them.")
         finished = output.make(
             run, classifier, images, indices, seeds=range(seed, seed + seeds),
-            made=None if workers is None else workers.made,
+            backend=None if workers is None else workers.make,
         )  # fmt: skip
     if as_json:
         output.result({"run": out, "maps": [_summary(run, one) for one in finished]})

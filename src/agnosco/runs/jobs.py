@@ -1,7 +1,6 @@
-"""The local runner: maps of several classes and seeds, judged on held-out images, into a run folder.
+"""Makes the maps that a run lacks, group by group, in this process; judges them on held-out images and stores them.
 
-What is finished stays, and what is not is made: the same command goes on from wherever another was broken off, to the
-same bits on a CPU.
+Finished maps are kept. The same command continues from wherever it was interrupted, to the same bits on a CPU.
 """
 
 from __future__ import annotations
@@ -9,21 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import torch
 
 from ..data.samples import Samples
-from ..errors import AgnoscoError, AgnoscoWarning
+from ..errors import AgnoscoError
 from ..io.atomic import DAY
 from ..io.records import to_json
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.concept import ConceptMap
-from ..method.config import Config
-from ..method.maker import Maker, groups_of, map_classes, maps_together
+from ..method.maker import Maker, groups_of
 from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
@@ -31,11 +28,8 @@ from .manifest import Entry, split
 from .run import Run
 from .status import RunStatus, status_of
 
-TIMED = 3
-"""Steps of the measurement in :func:`seconds_per_map`; the first of them warms up."""
-
-EVERY = 60.0
-"""Seconds of work that a process which is killed loses at most, and a step: how often a checkpoint is written."""
+INTERVAL = 60.0
+"""Seconds between two checkpoints: a process that is killed loses at most this much work, and a step."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -46,70 +40,18 @@ class Finished:
 
     Args:
         entry: Its entry.
-        seconds: Its share of what making it and those beside it took, and what judging it took; 0 if it was there.
+        seconds: Time to judge it, plus its share of the time to make its group; 0 if it was stored before.
     """
 
     entry: Entry
     seconds: float
 
 
-Made = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep | None], Iterator[Finished]]
-"""Who makes the maps that a run lacks: :func:`made_here`, or a cluster."""
+Backend = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep | None], Iterator[Finished]]
+"""Makes and stores the maps that a run lacks somewhere else, as :meth:`agnosco.runs.cluster.Cluster.make` does."""
 
-
-class Keeper:
-    """The checkpoint of a group, written now and then while the group is made.
-
-    Args:
-        run: The run.
-        group: The group.
-    """
-
-    def __init__(self, run: Run, group: Sequence[Job]) -> None:
-        self.folder = run.folder
-        self.stages = len(run.config.stages)
-        self.about = {"settings": to_json(run.settings), "group": [list(job) for job in group]}
-        self.name = f"{CHECKPOINTS}/{checkpoint_of(group)}"
-        self.begun = self.written = time.monotonic()
-        self.latest: GroupState | None = None
-
-    def __call__(self, state: GroupState) -> None:
-        """Take note of where the group stands after a step; what took long is written, its end too."""
-        self.latest = state
-        complete = len(state.finished) == self.stages
-        if time.monotonic() - (self.begun if complete else self.written) >= EVERY:
-            self.write()
-
-    def write(self) -> None:
-        """Write where the group stands."""
-        if self.latest is not None:
-            self.folder.write(self.name, packed(self.latest, self.about))
-            self.written, self.latest = time.monotonic(), None
-
-    def interrupted(self) -> None:
-        """Write it a last time, if this process has worked at it for long."""
-        if time.monotonic() - self.begun >= EVERY:
-            self.write()
-
-    def load(self, device: torch.device) -> GroupState | None:
-        """Where the group stood when a process was broken off; None if that is not known."""
-        try:
-            content = self.folder.read(self.name)
-        except FileNotFoundError:
-            return None
-        state = unpacked(content, self.about, device)
-        if state is None:
-            self.remove()
-        return state
-
-    def remove(self) -> None:
-        """Remove it."""
-        self.folder.remove(self.name)
-
-
-def checkpoint_of(group: Sequence[Job]) -> str:
-    """The name of a group's checkpoint."""
-    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24] + ".safetensors"
+OnEstimate = Callable[[float, int], None]
+"""Called with about how many seconds each map will take, and how many maps there are."""
 
 
 def run_maps(
@@ -119,36 +61,58 @@ def run_maps(
     classes: Sequence[int | str],
     *,
     seeds: Sequence[int] = (0,),
+    together: int | None = None,
     on_step: OnStep | None = None,
-    on_found: Callable[[RunStatus], None] | None = None,
-    made: Made | None = None,
+    on_status: Callable[[RunStatus], None] | None = None,
+    on_estimate: OnEstimate | None = None,
+    backend: Backend | None = None,
 ) -> Iterator[Finished]:
     """Make the maps that a run lacks, and store each as soon as it is finished.
 
-    Maps made side by side are finished together. A group of which a map is missing is made again whole, with its
-    other maps, for the same bits; what else it lacks is stored as well.
+    Maps made side by side are finished together. If one of them is missing, the whole group is made again, so that it
+    has the same bits.
 
     Args:
-        run: Where they go; its settings are used.
+        run: Where the maps are stored; its settings are used.
         classifier: The network.
         samples: All samples; see :func:`agnosco.runs.manifest.split`.
         classes: Indices or names.
         seeds: One map of every class for each.
+        together: Maps to make side by side; None fills the device.
         on_step: Called after every step, for every map.
-        on_found: Called first, with what is there already.
-        made: Who makes them; :func:`made_here` if None.
+        on_status: Called first, with the maps that are finished already.
+        on_estimate: Called before the first step, after a few steps for measurement.
+        backend: Makes the maps; None for this process, to which ``together`` and ``on_estimate`` apply.
 
     Raises:
-        AgnoscoError: The folder cannot be written any more, or has vanished; finished maps are kept.
+        AgnoscoError: The folder has vanished or cannot be written any more; finished maps are kept.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples
+        >>> from agnosco.runs.jobs import run_maps
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        >>> classifier = Classifier(model, size=8, labels=("cat", "dog"))
+        >>> samples = Samples.noise(classifier.shape, count=10)
+        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
+        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
+        >>> [finished.entry.name for finished in run_maps(run, classifier, samples, ["dog"])]
+        ['dog']
+        >>> [finished.entry.name for finished in run_maps(run, classifier, samples, ["cat", "dog"])]
+        ['cat']
     """
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
     run.folder.sweep()
-    found = status_of(run, jobs, names=classifier.labels)
-    if on_found is not None:
-        on_found(found)
+    status = status_of(run, jobs, names=classifier.labels)
+    if on_status is not None:
+        on_status(status)
     try:
-        if found.missing:
-            yield from (made or made_here)(run, classifier, samples, found.missing, on_step)
+        if status.missing and backend is not None:
+            yield from backend(run, classifier, samples, status.missing, on_step)
+        elif status.missing:
+            with threads(run.settings.threads):
+                worker = Worker(run, classifier, samples)
+                yield from worker.make_all(status.missing, together, on_step=on_step, on_estimate=on_estimate)
     except BaseException:
         with suppress(AgnoscoError):  # the entries say the same
             run.end()
@@ -157,13 +121,15 @@ def run_maps(
     _remove_checkpoints(run)
 
 
-def made_here(
-    run: Run, classifier: Classifier, samples: Samples, jobs: Sequence[Job], on_step: OnStep | None
-) -> Iterator[Finished]:
-    """Make maps and store them, in this process, group after group."""
-    worker = Worker(run, classifier, samples)
-    for group in store_groups(run, jobs, worker.maker.together):
-        yield from worker.make(group, on_step=on_step)
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside, PyTorch computes with so many threads on the CPU: their number decides the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def store_groups(run: Run, jobs: Sequence[Job], together: int) -> list[list[Job]]:
@@ -194,7 +160,7 @@ def store_groups(run: Run, jobs: Sequence[Job], together: int) -> list[list[Job]
 
 
 class Worker:
-    """What makes the maps of a run and stores them: this process, or one of many.
+    """Makes the maps of a run and stores them; the network is prepared once.
 
     Args:
         run: The run.
@@ -203,69 +169,105 @@ class Worker:
     """
 
     def __init__(self, run: Run, classifier: Classifier, samples: Samples) -> None:
-        kept, self.held_out = split(samples)
+        made_with, self.held_out = split(samples)
         self.run, self.classifier = run, classifier
-        self.maker = Maker(classifier, kept, run.config)
+        self.maker = Maker(classifier, made_with, run.config)
         self.before = predictions(classifier, self.held_out)
 
+    def make_all(
+        self, jobs: Sequence[Job], together: int | None, *, on_step: OnStep | None, on_estimate: OnEstimate | None
+    ) -> Iterator[Finished]:
+        """Make maps, group after group; the arguments are those of :func:`run_maps`."""
+        together = together or self.maker.together
+        if on_estimate is not None:
+            on_estimate(self.maker.seconds_per_map(min(len(jobs), together)), len(jobs))
+        for group in store_groups(self.run, jobs, together):
+            yield from self.make(group, on_step=on_step)
+
     def make(self, group: Sequence[Job], *, on_step: OnStep | None = None) -> Iterator[Finished]:
-        """A group, made from its checkpoint or from the beginning; of its maps, those that are missing are stored."""
+        """Make a group, from its checkpoint if it has one, and store those of its maps that are missing."""
         missing = status_of(self.run, group, names=self.classifier.labels).missing
         if not missing:  # another process has made it
             return
-        keeper = Keeper(self.run, group)
-        state = keeper.load(self.classifier.device)
-        begun, share = time.perf_counter(), None
+        checkpoint = Checkpoint(self.run, group)
+        state = checkpoint.load(self.classifier.device)
+        start, share = time.perf_counter(), None
         try:
-            for concept in self.maker.make(group, on_step=on_step, state=state, on_state=keeper):
+            for concept in self.maker.make(group, on_step=on_step, state=state, on_state=checkpoint.update):
                 if share is None:  # the first of them
-                    share = (time.perf_counter() - begun) / len(missing)
-                begun = time.perf_counter()
+                    share = (time.perf_counter() - start) / len(missing)
+                start = time.perf_counter()
                 if (concept.label, concept.seed) in missing:
-                    entry = self.run.add(concept, targeted_success_rate=self._judged(concept))
-                    yield Finished(entry, share + time.perf_counter() - begun)
+                    entry = self.run.add(concept, targeted_success_rate=self._success_rate(concept))
+                    yield Finished(entry, share + time.perf_counter() - start)
         except KeyboardInterrupt:
-            keeper.interrupted()
+            checkpoint.interrupt()
             raise
-        keeper.remove()
+        self.run.folder.remove(checkpoint.name)
 
-    def _judged(self, concept: ConceptMap) -> float:
+    def _success_rate(self, concept: ConceptMap) -> float:
         return targeted_success_rate(self.classifier, concept.nu, concept.label, self.held_out, before=self.before)
 
 
-def _remove_checkpoints(run: Run) -> None:
-    """Remove the checkpoints of groups that are finished, and old ones of which nothing is known.
-
-    One of a group that is not known may be another process's, which has just begun.
-    """
-    there = {Job(entry.index, entry.seed) for entry in run.entries}
-    finished = {checkpoint_of(group): there.issuperset(group) for group in run.groups}
-    for name in (f"{CHECKPOINTS}/{name}" for name in run.folder.names(CHECKPOINTS)):
-        with suppress(FileNotFoundError):  # another process was faster
-            if finished.get(name.removeprefix(f"{CHECKPOINTS}/"), time.time() - run.folder.modified(name) > DAY):
-                run.folder.remove(name)
-
-
-def seconds_per_map(classifier: Classifier, samples: Samples, config: Config, *, count: int = 1) -> float:
-    """About how long each of so many maps takes here and now: real steps, measured after a warm-up, times their number.
+class Checkpoint:
+    """The checkpoint of a group, written from time to time while the group is made.
 
     Args:
-        classifier: The network.
-        samples: All samples.
-        config: Settings of the maps.
-        count: How many maps will be made; several are made side by side.
+        run: The run.
+        group: The group.
     """
-    short = replace(
-        config, mapper=replace(config.mapper, steps=TIMED), refine=None, cycles=1, compiled=False
-    )  # compiling takes longer than what is asked
-    together = min(count, maps_together(classifier, short))
-    moments: list[float] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AgnoscoWarning)  # what there is to say, the maps themselves will say
-        list(
-            map_classes(
-                classifier, [0], samples, short, seeds=range(together), together=together,
-                on_step=lambda _: moments.append(time.perf_counter()),
-            )
-        )  # fmt: skip
-    return config.steps * (moments[-1] - moments[together - 1]) / (TIMED - 1) / together
+
+    def __init__(self, run: Run, group: Sequence[Job]) -> None:
+        self.folder = run.folder
+        self.stages = len(run.config.stages)
+        self.about = {"settings": to_json(run.settings), "group": [list(job) for job in group]}
+        self.name = f"{CHECKPOINTS}/{checkpoint_of(group)}"
+        self.started = self.written = time.monotonic()
+        self.latest: GroupState | None = None
+
+    def update(self, state: GroupState) -> None:
+        """Take the state after a step; it is written if the last one is old, or if a group that took long is done."""
+        self.latest = state
+        complete = len(state.finished) == self.stages
+        if time.monotonic() - (self.started if complete else self.written) >= INTERVAL:
+            self.write()
+
+    def write(self) -> None:
+        """Write the latest state, if it is not written yet."""
+        if self.latest is not None:
+            self.folder.write(self.name, packed(self.latest, self.about))
+            self.written, self.latest = time.monotonic(), None
+
+    def interrupt(self) -> None:
+        """Write it a last time, if this process has worked on the group for long."""
+        if time.monotonic() - self.started >= INTERVAL:
+            self.write()
+
+    def load(self, device: torch.device) -> GroupState | None:
+        """The state that an interrupted process left; None if there is none. A file of anything else is removed."""
+        try:
+            content = self.folder.read(self.name)
+        except FileNotFoundError:
+            return None
+        state = unpacked(content, self.about, device)
+        if state is None:
+            self.folder.remove(self.name)
+        return state
+
+
+def checkpoint_of(group: Sequence[Job]) -> str:
+    """The file name of a group's checkpoint."""
+    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24] + ".safetensors"
+
+
+def _remove_checkpoints(run: Run) -> None:
+    """Remove the checkpoints of finished groups, and those of unknown groups that are old.
+
+    A new one of an unknown group may belong to another process, which has just begun.
+    """
+    finished = {checkpoint_of(group): run.entry_of.keys() >= set(group) for group in run.groups}
+    for name in run.folder.names(CHECKPOINTS):
+        path = f"{CHECKPOINTS}/{name}"
+        with suppress(FileNotFoundError):  # another process was faster
+            if finished.get(name, time.time() - run.folder.modified(path) > DAY):
+                run.folder.remove(path)

@@ -94,7 +94,7 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
     preset: str | None
     overrides: dict[str, str | int | float | bool]
     device: str
-    threads: int
+    threads: Annotated[int, Meta(ge=1, le=1 << 12)]
     versions: dict[str, str | None]
     model: ModelRecord
     samples: SamplesRecord
