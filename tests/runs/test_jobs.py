@@ -652,6 +652,13 @@ def test_a_finished_map_is_kept_whatever_its_class_is_called_now(tmp_path: Path)
     assert list(run_maps(run, renamed, samples(), [0, 1])) == []
 
 
+def test_settings_that_do_not_go_together_leave_no_folder(tmp_path: Path) -> None:
+    config = replace(CONFIG, mapper=replace(CONFIG.mapper, parameterization=Data(), ball=Sparse(pixels=9)))
+    with pytest.raises(AgnoscoError, match="sparse ball needs pixel coordinates"):
+        make(tmp_path / "run", config=config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_settings_are_another_run(tmp_path: Path) -> None:
     make(tmp_path / "run", classes=(0,))
     with pytest.raises(AgnoscoError, match="other settings"):

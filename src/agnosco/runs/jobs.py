@@ -114,8 +114,9 @@ def run_maps(
                 worker = Worker(run, classifier, samples)
                 yield from worker.make_all(status.missing, together, on_step=on_step, on_estimate=on_estimate)
     except BaseException:
-        with suppress(AgnoscoError):  # the entries say the same
-            run.end()
+        if run.is_stored:
+            with suppress(AgnoscoError):  # the entries say the same
+                run.end()
         raise
     run.end()
     _remove_checkpoints(run)

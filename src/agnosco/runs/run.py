@@ -84,7 +84,8 @@ class Run:
         self.entry_of = {entry.job: entry for entry in entries}
         self._damaged: set[str] = set()
         """Stems of entries that cannot be read."""
-        self._has_manifest = False
+        self.is_stored = False
+        """Whether the folder has a manifest."""
 
     @classmethod
     def create(
@@ -168,7 +169,7 @@ class Run:
             ) from error
         except (ValueError, RecursionError) as error:
             raise AgnoscoError(f"{folder.at(MANIFEST)!r} is not the manifest of a run", "make the run again") from error
-        run._has_manifest = True
+        run.is_stored = True
         return run
 
     def _read_new_entries(self) -> None:
@@ -242,7 +243,7 @@ class Run:
         content = to_bytes(concept)
         entry = manifest.entry_for(concept, content, targeted_success_rate=targeted_success_rate)
         self._check_folder()
-        if not self._has_manifest:
+        if not self.is_stored:
             self.write_manifest()  # first of all, so that an interrupted run is known as one
         write_pictures(self.folder, concept, entry)
         self._write_map(content, entry)
@@ -280,11 +281,11 @@ class Run:
         content = manifest.write_manifest(self.settings, self.groups, self.entries)
         if not (self.folder.exists(MANIFEST) and self.folder.read(MANIFEST) == content):
             self.folder.write(MANIFEST, content)
-        self._has_manifest = True
+        self.is_stored = True
 
     def _check_folder(self) -> None:
         """Create the folder of a new run; that of an old one must still be there."""
-        if not self._has_manifest:
+        if not self.is_stored:
             self.folder.make()
         elif not self.folder.exists(MANIFEST):
             raise AgnoscoError(f"{self.folder.name!r} has no {MANIFEST} any more", MOVED)
