@@ -172,7 +172,7 @@ def test_sparse_refuses_other_coordinates(parameterization: Parameterization) ->
 
 @pytest.mark.parametrize("count", [0, 65])
 def test_sparse_pixels_must_fit(count: int) -> None:
-    with pytest.raises(AgnoscoError, match=f"{count} pixels do not fit into 8 x 8"):
+    with pytest.raises(AgnoscoError, match=f"{count} pixels does not fit images of 8 x 8"):
         Sparse(pixels=count).projector(pixels((3, 8, 8)))
 
 

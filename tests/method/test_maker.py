@@ -221,7 +221,7 @@ def test_generators_differ_by_label_and_seed() -> None:
 
 
 def test_samples_of_another_shape_are_refused_at_once() -> None:
-    with pytest.raises(AgnoscoError, match=r"samples of shape \(3, 8, 9\) for a classifier of \(3, 8, 8\)"):
+    with pytest.raises(AgnoscoError, match=r"samples have shape \(3, 8, 9\), and Convolutional takes \(3, 8, 8\)"):
         map_classes(classifier(), [0], natural_samples(4, (3, 8, 9), seed=0), SMALL)
 
 

@@ -81,7 +81,7 @@ def test_a_single_map_of_a_class_has_no_interval() -> None:
 def test_pictures_of_another_size_are_resized(brightness: Classifier) -> None:
     small, large = grey(0.2, 0.9), grey(0.2, 0.9).repeat(1, 1, 2, 2)
     torch.testing.assert_close(logits_of(brightness, large), logits_of(brightness, small))
-    with pytest.raises(AgnoscoError, match="pictures of 3 channels"):
+    with pytest.raises(AgnoscoError, match="pictures have 3 channels"):
         logits_of(brightness, small.expand(-1, 3, -1, -1))
 
 

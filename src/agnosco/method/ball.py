@@ -1,7 +1,7 @@
 """Dial 3: the projection Ψ onto a bounded set, after every step (line 15 of Algorithm 1).
 
-An L2 ball, the paper's, makes all values of ν work together: pictures of concepts. A sparse ball leaves only the few
-pixels that carry most energy: the triggers that backdoors are made of.
+In an L2 ball, the paper's, all values of ν work together: maps are pictures of concepts. A sparse ball leaves only the
+few pixels of most energy, as a backdoor's trigger has them.
 """
 
 from __future__ import annotations
@@ -17,37 +17,38 @@ from ..errors import AgnoscoError
 from .dials import AutoL2, Sparse, scaled_radius
 from .parameterization import Basis, each
 
+Numbers = float | Tensor
+"""One number, or one for each map ``(M,)``."""
+
 
 @dataclass(frozen=True)
 class BallState:
     """What a projection carries from step to step.
 
     Args:
-        eta: η, the bound on ‖ν‖₂; one for each map, ``(M,)``, where they differ.
+        eta: η, the bound on ‖ν‖₂.
         success: Share of the mini-batches given the class, averaged over steps; of balls that grow by it.
     """
 
-    eta: float | Tensor
-    success: float | Tensor = 0.0
+    eta: Numbers
+    success: Numbers = 0.0
 
 
 class Projector(Protocol):
     """Ψ, for one map or for several side by side."""
 
     def begin(self) -> BallState:
-        """What there is before the first step."""
+        """The state before the first step."""
         ...
 
-    def __call__(
-        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
-    ) -> tuple[Tensor, BallState]:
+    def __call__(self, w: Tensor, ball: BallState, *, progress: float, success: Numbers) -> tuple[Tensor, BallState]:
         """Project a map.
 
         Args:
             w: Coordinates of the map, or of several along leading axes.
             ball: What the last projection returned.
             progress: Share of the steps done, in (0, 1].
-            success: Share of this step's mini-batch that was given the class before the step; of each map.
+            success: Share of this step's mini-batch that was given the class before the step.
 
         Returns:
             The projected coordinates, and what the next projection needs.
@@ -60,14 +61,12 @@ class WithinL2:
     """ν · min(1, η/‖ν‖₂)."""
 
     basis: Basis
-    eta: float | Tensor
+    eta: Numbers
 
     def begin(self) -> BallState:
         return BallState(self.eta)
 
-    def __call__(
-        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
-    ) -> tuple[Tensor, BallState]:
+    def __call__(self, w: Tensor, ball: BallState, *, progress: float, success: Numbers) -> tuple[Tensor, BallState]:
         return w * each((ball.eta / self.basis.norm(w)).clamp(max=1), w), ball
 
 
@@ -81,16 +80,13 @@ class GrowingL2:
     def begin(self) -> BallState:
         return BallState(scaled_radius(self.settings.start, self.basis.shape))
 
-    def __call__(
-        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
-    ) -> tuple[Tensor, BallState]:
+    def __call__(self, w: Tensor, ball: BallState, *, progress: float, success: Numbers) -> tuple[Tensor, BallState]:
         average = 0.9 * ball.success + 0.1 * torch.as_tensor(success, device=w.device)
         eta = ball.eta
-        if progress < 1:  # the last projection keeps the radius it finds
+        if progress < 1:  # the last projection keeps its radius
             growth = torch.where(average < self.settings.success, self.settings.growth, 1.0)
             eta = (eta * growth).clamp(max=scaled_radius(self.settings.limit, self.basis.shape))
-        grown = BallState(eta, average)
-        return WithinL2(self.basis, eta)(w, grown, progress=progress, success=success)
+        return WithinL2(self.basis, eta)(w, BallState(eta, average), progress=progress, success=success)
 
 
 class FewPixels:
@@ -101,21 +97,22 @@ class FewPixels:
         if type(basis) is not Basis:
             raise AgnoscoError("a sparse ball needs pixel coordinates", "choose --parameterization pixel, or --ball l2")
         if not 1 <= settings.pixels <= height * width:
-            raise AgnoscoError(f"{settings.pixels} pixels do not fit into {height} x {width}", "give a smaller number")
+            raise AgnoscoError(
+                f"a sparse ball of {settings.pixels} pixels does not fit images of {height} x {width}",
+                f"give 1 to {height * width} pixels",
+            )
         self.settings = settings
 
     def begin(self) -> BallState:
         return BallState((self.shape[0] * self.settings.pixels) ** 0.5)
 
-    def __call__(
-        self, w: Tensor, ball: BallState, *, progress: float, success: float | Tensor
-    ) -> tuple[Tensor, BallState]:
+    def __call__(self, w: Tensor, ball: BallState, *, progress: float, success: Numbers) -> tuple[Tensor, BallState]:
         maps = w.view(-1, *self.shape)
         energy = F.avg_pool2d(maps.square().sum(1, keepdim=True), 3, stride=1, padding=1)
         return (maps * top_energy_mask(energy, self._pixels(progress))).clamp(-1, 1).view_as(w), ball
 
     def _pixels(self, progress: float) -> int:
-        """k falls geometrically from its start to its end, then holds."""
+        """k, which falls geometrically from its start to its end, then stays."""
         last = self.settings.pixels
         first = max(last, self.settings.start * self.shape[1] * self.shape[2])
         falling = min(progress / max(1 - self.settings.hold, 1e-9), 1.0)
@@ -123,11 +120,11 @@ class FewPixels:
 
 
 def top_energy_mask(energy: Tensor, pixels: int) -> Tensor:
-    """Where the pixels of most energy are: a boolean mask of the same shape.
+    """Where the pixels of most energy are: a boolean mask of the shape of ``energy``.
 
     Args:
         energy: ``(..., H, W)``, such as ``nu.square().sum(-3)``.
-        pixels: How many; all of them, where there are no more.
+        pixels: How many; all of them if there are no more.
     """
     flat = energy.flatten(-2)
     top = flat.topk(min(pixels, flat.shape[-1])).indices

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ def map_classes(
 ) -> Iterator[ConceptMap]:
     """The maps of several classes and seeds, each as soon as it is finished.
 
-    As many are made side by side as fill the device. Every map has its own generator, so it is the same whether made
-    alone or among others, but for the rounding of sums; many steps amplify it, most where it decides something (a
+    As many are made side by side as fill the device. Every map has its own generator, so a map made alone equals the
+    same map made beside others but for the rounding of sums. Many steps amplify it, most where it decides something (a
     direction of lines 8–14, the pixels of a sparse ball).
 
     Args:
@@ -56,8 +57,8 @@ def map_classes(
         on_step: Called after every step, for every map.
 
     Raises:
-        AgnoscoError: No such class or preset, samples of another shape, or a network that :func:`load` refuses; or,
-            once the sound maps made beside it are handed out, that the gradients of a class are not finite.
+        AgnoscoError: There is no such class or preset, the samples have another shape, or :func:`load` refuses the
+            network; or, after the sound maps of its group, the gradients of a class are not finite.
 
     Example:
         >>> import torch
@@ -76,27 +77,16 @@ def map_classes(
     labels = [classifier.index(label) for label in classes]
     if samples.shape != classifier.shape:
         raise AgnoscoError(
-            f"samples of shape {samples.shape} for a classifier of {classifier.shape}",
+            f"the samples have shape {samples.shape}, and {classifier.name} takes {classifier.shape}",
             "make them with classifier.shape",
         )
     if together is not None and together < 1:
         raise AgnoscoError(f"together must be at least 1, not {together}", "None fills the device")
     seeds = list(seeds)
     jobs = [Job(label, seed) for label in labels for seed in seeds]
-    return _in_groups(classifier, jobs, samples, config, together, on_step)
-
-
-def _in_groups(
-    classifier: Classifier,
-    jobs: Sequence[Job],
-    samples: Samples,
-    config: Config,
-    together: int | None,
-    on_step: OnStep | None,
-) -> Iterator[ConceptMap]:
     maker = Maker(classifier, samples, config)
-    for group in groups_of(jobs, together or maker.together):
-        yield from maker.make(group, on_step=on_step)
+    groups = groups_of(jobs, together or maker.together)
+    return chain.from_iterable(maker.make(group, on_step=on_step) for group in groups)
 
 
 def map_class(
@@ -124,12 +114,12 @@ def map_class(
 
 
 def maps_together(classifier: Classifier, config: Config) -> int:
-    """How many maps to make side by side, so that their mini-batches fill the device."""
+    """How many maps to make side by side to fill the device."""
     return _sized(classifier, config)[2]
 
 
 def groups_of(jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Jobs in groups of about the same size, as few as there can be with so many together at most."""
+    """Jobs in as few groups as possible, of about the same size, with at most ``together`` jobs each."""
     if not jobs:
         return []
     size = math.ceil(len(jobs) / math.ceil(len(jobs) / together))
@@ -137,12 +127,7 @@ def groups_of(jobs: Sequence[Job], together: int) -> list[list[Job]]:
 
 
 class Maker:
-    """What makes the maps of one classifier: the network as the settings ask for it, and all that its maps share.
-
-    Args:
-        classifier: The network.
-        samples: Images to average over, of the classifier's shape.
-        config: Settings.
+    """Makes the maps of one classifier: the prepared network, and all else that its maps share.
 
     Raises:
         AgnoscoError: The settings do not go together.
@@ -165,18 +150,18 @@ class Maker:
         state: GroupState | None = None,
         on_state: Callable[[GroupState], None] | None = None,
     ) -> Iterator[ConceptMap]:
-        """Maps made side by side, one after the other as they are handed out.
+        """The maps of a group, made side by side.
 
         The same group of the same settings gives the same bits on a CPU, however often it is interrupted.
 
         Args:
-            group: Which.
+            group: The maps to make.
             on_step: Called after every step, for every map.
-            state: Where to go on from; a state that cannot be of this group is ignored.
-            on_state: Called after every step and every stage, with what to go on from.
+            state: The state to continue from; a state that cannot be of this group is ignored.
+            on_state: Called after every step and every stage, with a state to continue from.
 
         Raises:
-            AgnoscoError: Once the sound maps are handed out: the gradients of a class are not finite.
+            AgnoscoError: After the sound maps: the gradients of a class are not finite.
         """
         generators = [generator_for(*job) for job in group]
         steps = list(self.config.stages.values())
@@ -195,10 +180,10 @@ class Maker:
             yield self._concept(group[place], place, state)
 
     def seconds_per_map(self, count: int = 1) -> float:
-        """About how long each of so many maps takes here and now: a few real steps, measured, times their number."""
+        """Estimate of the seconds that each of ``count`` maps takes on this machine, from a few measured steps."""
         group = [Job(0, seed) for seed in range(min(count, self.together))]
         mapper = self._mapper(group, replace(self.config.mapper, steps=TIMED), [generator_for(*job) for job in group])
-        mapper.classifier = self.prepared  # compiling takes longer than what is asked
+        mapper.classifier = self.prepared  # compiling would take longer than the measurement
         ends = []
         with self.prepared.frozen():
             for _ in mapper.steps(mapper.begin(self._black(len(group)))):
@@ -208,7 +193,7 @@ class Maker:
     def _states(
         self, group: Sequence[Job], state: GroupState, generators: Sequence[torch.Generator]
     ) -> Iterator[GroupState]:
-        """Where the group stands after every step that is left, and after every stage."""
+        """The states of the group after every step that is left, and after every stage."""
         for generator, saved in zip(generators, state.generators, strict=True):
             generator.set_state(saved)
         mapper = self._mapper(group, self.config.mapper, generators)
@@ -230,7 +215,7 @@ class Maker:
         )  # fmt: skip
 
     def _loop(self, stage: Stage, mapper: Mapper) -> Mapper | Refiner:
-        """What makes a stage."""
+        """The loop of a stage."""
         if stage.kind == "map" or self.config.refine is None:
             return mapper
         return Refiner(mapper, self.config.refine, self.classifier)
@@ -240,7 +225,7 @@ class Maker:
         return torch.zeros(maps, *self.basis.shape, device=self.basis.device)
 
     def _report(self, group: Sequence[Job], state: GroupState, on_step: OnStep) -> None:
-        """Say how far each map of a group is, after a step."""
+        """Report the progress of each map of a group, after a step."""
         if state.loop is None:  # the end of a stage
             return
         stage = list(self.config.stages)[len(state.finished)]
@@ -248,7 +233,7 @@ class Maker:
             on_step(Progress(*job, stage, len(trace) + step.step, self.config.steps, step))
 
     def _concept(self, job: Job, place: int, state: GroupState) -> ConceptMap:
-        """The map at a place of its group, judged by the network as it is."""
+        """The finished map at a place of its group; its probability is by the network as given, not as prepared."""
         label, seed = job
         maps = [all_maps[place].clone() for all_maps in state.finished]
         stages = {str(stage): nu for stage, nu in zip(self.config.stages, maps, strict=True)}
@@ -260,18 +245,14 @@ class Maker:
 
 
 def _sized(classifier: Classifier, config: Config) -> tuple[Classifier, int, int]:
-    """The network made ready for the settings, how many images to send through at once, how many maps side by side."""
-    ready = prepared(classifier, precision=resolve_precision(config.precision, classifier.device))
-    images = images_at_once(ready)
-    return ready, images, max(images // config.mapper.batch, 1)
+    """The prepared network, how many images to send through it at once, and how many maps to make side by side."""
+    network = prepared(classifier, precision=resolve_precision(config.precision, classifier.device))
+    images = images_at_once(network)
+    return network, images, max(images // config.mapper.batch, 1)
 
 
 def _check_norm(label: int, norm: float) -> None:
-    """Say so if a map came to nothing.
-
-    Raises:
-        AgnoscoError: Its gradients are not finite.
-    """
+    """Refuse a map whose gradients are not finite, and warn if they vanish."""
     if not math.isfinite(norm):
         raise AgnoscoError(
             f"the gradients of class {label} are not finite", "check the weights and the mean and std of the model"
@@ -281,7 +262,7 @@ def _check_norm(label: int, norm: float) -> None:
 
 
 def _attention(classifier: Classifier, nu: Tensor) -> Tensor | None:
-    """Ξ of a finished map, on the CPU; None for a network without a stage that has places."""
+    """Ξ of a finished map, on the CPU; None for a network without a feature map."""
     try:
         return attention(classifier, nu).cpu()
     except AgnoscoError:
@@ -289,6 +270,6 @@ def _attention(classifier: Classifier, nu: Tensor) -> Tensor | None:
 
 
 def generator_for(label: int, seed: int) -> torch.Generator:
-    """The generator that a map owns: from its label and seed, and nothing else."""
+    """The generator of a map, which depends on its label and seed only."""
     digest = hashlib.sha256(f"{label}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,10 +1,10 @@
 """Algorithm 1 as it runs: the maps of several classes and seeds, side by side.
 
 One step of all maps is one batch through the network, and both directions of the sign test are one batch without
-gradients. Samples lie on the device as bytes. Every map draws from a generator of its own, in the order of the
-reference: it is the map that it would be alone, but for the rounding of sums.
+gradients. Samples stay on the device as bytes. Every map draws from its own generator, in the order of the reference:
+it is the map that it would be alone, but for the rounding of sums.
 
-Letters and lines are those of :mod:`agnosco.method.reference`, which says the same for one map at a time. Here M maps
+Symbols and lines are those of :mod:`agnosco.method.reference`, which does the same for one map at a time. Here M maps
 are rows of one tensor: ν ``nu`` is ``(M, C, H, W)``, a mini-batch I ``images`` is ``(M, b, C, H, W)``.
 """
 
@@ -27,7 +27,7 @@ from .parameterization import Basis, each
 
 @dataclass(frozen=True)
 class LoopState:
-    """Where M maps stand between two steps. A step makes new tensors and changes none.
+    """The state of M maps between two steps. A step creates new tensors and changes none.
 
     Args:
         w: ν in the chosen parameterization.
@@ -59,7 +59,7 @@ class LoopState:
 
 
 class Mapper:
-    """Algorithm 1 for several maps of one classifier, which take their steps together.
+    """Algorithm 1 for several maps of one classifier, step by step together.
 
     Args:
         classifier: The network; its weights must be frozen by the caller.
@@ -106,7 +106,7 @@ class Mapper:
     def steps(self, state: LoopState) -> Iterator[LoopState]:
         """Lines 2–15: the state after every step, until all are done.
 
-        From a state in the middle it goes on to the same end, if the generators stand as they did then.
+        From a state in the middle it continues to the same end, if the generators are in their states of then.
         """
         while len(state.trace) < self.config.steps:
             state = self._step(state)
@@ -174,7 +174,7 @@ class Mapper:
             return torch.where((x * v).flatten(1).sum(1) >= 0, ones, -ones)
         unit = self.basis.pixels(unit_step(v, self.basis))
         probes = torch.stack([nu + unit, nu - unit])
-        twice = [torch.cat([part, part]) for part in self._drawn_transforms()]  # both are seen under the same
+        twice = [torch.cat([part, part]) for part in self._drawn_transforms()]  # the same for both probes
         seen = self.config.transforms.apply(perturbed(images, probes[:, :, None]).flatten(0, 2), *twice)
         plus, minus = self._probability(seen).view(2, maps, -1).mean(2)
         return torch.where(plus >= minus, ones, -ones)
@@ -184,7 +184,7 @@ class Mapper:
         targets = self.targets.repeat(len(seen) // len(self.targets))
         size = 2 * self.micro_batch  # nothing is held for a backward pass
         parts = zip(seen.split(size), targets.split(size), strict=True)
-        return torch.cat([self.classifier.probabilities(part).gather(1, own[:, None])[:, 0] for part, own in parts])
+        return torch.cat([self.classifier.probabilities(part).gather(1, rows[:, None])[:, 0] for part, rows in parts])
 
     def _drawn_transforms(self) -> list[Tensor]:
         """The random numbers of the transforms of all mini-batches, on the device."""
@@ -194,6 +194,6 @@ class Mapper:
 
 
 def noted(k: int, probability: Tensor, success: Tensor, norm: Tensor, sign: Tensor) -> list[Step]:
-    """A step's numbers for each map, brought over from the device in one transfer."""
+    """What a step did for each map, with one transfer from the device."""
     numbers = torch.stack([probability, success, norm.to(success), sign], 1).tolist()
     return [Step(k, p, s, n, int(direction)) for p, s, n, direction in numbers]

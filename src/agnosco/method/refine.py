@@ -1,8 +1,8 @@
 """Eq. 2 as it runs: maps refined with the network's own activations, side by side.
 
-The loss of perturbed images is minimized together with λ · mean |ν ⊙ (1 − Ξ)|. Ξ (``xi``) says how strongly the last
-convolutional stage answers, at each place, to the map's own picture: what the network does not look at is cleared away.
-Letters are those of :mod:`agnosco.method.reference`, which says the same for one map at a time.
+The loss of perturbed images is minimized together with λ · mean |ν ⊙ (1 − Ξ)|. Ξ (``xi``) is the activation of the last
+convolutional stage at each place of the map's own picture: what the network does not look at is cleared away.
+Symbols are those of :mod:`agnosco.method.reference`, which does the same for one map at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .mapper import LoopState, Mapper, noted
 
 
 class Refiner:
-    """The refinement of several maps, which take their steps together.
+    """The refinement of several maps, step by step together.
 
     Args:
         mapper: Their Algorithm 1, whose mini-batches, loss and projection are used.
@@ -69,7 +69,7 @@ class Refiner:
 
 
 def attention(classifier: Classifier, nu: Tensor) -> Tensor:
-    """Ξ, ``(1, H, W)`` in [0, 1]: where the last convolutional stage answers to the map's picture.
+    """Ξ, ``(1, H, W)`` in [0, 1]: where the last convolutional stage is active for the map's picture.
 
     The mean over channels of its activations for Clip(½ − ν), interpolated to the image (bilinear) and
     min–max normalised; all ones where the activations are flat, so that nothing is cleared.
