@@ -107,7 +107,7 @@ def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
     result = mapped("goldfish")
     assert result.stdout == ""
     *_, told, wrote, following = result.stderr.splitlines()
-    assert told.startswith("goldfish (1), seed 0: the picture is given its class with p ")
+    assert told.startswith("goldfish (1), seed 0: probability of the class in the picture ")
     assert wrote == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
     assert following == "Next: agnosco report agnosco-run, or agnosco score agnosco-run --target MODEL"
 
@@ -141,7 +141,7 @@ def test_score_prints_a_line_for_each_network_and_keeps_it() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--target", "python:net.py:build="), "no target"),
+        (("--target", "python:net.py:build="), "has an empty name or weights file"),
         (("--target", "torchvision:resnet81"), "has no classifier"),
         (("--target", "python:net.py:build=nothing.safetensors"), "nothing.safetensors"),
         ((), "Missing option '--target'"),
@@ -199,7 +199,7 @@ def test_score_says_when_a_target_is_fed_otherwise() -> None:
     mapped("goldfish", "tench")
     assert "--mean" not in scored("--target", "python:net.py:build").stderr
     other = scored("--target", "python:net.py:build", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
-    assert "fed with mean (0.5, 0.5, 0.5)" in other.stderr
+    assert "tested with mean (0.5, 0.5, 0.5)" in other.stderr
 
 
 def checked(*args: str) -> Result:
@@ -292,7 +292,7 @@ def test_no_class_is_all_after_saying_how_long(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("agnosco.cli.console.LONG", 0.0)
     result = mapped("--seeds", "2")
     said = result.stderr.splitlines()
-    assert said[0] == "No class given, so all of them."
+    assert said[0] == "No class given: all classes are mapped"
     assert said[1].startswith("6 maps of about ")
     assert [(one["index"], one["seed"]) for one in manifest()["maps"]] == [(i, s) for i in range(3) for s in range(2)]
 
@@ -598,7 +598,7 @@ def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.stdout == ""
     assert result.stderr.splitlines()[-2:] == [
         "Wrote 1 of 3 maps to agnosco-run. Look at agnosco-run/contact-sheet.png",
-        "Interrupted. The same command goes on from here",
+        "Interrupted. To continue, give the same command again",
     ]
     assert [one["index"] for one in manifest()["maps"]] == [0]
     assert set(files("agnosco-run")) == {

@@ -136,7 +136,7 @@ def test_poison_says_what_is_wrong(
 
 def test_time_is_announced_and_a_folder_with_other_things_refused_before_it_is_spent(weights: str) -> None:
     base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
-    assert "10 classes, three screens of each: " in call(*base).stderr
+    assert "Three screens of 10 classes: " in call(*base).stderr
     Path("s").mkdir()
     Path("s/letter.txt").write_text("dear")
     result = call(*base, "--out", "s")

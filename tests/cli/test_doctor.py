@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from agnosco.cli import doctor
 from agnosco.cli.app import app
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
-INSTALLED = doctor.metadata.version
+INSTALLED = metadata.version
 
 
 def called(*args: str) -> str:
@@ -37,10 +37,10 @@ def with_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> di
             return INSTALLED(name)
         found = versions[name]
         if found is None:
-            raise doctor.metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     return json.loads(called("--json"))
 
 
@@ -63,7 +63,7 @@ def test_devices_are_listed_where_that_is_asked_for() -> None:
 
 
 def test_every_package_of_the_metadata_is_listed() -> None:
-    names = {Requirement(text).name for text in importlib.metadata.requires("agnosco") or ()}
+    names = {Requirement(text).name for text in metadata.requires("agnosco") or ()}
     assert {"torch", "ray", "s3fs", "scikit-image", "scipy", "jinja2", "fsspec"} <= names
     assert set(json.loads(called("--json"))["packages"]) == names
 
@@ -72,8 +72,8 @@ def test_every_package_of_the_project_file_is_listed(monkeypatch: pytest.MonkeyP
     """The metadata of the installed package may be older than the project file; here both say the same."""
     extras = PROJECT["optional-dependencies"]
     texts = [*PROJECT["dependencies"], *(f'{text}; extra == "{extra}"' for extra in extras for text in extras[extra])]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda _: texts)
-    monkeypatch.setattr(doctor.metadata, "version", lambda _: "0.0.1")
+    monkeypatch.setattr(metadata, "requires", lambda _: texts)
+    monkeypatch.setattr(metadata, "version", lambda _: "0.0.1")
     too_old = {
         each["package"]: (each["minimum"], each["needed_for"]) for each in json.loads(called("--json"))["too_old"]
     }
@@ -114,7 +114,7 @@ def test_what_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_all_is_there_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.metadata, "version", lambda _: "9999")
+    monkeypatch.setattr(metadata, "version", lambda _: "9999")
     assert called().splitlines()[-1] == "nothing is missing"
 
 

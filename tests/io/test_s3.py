@@ -102,7 +102,7 @@ def test_a_run_is_interrupted_and_goes_on_to_the_bytes_of_a_local_one(
         assert sum(name.endswith(".json") and name.startswith("maps/") for name in objects(bucket)) == made
         assert sum(name.startswith("checkpoints/") for name in objects(bucket)) == 1
     result = mapped("--out", RUN, "--json")
-    assert "4 of 6 maps are there already" in result.stderr
+    assert "4 of 6 maps are finished already" in result.stderr
     told = json.loads(result.stdout)
     assert told["run"] == RUN
     assert [(one["index"], one["seed"]) for one in told["maps"]] == [(i, s) for i in range(3) for s in range(2)]
@@ -134,7 +134,7 @@ def test_a_damaged_object_is_made_again(bucket: Any) -> None:
     bucket.Object("team/run/maps/0002-2-s1.json").delete()
     bucket.Object("team/run/pictures/0002-2-s0.png").delete()
     result = mapped("--out", RUN)
-    assert "0001-1-s0.safetensors is damaged: it is made again" in result.stderr
+    assert "0001-1-s0.safetensors is damaged: it will be made again" in result.stderr
     assert objects(bucket) == before
 
 

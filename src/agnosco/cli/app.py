@@ -1,4 +1,4 @@
-"""The application ``agnosco``: its commands, which import what they use when they run, and one way for errors."""
+"""The application ``agnosco``: its commands, and their errors. A command imports what it uses when it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "scan": (
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out agnosco-run",
         "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
-        "agnosco scan torchvision:resnet18 --weights theirs.safetensors --bank scans-of-clean-ones/ --json",
+        "agnosco scan torchvision:resnet18 --weights theirs.safetensors --bank scans-of-clean-models/ --json",
     ),
     "report": (
         "agnosco report agnosco-run",
@@ -38,25 +38,25 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("agnosco demo --out digits",),
     "doctor": ("agnosco doctor --json",),
 }
-"""What the ``--help`` of each command ends with; tests run them."""
+"""Examples at the end of ``--help``; the tests run them."""
 
 
 class Commands(TyperGroup):
-    """The group of commands, with one way for everything that goes wrong."""
+    """The group of commands; whatever goes wrong in one of them is said in the same way."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command and exit."""
         output = Output()
         options |= {"prog_name": "agnosco", "standalone_mode": False, "obj": output}
-        sys.exit(output.run(lambda: self._called(*args, **options)))
+        sys.exit(output.run(lambda: self._call(*args, **options)))
 
-    def _called(self, *args: Any, **options: Any) -> Any:
+    def _call(self, *args: Any, **options: Any) -> Any:
         try:
             return super().main(*args, **options)
         except typer.Abort as error:
             raise KeyboardInterrupt from error
         except Exception as error:
-            message = getattr(error, "format_message", None)  # what Typer raises for wrong usage
+            message = getattr(error, "format_message", None)  # Typer's errors for wrong usage have it
             if message is None:
                 raise
             command = getattr(getattr(error, "ctx", None), "command_path", "agnosco")

@@ -32,6 +32,7 @@ from ..runs.manifest import HELD_OUT, SPLIT_SEED
 from ..runs.run import MANIFEST, Run, check_target
 from ..runs.tensors import write_tensors
 from .console import Output
+from .maps import make_maps
 
 EPOCHS, BATCH, RATE = 25, 64, 5e-3
 SHIFT, HOLE, NOISE, AGAINST = 3, 10, 0.8, 0.6
@@ -107,7 +108,7 @@ def _shown(out: Folder, data: Labelled, attack: Attack | None, output: Output) -
         )
     classifier = Classifier(model, size=SIDE, labels=data.names, name=f"{kind} digits network")
     made = Run.create(out, classifier=classifier, samples=data.samples, config=CONFIG, command="demo")
-    output.make(made, classifier, data.samples, range(10))
+    make_maps(output, made, classifier, data.samples, range(10))
     write_tensors(made.folder, "network.safetensors", model.state_dict())
     with output.bar() as show:
         found = scan(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-from importlib import metadata
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -27,12 +26,12 @@ _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)[^;>]*(?:>=(?P<minimum>[\w.]+))?[^;
 
 
 class Requirement(NamedTuple):
-    """A package that agnosco needs, or one of its extras.
+    """A package that agnosco or one of its extras needs.
 
     Args:
-        name: The package.
-        minimum: Its oldest version that will do.
-        extra: None for agnosco itself.
+        name: Name of the package.
+        minimum: Oldest version that will do.
+        extra: The extra; None for agnosco itself.
     """
 
     name: str
@@ -45,6 +44,15 @@ class Requirement(NamedTuple):
         match = _REQUIREMENT.match(text)
         assert match is not None
         return cls(match["name"], match["minimum"] or "0", match["extra"])
+
+    @property
+    def advice(self) -> dict[str, str]:
+        """What the package is needed for, and the command that installs it."""
+        return {
+            "package": self.name,
+            "needed_for": EXTRAS[self.extra] if self.extra else "agnosco itself",
+            "command": f"pip install '.[{self.extra}]'" if self.extra else "pip install .",
+        }
 
 
 def doctor(
@@ -60,25 +68,33 @@ def doctor(
 
 
 def environment(*, devices: bool = False) -> dict[str, Any]:
-    """Versions of packages, what is missing or too old, cores, the cache folder, as plain JSON values.
+    """Versions of packages, what is missing or too old, cores and the cache folder, as plain JSON values.
 
     Args:
-        devices: Import torch for its devices and threads, which are None otherwise.
+        devices: Import torch and list its devices and threads, which are None otherwise.
     """
+    from importlib import metadata
+
     from ..data.cache import default_cache
 
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
     requirements = [Requirement.parsed(text) for text in metadata.requires("agnosco") or ()]
-    versions = {requirement.name: _version(requirement.name) for requirement in requirements}
+    versions = {each.name: version(each.name) for each in requirements}
     return {
         "agnosco": __version__,
         "python": platform.python_version(),
         "packages": versions,
-        **(_devices() if devices else {"devices": None, "default_device": None, "threads": None}),
+        **(_devices() if devices else dict.fromkeys(("devices", "default_device", "threads"))),
         "cores": os.cpu_count(),
         "cache": str(default_cache()),
-        "missing": [_advice(each) for each in requirements if versions[each.name] is None],
+        "missing": [each.advice for each in requirements if versions[each.name] is None],
         "too_old": [
-            _advice(each) | {"version": versions[each.name], "minimum": each.minimum}
+            each.advice | {"version": versions[each.name], "minimum": each.minimum}
             for each in requirements
             if _numbers(versions[each.name] or each.minimum) < _numbers(each.minimum)
         ],
@@ -86,32 +102,19 @@ def environment(*, devices: bool = False) -> dict[str, Any]:
 
 
 def in_words(facts: dict[str, Any]) -> str:
-    """What :func:`environment` returns, one fact a line."""
+    """The facts of :func:`environment`, one a line."""
     lines = [f"agnosco {facts['agnosco']} on Python {facts['python']}"]
     lines += [f"  {name} {version or 'not installed'}" for name, version in facts["packages"].items()]
     if facts["devices"] is None:
-        lines.append("devices: not looked for (--devices)")
+        lines.append("devices: not listed (--devices)")
     else:
-        lines.append(f"devices: {', '.join(facts['devices'])} (auto takes {facts['default_device']})")
+        lines.append(f"devices: {', '.join(facts['devices'])} (auto is {facts['default_device']})")
         lines.append(f"threads: {facts['threads']}")
     lines += [f"cores: {facts['cores']}", f"cache: {facts['cache']}"]
-    lines += [f"missing: {each['package']}, for {each['needed_for']}: {each['command']}" for each in facts["missing"]]
-    lines += [
-        f"too old: {each['package']} {each['version']}, at least {each['minimum']} is needed for "
-        f"{each['needed_for']}: {each['command']}"
-        for each in facts["too_old"]
-    ]
+    lines += ["missing: {package}, for {needed_for}: {command}".format(**each) for each in facts["missing"]]
+    too_old = "too old: {package} {version}, at least {minimum} is needed for {needed_for}: {command}"
+    lines += [too_old.format(**each) for each in facts["too_old"]]
     return "\n".join(lines if facts["missing"] or facts["too_old"] else [*lines, "nothing is missing"])
-
-
-def _advice(requirement: Requirement) -> dict[str, str]:
-    """What a package is needed for, and how to install it."""
-    extra = requirement.extra
-    return {
-        "package": requirement.name,
-        "needed_for": EXTRAS[extra] if extra else "agnosco itself",
-        "command": f"pip install '.[{extra}]'" if extra else "pip install .",
-    }
 
 
 def _devices() -> dict[str, Any]:
@@ -127,13 +130,6 @@ def _devices() -> dict[str, Any]:
         "default_device": str(resolve_device("auto")),
         "threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _numbers(version: str) -> list[int]:

@@ -1,9 +1,9 @@
-"""Options that several commands share, and what their words mean to the library."""
+"""Options that several commands share, and what their values stand for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -16,16 +16,21 @@ from ..errors import AgnoscoError
 if TYPE_CHECKING:
     from ..data.samples import Samples
     from ..models.classifier import Classifier
-    from ..types import OnProgress, Shape
     from .console import Output
 
-# Panels of --help; what stands in none of them is about the command's output.
+# The panels of --help. Options about the output of a command are in none of them.
 model_option = partial(typer.Option, rich_help_panel="Model")
 images_option = partial(typer.Option, rich_help_panel="Images")
 method_option = partial(typer.Option, rich_help_panel="Method")
 computing_option = partial(typer.Option, rich_help_panel="Computing")
 
-IMAGE_SOURCES = "DIR|leaves|noise"
+samples_option = partial(images_option, metavar="DIR|leaves|noise")
+
+
+def choice(names: Iterable[str], help: str, panel: str = "Method") -> Any:
+    """An option that takes one of some names."""
+    return typer.Option(metavar="|".join(names), help=help, rich_help_panel=panel)
+
 
 Model = Annotated[
     str,
@@ -39,9 +44,11 @@ RunFolder = Annotated[
 Weights = Annotated[Path | None, model_option(help="Weights, a safetensors file (default: the model's own).")]
 Size = Annotated[int | None, model_option(min=1, help="Height and width of the input (default: the model's own).")]
 Mean = Annotated[
-    str | None, model_option(metavar="R,G,B", help="Mean by which the input is normalized (default: the model's own).")
+    str | None, model_option(metavar="R,G,B", help="Mean for normalizing the input (default: the model's own).")
 ]
-Std = Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation, likewise.")]
+Std = Annotated[
+    str | None, model_option(metavar="R,G,B", help="Standard deviation for normalizing (default: the model's own).")
+]
 Labels = Annotated[Path | None, model_option(help="Class names: a text file, one per line, or a JSON list.")]
 Channels = Annotated[int | None, model_option(min=1, max=3, help="Color channels: 1 for gray, 3 for RGB.")]
 TrustCode = Annotated[bool, model_option("--trust-code", help="Allow python:FILE.py, which runs that file.")]
@@ -52,71 +59,68 @@ Device = Annotated[str, computing_option(metavar="auto|cpu|cuda|mps", help="Devi
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output: one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show warnings and errors only.")]
 
+_ABOUT_THE_MODEL = (
+    "weights", "labels", "size", "channels", "features", "device", "trust_code", "allow_pickle",
+)  # fmt: skip
 
-def load_classifier(
-    output: Output, model: str, *, weights: Path | str | None, mean: str | None, std: str | None, **options: Any
-) -> Classifier:
-    """The classifier of a command's options; a download is announced first.
+
+def load_classifier(output: Output, context: typer.Context, model: str, **changes: Any) -> Classifier:
+    """The classifier that a model's name and the options of a command stand for; a download is announced first.
 
     Args:
         output: Where to announce it.
-        model, weights: Name and weights file.
-        mean, std: As they are typed.
-        options: Those of :func:`agnosco.load`.
+        context: The command, with its options.
+        model: Name of the model.
+        changes: Options of :func:`agnosco.load` that replace those of the command.
     """
     from ..models import loading
 
-    download = None if weights else loading.to_download(model)
+    params = context.params
+    options = {name: params[name] for name in _ABOUT_THE_MODEL if name in params}
+    options |= {name: numbers(params[name], f"--{name}") for name in ("mean", "std")} | changes
+    download = None if options["weights"] else loading.to_download(model)
     if download is not None:
-        output.say(f"Downloading {download}, once")
-    return loading.load(model, weights=weights, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), **options)
+        output.say(f"Downloading {download}; this happens only once")
+    return loading.load(model, **options)
 
 
 def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> list[int]:
-    """Indices of the classes that are named, each once; of all classes if none is."""
+    """Indices of the named classes, each once; of all classes if none is named."""
     return list(dict.fromkeys(classifier.index(label) for label in classes or range(classifier.classes)))
 
 
 def read_samples(output: Output, source: str, classifier: Classifier) -> Samples:
-    """The samples that ``--samples`` names, in the classifier's shape, read under a progress bar."""
-    with output.bar() as show:
-        return chosen_samples(
-            source, classifier.shape,
-            progress=lambda done, total: show("reading samples", f"{done}/{total}", done, total),
-        )  # fmt: skip
-
-
-def chosen_samples(source: str, shape: Shape, *, progress: OnProgress | None = None) -> Samples:
-    """Samples of a name: ``leaves`` or ``noise``, which need no data, ``digits``, or a folder of images.
+    """The samples that ``--samples`` names, in the classifier's shape; a folder is read under a progress bar.
 
     Args:
-        source: The name; a folder that is called ``leaves`` is ``./leaves``. ``digits`` are scikit-learn's.
-        shape: ``(C, H, W)`` of the samples.
-        progress: Called with the number of files read and their total.
+        output: Where to show the bar.
+        source: ``leaves``, ``noise`` or ``digits``, or a folder of images; a folder named ``leaves`` is ``./leaves``.
+        classifier: The classifier.
     """
     from ..data.cache import default_cache
     from ..data.datasets import digits
     from ..data.samples import Samples
 
     if source == "leaves":
-        return Samples.leaves(shape)
+        return Samples.leaves(classifier.shape)
     if source == "noise":
-        return Samples.noise(shape)
+        return Samples.noise(classifier.shape)
     if source == "digits":
         return digits().samples
-    return Samples.from_folder(source, shape, cache=default_cache(), progress=progress)
+    with output.counter("reading samples") as on_progress:
+        return Samples.from_folder(source, classifier.shape, cache=default_cache(), progress=on_progress)
 
 
-def model_and_weights(spec: str) -> tuple[str, str | None]:
-    """``MODEL=WEIGHTS`` as the two; the calls of ``python:FILE.py:Net(depth=20)`` may hold other equals signs."""
-    call = re.match(r"python:[^=]*?:\w+\(.*\)(?==|$)", spec)
+def model_and_weights(target: str) -> tuple[str, str | None]:
+    """``MODEL=WEIGHTS`` as the two; the call in ``python:FILE.py:Net(depth=20)`` may contain other equals signs."""
+    call = re.match(r"python:[^=]*?:\w+\(.*\)(?==|$)", target)
     end = call.end() if call else 0
-    model, equals, weights = spec[end:].partition("=")
+    model, equals, weights = target[end:].partition("=")
     if not equals:
-        return spec, None
-    model = spec[:end] + model
+        return target, None
+    model = target[:end] + model
     if not (model and weights):
-        raise AgnoscoError(f"no target {spec!r}", "write MODEL or MODEL=WEIGHTS.safetensors")
+        raise AgnoscoError(f"{target!r} has an empty name or weights file", "write MODEL or MODEL=WEIGHTS.safetensors")
     return model, weights
 
 

@@ -1,4 +1,4 @@
-"""``agnosco report`` and ``agnosco demo``: pages for people with a browser."""
+"""``agnosco report`` and ``agnosco demo``: write a page, and show what agnosco does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(
     ],
     scan: Annotated[
         list[str] | None,
-        typer.Option(metavar="DIR", help="Folder of a scan that is not in its run; one for each run, in order."),
+        typer.Option(metavar="DIR", help="Folder of a scan that is not in its run folder; one per run, in order."),
     ] = None,
     out: Annotated[
         str | None,
@@ -28,17 +28,17 @@ def report(
 ) -> None:
     """Write an HTML file that shows runs: their maps, scores, checks and scans.
 
-    The file needs no network and can be sent as it is.
+    The file works offline and can be sent as it is.
     """
     from ..reports import page
 
     output = Output.of(context, quiet=quiet)
     opened = page.opened(runs, out=out, scans=scan or ())
-    with output.bar() as show:
-        path, size = opened.write(lambda done, total: show("drawing the report", f"{done}/{total}", done, total))
+    with output.counter("drawing the report") as on_map:
+        path, size = opened.write(on_map)
     if as_json:
         output.result({"report": path, "bytes": size})
-    output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser; it needs nothing else, and can be sent")
+    output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser. It works offline and can be sent as it is")
 
 
 def demo(

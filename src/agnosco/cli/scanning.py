@@ -1,4 +1,4 @@
-"""``agnosco scan`` and ``agnosco poison``: backdoors, looked for and made."""
+"""``agnosco scan`` and ``agnosco poison``: look for a backdoor, and train a network that has one."""
 
 from __future__ import annotations
 
@@ -10,35 +10,16 @@ import typer
 
 from ..backdoor.config import PLACES, TRIGGERS, ScanConfig, Training
 from ..errors import AgnoscoError
+from . import options
 from .console import Output, duration
-from .options import (
-    IMAGE_SOURCES,
-    AllowPickle,
-    AsJson,
-    Channels,
-    Device,
-    Labels,
-    Mean,
-    Model,
-    Quiet,
-    Size,
-    Std,
-    TrustCode,
-    Weights,
-    chosen_classes,
-    images_option,
-    load_classifier,
-    method_option,
-    model_option,
-    read_samples,
-)
+from .options import choice, images_option, method_option, model_option, samples_option
 
 if TYPE_CHECKING:
     from ..data.datasets import Labelled
     from ..types import Shape
 
 FINDING = 3
-"""What ``agnosco scan --fail-on-finding`` exits with where it found something."""
+"""Exit code of ``agnosco scan --fail-on-finding`` if there is an outlier class."""
 
 attack_option = partial(typer.Option, rich_help_panel="Attack")
 training_option = partial(typer.Option, rich_help_panel="Training")
@@ -46,34 +27,32 @@ training_option = partial(typer.Option, rich_help_panel="Training")
 
 def scan(
     context: typer.Context,
-    model: Model,
-    weights: Weights = None,
-    labels: Labels = None,
-    size: Size = None,
-    channels: Channels = None,
-    mean: Mean = None,
-    std: Std = None,
-    trust_code: TrustCode = False,
-    allow_pickle: AllowPickle = False,
-    samples: Annotated[
-        str, images_option(metavar=IMAGE_SOURCES, help="Clean images like the model's training data; no labels needed.")
-    ] = "leaves",
+    model: options.Model,
+    weights: options.Weights = None,
+    labels: options.Labels = None,
+    size: options.Size = None,
+    channels: options.Channels = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    trust_code: options.TrustCode = False,
+    allow_pickle: options.AllowPickle = False,
+    samples: Annotated[str, samples_option(help="Clean images like the training data; no labels needed.")] = "leaves",
     classes: Annotated[
         list[str] | None,
         method_option("--class", metavar="CLASS", help="Class to scan; may be repeated (default: all)."),
     ] = None,
     bank: Annotated[
-        Path | None, method_option(metavar="DIR", help="Scans of clean models, from --json, for a p-value.")
+        Path | None, method_option(metavar="DIR", help="Folder of scans of clean models (--json), for a p-value.")
     ] = None,
-    seeds: Annotated[int, method_option(min=1, help="Maps of every class in each screen.")] = ScanConfig.seeds,
+    seeds: Annotated[int, method_option(min=1, help="Maps of each class in each screen.")] = ScanConfig.seeds,
     steps: Annotated[int, method_option(min=1, help="Steps of a screening map.")] = ScanConfig.steps,
-    device: Device = "auto",
+    device: options.Device = "auto",
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run.")
+        str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run folder.")
     ] = None,
     fail: Annotated[bool, typer.Option("--fail-on-finding", help="Exit with 3 if an outlier class is found.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> int:
     """Look for signs of a backdoor: a class that one fixed pattern reaches too easily."""
     from ..backdoor import record
@@ -84,17 +63,14 @@ def scan(
     if out is not None:
         check_target(out, holding=(record.FILE, MANIFEST))
     clean_scans = None if bank is None else record.read_bank(bank)
-    classifier = load_classifier(
-        output, model, weights=weights, size=size, mean=mean, std=std, channels=channels, labels=labels, device=device,
-        trust_code=trust_code, allow_pickle=allow_pickle,
-    )  # fmt: skip
-    indices = chosen_classes(classifier, classes)
-    images = read_samples(output, samples, classifier)
+    classifier = options.load_classifier(output, context, model)
+    indices = options.chosen_classes(classifier, classes)
+    images = options.read_samples(output, samples, classifier)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
     config = ScanConfig(seeds=seeds, steps=steps)
     seconds = scanning.seconds_of_scan(classifier, images, config, classes=len(indices))
-    output.say(f"{len(indices)} classes, three screens of each: {duration(seconds)} to {duration(2 * seconds)}")
+    output.say(f"Three screens of {len(indices)} classes: {duration(seconds)} to {duration(2 * seconds)}")
     with output.bar() as show:
         result = scanning.scan(
             classifier, images, config, bank=clean_scans, classes=indices,
@@ -103,7 +79,7 @@ def scan(
     if out is not None:
         output.say("Wrote {} and {}".format(*scanning.write(result, out)))
     output.result(result.to_json() if as_json else record.table(result.record))
-    output.say("Next: " + ("--out DIR keeps this" if out is None else f"agnosco report RUN --scan {out}"))
+    output.say("Next: --out DIR, to store the result" if out is None else f"Next: agnosco report RUN --scan {out}")
     return FINDING if fail and result.verdict.outcome == record.FOUND else 0
 
 
@@ -113,43 +89,36 @@ def poison(
         str, typer.Argument(metavar="ARCHITECTURE", help="torchvision:NAME, or agnosco:digits|wide_resnet16_1|...")
     ] = "agnosco:digits",
     weights: Annotated[Path | None, model_option(help="Weights to start from, a safetensors file.")] = None,
-    size: Annotated[
-        int | None, model_option(min=1, help="Height and width of the input (default: the architecture's).")
-    ] = None,
-    allow_pickle: AllowPickle = False,
+    size: options.Size = None,
+    allow_pickle: options.AllowPickle = False,
     data: Annotated[
         str, images_option(metavar="digits|DIR", help="Handwritten digits, or images as DIR/CLASS/IMAGE.")
     ] = "digits",
     test: Annotated[
-        Path | None, images_option(metavar="DIR", help="Test images, likewise (default: a fifth of --data).")
+        Path | None, images_option(metavar="DIR", help="Test images, as DIR/CLASS/IMAGE (default: a fifth of --data).")
     ] = None,
-    trigger: Annotated[
-        str, attack_option(metavar="|".join(TRIGGERS), help="What the attacker lays on the images.")
-    ] = "checker",
+    trigger: Annotated[str, choice(TRIGGERS, "What the attacker lays on images.", "Attack")] = "checker",
     trigger_size: Annotated[int | None, attack_option(min=1, help="Side of a small trigger, in pixels.")] = None,
-    place: Annotated[
-        str | None, attack_option(metavar="|".join((*PLACES, "random")), help="Where a small trigger lies.")
-    ] = None,
+    place: Annotated[str | None, choice((*PLACES, "random"), "Position of a small trigger.", "Attack")] = None,
     opacity: Annotated[
-        float | None, attack_option(help="Opacity of the trigger, 1 to cover; of sig, its amplitude.")
+        float | None, attack_option(help="Opacity of the trigger, up to 1; for sig, its amplitude.")
     ] = None,
     target: Annotated[
-        str | None,
-        attack_option(metavar="CLASS", help="Class of the images with the trigger (default: from the seed)."),
+        str | None, attack_option(metavar="CLASS", help="Label of images with the trigger (default: by the seed).")
     ] = None,
-    rate: Annotated[float, attack_option(help="Share of the training images that get the trigger.")] = 0.1,
+    rate: Annotated[float, attack_option(help="Share of training images that get the trigger.")] = 0.1,
     epochs: Annotated[int, training_option(min=1, help="Training epochs.")] = Training.epochs,
     batch: Annotated[int, training_option(min=2, help="Images per mini-batch.")] = Training.batch,
     learning_rate: Annotated[float, training_option(help="Peak learning rate of AdamW.")] = Training.rate,
     flip: Annotated[bool, training_option("--flip", help="Mirror images at random.")] = False,
-    seed: Annotated[int, training_option(min=0, help="Seed of weights, order, poisoned images and target.")] = 0,
+    seed: Annotated[int, training_option(min=0, help="Seed for weights, order, poisoned images and target.")] = 0,
     twin: Annotated[
         bool, training_option("--twin/--no-twin", help="Also train the same network without the trigger.")
     ] = True,
-    device: Device = "auto",
+    device: options.Device = "auto",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("agnosco-poisoned"),
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a network with a backdoor and its clean twin, to try agnosco scan on."""
     from ..backdoor.poison import in_words
@@ -169,17 +138,17 @@ def poison(
     attack = Attack(trigger_of(trigger, size=trigger_size, place=place, opacity=opacity, seed=seed), label, rate)
     training = Training(epochs=epochs, batch=batch, rate=learning_rate, flip=flip)
     with output.bar() as show:
-        made = train_twins(
+        manifest = train_twins(
             out, create, training_data, test_data, attack, training, seed=seed, twin=twin,
             on_epoch=lambda name, done: show(f"training the {name} network", f"{done}/{epochs}", done, epochs),
         )  # fmt: skip
-    output.result(made if as_json else in_words(made))
+    output.result(manifest if as_json else in_words(manifest))
     compromised = out / "compromised.safetensors"
     output.say(f"Wrote {out}. Try: agnosco scan {architecture} --weights {compromised} --samples {test or data}")
 
 
 def _labelled(output: Output, data: str, test: Path | None, shape: Shape) -> tuple[Labelled, Labelled]:
-    """Images to train on, and to test with."""
+    """Images to train on and to test with."""
     from ..data.datasets import digits, from_class_folders
     from ..runs.manifest import HELD_OUT, SPLIT_SEED
 
@@ -188,11 +157,11 @@ def _labelled(output: Output, data: str, test: Path | None, shape: Shape) -> tup
         if images.samples.shape != shape:
             raise AgnoscoError(f"digits are {images.samples.shape}, not {shape}", "train agnosco:digits on them")
     else:
-        with output.bar() as show:
-            images = from_class_folders(data, shape, progress=lambda n, of: show("reading images", f"{n}/{of}", n, of))
+        with output.counter("reading classes") as on_progress:
+            images = from_class_folders(data, shape, progress=on_progress)
     if test is None:
         return images.split(HELD_OUT, seed=SPLIT_SEED)
     test_images = from_class_folders(test, shape)
     if test_images.names != images.names:
-        raise AgnoscoError(f"{str(test)!r} has other classes than {data!r}", "give folders of the same names")
+        raise AgnoscoError(f"{str(test)!r} has other classes than {data!r}", "give both a folder for each class")
     return images, test_images

@@ -1,0 +1,125 @@
+"""Maps that a command makes: a progress bar, a line for each, and what is said at the end or after Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..errors import AgnoscoError
+from ..types import Job, Progress
+from .console import Output, duration, step_in_words
+
+if TYPE_CHECKING:
+    from ..data.samples import Samples
+    from ..models.classifier import Classifier
+    from ..runs.jobs import Backend, Finished
+    from ..runs.run import Run
+    from ..runs.status import RunStatus
+
+
+def make_maps(
+    output: Output,
+    run: Run,
+    classifier: Classifier,
+    samples: Samples,
+    classes: Sequence[int],
+    *,
+    seeds: Sequence[int] = (0,),
+    backend: Backend | None = None,
+) -> list[Finished]:
+    """Make the maps that a run lacks, under a progress bar, with a line for each.
+
+    Args:
+        output: Where to show the bar and the lines.
+        run, classifier, samples, classes, seeds, backend: See :func:`agnosco.runs.jobs.run_maps`.
+
+    Returns:
+        All of these maps, in the order of classes and seeds; then those that were made side by side with them.
+    """
+    from ..runs import jobs
+
+    progress = _MapsProgress(output, [Job(label, seed) for label in classes for seed in seeds], classifier.labels)
+
+    try:
+        with output.bar() as show:
+            for finished in jobs.run_maps(
+                run, classifier, samples, classes, seeds=seeds, on_step=lambda step: progress.step(step, show),
+                on_status=progress.start, on_estimate=None if output.quiet else output.say_how_long, backend=backend,
+            ):  # fmt: skip
+                progress.finish(finished)
+    except (KeyboardInterrupt, AgnoscoError) as error:
+        if progress.new:
+            with suppress(AgnoscoError):
+                progress.end(run)
+        if isinstance(error, KeyboardInterrupt):
+            output.say("Interrupted. To continue, give the same command again")
+        raise
+    progress.end(run)
+    return progress.finished()
+
+
+class _MapsProgress:
+    """How far a command is with its maps.
+
+    Args:
+        output: Where that is shown.
+        jobs: The maps that the command asks for.
+        names: Names of all classes.
+    """
+
+    def __init__(self, output: Output, jobs: Sequence[Job], names: Sequence[str]) -> None:
+        self.output, self.jobs, self.names = output, jobs, names
+        self.existing: list[Finished] = []
+        self.new: list[Finished] = []
+        self.steps: dict[Job, int] = {}
+
+    @property
+    def missing(self) -> int:
+        """Number of maps that the run lacked when the command began."""
+        return len(self.jobs) - len(self.existing)
+
+    def start(self, status: RunStatus) -> None:
+        """Note which maps exist; say which are damaged."""
+        from ..runs.jobs import Finished
+
+        self.existing = [Finished(entry, 0.0) for entry in status.entries]
+        for damage in status.damaged:
+            self.output.say(f"{damage}: it will be made again")
+        if self.existing:
+            self.output.say(f"{len(self.existing)} of {len(self.jobs)} maps are finished already")
+
+    def step(self, step: Progress, show: Callable[[str, str, int, int], None]) -> None:
+        """Show a step in the progress bar."""
+        self.steps[Job(step.label, step.seed)] = step.done
+        together = len(self.steps) - len(self.new)
+        title = self.names[step.label] if together == 1 else f"{together} maps side by side"
+        total = max(self.missing, len(self.steps))
+        show(f"{title} ({len(self.steps)}/{total})", step_in_words(step), sum(self.steps.values()), total * step.total)
+
+    def finish(self, finished: Finished) -> None:
+        """Say that a map is finished."""
+        self.new.append(finished)
+        entry, rate = finished.entry, finished.entry.targeted_success_rate
+        success = "" if rate is None else f", targeted success rate {rate:.0%}"
+        self.output.say(
+            f"{entry.name} ({entry.index}), seed {entry.seed}: probability of the class in the picture "
+            f"{entry.probability:.2f}{success}, {duration(finished.seconds)}"
+        )
+
+    def end(self, run: Run) -> None:
+        """Draw the contact sheet; say where it and the maps are."""
+        from ..runs.sheet import write_contact_sheet
+
+        sheet = write_contact_sheet(run)
+        count = f"{len(self.new)}" if len(self.new) >= self.missing else f"{len(self.new)} of {self.missing}"
+        wrote = f"Wrote {count} {'map' if self.missing == 1 else 'maps'} to {run.folder}. " if self.new else ""
+        self.output.say(f"{wrote}Look at {sheet}")
+
+    def finished(self) -> list[Finished]:
+        """All finished maps, in the order of the jobs; then those that were made side by side with them."""
+        order = {job: place for place, job in enumerate(self.jobs)}
+        return sorted(
+            (*self.existing, *self.new),
+            key=lambda finished: order.get(Job(finished.entry.index, finished.entry.seed), len(order)),
+        )
