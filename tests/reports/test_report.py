@@ -385,22 +385,19 @@ def test_the_raw_picture_is_half_less_nu(run: Run) -> None:
 
 
 def test_xi_glows_where_it_is_great() -> None:
-    nu = torch.full((3, 2, 2), 0.1)
-    xi = torch.tensor([[[0.0, 1.0], [0.5, 0.2]]])
-    glow = decoded(pictures(ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu}, (), xi), FITS[0]).xi or "")
+    arrays = {"nu": np.full((3, 2, 2), 0.1, np.float32), "xi": np.array([[[0, 255], [128, 51]]], np.uint8)}
+    glow = decoded(pictures(arrays, ["map 1"], FITS[0]).xi or "")
     assert np.abs(glow[..., 3].astype(int) - [[0, 178], [89, 36]]).max() <= 1  # 0.7 · 255 · Ξ
 
 
 def test_a_curve_rises_where_its_values_do() -> None:
-    nu = torch.full((3, 2, 2), 0.1)
-    trace = tuple(Step(k + 1, 0.5 * k, 0.0, 2.0 * k, 1) for k in range(3))
-    probability, norm = curves(ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu}, trace), norm=3.0)
+    arrays = {"trace/probability": np.array([0.0, 0.5, 1.0]), "trace/norm": np.array([0.0, 2.0, 4.0])}
+    probability, norm = curves(arrays, ["map 1"], norm=3.0)
     assert (probability.points, probability.high) == ("0.0,80.0 160.0,40.0 320.0,0.0", 1.0)  # y grows downwards
     assert (norm.points, norm.high, norm.title, norm.last) == ("0.0,80.0 160.0,40.0 320.0,0.0", 4.0, "‖ν‖", "4.00")
-    refined = ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu, "refine 1": nu}, trace)
-    norm = curves(refined, norm=3.0)[1]
-    assert norm.title == "‖ν‖; of a refinement, before it is projected"
-    assert norm.last == "4.00, and 3.00 once projected"
+    norm = curves(arrays, ["map 1", "refine 1"], norm=3.0)[1]
+    assert norm.title == "‖ν‖; of a refinement, before the projection"
+    assert norm.last == "4.00, and 3.00 after the projection"
 
 
 def test_stages_have_plain_names() -> None:
@@ -420,13 +417,14 @@ def test_a_name_of_a_megabyte_makes_no_page_of_many(tmp_path: Path) -> None:
 
 
 def test_a_thousand_maps_stay_within_the_budget() -> None:
-    generator = torch.Generator().manual_seed(0)
-    nu = torch.randn(3, 112, 112, generator=generator)
-    noise = ConceptMap(nu, 0, "n", 0, 1.0, {"map 1": nu, "refine 1": nu}, (), torch.rand(1, 112, 112))
-    fit = fit_for([noise], 1000)
-    assert fit_for([noise], 3) == FITS[0]
+    generator = np.random.default_rng(0)
+    nu = generator.standard_normal((3, 112, 112), np.float32)
+    arrays = {"nu": nu, "stages/map 1": nu, "xi": generator.integers(256, size=(1, 112, 112), dtype=np.uint8)}
+    stages = ["map 1", "refine 1"]
+    fit = fit_for([(arrays, stages)], 1000)
+    assert fit_for([(arrays, stages)], 3) == FITS[0]
     assert fit != FITS[0]
-    assert pictures(noise, fit).weight * 1000 * 3 / 4 <= BUDGET or fit == FITS[-1]
+    assert pictures(arrays, stages, fit).weight * 1000 * 3 / 4 <= BUDGET or fit == FITS[-1]
 
 
 # -- the command -------------------------------------------------------------------------------------------

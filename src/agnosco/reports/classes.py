@@ -1,4 +1,4 @@
-"""The classes of the page: those of all runs, aligned, each with its maps."""
+"""The classes of all runs, aligned, each with its maps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..backdoor.record import FOUND
-from ..method.concept import ConceptMap
 from ..runs.manifest import Entry, slug
 from ..runs.run import Run
+from ..runs.tensors import Arrays
 from ..text import one_line, spelling
 from .curves import Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures
 from .runs import RunView
 
 LONGEST = 200
-"""Characters that are shown of a class name."""
+"""Most characters of a class name on the page."""
 
 TRIED = 6
-"""Maps by which the size of pictures is chosen."""
+"""Maps of a run from which the size of all pictures is estimated."""
 
 OnMap = Callable[[int, int], None] | None
 
@@ -26,12 +26,12 @@ Class = tuple[int, str]
 """Index and name."""
 
 Part = tuple[int, Entry]
-"""A run's place, and the entry of one of its maps."""
+"""The number of a run on the page, from 0, and the entry of one of its maps."""
 
 
 @dataclass(frozen=True)
 class MapView:
-    """A map as the page shows it."""
+    """A map as the page shows it; ``run`` is the number of its run."""
 
     run: int
     seed: int
@@ -48,12 +48,12 @@ class ClassView:
     """A class and its maps of all runs.
 
     Args:
-        anchor: What a link to it ends with.
-        index, name: As the first run that has it calls it.
+        anchor: The end of a link to it.
+        index, name: Those of the first run that has it.
         maps: Of all runs.
-        slots: One map of each run, that of the least seed, or None: what the grid shows.
-        z: How far it stands out in the scan in which it stands out most; None if none looked at it.
-        outlier_in: Runs whose scan found it to be an outlier, by name.
+        slots: What the grid shows: of each run the map with the lowest seed, or None.
+        z: Its greatest z in any scan; None if it was not scanned.
+        outlier_in: Names of the runs whose scan found it to be an outlier.
     """
 
     anchor: str
@@ -78,28 +78,27 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> lis
     def drawn(part: Part) -> MapView:
         nonlocal done
         place, entry = part
-        view = _map_view(place, runs[place].map(entry.index, entry.seed), entry, fit)
+        view = _map_view(place, runs[place].arrays(entry.index, entry.seed), entry, fit)
         done += 1
         if on_map is not None:
             on_map(done, total)
         return view
 
-    found: dict[str, ClassView] = {}
+    rows: dict[str, ClassView] = {}
     for (index, name), parts in sorted(aligned(runs).items(), key=lambda item: item[0][0]):
         maps = [drawn(part) for part in parts]
         anchor = f"{index}-{slug(name)}"
-        while anchor in found:
+        while anchor in rows:
             anchor += "-"
         first = {one.run: one for one in reversed(maps)}
         slots = [first.get(place) for place in range(len(runs))]
-        found[anchor] = ClassView(
-            anchor, index, one_line(name, limit=LONGEST), maps, slots, *_standing(views, parts)
-        )  # fmt: skip
-    return list(found.values())
+        z, outlier_in = _standing(views, parts)
+        rows[anchor] = ClassView(anchor, index, one_line(name, limit=LONGEST), maps, slots, z, outlier_in)
+    return list(rows.values())
 
 
 def _standing(views: Sequence[RunView], parts: Sequence[Part]) -> tuple[float | None, list[str]]:
-    """How far a class stands out in the scan in which it stands out most, and the runs in which it is the outlier."""
+    """The greatest z of a class in any scan, and the names of the runs in whose scan it is the outlier."""
     scores, outlier_in = [], []
     for place, index in dict.fromkeys((place, entry.index) for place, entry in parts):
         scan = views[place].scan
@@ -115,7 +114,7 @@ def _standing(views: Sequence[RunView], parts: Sequence[Part]) -> tuple[float | 
 
 
 def aligned(runs: Sequence[Run]) -> dict[Class, list[Part]]:
-    """Entries of all runs by class: the same index and name, or else the same name, which may have another index."""
+    """Entries of all runs by class: those of the same index and name, or else of the same name alone."""
     rows: dict[Class, list[Part]] = {}
     for place, run in enumerate(runs):
         classes = list(dict.fromkeys((entry.index, entry.name) for entry in run.entries))
@@ -126,7 +125,7 @@ def aligned(runs: Sequence[Run]) -> dict[Class, list[Part]]:
 
 
 def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class]:
-    """The row of each class of a run, no row of two; first come those that have an index in common with theirs."""
+    """The row of each class of a run, no row twice; rows with the same index are given away first."""
     homes = {one: row for one in classes for row in rows if row[0] == one[0] and spelling(row[1]) == spelling(one[1])}
     for one in classes:
         if one not in homes:
@@ -140,23 +139,23 @@ def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class
 
 
 def _fit(runs: Sequence[Run], total: int) -> Fit:
-    """How large pictures may be, judged by some maps of the first run and the last."""
+    """Size and quality of the pictures, estimated from some maps of the first run and the last."""
     tried = [
-        run.map(entry.index, entry.seed)
+        (run.arrays(entry.index, entry.seed), entry.stages)
         for run in {id(run): run for run in (runs[0], runs[-1])}.values()
         for entry in run.entries[:: max(1, len(run.entries) // TRIED)][:TRIED]
     ]
     return fit_for(tried, total)
 
 
-def _map_view(place: int, concept: ConceptMap, entry: Entry, fit: Fit) -> MapView:
+def _map_view(place: int, arrays: Arrays, entry: Entry, fit: Fit) -> MapView:
     return MapView(
         run=place,
-        seed=concept.seed,
-        probability=concept.probability,
+        seed=entry.seed,
+        probability=entry.probability,
         targeted_success_rate=entry.targeted_success_rate,
         norm=entry.norm,
-        pictures=pictures(concept, fit),
-        curves=curves(concept, norm=entry.norm),
-        boundaries=boundaries(concept),
+        pictures=pictures(arrays, entry.stages, fit),
+        curves=curves(arrays, entry.stages, norm=entry.norm),
+        boundaries=boundaries(arrays),
     )

@@ -1,4 +1,4 @@
-"""Curves of a map's making, as the points of inline SVG."""
+"""How p(class) and ‖ν‖ developed while a map was made, as curves of inline SVG."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from ..method.concept import ConceptMap
+from ..runs.tensors import Arrays
 
 WIDTH, HEIGHT = 320.0, 80.0
-"""Of a plot, in its own units."""
+"""Size of a plot in SVG units."""
 
 MOST = 160
-"""Points of a curve: more of them no one can tell apart."""
+"""Most points of a curve."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Curve:
     """One quantity over the steps of a map.
 
     Args:
-        title: What it is.
-        points: For ``<polyline>``.
-        high: The value at the top; at the bottom it is 0.
-        last: The last value, and what there is to say of it.
+        title: Name of the quantity.
+        points: Points of a ``<polyline>``.
+        high: Value at the top of the plot; 0 is at the bottom.
+        last: The last value, in words.
     """
 
     title: str
@@ -34,38 +34,38 @@ class Curve:
     last: str
 
 
-def curves(concept: ConceptMap, *, norm: float) -> list[Curve]:
-    """p(class) and ‖ν‖ over all steps.
+def curves(arrays: Arrays, stages: Sequence[str], *, norm: float) -> list[Curve]:
+    """p(class) and ‖ν‖ over all steps; none if there are fewer than two.
 
-    A step of Algorithm 1 ends with the projection; a refinement is projected once, after its last step, so that its
-    steps may leave the ball.
+    Each step of Algorithm 1 ends with the projection. A refinement is projected only after its last step, so its steps
+    may leave the norm ball.
 
     Args:
-        concept: The map.
-        norm: ‖ν‖ of the map as it is.
+        arrays: The map's file, see :meth:`agnosco.runs.run.Run.arrays`.
+        stages: Names of its stages.
+        norm: ‖ν‖ of the finished map.
     """
-    if len(concept.trace) < 2:
+    probability, norms = arrays["trace/probability"].tolist(), arrays["trace/norm"].tolist()
+    if len(norms) < 2:
         return []
-    probability, norms = ([getattr(step, name) for step in concept.trace] for name in ("probability", "norm"))
-    refined = any(stage.startswith("refine") for stage in concept.stages)
-    title = "‖ν‖; of a refinement, before it is projected" if refined else "‖ν‖"
-    last = f"{norms[-1]:.2f}" + (f", and {norm:.2f} once projected" if refined else "")
+    refined = any(stage.startswith("refine") for stage in stages)
+    title = "‖ν‖; of a refinement, before the projection" if refined else "‖ν‖"
+    last = f"{norms[-1]:.2f}" + (f", and {norm:.2f} after the projection" if refined else "")
     return [
-        Curve("mean p(class) of nudged samples", _points(probability, 1.0), 1.0, f"{probability[-1]:.2f}"),
+        Curve("mean p(class) of perturbed images", _points(probability, 1.0), 1.0, f"{probability[-1]:.2f}"),
         Curve(title, _points(norms, max(norms) or 1.0), max(norms) or 1.0, last),
     ]
 
 
-def boundaries(concept: ConceptMap) -> list[float]:
-    """Where a new stage begins, in the plot's units: its steps are counted from 1 again."""
-    last = len(concept.trace) - 1
-    begins = [k for k, (one, other) in enumerate(pairwise(concept.trace), start=1) if other.step <= one.step]
-    return [round(WIDTH * k / last, 1) for k in begins]
+def boundaries(arrays: Arrays) -> list[float]:
+    """Where a new stage begins, in the plot's units: there, steps are counted from 1 again."""
+    steps = arrays["trace/step"].tolist()
+    begins = [k for k, (step, following) in enumerate(pairwise(steps), start=1) if following <= step]
+    return [round(WIDTH * k / (len(steps) - 1), 1) for k in begins]
 
 
 def _points(values: Sequence[float], high: float) -> Markup:
-    """Values from left to right, the greatest at the top: in SVG, y grows downwards."""
+    """Values from left to right, the greatest at the top; in SVG, y grows downwards."""
     last = len(values) - 1
-    stride = max(1, len(values) // MOST)
-    kept = sorted({*range(0, len(values), stride), last})
-    return Markup(" ".join(f"{WIDTH * k / last:.1f},{HEIGHT * (1 - values[k] / high):.1f}" for k in kept))
+    steps = sorted({*range(0, len(values), max(1, len(values) // MOST)), last})
+    return Markup(" ".join(f"{WIDTH * k / last:.1f},{HEIGHT * (1 - values[k] / high):.1f}" for k in steps))

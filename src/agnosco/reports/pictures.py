@@ -1,4 +1,4 @@
-"""Pictures inside a page: data URIs, as large as the page can afford."""
+"""Pictures inside the page: data URIs, as large as the page can afford."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
-from ..method.concept import ConceptMap
 from ..method.render import SMALL, stretched, to_picture
+from ..runs.tensors import Arrays
 from ..text import one_line
 
 BUDGET = 20 * 2**20
-"""Bytes of all pictures of a page; base64 makes a third more of them."""
+"""Bytes of all pictures of a page; base64 adds a third."""
 
 GLOW = (255, 140, 0)
 """Colour of Ξ over a picture."""
@@ -26,12 +25,12 @@ GLOW = (255, 140, 0)
 
 @dataclass(frozen=True)
 class Fit:
-    """How pictures are made to fit.
+    """Size and quality of the pictures of a page.
 
     Args:
-        thumbnail, side: Greatest side of a picture in the grid, and of one that is looked at, in pixels.
+        thumbnail, side: Greatest side in pixels of a picture in the grid, and of one among the details of a class.
         quality: Of WebP, from 0 to 100; small pictures are PNG, without loss.
-        stages: Whether the maps before the last are shown.
+        stages: Whether to show the stages before the last.
     """
 
     thumbnail: int
@@ -57,9 +56,9 @@ class Pictures:
 
     Args:
         thumbnail: For the grid.
-        stages: After each stage that is shown, by what it is called, in order; stretched for people.
-        raw: Clip(½ − ν), what metrics see.
-        xi: Ξ as a glow to lay over the others, or None.
+        stages: −ν after each stage, stretched for people, by the stage in words, in order.
+        raw: Clip(½ − ν), the picture that metrics see.
+        xi: Ξ as a glow to lay over the others; None if the map has none.
         width, height: Of the map.
     """
 
@@ -76,32 +75,39 @@ class Pictures:
         return sum(map(len, (self.thumbnail, self.raw, self.xi or "", *self.stages.values())))
 
 
-def fit_for(concepts: Sequence[ConceptMap], count: int) -> Fit:
-    """The best way to show so many maps within the budget, judged by some of them."""
+def fit_for(maps: Sequence[tuple[Arrays, Sequence[str]]], count: int) -> Fit:
+    """The best of :data:`FITS` with which ``count`` maps stay within the budget, estimated from some of them."""
     for fit in FITS:
-        weight = sum(pictures(concept, fit).weight for concept in concepts) / max(len(concepts), 1)
+        weight = sum(pictures(arrays, stages, fit).weight for arrays, stages in maps) / max(len(maps), 1)
         if weight * count * 3 / 4 <= BUDGET:
             return fit
     return FITS[-1]
 
 
-def pictures(concept: ConceptMap, fit: Fit) -> Pictures:
-    """The pictures of a map."""
-    stages = concept.stages if fit.stages else {list(concept.stages)[-1]: concept.nu}
-    shown = {stage_in_words(name): to_picture(stretched(-nu)) for name, nu in stages.items()}
+def pictures(arrays: Arrays, stages: Sequence[str], fit: Fit) -> Pictures:
+    """The pictures of a map.
+
+    Args:
+        arrays: The map's file, see :meth:`agnosco.runs.run.Run.arrays`.
+        stages: Names of its stages.
+        fit: Size and quality.
+    """
+    nu = arrays["nu"]
+    earlier = [(name, arrays[f"stages/{name}"]) for name in stages[:-1] if fit.stages]
+    shown = {stage_in_words(name): to_picture(stretched(-of_stage)) for name, of_stage in [*earlier, (stages[-1], nu)]}
     last = list(shown.values())[-1]
     return Pictures(
         thumbnail=uri(last, fit.thumbnail, fit.quality),
         stages={name: uri(picture, fit.side, fit.quality) for name, picture in shown.items()},
-        raw=uri(concept.image(), fit.side, fit.quality),
-        xi=None if concept.xi is None else uri(_glow(concept.xi), 48, 60),
+        raw=uri(to_picture(0.5 - nu), fit.side, fit.quality),
+        xi=uri(_glow(arrays), 48, 60) if "xi" in arrays else None,
         width=last.width,
         height=last.height,
     )
 
 
 def stage_in_words(name: str) -> str:
-    """What people call a stage that a manifest calls ``map 1``, ``refine 1``, ``map 2`` and so on."""
+    """A stage for people, which a manifest calls ``map 1``, ``refine 1``, ``map 2`` and so on."""
     known = re.fullmatch(r"(map|refine) (\d{1,3})", name)
     if known is None:
         return one_line(name)
@@ -110,7 +116,7 @@ def stage_in_words(name: str) -> str:
 
 
 def uri(picture: Image.Image, side: int, quality: int = 85) -> Markup:
-    """A picture as a data URI, no larger than a side; small ones keep their pixels as they are."""
+    """A picture as a data URI, scaled down to a greatest side in pixels; small ones are stored without loss."""
     content = io.BytesIO()
     if max(picture.size) > side:
         picture = picture.copy()
@@ -122,12 +128,13 @@ def uri(picture: Image.Image, side: int, quality: int = 85) -> Markup:
     return _uri("webp", content)
 
 
-def _glow(xi: Tensor) -> Image.Image:
-    """Ξ, ``(1, H, W)``, as a colour that is more opaque where it is greater."""
-    alpha = (0.7 * xi[0]).clamp(0, 1)
-    colour = torch.tensor(GLOW)[:, None, None].expand(3, *alpha.shape)
-    rgba = torch.cat([colour, (255 * alpha).round()[None]]).to(torch.uint8)
-    return Image.fromarray(rgba.permute(1, 2, 0).contiguous().numpy(), "RGBA")
+def _glow(arrays: Arrays) -> Image.Image:
+    """Ξ as one colour, more opaque where Ξ is greater."""
+    xi = arrays["xi"][0].astype(np.float32) / 255
+    rgba = np.empty((*xi.shape, 4), np.uint8)
+    rgba[..., :3] = GLOW
+    rgba[..., 3] = (255 * (np.float32(0.7) * xi)).round()
+    return Image.fromarray(rgba, "RGBA")
 
 
 def _uri(kind: str, content: io.BytesIO) -> Markup:
