@@ -1,6 +1,11 @@
-"""What several tests share: small networks whose answers are known."""
+"""What several tests share: small networks whose answers are known, and the command line without a library."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +69,30 @@ def samples(count: int = 120) -> Samples:
 
 def planted(target: int | None, classes: int = 10) -> Classifier:
     return Classifier(Planted(target, classes), size=16, channels=1)
+
+
+SOURCES = str(Path(__file__).resolve().parents[1] / "src")
+
+GUARDED = """
+import sys
+
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if name in forbidden:
+            raise AssertionError(f"{name} was imported")
+
+forbidden = sys.argv.pop(1).split(",")
+sys.meta_path.insert(0, Guard())
+from agnosco.cli.app import main
+main()
+"""
+
+
+def guarded(
+    forbidden: str, *args: str, folder: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line where importing one of the modules ``forbidden``, with commas between, is an error."""
+    return subprocess.run(
+        [sys.executable, "-c", GUARDED, forbidden, *args], capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PYTHONPATH": SOURCES} | environment, cwd=folder,
+    )  # fmt: skip

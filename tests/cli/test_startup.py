@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import safetensors.torch
-from helpers import NET
+from helpers import NET, guarded
 
 from agnosco.cli.app import EXAMPLES
 from agnosco.models.architectures import created
-
-SOURCES = str(Path(__file__).resolve().parents[2] / "src")
-
-# Runs the command line in a process in which importing one of the modules named by its first argument is an error.
-GUARDED = """
-import sys
-
-class Guard:
-    def find_spec(self, name, path=None, target=None):
-        if name in forbidden:
-            raise AssertionError(f"{name} was imported")
-
-forbidden = sys.argv.pop(1).split(",")
-sys.meta_path.insert(0, Guard())
-from agnosco.cli.app import main
-main()
-"""
-
-
-def guarded(
-    forbidden: str, *args: str, folder: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", GUARDED, forbidden, *args], capture_output=True, text=True, check=False, timeout=300,
-        env=os.environ | {"PYTHONPATH": SOURCES} | environment, cwd=folder,
-    )  # fmt: skip
 
 
 def test_the_guard_sees_an_import() -> None:

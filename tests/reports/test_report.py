@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers import guarded
 from PIL import EpsImagePlugin, Image
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
@@ -635,6 +636,16 @@ def test_a_map_that_is_missing_is_two_lines(run: Run) -> None:
     two_lines(
         CliRunner().invoke(app, ["report", str(run.path)]), "is missing: 0001-castle-s0.safetensors", "makes this map"
     )
+
+
+def test_a_report_with_scores_sanity_and_scan_imports_no_torch(run: Run) -> None:
+    put_scan(run)
+    (run.path / "sanity.json").write_text(json.dumps(SANITY))
+    add_scores(run, [score(run, network())])
+    result = guarded("torch,torchvision,timm,scipy,skimage,rich.console", "report", str(run.path), "--quiet")
+    assert result.returncode == 0, result.stderr
+    sections = re.findall(r'<section id="(\w+)"', (run.path / "report.html").read_text())
+    assert sections == ["classes", "seen", "sanity", "backdoors", "reading", "made"]
 
 
 # -- in a browser --------------------------------------------------------------------------------------------

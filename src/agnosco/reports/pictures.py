@@ -99,7 +99,7 @@ def pictures(arrays: Arrays, stages: Sequence[str], fit: Fit) -> Pictures:
     return Pictures(
         thumbnail=uri(last, fit.thumbnail, fit.quality),
         stages={name: uri(picture, fit.side, fit.quality) for name, picture in shown.items()},
-        raw=uri(to_picture(0.5 - nu), fit.side, fit.quality),
+        raw=uri(to_picture(np.float32(0.5) - nu), fit.side, fit.quality),
         xi=uri(_glow(arrays), 48, 60) if "xi" in arrays else None,
         width=last.width,
         height=last.height,
