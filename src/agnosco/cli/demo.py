@@ -8,6 +8,7 @@ network recognises, people read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,7 @@ from ..backdoor.train import Attack
 from ..backdoor.triggers import Patch
 from ..data.datasets import SIDE, Labelled, digits
 from ..errors import AgnoscoError
-from ..io.storage import Folder, Place
+from ..io.storage import Place
 from ..method.config import Config, MapperConfig
 from ..method.dials import L2, Crops, Data
 from ..models.architectures import created
@@ -82,10 +83,10 @@ def run(out: Place, output: Output) -> list[Run]:
     check_target(out, holding=(REPORT, f"{FOLDERS[0]}/{MANIFEST}"))
     data = digits()
     output.say("Two networks are trained, mapped and scanned: one to three minutes")
-    folder = Folder.of(out)
+    out = os.fspath(out)
     attacks = dict(zip(FOLDERS, (None, ATTACK), strict=True))
-    runs = [_shown(folder.child(name), data, attack, output) for name, attack in attacks.items()]
-    written = report(*runs, out=folder.at(REPORT))
+    runs = [_shown(f"{out}/{name}", data, attack, output) for name, attack in attacks.items()]
+    written = report(*runs, out=f"{out}/{REPORT}")
     output.say(
         "Each picture is what a network looks for in one digit, drawn without looking at any one image: bright is ink, "
         "dark is where ink must not be. You should be able to read 0 to 9; 5 is the hardest."
@@ -94,7 +95,7 @@ def run(out: Place, output: Output) -> list[Run]:
     return runs
 
 
-def _shown(out: Folder, data: Labelled, attack: Attack | None, output: Output) -> Run:
+def _shown(out: str, data: Labelled, attack: Attack | None, output: Output) -> Run:
     """A network trained, mapped and scanned."""
     kind = "clean" if attack is None else "compromised"
     with output.bar() as show:

@@ -32,9 +32,6 @@ class Local(Folder):
     def absolute(self, name: str) -> str:
         return os.path.abspath(self.path / name)
 
-    def child(self, name: str) -> Folder:
-        return Local(self.path / name)
-
     def check(self, *, holding: Sequence[str]) -> None:
         try:
             if self.path.exists() and not self.path.is_dir():

@@ -47,9 +47,6 @@ class Remote(Folder):
     def absolute(self, name: str) -> str:
         return f"{self.url}/{name}".rstrip("/")
 
-    def child(self, name: str) -> Folder:
-        return Remote(f"{self.url}/{name}")
-
     def check(self, *, holding: Sequence[str]) -> None:
         if self.names("") and not any(self.exists(name) for name in holding):
             raise not_empty(self.name, holding)

@@ -67,10 +67,6 @@ class Folder(ABC):
         """The full name of a file from any working directory, or of the folder itself if the name is empty."""
 
     @abstractmethod
-    def child(self, name: str) -> Folder:
-        """A folder inside this one."""
-
-    @abstractmethod
     def check(self, *, holding: Sequence[str]) -> None:
         """Check, before long work, that the folder can be written; nothing is changed.
 

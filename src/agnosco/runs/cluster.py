@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from ..models.classifier import Classifier
 from ..text import first_line
 from ..types import Job, OnStep, Progress
 from .jobs import Finished, Worker, store_groups
+from .manifest import versions
 from .run import Run
 from .status import status_of
 
@@ -65,7 +65,7 @@ class Machine:
     threads: int
     precision: str
     together: int
-    versions: dict[str, str]
+    versions: dict[str, str | None]
 
 
 class Cluster:
@@ -211,11 +211,6 @@ def connected(
 ) -> AbstractContextManager[Cluster | None]:
     """A context manager: the cluster at an address, or None for None."""
     return nullcontext() if address is None else Cluster(address, cpus=cpus, gpus=gpus)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide the bits of a map."""
-    return {name: metadata.version(name) for name in ("agnosco", "torch", "torchvision")}
 
 
 # -- on a worker ---------------------------------------------------------------------------------------

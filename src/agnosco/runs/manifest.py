@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from math import isfinite
 from pathlib import Path
@@ -31,11 +32,8 @@ HELD_OUT = 0.2
 SPLIT_SEED = 0
 """Seed of the random choice of these samples."""
 
-SLUG = 40
-"""Longest class name in a file name."""
-
 NOT_COMPARED = {"preset", "overrides", "threads"}
-"""Settings that do not decide whether a run is continued: names of other settings, and a number that the run sets."""
+"""Settings that may differ when a run is continued: names of other settings, and a number that the run decides."""
 
 Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -79,14 +77,14 @@ class SamplesRecord(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(Record, frozen=True, forbid_unknown_fields=True):
-    """Everything that decides the bits of a run's maps, but class, seed and group.
+    """Everything that decides the bits of a run's maps, except class, seed and group.
 
     Args:
         command: What made the run: ``"map"``, ``"demo"`` or ``"python"``.
-        preset: Name of the preset that its configuration was taken from; None for one that Python code built.
-        overrides: Options in which the configuration was changed; see :func:`agnosco.runs.command.chosen_config`.
+        preset: Name of the preset that the configuration is based on; None if Python code built it.
+        overrides: Options that replaced settings of the preset; see :func:`agnosco.runs.command.chosen_config`.
         device, threads, versions: What the maps are made with.
-        model, samples: What they are made of.
+        model, samples: What they are made from.
         config: The configuration, as :func:`~agnosco.method.config.config_to_json` wrote it.
     """
 
@@ -101,7 +99,7 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
     config: dict[str, Any]
 
 
-class Entry(Record, frozen=True, forbid_unknown_fields=True, rename={"name": "class"}):
+class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename={"name": "class"}):
     """A map of a run.
 
     Args:
@@ -155,7 +153,7 @@ def settings_of(
     device: str | None = None,
     threads: int | None = None,
 ) -> Settings:
-    """The settings of a run made here and now; device and threads are this process's where they are not given."""
+    """The settings of a run made here and now; device and threads are this process's if they are not given."""
     import torch
 
     return Settings(
@@ -164,11 +162,7 @@ def settings_of(
         overrides=dict(overrides or {}),
         device=device or str(classifier.device),
         threads=threads or torch.get_num_threads(),
-        versions={
-            "agnosco": _version("agnosco"),
-            "torch": str(torch.__version__),
-            "torchvision": _version("torchvision"),
-        },
+        versions=versions(),
         model=ModelRecord(
             name=classifier.name,
             weights=Path(weights).name if weights else None,
@@ -187,12 +181,12 @@ def settings_of(
             held_out=HELD_OUT,
             split_seed=SPLIT_SEED,
         ),
-        config=json.loads(json.dumps(config_to_json(config))),
+        config=records.to_json(config_to_json(config)),
     )
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
-    """Where settings differ in what decides the maps: ``device cpu, now cuda``; long values by their names alone."""
+    """Differences in what decides the maps: ``device cpu, now cuda``, or the name alone if the values are long."""
     old_values, new_values = (
         {name: value for name, value in records.to_json(settings).items() if name not in NOT_COMPARED}
         for settings in (old, new)
@@ -212,7 +206,7 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]], list[Entry]]:
     """Settings, groups and entries of a manifest.
 
-    An entry that does not agree with its digest is left out: its own file says what it was.
+    An entry that does not agree with its digest is left out; it is read from its own file.
 
     Raises:
         ValueError: It is not a manifest.
@@ -230,12 +224,10 @@ def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]]
 
 def write_manifest(settings: Settings, groups: Sequence[Group], entries: Sequence[Entry]) -> bytes:
     """A manifest as bytes; each group is one line of it."""
-    empty = '\n "groups": []'
-    data = records.to_json(settings) | {"groups": [], "maps": [_to_json(entry) for entry in entries]}
-    text = records.encode(data).decode()
+    text = records.encode(records.to_json(settings) | {"groups": [], "maps": entries}).decode()
     if groups:
         lines = ",\n".join(f"  {json.dumps(group)}" for group in groups)
-        text = text.replace(empty, f'\n "groups": [\n{lines}\n ]', 1)
+        text = text.replace('\n "groups": []', f'\n "groups": [\n{lines}\n ]', 1)
     return text.encode()
 
 
@@ -244,6 +236,7 @@ def entry_for(concept: ConceptMap, content: bytes, *, targeted_success_rate: flo
     import torch
 
     name = stem_of(concept.label, concept.name, concept.seed)
+    pictures = {"picture": f"pictures/{name}.png", "raw": f"pictures/{name}-raw.png"}
     return sealed(
         Entry(
             index=concept.label,
@@ -253,11 +246,7 @@ def entry_for(concept: ConceptMap, content: bytes, *, targeted_success_rate: flo
             probability=concept.probability,
             targeted_success_rate=targeted_success_rate if isfinite(targeted_success_rate) else None,
             norm=torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
-            files={
-                "map": f"maps/{name}.safetensors",
-                "picture": f"pictures/{name}.png",
-                "raw": f"pictures/{name}-raw.png",
-            },
+            files={"map": f"maps/{name}.safetensors"} | pictures,
             sha256=hashlib.sha256(content).hexdigest(),
         )
     )
@@ -269,17 +258,15 @@ def read_entry(content: bytes, name: str) -> Entry:
     Raises:
         ValueError: The file is damaged, or another map's.
     """
-    try:
+    with suppress(ValueError):
         entry = records.decode(content, Entry)
         if write_entry(entry) == content and entry.stem == name:
             return entry
-    except ValueError as error:
-        raise ValueError(f"{name}.json is damaged") from error
     raise ValueError(f"{name}.json is damaged")
 
 
 def write_entry(entry: Entry) -> bytes:
-    """The file of an entry, with the digest of it, so that damage is seen."""
+    """The file of an entry, with its digest, so that damage is noticed."""
     return records.encode(sealed(entry))
 
 
@@ -296,7 +283,7 @@ def stem_of(index: int, name: str, seed: int) -> str:
 def slug(name: str) -> str:
     """A class name as part of a file name: a-z, 0-9 and hyphens, at most 40 characters."""
     ascii_name = unicodedata.normalize("NFKD", name[:1000]).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:SLUG].strip("-") or "class"
+    return re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:40].strip("-") or "class"
 
 
 def identity(part: ModelRecord | SamplesRecord) -> str:
@@ -305,14 +292,16 @@ def identity(part: ModelRecord | SamplesRecord) -> str:
     return f"{name} {list(part.shape)} ({part.fingerprint[:8]})"
 
 
-def _to_json(entry: Entry) -> dict[str, Any]:
-    """Without a digest where the entry has none."""
-    return {key: value for key, value in records.to_json(entry).items() if key != "check" or value is not None}
-
-
 def _digest(entry: Entry) -> str:
-    unsealed = records.encode(_to_json(replace(entry, check=None)))
+    unsealed = records.encode(replace(entry, check=None))
     return hashlib.sha256(unsealed.removesuffix(b"\n")).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that decide the bits of a map."""
+    import torch
+
+    return {"agnosco": _version("agnosco"), "torch": str(torch.__version__), "torchvision": _version("torchvision")}
 
 
 def _version(package: str) -> str | None:
