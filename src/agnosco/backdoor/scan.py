@@ -28,7 +28,7 @@ from ..method.maker import Maker, map_classes
 from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
-from ..models.loading import as_classifier
+from ..models.loading import load
 from .config import FULL_SEEDS, ScanConfig
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .record import (
@@ -160,7 +160,7 @@ def scan(
         >>> len(result.record.classes)
         3
     """
-    classifier = as_classifier(model, size=size)
+    classifier = load(model, size=size)
     config = config or ScanConfig()
     screened = screen(classifier, samples, config, classes=classes, on_progress=on_progress)
     measured = _measured(classifier, samples, config, screened)

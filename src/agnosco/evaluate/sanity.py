@@ -12,7 +12,7 @@ from ..method.concept import ConceptMap
 from ..method.maker import map_classes
 from ..method.render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from ..models.classifier import Classifier
-from ..models.loading import as_classifier
+from ..models.loading import load
 from ..runs.origin import check_origin
 from ..runs.run import Run, check_target
 from ..types import OnStep
@@ -105,9 +105,7 @@ def _classifier_of(run: Run, model: Classifier | nn.Module | str) -> Classifier:
         return model
     own = run.settings.model
     channels, height, width = own.shape
-    return as_classifier(
-        model, size=(height, width), channels=channels, mean=own.mean, std=own.std, features=own.features
-    )
+    return load(model, size=(height, width), channels=channels, mean=own.mean, std=own.std, features=own.features)
 
 
 def _pictures(maps: list[ConceptMap]) -> Tensor:

@@ -14,7 +14,7 @@ from ..errors import AgnoscoError
 from ..method.concept import ConceptMap
 from ..method.score import diversity, intervals, logits_of, predictions, score_of_logits, targeted_success_rate
 from ..models.classifier import Classifier
-from ..models.loading import as_classifier
+from ..models.loading import load
 from ..runs.run import Run
 from ..text import spelling
 from .score_record import Intervals, Judgement, digest_of
@@ -39,11 +39,11 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
         >>> import tempfile, torch
         >>> from agnosco import Config, MapperConfig, Run, Samples, map_classes
         >>> from agnosco.evaluate.transfer import score
-        >>> from agnosco.models.loading import as_classifier
+        >>> from agnosco import load
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
         >>> samples = Samples.noise((3, 8, 8), count=10)
         >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
-        >>> classifier = as_classifier(model, size=8)
+        >>> classifier = load(model, size=8)
         >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
         >>> for concept in map_classes(classifier, [0, 1], samples, config):
         ...     entry = run.add(concept, targeted_success_rate=0.5)
@@ -53,7 +53,7 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
     """
     channels, *size = run.settings.model.shape
     if not isinstance(target, Classifier):
-        target = as_classifier(target, size=(size[0], size[1]), channels=channels)
+        target = load(target, size=(size[0], size[1]), channels=channels)
     labels = matched(run, target)
     if len(set(labels)) < 2:
         raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "score at least two classes")

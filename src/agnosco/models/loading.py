@@ -93,9 +93,6 @@ def load(
     )
 
 
-as_classifier = load
-
-
 def untrained(
     name: str,
     *,

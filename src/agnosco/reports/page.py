@@ -102,10 +102,10 @@ def report(
         >>> import tempfile, torch
         >>> from pathlib import Path
         >>> from agnosco import Config, MapperConfig, Run, Samples, map_class
-        >>> from agnosco.models.loading import as_classifier
+        >>> from agnosco import load
         >>> from agnosco.reports.page import report
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-        >>> classifier = as_classifier(model, size=8)
+        >>> classifier = load(model, size=8)
         >>> samples = Samples.noise((3, 8, 8), count=10)
         >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
         >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
