@@ -32,7 +32,7 @@ from growth import config, network
 
 from agnosco import Run, Samples
 from agnosco.runs.cluster import Cluster
-from agnosco.runs.jobs import run_maps
+from agnosco.runs.jobs import map_runs
 from agnosco.types import Progress
 
 MAPS, STEPS, SIZE = 100, 200, 64
@@ -54,7 +54,7 @@ def measure(cluster: Cluster | None, folder: Path, *, maps: int = MAPS, kill: bo
     start = time.perf_counter()
     backend = None if cluster is None else cluster.make
     seeds = range(-(-maps // 10))
-    finished = list(run_maps(run, classifier, samples, range(10), seeds=seeds, on_step=on_step, backend=backend))
+    finished = list(map_runs(run, classifier, samples, range(10), seeds=seeds, on_step=on_step, backend=backend))
     return {"seconds": time.perf_counter() - start, "maps": len(finished), "killed": len(killed)}
 
 

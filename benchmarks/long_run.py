@@ -34,7 +34,7 @@ from torch import nn
 
 import agnosco
 from agnosco import Classifier, Config, RefineConfig, Samples
-from agnosco.runs.jobs import run_maps
+from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
 
 MAPS, CLASSES, WARM = 300, 10, 50
@@ -88,7 +88,7 @@ def long_run(folder: Path, classifier: Classifier, settings: Config, maps: int) 
     yield {"maps": 0} | state(classifier)
     for seed in range(maps // CLASSES):
         run = Run.create(folder, classifier=classifier, samples=samples, config=settings)
-        for _ in run_maps(run, classifier, samples, range(CLASSES), seeds=[seed]):
+        for _ in map_runs(run, classifier, samples, range(CLASSES), seeds=[seed]):
             pass
         yield {"maps": (seed + 1) * CLASSES} | state(classifier)
 

@@ -33,7 +33,7 @@ from common import (
 import agnosco
 from agnosco import Config
 from agnosco.reports.page import FILE, report
-from agnosco.runs.jobs import run_maps
+from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
 
 SIZE, STEPS, REPEATS = 64, 12, 5
@@ -68,7 +68,7 @@ def write_report() -> Path:
     samples, _ = photographs(classifier).split(0.9)  # few, because every map is judged by its held-out images
     config = Config(replace(agnosco.preset("draft").mapper, steps=STEPS), refine=None, cycles=1)
     run = Run.create(FOLDER, classifier=classifier, samples=samples, config=config)
-    for _ in run_maps(run, classifier, samples, range(classifier.classes)):
+    for _ in map_runs(run, classifier, samples, range(classifier.classes)):
         pass
     path = report(FOLDER, out=FOLDER / FILE)
     return Path(path)

@@ -28,7 +28,7 @@ from torchvision import models
 
 import agnosco
 from agnosco import Classifier, Config, Samples
-from agnosco.runs.jobs import run_maps
+from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
 
 PATH = RESULTS / "startup.json"
@@ -67,7 +67,7 @@ def prepare(folder: Path) -> None:
     samples = Samples.noise(classifier.shape, count=20)
     config = Config(replace(agnosco.preset("quick").mapper, steps=10), refine=None, cycles=1)
     run = Run.create(folder / "run", classifier=classifier, samples=samples, config=config)
-    for _ in run_maps(run, classifier, samples, range(MAPS)):
+    for _ in map_runs(run, classifier, samples, range(MAPS)):
         pass
 
 

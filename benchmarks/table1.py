@@ -42,7 +42,7 @@ from agnosco import AgnoscoError, Classifier, Config, Samples
 from agnosco.evaluate.transfer import score
 from agnosco.io.records import to_json
 from agnosco.method.score import predictions
-from agnosco.runs.jobs import run_maps
+from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
 from agnosco.runs.sheet import write_contact_sheet
 
@@ -93,7 +93,7 @@ def complete_run(
     finished = {(entry.index, entry.seed) for entry in run.entries}
     for seed in range(seeds):
         missing = [index for index in classes if (index, seed) not in finished]
-        for made in run_maps(run, source, images, missing, seeds=[seed]) if missing else ():
+        for made in map_runs(run, source, images, missing, seeds=[seed]) if missing else ():
             print(f"{name}: {made.entry.name}, seed {seed}, {made.seconds:.0f} s", flush=True)
     write_contact_sheet(run)
     keep_manifest(run.path)

@@ -1,10 +1,15 @@
-"""``import agnosco``: the public names, and that they wait for torch no longer than they must."""
+"""``import agnosco``: the public names, their examples, and that importing them does not import torch."""
 
 from __future__ import annotations
 
 import ast
+import doctest
+import inspect
+import pkgutil
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,6 +37,51 @@ def test_a_public_name_is_what_its_module_defines(name: str) -> None:
     value = getattr(agnosco, name)
     assert value is getattr(sys.modules[agnosco._MODULE_OF[name]], name)
     assert getattr(value, "__module__", agnosco._MODULE_OF[name]) == agnosco._MODULE_OF[name]  # not an import of it
+
+
+def docstring_of_constant(module: str, name: str) -> str:
+    """The text below an assignment, which Python does not keep."""
+    path = Path(agnosco.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for statement, following in pairwise(body):
+        if ast.unparse(statement).startswith((f"{name} =", f"{name}:")) and isinstance(following, ast.Expr):
+            return ast.literal_eval(following.value)
+    return ""
+
+
+def examples_of(name: str) -> list[doctest.DocTest]:
+    """The examples of a public name and, for a class, those of its methods."""
+    value, module = getattr(agnosco, name), agnosco._MODULE_OF[name]
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return doctest.DocTestFinder().find(value, name, module=sys.modules[module], globs={})
+    return [doctest.DocTestParser().get_doctest(docstring_of_constant(module, name), {}, name, None, None)]
+
+
+@pytest.mark.parametrize("name", agnosco.__all__)
+def test_a_public_name_has_an_example_and_its_examples_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tests = [test for test in examples_of(name) if test.examples]
+    assert name in [test.name for test in tests], f"{name} has no example in its docstring"
+    for test in tests:
+        output: list[str] = []
+        assert doctest.DocTestRunner().run(test, out=output.append).failed == 0, "".join(output)
+
+
+def shown_in_the_docs() -> list[str]:
+    page = (Path(__file__).parents[1] / "docs/api.md").read_text(encoding="utf-8")
+    return re.findall(r"^\.\. auto(?:module|class|function|data|exception):: ([\w.]+)$", page, re.M)
+
+
+@pytest.mark.parametrize("name", agnosco.__all__)
+def test_a_public_name_is_shown_in_the_docs(name: str) -> None:
+    assert {name, f"{agnosco._MODULE_OF[name]}.{name}"} & set(shown_in_the_docs())
+
+
+@pytest.mark.parametrize("name", [name for name in shown_in_the_docs() if "." in name])
+def test_what_the_docs_show_is_there(name: str) -> None:
+    pkgutil.resolve_name(name)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -10,8 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES and __all__ together
+    from .backdoor.scan import scan
     from .data.samples import Samples
     from .errors import AgnoscoError, AgnoscoWarning
+    from .evaluate.sanity import sanity
+    from .evaluate.transfer import score
     from .method.concept import ConceptMap
     from .method.config import PRESETS, Config, MapperConfig, RefineConfig, preset
     from .method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
@@ -19,6 +22,8 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
     from .models.classifier import Classifier
     from .models.inspection import inspect
     from .models.loading import load
+    from .reports.page import report
+    from .runs.jobs import map_runs
     from .runs.origin import remake
     from .runs.run import Run
     from .types import Progress, Step
@@ -26,8 +31,11 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
 __version__ = "0.1.0"
 
 _MODULES = {
+    "backdoor.scan": ("scan",),
     "data.samples": ("Samples",),
     "errors": ("AgnoscoError", "AgnoscoWarning"),
+    "evaluate.sanity": ("sanity",),
+    "evaluate.transfer": ("score",),
     "method.concept": ("ConceptMap",),
     "method.config": ("PRESETS", "Config", "MapperConfig", "RefineConfig", "preset"),
     "method.dials": ("L2", "AutoL2", "Crops", "Data", "Identity", "Pixel", "Sparse", "Spectral"),
@@ -35,6 +43,8 @@ _MODULES = {
     "models.classifier": ("Classifier",),
     "models.inspection": ("inspect",),
     "models.loading": ("load",),
+    "reports.page": ("report",),
+    "runs.jobs": ("map_runs",),
     "runs.origin": ("remake",),
     "runs.run": ("Run",),
     "types": ("Progress", "Step"),
@@ -42,33 +52,10 @@ _MODULES = {
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "L2",
-    "PRESETS",
-    "AgnoscoError",
-    "AgnoscoWarning",
-    "AutoL2",
-    "Classifier",
-    "ConceptMap",
-    "Config",
-    "Crops",
-    "Data",
-    "Identity",
-    "MapperConfig",
-    "Pixel",
-    "Progress",
-    "RefineConfig",
-    "Run",
-    "Samples",
-    "Sparse",
-    "Spectral",
-    "Step",
-    "inspect",
-    "load",
-    "map_class",
-    "map_classes",
-    "preset",
-    "remake",
-]
+    "L2", "PRESETS", "AgnoscoError", "AgnoscoWarning", "AutoL2", "Classifier", "ConceptMap", "Config", "Crops", "Data",
+    "Identity", "MapperConfig", "Pixel", "Progress", "RefineConfig", "Run", "Samples", "Sparse", "Spectral", "Step",
+    "inspect", "load", "map_class", "map_classes", "map_runs", "preset", "remake", "report", "sanity", "scan", "score",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

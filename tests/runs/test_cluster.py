@@ -16,7 +16,7 @@ from agnosco import Classifier, Config, Samples, load, preset
 from agnosco.errors import AgnoscoError
 from agnosco.models.classifier import Classifier as Loaded
 from agnosco.runs.cluster import Cluster, versions
-from agnosco.runs.jobs import run_maps
+from agnosco.runs.jobs import map_runs
 from agnosco.runs.manifest import write_manifest
 from agnosco.runs.run import MANIFEST, Run
 from agnosco.types import Job
@@ -68,7 +68,7 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
             if not killed:
                 killed.extend(benchmark.kill_a_worker())
 
-        maps = run_maps(run, classifier, samples, range(12), backend=cluster.make, on_step=on_step)
+        maps = map_runs(run, classifier, samples, range(12), backend=cluster.make, on_step=on_step)
         made = [(one.entry.index, one.entry.seed) for one in maps]
     assert killed
     assert sorted(made) == [(label, 0) for label in range(12)]
@@ -80,7 +80,7 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        list(run_maps(Run.open(alone), classifier, samples, range(12)))
+        list(map_runs(Run.open(alone), classifier, samples, range(12)))
     finally:
         torch.set_num_threads(threads)
     assert files(Run.open(alone)) == files(Run.open(run.path))
@@ -95,7 +95,7 @@ def test_what_a_user_can_mend_is_said_as_it_is_on_one_machine(address: str, tmp_
             next(iter(classifier.model.parameters())).fill_(float("nan"))
         cluster.send(classifier, samples, config)
         with pytest.raises(AgnoscoError, match="not finite"):
-            list(run_maps(run, classifier, samples, [0], backend=cluster.make))
+            list(map_runs(run, classifier, samples, [0], backend=cluster.make))
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (1, 1)])
@@ -126,7 +126,7 @@ def test_progress_comes_from_all_workers(address: str, tmp_path: Path) -> None:
         def on_step(step: Any) -> None:
             seen[Job(step.label, step.seed)] = step.done
 
-        list(run_maps(run, classifier, samples, range(4), backend=cluster.make, on_step=on_step))
+        list(map_runs(run, classifier, samples, range(4), backend=cluster.make, on_step=on_step))
     assert set(seen) == {Job(label, 0) for label in range(4)}
     assert all(0 < done <= 40 for done in seen.values())  # a worker's last word may come too late
 
@@ -145,7 +145,7 @@ def test_without_a_queue_the_work_goes_on_without_progress(
     monkeypatch.setattr(Cluster, "_queue", lost)
     with Cluster(address) as cluster:
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
-        assert len(list(run_maps(run, classifier, samples, [0, 1], backend=cluster.make, on_step=print))) == 2
+        assert len(list(map_runs(run, classifier, samples, [0, 1], backend=cluster.make, on_step=print))) == 2
 
 
 def test_the_code_of_a_python_file_and_of_what_it_imports_from_beside_it_is_sent(

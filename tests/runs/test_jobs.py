@@ -33,7 +33,7 @@ from agnosco.method.dials import L2, AutoL2, Crops, Data, Sparse, Spectral
 from agnosco.method.maker import Maker, groups_of
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs, status
-from agnosco.runs.jobs import Finished, run_maps
+from agnosco.runs.jobs import Finished, map_runs
 from agnosco.runs.run import Run
 from agnosco.types import Job, Progress
 
@@ -68,7 +68,7 @@ def create(path: Path | str, config: Config = CONFIG) -> Run:
 def make(
     path: Path | str, *, config: Config = CONFIG, classes: tuple[int, ...] = (0, 1, 2, 3, 4), **options: Any
 ) -> Any:
-    return list(run_maps(create(path, config), network(), samples(), classes, **options))
+    return list(map_runs(create(path, config), network(), samples(), classes, **options))
 
 
 def keys(finished: list[Finished]) -> list[tuple[int, int]]:
@@ -195,13 +195,13 @@ def test_maps_are_made_with_the_number_of_threads_that_the_run_began_with(tmp_pa
 
     run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=CONFIG, threads=here + 1)
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
-        list(run_maps(run, network(), samples(), [0], on_step=on_step))
+        list(map_runs(run, network(), samples(), [0], on_step=on_step))
     assert set(seen) == {here + 1}
     assert torch.get_num_threads() == here
 
 
 def test_the_example_of_run_maps_holds() -> None:
-    results = [doctest.DocTestRunner().run(test) for test in doctest.DocTestFinder().find(run_maps, "run_maps")]
+    results = [doctest.DocTestRunner().run(test) for test in doctest.DocTestFinder().find(map_runs, "map_runs")]
     assert [(result.failed, result.attempted > 5) for result in results] == [(0, True)]
 
 
@@ -497,10 +497,10 @@ def test_a_foreign_checkpoint_is_ignored_and_removed(
 
 def test_the_checkpoint_of_another_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "INTERVAL", 0.0)
-    mine = run_maps(create(tmp_path / "run"), network(), samples(), [0, 1])
+    mine = map_runs(create(tmp_path / "run"), network(), samples(), [0, 1])
     next(mine)  # begun, before the other is
     with pytest.raises(ZeroDivisionError):
-        list(run_maps(create(tmp_path / "run"), network(), samples(), [2, 3], on_step=after(9, ZeroDivisionError())))
+        list(map_runs(create(tmp_path / "run"), network(), samples(), [2, 3], on_step=after(9, ZeroDivisionError())))
     list(mine)
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
@@ -532,18 +532,18 @@ def test_what_is_computed_and_not_stored_is_not_computed_again(
 def test_a_group_that_another_process_has_made_is_skipped(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     folder = tmp_path / "run"
     one, other = create(folder), create(folder)
-    first = run_maps(one, network(), samples(), range(5))
+    first = map_runs(one, network(), samples(), range(5))
     assert keys([next(first)]) == [(0, 0)]
-    assert len(list(run_maps(other, network(), samples(), range(5)))) == 4
+    assert len(list(map_runs(other, network(), samples(), range(5)))) == 4
     assert keys(list(first)) == [(1, 0)]  # of its own group, which it had in hand
     assert files(folder) == undisturbed
 
 
 def test_two_with_other_classes_keep_what_each_has_written(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = run_maps(create(folder), network(), samples(), [0, 1, 2])
+    first = map_runs(create(folder), network(), samples(), [0, 1, 2])
     next(first)
-    second = run_maps(create(folder), network(), samples(), [2, 3, 4])
+    second = map_runs(create(folder), network(), samples(), [2, 3, 4])
     next(second)
     list(first)
     list(second)
@@ -608,7 +608,7 @@ def test_it_goes_on_once_there_is_space(tmp_path: Path, undisturbed: dict[str, b
 @pytest.mark.parametrize("left", [False, True], ids=["gone", "emptied"])
 def test_a_folder_that_vanishes_is_not_begun_again(tmp_path: Path, left: bool) -> None:
     folder = tmp_path / "run"
-    maps = run_maps(create(folder), network(), samples(), range(5))
+    maps = map_runs(create(folder), network(), samples(), range(5))
     next(maps)
     shutil.rmtree(folder)
     if left:
@@ -627,7 +627,7 @@ def test_signals_stop_a_command_and_leave_what_is_finished(tmp_path: Path, numbe
     steps: list[Progress] = []
 
     def command() -> None:
-        for _ in run_maps(create(tmp_path / "run"), network(), samples(), range(5), on_step=step):
+        for _ in map_runs(create(tmp_path / "run"), network(), samples(), range(5), on_step=step):
             pass
 
     def step(progress: Progress) -> None:
@@ -649,7 +649,7 @@ def test_a_finished_map_is_kept_whatever_its_class_is_called_now(tmp_path: Path)
     make(tmp_path / "run", classes=(0, 1))
     renamed = network(tuple(name.upper() + " the animal" for name in LABELS))
     run = Run.create(tmp_path / "run", classifier=renamed, samples=samples(), config=CONFIG)
-    assert list(run_maps(run, renamed, samples(), [0, 1])) == []
+    assert list(map_runs(run, renamed, samples(), [0, 1])) == []
 
 
 def test_settings_that_do_not_go_together_leave_no_folder(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def make_maps(
 
     Args:
         output: Where to show the bar and the lines.
-        run, classifier, samples, classes, seeds, backend: See :func:`agnosco.runs.jobs.run_maps`.
+        run, classifier, samples, classes, seeds, backend: See :func:`agnosco.runs.jobs.map_runs`.
 
     Returns:
         All of these maps, in the order of classes and seeds; then those that were made side by side with them.
@@ -43,7 +43,7 @@ def make_maps(
 
     try:
         with output.bar() as show:
-            for finished in jobs.run_maps(
+            for finished in jobs.map_runs(
                 run, classifier, samples, classes, seeds=seeds, on_step=lambda step: progress.step(step, show),
                 on_status=progress.start, on_estimate=None if output.quiet else output.say_how_long, backend=backend,
             ):  # fmt: skip

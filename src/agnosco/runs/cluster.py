@@ -132,7 +132,7 @@ class Cluster:
     def make(
         self, run: Run, classifier: Classifier, samples: Samples, jobs: Sequence[Job], on_step: OnStep | None
     ) -> Iterator[Finished]:
-        """Make maps and store them: the ``backend`` of :func:`agnosco.runs.jobs.run_maps`; each group is a task.
+        """Make maps and store them: the ``backend`` of :func:`agnosco.runs.jobs.map_runs`; each group is a task.
 
         Args:
             run: Where the maps are stored: a folder that all machines reach.

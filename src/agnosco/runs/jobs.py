@@ -54,7 +54,7 @@ OnEstimate = Callable[[float, int], None]
 """Called with about how many seconds each map will take, and how many maps there are."""
 
 
-def run_maps(
+def map_runs(
     run: Run,
     classifier: Classifier,
     samples: Samples,
@@ -89,16 +89,15 @@ def run_maps(
 
     Example:
         >>> import tempfile, torch
-        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples
-        >>> from agnosco.runs.jobs import run_maps
+        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_runs
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
         >>> classifier = Classifier(model, size=8, labels=("cat", "dog"))
         >>> samples = Samples.noise(classifier.shape, count=10)
         >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
         >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
-        >>> [finished.entry.name for finished in run_maps(run, classifier, samples, ["dog"])]
+        >>> [finished.entry.name for finished in map_runs(run, classifier, samples, ["dog"])]
         ['dog']
-        >>> [finished.entry.name for finished in run_maps(run, classifier, samples, ["cat", "dog"])]
+        >>> [finished.entry.name for finished in map_runs(run, classifier, samples, ["cat", "dog"])]
         ['cat']
     """
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
@@ -178,7 +177,7 @@ class Worker:
     def make_all(
         self, jobs: Sequence[Job], together: int | None, *, on_step: OnStep | None, on_estimate: OnEstimate | None
     ) -> Iterator[Finished]:
-        """Make maps, group after group; the arguments are those of :func:`run_maps`."""
+        """Make maps, group after group; the arguments are those of :func:`map_runs`."""
         together = together or self.maker.together
         if on_estimate is not None:
             on_estimate(self.maker.seconds_per_map(min(len(jobs), together)), len(jobs))

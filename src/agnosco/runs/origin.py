@@ -63,7 +63,7 @@ def remake(path: Place | Folder, index: int, seed: int, classifier: Classifier, 
         >>> import tempfile, torch
         >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_class, remake
         >>> classifier = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)), size=8)
-        >>> samples = Samples(torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8))
+        >>> samples = Samples.noise(classifier.shape, count=10)
         >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
         >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
         >>> made_with, held_out = samples.split(0.2, seed=0)

@@ -63,7 +63,7 @@ class Run:
         >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_class
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
         >>> classifier = Classifier(model, size=8, labels=("cat", "dog"))
-        >>> samples = Samples(torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8))
+        >>> samples = Samples.noise(classifier.shape, count=10)
         >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
         >>> folder = tempfile.mkdtemp()
         >>> run = Run.create(folder, classifier=classifier, samples=samples, config=config)
