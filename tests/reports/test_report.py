@@ -860,8 +860,8 @@ def test_a_grid_of_several_runs_is_sorted_by_one_of_them(chromium: Any, run: Run
     page.goto((tmp_path / "two.html").as_uri())
     labels = page.locator("#sort option").all_inner_texts()
     assert labels[2:] == [
-        "p(class) by planted, greatest first", "images moved by planted, most first",
-        f"p(class) by {LONG_NAME}, greatest first", f"images moved by {LONG_NAME}, most first",
+        "p(class) by planted, greatest first", "targeted success rate by planted, greatest first",
+        f"p(class) by {LONG_NAME}, greatest first", f"targeted success rate by {LONG_NAME}, greatest first",
     ]  # fmt: skip
     page.select_option("#sort", label=labels[4])
     assert shown(page)[:3] == ["Castle", "tench", "whale"]  # 0.2, 0.1 and 0; those it has not come last
@@ -870,6 +870,33 @@ def test_a_grid_of_several_runs_is_sorted_by_one_of_them(chromium: Any, run: Run
     assert page.locator("#grid li:has-text('whale') .none").text_content() == "no map"
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.close()
+
+
+OVERFLOW = """() => [...document.querySelectorAll('.scan')].flatMap((scan) => {
+  const box = scan.getBoundingClientRect();
+  return [...scan.querySelectorAll('p, .scroll, caption, th, td, img')]
+    .filter((one) => one.getBoundingClientRect().right > box.right + 0.5 || one.scrollWidth > one.clientWidth + 1)
+    .map((one) => one.textContent || one.tagName);
+})"""
+"""What of a scan reaches beyond its box, or holds more than it shows."""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_two_scans_side_by_side_is_cut_off(chromium: Any, run: Run, tmp_path: Path, width: int) -> None:
+    other = made(tmp_path / "other", name="other", seeds=1)
+    for of in (run, other):
+        scan = scan_of(of)
+        for row in scan["classes"]:
+            (seen,) = row["screens"].values()
+            row["screens"] = {"9 pixels": seen, "windows x 0.33": seen, "L2 24.0": seen}
+            row |= {"k90": 450, "eps50": 12.34}
+        (of.path / "scan.json").write_text(json.dumps(scan))
+        Image.new("RGB", (472, 900)).save(of.path / "scan.png")
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto(Path(report(run, other, out=tmp_path / "two.html")).as_uri())
+    assert page.locator(".scan").count() == 2
+    assert page.evaluate(OVERFLOW) == []
     page.close()
 
 

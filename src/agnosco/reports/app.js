@@ -30,7 +30,7 @@ function filter() {
 }
 
 function order() {
-  const [key, run] = sort.value.split(" "); // a figure, and the place of the run whose it is
+  const [key, run] = sort.value.split(" "); // a figure, and the number of its run
   const figure = (tile) => Number(tile.dataset[key].split(" ")[run ?? 0]);
   const byIndex = (a, b) => a.dataset.index - b.dataset.index;
   const compare = {
@@ -49,7 +49,7 @@ search.form.addEventListener("submit", (event) => event.preventDefault());
 
 const stage = byId("stage"); // none where maps have one stage
 const raw = byId("raw");
-const xi = byId("xi"); // none where no network has a stage that answers
+const xi = byId("xi"); // none where no network has a convolutional stage
 
 function show() {
   const last = stage ? Number(stage.max) : 0;
