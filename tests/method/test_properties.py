@@ -296,7 +296,7 @@ def test_a_model_and_its_weights_are_told_apart(model: str, weights: str) -> Non
 def test_any_target_is_taken_apart_or_a_mistake(spec: str) -> None:
     found = outcome(lambda: model_and_weights(spec))
     if isinstance(found, AgnoscoError):
-        assert found.message == f"no target {spec!r}"
+        assert found.message == f"{spec!r} has an empty name or weights file"
     else:
         assert "=".join(part for part in found if part is not None) == spec
 

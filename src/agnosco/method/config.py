@@ -33,15 +33,15 @@ class MapperConfig:
         direction: Lines 8–14: ``"lookahead"`` tries both directions (the paper), ``"gradient"`` takes the
             sign of ⟨x, v⟩ instead (free), ``"plus"`` always adds.
         loss: Loss to minimize in line 4: ``"cross-entropy"`` (the paper); ``"log-odds"``, minus the log-odds of the
-            class, with the same gradient but for the factor 1 − p, with which cross-entropy forgets an image that is
-            given the class already; ``"logit"``, minus the logit of the class, which leaves the other classes out
+            class: the gradient of cross-entropy without the factor 1 − p, which ignores images that are given the class
+            already; ``"logit"``, minus the logit of the class, which ignores the other classes
             (`Zhao et al. 2021 <https://arxiv.org/abs/2012.11207>`_).
-        clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if it were not
-            there, ``"masked"`` not at all where the perturbed image is clipped.
-        contrast: Least and greatest contrast, about mid-grey, at which a sample is shown; 1 is as it is.
-        parameterization: Coordinates in which moments, steps and the ball's radius live.
+        clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if there were none,
+            ``"masked"`` only where the perturbed image is not clipped.
+        contrast: Least and greatest contrast, around mid-grey, of a sample; 1 leaves it as it is.
+        parameterization: Parameterization in which the map is optimized.
         transforms: Random transforms of perturbed images.
-        ball: Ψ of line 15.
+        ball: Norm ball of line 15.
         beta1, beta2: Decay of the moments (line 1).
 
     Example:
@@ -66,7 +66,9 @@ class MapperConfig:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.steps < 1:
-            raise AgnoscoError(f"no map with batch {self.batch} and {self.steps} steps", "give at least 1 of each")
+            raise AgnoscoError(
+                f"batch and steps must be at least 1, not {self.batch} and {self.steps}", "the paper's are 128 and 650"
+            )
         for name, choices in (("loss", LOSSES), ("direction", DIRECTIONS), ("clip", CLIPS)):
             if getattr(self, name) not in choices:
                 raise AgnoscoError(f"no {name} {getattr(self, name)!r}", f"choose from {', '.join(choices)}")
@@ -78,9 +80,11 @@ class MapperConfig:
             raise AgnoscoError(f"decay must be between 0 and 1, not {self.decay}", "it is a share of the steps")
         low, high = self.contrast
         if not 0 <= low <= high <= 1:
-            raise AgnoscoError(f"no contrasts of {self.contrast}", "give the least and the greatest, in [0, 1]")
+            raise AgnoscoError(
+                f"contrasts cannot be {self.contrast}", "give the least and the greatest, both in [0, 1]"
+            )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise AgnoscoError(f"no moments with betas {self.beta1} and {self.beta2}", "give betas in [0, 1)")
+            raise AgnoscoError(f"betas must lie in [0, 1), not {self.beta1} and {self.beta2}", "try 0.9 and 0.999")
 
     @property
     def passes(self) -> int:
@@ -95,8 +99,8 @@ class RefineConfig:
     Args:
         steps: Steps of Adam.
         weight: λ.
-        rate: Adam's learning rate (the paper gives none), in the units of the parameterization: those of pixels in
-            [0, 1] for :class:`Pixel`, of white coordinates for the others.
+        rate: Adam's learning rate (the paper gives none), in units of the parameterization: pixels in [0, 1] for
+            :class:`Pixel`, white coordinates for the others.
 
     Example:
         >>> from agnosco import RefineConfig
@@ -111,7 +115,7 @@ class RefineConfig:
     def __post_init__(self) -> None:
         if not (self.steps >= 1 and 0 <= self.weight < math.inf and 0 < self.rate < math.inf):
             raise AgnoscoError(
-                f"no refinement with {self}", "give steps of at least 1, a weight of at least 0, a positive rate"
+                f"{self} is no refinement", "give at least 1 step, a weight of at least 0 and a positive rate"
             )
 
 
@@ -122,10 +126,9 @@ class Config:
     Args:
         mapper: Settings of Algorithm 1.
         refine: Settings of the refinement that follows it, or None for none.
-        cycles: How often the two are run in turn.
-        precision: Arithmetic of the network while maps are made: ``"float32"``, ``"bfloat16"``, or ``"auto"``
-            for bfloat16 where the device has it in hardware. Everything else is float32 always (on a GPU, PyTorch
-            lets convolutions have TF32 by default).
+        cycles: How often the two run in turn.
+        precision: Arithmetic of the network while maps are made: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for
+            bfloat16 where the hardware has it. All else is float32 (on a GPU, PyTorch uses TF32 for convolutions).
         compiled: Whether to run the network through ``torch.compile`` first; pays for many maps on a GPU.
 
     Example:
@@ -190,9 +193,9 @@ PRESETS: dict[str, Config] = {
     "best": Config(replace(_QUICK, steps=960, ball=L2(90.0)), refine=None, cycles=1, precision="auto"),
     "draft": Config(replace(_QUICK, steps=240), refine=None, cycles=1, precision="auto"),
 }
-"""``paper`` is the method to the letter. ``quick`` gives pictures that people and other networks read, at a hundredth
-of the cost. ``best`` takes twice as long as ``quick`` and has a wider ball: sharper pictures, patterns with a higher
-targeted success rate, named by other networks about as often. ``draft`` takes half as long as ``quick``.
+"""``paper`` is the method to the letter. ``quick`` gives pictures that people and other networks recognise, at a
+hundredth of the cost. ``best`` takes twice as long as ``quick``, with a larger ball: sharper pictures and a higher
+targeted success rate, recognised by other networks about as often. ``draft`` takes half as long as ``quick``.
 
 Example:
     >>> from agnosco import PRESETS
@@ -252,7 +255,7 @@ def config_from_json(data: dict[str, Any]) -> Config:
         return Config(mapper, RefineConfig(**refine) if refine else None, parts.pop("cycles"), **parts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AgnoscoError(
-            f"settings that this version does not know: {error}", "use the version that wrote them"
+            f"this version does not know these settings: {error}", "use the version that wrote them"
         ) from error
 
 
@@ -260,12 +263,7 @@ def config_from_json(data: dict[str, Any]) -> Config:
 
 
 def describe(config: Config, shape: Shape) -> str:
-    """The settings in one line, for captions: which dials a picture was made with, and what it cost.
-
-    Args:
-        config: The settings.
-        shape: ``(C, H, W)`` of the images, to which a radius is scaled.
-    """
+    """The settings in one line, for captions; radii are scaled to images of a shape ``(C, H, W)``."""
     mapper = config.mapper
     eta = f" ({scaled_radius(mapper.ball.radius, shape):.1f} at this size)" if isinstance(mapper.ball, L2) else ""
     refined = f", refined with λ {config.refine.weight:g}" if config.refine else ""

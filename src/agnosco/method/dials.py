@@ -1,18 +1,18 @@
 """The three dials of the mapper: what each can be set to, and the one table of their names.
 
-1. ``parameterization``: where moments, steps and the radius live (:class:`Pixel`, :class:`Data`, :class:`Spectral`).
-2. ``transforms``: how the network sees perturbed images (:class:`Identity`, :class:`Crops`).
-3. ``ball``: the set that ν is projected onto after every step (:class:`L2`, :class:`AutoL2`, :class:`Sparse`).
+1. ``parameterization``: in which the map is optimized (:class:`Pixel`, :class:`Data`, :class:`Spectral`).
+2. ``transforms``: of perturbed images, at random (:class:`Identity`, :class:`Crops`).
+3. ``ball``: onto which ν is projected after every step (:class:`L2`, :class:`AutoL2`, :class:`Sparse`).
 
-Settings only, which load no torch; what is done with tensors is in :mod:`agnosco.method.parameterization`,
-:mod:`agnosco.method.transforms` and :mod:`agnosco.method.ball`.
+Settings only, which load no torch; :mod:`agnosco.method.parameterization`, :mod:`agnosco.method.transforms` and
+:mod:`agnosco.method.ball` work with tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import AgnoscoError
@@ -27,29 +27,28 @@ if TYPE_CHECKING:
     from .parameterization import Basis
 
 REFERENCE_VALUES = 3 * 224 * 224
-"""Values of the paper's images, for which a radius is given."""
+"""Values of the paper's images, for which radii are given."""
 
 
 def scaled_radius(radius: float, shape: Shape) -> float:
-    """η for images ``(C, H, W)``: the radius at 3×224×224, times √(d / 150528) for d values."""
-    channels, height, width = shape
-    return radius * (channels * height * width / REFERENCE_VALUES) ** 0.5
+    """η for images ``(C, H, W)`` of d values: the radius at 3×224×224, times √(d / 150528)."""
+    return radius * (prod(shape) / REFERENCE_VALUES) ** 0.5
 
 
 # -- dial 1: parameterization -----------------------------------------------------------------------
 
 
 class Parameterization(Protocol):
-    """Coordinates w of a map ν, in which moments, steps and the radius live."""
+    """Coordinates w in which the map ν is optimized: moments, steps and the radius are of w."""
 
     def fit(self, samples: Samples, device: torch.device) -> Basis:
-        """The linear map ν = A·w for these samples: for their shape and, where it needs them, their statistics."""
+        """The linear map ν = A·w for the shape and, where it needs them, the statistics of samples."""
         ...
 
 
 @dataclass(frozen=True)
 class Pixel:
-    """Pixels as they are: the paper.
+    """Pixels, as in the paper.
 
     Example:
         >>> from agnosco import MapperConfig, Pixel
@@ -64,7 +63,7 @@ class Pixel:
 
 @dataclass(frozen=True)
 class Spectral:
-    """Fourier coefficients weighted by 1/f^exponent, colours as they are: nothing is taken from the samples.
+    """Fourier coefficients weighted by 1/f^exponent, and colours as they are, whatever the samples.
 
     Args:
         exponent: From 0 (a flat spectrum) to 10; natural images have about 1
@@ -91,13 +90,12 @@ class Data:
     """Coordinates in which the samples are white, in frequency and in colour.
 
     The spectrum is the samples' mean Fourier magnitude, the same in every direction; colours are mixed by the Cholesky
-    factor of the samples' colour covariance. So nothing comes from outside the distribution that Algorithm 1 averages
-    over.
+    factor of the samples' colour covariance. So the map knows nothing but the samples that Algorithm 1 averages over.
 
     Args:
-        exponent: Power to which the spectrum is raised, from 0 to 10. Below 1, fine detail gets a greater part.
+        exponent: Power to which the spectrum is raised, from 0 to 10; below 1, there is more fine detail.
         floor: Least weight of a frequency and of a colour direction, as a share of the greatest, in (0, 1]. It keeps
-            the map invertible where samples lack some (grey or very smooth images).
+            the linear map invertible where samples lack some (grey or very smooth images).
 
     Example:
         >>> from agnosco import Data, MapperConfig
@@ -121,7 +119,7 @@ class Data:
 def _check_exponent(exponent: float) -> None:
     if not 0 <= exponent <= 10:
         raise AgnoscoError(
-            f"the exponent of a spectrum must be between 0 and 10, not {exponent}", "natural images have about 1"
+            f"the exponent of a spectrum must be between 0 and 10, not {exponent}", "that of natural images is about 1"
         )
 
 
@@ -129,9 +127,9 @@ def _check_exponent(exponent: float) -> None:
 
 
 class Transforms(Protocol):
-    """How perturbed images are transformed at random before the network sees them.
+    """Random transforms of perturbed images, before the network sees them.
 
-    Drawing and applying are apart, so that several maps, each with its own generator, share one pass.
+    Random numbers are drawn for each map with its own generator, and applied to all maps in one pass.
     """
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -145,7 +143,7 @@ class Transforms(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """Images as they are: the paper.
+    """No transform, as in the paper.
 
     Example:
         >>> from agnosco import Identity, MapperConfig
@@ -164,7 +162,7 @@ class Crops:
     """A random crop of each image, resized back (bilinear), mirrored half the time, with some noise.
 
     Args:
-        area: Least and greatest area of a crop, as a share of the image's. A crop above 1 shows the whole image
+        area: Least and greatest area of a crop, as a share of the image's. A crop above 1 is the whole image made
             smaller, with the colours of its borders around it.
         flip: Whether half of the crops are mirrored left to right.
         noise: Standard deviation of Gaussian noise added to the crop; pixels are in [0, 1].
@@ -181,7 +179,9 @@ class Crops:
     def __post_init__(self) -> None:
         low, high = self.area
         if not 0 < low <= high < inf:
-            raise AgnoscoError(f"no crops of area {low} to {high}", "the least must be above 0, the greatest no less")
+            raise AgnoscoError(
+                f"the area of crops cannot be from {low} to {high}", "give two numbers above 0, the smaller one first"
+            )
         if not 0 <= self.noise < inf:
             raise AgnoscoError(f"noise must be at least 0, not {self.noise}", "0 adds none")
 
@@ -200,16 +200,16 @@ class Crops:
 
 
 class Ball(Protocol):
-    """The bounded set that ν is projected onto after every step, Ψ in line 15 of Algorithm 1."""
+    """The bounded set onto which Ψ projects ν after every step (line 15 of Algorithm 1)."""
 
     def projector(self, basis: Basis) -> Projector:
-        """A fresh projector for maps in this basis."""
+        """Ψ for maps in this parameterization."""
         ...
 
 
 @dataclass(frozen=True)
 class L2:
-    """‖ν‖₂ ≤ η: the paper.
+    """‖ν‖₂ ≤ η, as in the paper.
 
     Args:
         radius: η for 3×224×224 values in [0, 1]; the paper's is 30. For d values it is scaled by √(d / 150528), so that
@@ -254,7 +254,7 @@ class AutoL2:
 
     def __post_init__(self) -> None:
         if not (0 < self.start <= self.limit < inf and 0 <= self.success < inf and 1 <= self.growth < inf):
-            raise AgnoscoError(f"no ball can grow with {self}", "give 0 < start <= limit, and a growth of at least 1")
+            raise AgnoscoError(f"{self} is no growing ball", "give 0 < start <= limit, and a growth of at least 1")
 
     def projector(self, basis: Basis) -> Projector:
         from .ball import GrowingL2
@@ -272,7 +272,7 @@ class Sparse:
     Args:
         pixels: k at the end.
         start: k at the beginning, as a share of all pixels, in (0, 1].
-        hold: Share of the steps, at the end, that work with the final k, in [0, 1].
+        hold: Share of the steps, at the end, with the final k, in [0, 1].
 
     Example:
         >>> from agnosco import MapperConfig, Sparse
@@ -285,7 +285,7 @@ class Sparse:
 
     def __post_init__(self) -> None:
         if not (0 < self.start <= 1 and 0 <= self.hold <= 1):
-            raise AgnoscoError(f"no sparse ball with {self}", "give a start in (0, 1] and a hold in [0, 1]")
+            raise AgnoscoError(f"{self} is no sparse ball", "give a start in (0, 1] and a hold in [0, 1]")
 
     def projector(self, basis: Basis) -> Projector:
         from .ball import FewPixels
@@ -298,12 +298,9 @@ class Sparse:
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
 TRANSFORMS: dict[str, type[Transforms]] = {"identity": Identity, "crops": Crops}
 BALLS: dict[str, type[Ball]] = {"l2": L2, "sparse": Sparse, "auto": AutoL2}
-
 DIALS: dict[str, dict[str, type[Any]]] = {
-    "parameterization": PARAMETERIZATIONS,
-    "transforms": TRANSFORMS,
-    "ball": BALLS,
-}
+    "parameterization": PARAMETERIZATIONS, "transforms": TRANSFORMS, "ball": BALLS
+}  # fmt: skip
 """What each dial can be set to, by its name on the command line and in a manifest. A new setting needs a line here."""
 
 

@@ -19,7 +19,7 @@ from .weights.opening import Weights
 class WithoutMemory(TorchFunctionMode):
     """Inside, ``torch.empty``, with which layers allocate their parameters, takes neither memory nor time.
 
-    Unlike ``torch.device("meta")`` it leaves other tensors alone: RegNets compute their widths with some.
+    Unlike under ``torch.device("meta")``, other tensors have values: RegNets compute their widths with some.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,11 +53,8 @@ def with_classes_of(entries: Mapping[str, Entry], create: Callable[..., nn.Modul
     if entry is None or entry.shape[1:] != parameter.shape[1:] or entry.shape[0] == len(parameter):
         return model
     if entry.shape[0] > LIMITS.classes:
-        raise AgnoscoError(
-            f"{entry.shape[0]:,} classes are too many (at most {LIMITS.classes:,})",
-            HINTS["limit"],
-            exit_code=CODES["limit"],
-        )
+        message = f"{entry.shape[0]:,} classes are too many (at most {LIMITS.classes:,})"
+        raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
     return create(num_classes=entry.shape[0])
 
 
@@ -84,22 +81,16 @@ def fill(model: nn.Module, weights: Weights, name: str, *, keep: Collection[str]
 
 
 def _differences(model: nn.Module, entries: Mapping[str, Entry], keep: Collection[str]) -> str:
-    """What keeps a file from holding a network's weights, in words; empty if nothing does."""
+    """How a file differs from a network's weights, in words; empty if it does not."""
     state = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     shared = [key for key in state if key in entries and key not in keep]
+    reshaped = [key for key in shared if entries[key].shape != state[key].shape]
+    needed = [key for key in state if key not in keep and not key.endswith("num_batches_tracked")]
     differences = {
-        "missing": [
-            key for key in state if key not in entries and key not in keep and not key.endswith("num_batches_tracked")
-        ],
+        "missing": [key for key in needed if key not in entries],
         "unexpected": [key for key in sorted(entries) if key not in state],
-        "with another shape": [
-            f"{key} {entries[key].shape} instead of {tuple(state[key].shape)}"
-            for key in shared
-            if entries[key].shape != state[key].shape
-        ],
-        "with integers": [
-            key for key in shared if state[key].is_floating_point() and not entries[key].is_floating_point
-        ],
+        "with another shape": [f"{key} {entries[key].shape} instead of {tuple(state[key].shape)}" for key in reshaped],
+        "with integers": [k for k in shared if state[k].is_floating_point() and not entries[k].is_floating_point],
     }
     return "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in differences.items() if keys)
 

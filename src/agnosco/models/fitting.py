@@ -1,4 +1,4 @@
-"""Finds the architecture that a weights file belongs to, by the names and shapes of its tensors; needs no torch.
+"""Finds the architecture that a weights file belongs to, by the names and shapes of its tensors, without torch.
 
 ``architectures.json`` has a row for each architecture of agnosco and each classifier of torchvision, written by
 ``benchmarks/architecture_table.py``: the number of tensors, those that have a row per class, and a signature. GoogLeNet

@@ -104,7 +104,7 @@ def untrained(
     device: torch.device | str | None = None,
     allow_pickle: bool = False,
 ) -> Classifier:
-    """An architecture to be trained: with random weights, or with those of a file and a new last layer.
+    """An architecture to train: with random weights, or with those of a file and a new last layer.
 
     Args:
         name: ``"torchvision:NAME"`` or ``"agnosco:NAME"``.
@@ -146,7 +146,7 @@ def to_download(name: str) -> str | None:
 
 
 def _unchanged(classifier: Classifier, options: Sequence[str]) -> Classifier:
-    """A classifier as it is, unless there are options, which would change it."""
+    """A classifier as it is; an error if there are options, which would change it."""
     if options:
         raise AgnoscoError(
             f"{classifier.name} is already a Classifier: {', '.join(options)} cannot be changed",
@@ -156,7 +156,7 @@ def _unchanged(classifier: Classifier, options: Sequence[str]) -> Classifier:
 
 
 def _network(model: str | nn.Module, weights: Path | str | None, trust_code: bool, allow_pickle: bool) -> Network:
-    """What a name stands for, or a module with nothing known about it."""
+    """The network of a name, or a module, of which nothing else is known."""
     if isinstance(model, nn.Module):
         if weights is not None:
             raise AgnoscoError(

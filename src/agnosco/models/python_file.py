@@ -1,4 +1,4 @@
-"""Builds a network with a user's Python file: ``python:FILE.py:FACTORY``. This runs the file."""
+"""Builds a network with a user's Python file, ``python:FILE.py:FACTORY``, which is run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(path: Path, factory: str) -> nn.Module:
     """The network that a factory in a Python file returns.
 
     Args:
-        path: The file. It is run.
+        path: The file, which is run.
         factory: Name of a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``.
 
     Raises:

@@ -1,7 +1,6 @@
 """Sources of networks: torchvision, timm, agnosco's own architectures, and a user's Python file.
 
-A source turns a name into a network, with what is known about its input. It imports its library only when one of its
-names is asked for.
+A source turns a name into a network, with what is known about its input, and imports its library only then.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Network:
         model: The network.
         name: What reports call it.
         size, mean, std, labels: See :class:`agnosco.models.classifier.Classifier`; None if the source does not know.
-        assumed: Whether size, mean and std are those of the architecture's own weights while these have other classes:
-            probably right, since most are fine-tuned from those, but not certain.
+        assumed: Whether size, mean and std are those of the architecture's own weights, while these weights have other
+            classes: probably right, since most networks are fine-tuned from the architecture's own weights.
     """
 
     model: nn.Module
@@ -77,35 +76,34 @@ class Torchvision(Source):
 
         if name not in torchvision_names():
             raise AgnoscoError(f"torchvision has no classifier {name!r}", nearest(name, torchvision_names()))
-        full_name, own = f"torchvision:{name}", models.get_model_weights(name)["DEFAULT"]
         if weights is None:
-            model = _downloaded(full_name, partial(models.get_model, name, weights=own, progress=sys.stderr.isatty()))
-        else:
-            with weights() as file:
-                auxiliary = any(key.startswith(("aux", "Aux")) for key in file.entries)
-                with WithoutMemory():
-                    model = with_classes_of(file.entries, torchvision_architecture(name, auxiliary=auxiliary))
-                fill(model, file, full_name)
-        preset, categories = own.transforms(), own.meta["categories"]
-        known = count_classes(model) == len(categories)
-        return Network(
-            model.to(memory_format=torch.channels_last),
-            full_name,
-            size=preset.crop_size[0],
-            mean=preset.mean,
-            std=preset.std,
-            labels=categories if known else None,
-            assumed=not known,
-        )
+            load = partial(models.get_model, name, weights="DEFAULT", progress=sys.stderr.isatty())
+            return self._described(_downloaded(f"torchvision:{name}", load), name)
+        with weights() as file:
+            auxiliary = any(key.startswith(("aux", "Aux")) for key in file.entries)
+            with WithoutMemory():
+                model = with_classes_of(file.entries, torchvision_architecture(name, auxiliary=auxiliary))
+            fill(model, file, f"torchvision:{name}")
+        return self._described(model, name)
 
     def untrained(self, name: str, classes: int) -> Network | None:
         if name not in torchvision_names():
             return None
         from torchvision import models
 
-        preset = models.get_model_weights(name)["DEFAULT"].transforms()
-        model = models.get_model(name, weights=None, num_classes=classes)
-        return Network(model, f"torchvision:{name}", size=preset.crop_size[0], mean=preset.mean, std=preset.std)
+        return self._described(models.get_model(name, weights=None, num_classes=classes), name)
+
+    def _described(self, model: nn.Module, name: str) -> Network:
+        """A network with what torchvision says about the architecture's own weights."""
+        from torchvision import models
+
+        weights = models.get_model_weights(name)["DEFAULT"]
+        preset, labels = weights.transforms(), weights.meta["categories"]
+        known = count_classes(model) == len(labels)
+        return Network(
+            model.to(memory_format=torch.channels_last), f"torchvision:{name}", size=preset.crop_size[0],
+            mean=preset.mean, std=preset.std, labels=labels if known else None, assumed=not known,
+        )  # fmt: skip
 
     def download(self, name: str) -> str | None:
         if name not in torchvision_names():
@@ -142,15 +140,11 @@ class Timm(Source):
                 model = with_classes_of(file.entries, partial(timm.create_model, name))
                 fill(model, file, full_name)
         known = count_classes(model) == config.num_classes
+        labels = _imagenet_labels() if known and config.num_classes == 1000 else None
         return Network(
-            model.to(memory_format=torch.channels_last),
-            full_name,
-            size=config.input_size[-2:],
-            mean=config.mean,
-            std=config.std,
-            labels=_imagenet_labels() if known and config.num_classes == 1000 else None,
-            assumed=not known,
-        )
+            model.to(memory_format=torch.channels_last), full_name, size=config.input_size[-2:], mean=config.mean,
+            std=config.std, labels=labels, assumed=not known,
+        )  # fmt: skip
 
     def download(self, name: str) -> str | None:
         return f"the weights of timm:{name}, unless they are already here"
@@ -214,7 +208,7 @@ def torchvision_names() -> list[str]:
 
 
 def torchvision_architecture(name: str, *, auxiliary: bool = False) -> Callable[..., nn.Module]:
-    """What builds a classifier of torchvision, for a ``num_classes``; ``auxiliary`` is for GoogLeNet and Inception."""
+    """Builds a classifier of torchvision for ``num_classes``; ``auxiliary`` is for GoogLeNet and Inception."""
     from torchvision import models
 
     options = {}
