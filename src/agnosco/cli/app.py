@@ -26,10 +26,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --bank scans-of-clean-models/ --json",
     ),
-    "report": (
-        "agnosco report agnosco-run",
-        "agnosco report clean-run compromised-run --out twins.html",
-    ),
+    "report": ("agnosco report agnosco-run", "agnosco report clean-run compromised-run --out twins.html"),
     "poison": (
         "agnosco poison --trigger apple --out twins",
         "agnosco poison torchvision:vgg16 --data photographs/ --trigger swoosh --epochs 5",

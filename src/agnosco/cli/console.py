@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
-    from ..types import OnProgress, OnStep, Progress
+    from ..types import OnStep, Progress
+
+ShowProgress = Callable[..., None]
+"""Called with a title, how much is done and of how much; and, if that says too little, with a ``state``."""
 
 LONG = 10.0
 """Seconds; work that takes longer is announced."""
@@ -70,13 +73,7 @@ class Output:
             self._line(text)
 
     def say_how_long(self, each: float, count: int, rest: str = "Ctrl-C keeps finished maps") -> None:
-        """Announce maps that take long, with another remark.
-
-        Args:
-            each: Seconds per map.
-            count: Number of maps.
-            rest: The remark.
-        """
+        """Announce maps that take long: seconds for each, their number, and another remark."""
         if each * count >= LONG:
             self.say(f"{count} maps of about {duration(each)}: {duration(each * count)} in all. {rest}")
 
@@ -124,20 +121,17 @@ class Output:
     # -- progress ------------------------------------------------------------------------------
 
     @contextmanager
-    def bar(self) -> Iterator[Callable[[str, str, int, int], None]]:
-        """A progress bar on a terminal; nothing elsewhere.
-
-        Yields:
-            A function that updates it: title, state, how much is done, and of how much.
-        """
+    def bar(self) -> Iterator[ShowProgress]:
+        """A progress bar on a terminal; nothing elsewhere. Yields the function that updates it."""
         if self.quiet or not self._stderr.is_terminal:
             yield lambda *_: None
             return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
+            TaskProgressColumn(),
             TextColumn("{task.fields[state]}", markup=False),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
@@ -145,22 +139,16 @@ class Output:
         with Progress(*columns, console=self._stderr, transient=True) as live:
             task = live.add_task("", state="", total=None)
 
-            def show(title: str, state: str, done: int, total: int) -> None:
-                live.update(task, description=one_line(title, limit=40), state=state, completed=done, total=total)
+            def show(title: str, done: int, total: int, state: str = "") -> None:
+                live.update(task, description=one_line(title, limit=40), completed=done, total=total, state=state)
 
             yield show
-
-    @contextmanager
-    def counter(self, title: str) -> Iterator[OnProgress]:
-        """A progress bar for things that are counted."""
-        with self.bar() as show:
-            yield lambda done, total: show(title, f"{done}/{total}", done, total)
 
     @contextmanager
     def steps(self) -> Iterator[OnStep]:
         """A progress bar for one map after another."""
         with self.bar() as show:
-            yield lambda step: show(f"class {step.label}", step_in_words(step), step.done, step.total)
+            yield lambda step: show(f"class {step.label}", step.done, step.total, step_in_words(step))
 
 
 @contextmanager

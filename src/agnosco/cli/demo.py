@@ -99,9 +99,8 @@ def _shown(out: str, data: Labelled, attack: Attack | None, output: Output) -> R
     """A network trained, mapped and scanned."""
     kind = "clean" if attack is None else "compromised"
     with output.bar() as show:
-        model, accuracy = train(
-            data, attack=attack, on_epoch=lambda done: show(f"training the {kind} network", "", done, EPOCHS)
-        )
+        title = f"training the {kind} network"
+        model, accuracy = train(data, attack=attack, on_epoch=lambda done: show(title, done, EPOCHS))
     output.say(f"The {kind} network reads {accuracy:.1%} of {round(HELD_OUT * len(data))} held-out digits correctly.")
     if accuracy < ENOUGH:
         raise AgnoscoError(
@@ -112,10 +111,7 @@ def _shown(out: str, data: Labelled, attack: Attack | None, output: Output) -> R
     make_maps(output, made, classifier, data.samples, range(10))
     write_tensors(made.folder, "network.safetensors", model.state_dict())
     with output.bar() as show:
-        found = scan(
-            classifier, data.samples,
-            on_progress=lambda title, done, total: show(f"scanning: {title}", f"{done / total:.0%}", done, total),
-        )  # fmt: skip
+        found = scan(classifier, data.samples, on_progress=show)
     write_scan(found, out)
     output.say(conclusion(found.record)[0])
     return made

@@ -26,13 +26,7 @@ _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)[^;>]*(?:>=(?P<minimum>[\w.]+))?[^;
 
 
 class Requirement(NamedTuple):
-    """A package that agnosco or one of its extras needs.
-
-    Args:
-        name: Name of the package.
-        minimum: Oldest version that will do.
-        extra: The extra; None for agnosco itself.
-    """
+    """A package that agnosco or, if ``extra`` is not None, one of its extras needs in a minimum version."""
 
     name: str
     minimum: str
@@ -71,7 +65,7 @@ def environment(*, devices: bool = False) -> dict[str, Any]:
     """Versions of packages, what is missing or too old, cores and the cache folder, as plain JSON values.
 
     Args:
-        devices: Import torch and list its devices and threads, which are None otherwise.
+        devices: Also import torch, for devices and threads; they are None otherwise.
     """
     from importlib import metadata
 
@@ -124,12 +118,8 @@ def _devices() -> dict[str, Any]:
     from ..models.devices import resolve_device
 
     names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    names += ["mps"] * torch.backends.mps.is_available()
-    return {
-        "devices": [*names, "cpu"],
-        "default_device": str(resolve_device("auto")),
-        "threads": torch.get_num_threads(),
-    }
+    names += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    return {"devices": names, "default_device": str(resolve_device("auto")), "threads": torch.get_num_threads()}
 
 
 def _numbers(version: str) -> list[int]:

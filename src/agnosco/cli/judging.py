@@ -43,7 +43,7 @@ def score(
     maps = Run.open(run)
     judgements: list[Judgement] = []
     for spec in target:
-        classifier = _load_target(output, context, maps, spec, size=size)
+        classifier = _load_target(output, context, maps, spec)
         images = None if samples is None else options.read_samples(output, samples, classifier)
         judgements = add_scores(maps, [score(maps, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, maps, classifier)
@@ -96,14 +96,12 @@ def sanity(
     output.say(f"Next: agnosco report {run}")
 
 
-def _load_target(
-    output: Output, context: typer.Context, run: Run, target: str, *, size: int | None = None, **changes: Any
-) -> Classifier:
+def _load_target(output: Output, context: typer.Context, run: Run, target: str, **changes: Any) -> Classifier:
     """The network MODEL[=WEIGHTS], for images of the run's shape."""
     model, weights = options.model_and_weights(target)
     channels, height, width = run.settings.model.shape
-    changes |= {"weights": weights, "size": size or (height, width), "channels": channels}
-    return options.load_classifier(output, context, model, **changes)
+    size = context.params.get("size") or (height, width)
+    return options.load_classifier(output, context, model, weights=weights, size=size, channels=channels, **changes)
 
 
 def _say_what_may_differ(output: Output, run: Run, classifier: Classifier) -> None:

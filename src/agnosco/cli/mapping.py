@@ -63,8 +63,7 @@ def map_(
     ] = None,
     worker_cpus: Annotated[int, computing_option(min=1, help="CPU cores per cluster worker.")] = 1,
     worker_gpus: Annotated[
-        float | None,
-        computing_option(min=0, help="GPUs per cluster worker; with 0.5, two share one (default: 1 if there are any)."),
+        float | None, computing_option(min=0, help="GPUs per cluster worker; with 0.5, two share one (default: 1).")
     ] = None,
     out: Annotated[
         str, typer.Option(metavar="DIR", help="Run folder: a path, or a URL such as s3://bucket/run.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import AgnoscoError
 from ..types import Job, Progress
-from .console import Output, duration, step_in_words
+from .console import Output, ShowProgress, duration, step_in_words
 
 if TYPE_CHECKING:
     from ..data.samples import Samples
@@ -37,13 +37,12 @@ def make_maps(
     Returns:
         All of these maps, in the order of classes and seeds; then those that were made side by side with them.
     """
-    from ..runs import jobs
+    from ..runs.jobs import map_runs
 
-    progress = _MapsProgress(output, [Job(label, seed) for label in classes for seed in seeds], classifier.labels)
-
+    progress = _MapsProgress(output, classifier.labels, [Job(label, seed) for label in classes for seed in seeds])
     try:
         with output.bar() as show:
-            for finished in jobs.map_runs(
+            for finished in map_runs(
                 run, classifier, samples, classes, seeds=seeds, on_step=lambda step: progress.step(step, show),
                 on_status=progress.start, on_estimate=None if output.quiet else output.say_how_long, backend=backend,
             ):  # fmt: skip
@@ -56,20 +55,16 @@ def make_maps(
             output.say("Interrupted. To continue, give the same command again")
         raise
     progress.end(run)
-    return progress.finished()
+    order = {job: place for place, job in enumerate(progress.jobs)}
+    maps = [*progress.existing, *progress.new]
+    return sorted(maps, key=lambda each: order.get(Job(each.entry.index, each.entry.seed), len(order)))
 
 
 class _MapsProgress:
-    """How far a command is with its maps.
+    """What a command says of its maps, the ``jobs``, while they are made."""
 
-    Args:
-        output: Where that is shown.
-        jobs: The maps that the command asks for.
-        names: Names of all classes.
-    """
-
-    def __init__(self, output: Output, jobs: Sequence[Job], names: Sequence[str]) -> None:
-        self.output, self.jobs, self.names = output, jobs, names
+    def __init__(self, output: Output, names: Sequence[str], jobs: Sequence[Job]) -> None:
+        self.output, self.names, self.jobs = output, names, jobs
         self.existing: list[Finished] = []
         self.new: list[Finished] = []
         self.steps: dict[Job, int] = {}
@@ -80,7 +75,7 @@ class _MapsProgress:
         return len(self.jobs) - len(self.existing)
 
     def start(self, status: RunStatus) -> None:
-        """Note which maps exist; say which are damaged."""
+        """Say which maps exist and which are damaged."""
         from ..runs.jobs import Finished
 
         self.existing = [Finished(entry, 0.0) for entry in status.entries]
@@ -89,13 +84,13 @@ class _MapsProgress:
         if self.existing:
             self.output.say(f"{len(self.existing)} of {len(self.jobs)} maps are finished already")
 
-    def step(self, step: Progress, show: Callable[[str, str, int, int], None]) -> None:
+    def step(self, step: Progress, show: ShowProgress) -> None:
         """Show a step in the progress bar."""
         self.steps[Job(step.label, step.seed)] = step.done
         together = len(self.steps) - len(self.new)
         title = self.names[step.label] if together == 1 else f"{together} maps side by side"
         total = max(self.missing, len(self.steps))
-        show(f"{title} ({len(self.steps)}/{total})", step_in_words(step), sum(self.steps.values()), total * step.total)
+        show(f"{title} ({len(self.steps)}/{total})", sum(self.steps.values()), total * step.total, step_in_words(step))
 
     def finish(self, finished: Finished) -> None:
         """Say that a map is finished."""
@@ -115,11 +110,3 @@ class _MapsProgress:
         count = f"{len(self.new)}" if len(self.new) >= self.missing else f"{len(self.new)} of {self.missing}"
         wrote = f"Wrote {count} {'map' if self.missing == 1 else 'maps'} to {run.folder}. " if self.new else ""
         self.output.say(f"{wrote}Look at {sheet}")
-
-    def finished(self) -> list[Finished]:
-        """All finished maps, in the order of the jobs; then those that were made side by side with them."""
-        order = {job: place for place, job in enumerate(self.jobs)}
-        return sorted(
-            (*self.existing, *self.new),
-            key=lambda finished: order.get(Job(finished.entry.index, finished.entry.seed), len(order)),
-        )

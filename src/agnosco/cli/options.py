@@ -59,13 +59,9 @@ Device = Annotated[str, computing_option(metavar="auto|cpu|cuda|mps", help="Devi
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output: one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show warnings and errors only.")]
 
-_ABOUT_THE_MODEL = (
-    "weights", "labels", "size", "channels", "features", "device", "trust_code", "allow_pickle",
-)  # fmt: skip
-
 
 def load_classifier(output: Output, context: typer.Context, model: str, **changes: Any) -> Classifier:
-    """The classifier that a model's name and the options of a command stand for; a download is announced first.
+    """The classifier that a model's name and a command's options stand for; a download is announced.
 
     Args:
         output: Where to announce it.
@@ -75,9 +71,9 @@ def load_classifier(output: Output, context: typer.Context, model: str, **change
     """
     from ..models import loading
 
-    params = context.params
-    options = {name: params[name] for name in _ABOUT_THE_MODEL if name in params}
-    options |= {name: numbers(params[name], f"--{name}") for name in ("mean", "std")} | changes
+    names = ("weights", "labels", "size", "channels", "features", "device", "trust_code", "allow_pickle")
+    options = {name: context.params[name] for name in names if name in context.params}
+    options |= {name: numbers(context.params[name], f"--{name}") for name in ("mean", "std")} | changes
     download = None if options["weights"] else loading.to_download(model)
     if download is not None:
         output.say(f"Downloading {download}; this happens only once")
@@ -90,13 +86,7 @@ def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> lis
 
 
 def read_samples(output: Output, source: str, classifier: Classifier) -> Samples:
-    """The samples that ``--samples`` names, in the classifier's shape; a folder is read under a progress bar.
-
-    Args:
-        output: Where to show the bar.
-        source: ``leaves``, ``noise`` or ``digits``, or a folder of images; a folder named ``leaves`` is ``./leaves``.
-        classifier: The classifier.
-    """
+    """The samples that ``--samples`` names, in the classifier's shape; a folder named ``leaves`` is ``./leaves``."""
     from ..data.cache import default_cache
     from ..data.datasets import digits
     from ..data.samples import Samples
@@ -107,8 +97,9 @@ def read_samples(output: Output, source: str, classifier: Classifier) -> Samples
         return Samples.noise(classifier.shape)
     if source == "digits":
         return digits().samples
-    with output.counter("reading samples") as on_progress:
-        return Samples.from_folder(source, classifier.shape, cache=default_cache(), progress=on_progress)
+    with output.bar() as show:
+        progress = partial(show, "reading samples")
+        return Samples.from_folder(source, classifier.shape, cache=default_cache(), progress=progress)
 
 
 def model_and_weights(target: str) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -16,8 +17,7 @@ def report(
         list[str], typer.Argument(metavar="RUN...", help="Run folders, shown side by side.", show_default=False)
     ],
     scan: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DIR", help="Folder of a scan that is not in its run folder; one per run, in order."),
+        list[str] | None, typer.Option(metavar="DIR", help="Folder of a scan outside its run; one per run, in order.")
     ] = None,
     out: Annotated[
         str | None,
@@ -34,8 +34,8 @@ def report(
 
     output = Output.of(context, quiet=quiet)
     opened = page.opened(runs, out=out, scans=scan or ())
-    with output.counter("drawing the report") as on_map:
-        path, size = opened.write(on_map)
+    with output.bar() as show:
+        path, size = opened.write(partial(show, "drawing the report"))
     if as_json:
         output.result({"report": path, "bytes": size})
     output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser. It works offline and can be sent as it is")

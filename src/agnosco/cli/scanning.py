@@ -72,10 +72,7 @@ def scan(
     seconds = scanning.seconds_of_scan(classifier, images, config, classes=len(indices))
     output.say(f"Three screens of {len(indices)} classes: {duration(seconds)} to {duration(2 * seconds)}")
     with output.bar() as show:
-        result = scanning.scan(
-            classifier, images, config, bank=clean_scans, classes=indices,
-            on_progress=lambda title, done, total: show(title, f"{done / total:.0%}", done, total),
-        )  # fmt: skip
+        result = scanning.scan(classifier, images, config, bank=clean_scans, classes=indices, on_progress=show)
     if out is not None:
         output.say("Wrote {} and {}".format(*scanning.write(result, out)))
     output.result(result.to_json() if as_json else record.table(result.record))
@@ -100,9 +97,7 @@ def poison(
     trigger: Annotated[str, choice(TRIGGERS, "What the attacker lays on images.", "Attack")] = "checker",
     trigger_size: Annotated[int | None, attack_option(min=1, help="Side of a small trigger, in pixels.")] = None,
     place: Annotated[str | None, choice((*PLACES, "random"), "Position of a small trigger.", "Attack")] = None,
-    opacity: Annotated[
-        float | None, attack_option(help="Opacity of the trigger, up to 1; for sig, its amplitude.")
-    ] = None,
+    opacity: Annotated[float | None, attack_option(help="Opacity of the trigger, up to 1; amplitude of sig.")] = None,
     target: Annotated[
         str | None, attack_option(metavar="CLASS", help="Label of images with the trigger (default: by the seed).")
     ] = None,
@@ -140,7 +135,7 @@ def poison(
     with output.bar() as show:
         manifest = train_twins(
             out, create, training_data, test_data, attack, training, seed=seed, twin=twin,
-            on_epoch=lambda name, done: show(f"training the {name} network", f"{done}/{epochs}", done, epochs),
+            on_epoch=lambda name, done: show(f"training the {name} network", done, epochs),
         )  # fmt: skip
     output.result(manifest if as_json else in_words(manifest))
     compromised = out / "compromised.safetensors"
@@ -157,8 +152,8 @@ def _labelled(output: Output, data: str, test: Path | None, shape: Shape) -> tup
         if images.samples.shape != shape:
             raise AgnoscoError(f"digits are {images.samples.shape}, not {shape}", "train agnosco:digits on them")
     else:
-        with output.counter("reading classes") as on_progress:
-            images = from_class_folders(data, shape, progress=on_progress)
+        with output.bar() as show:
+            images = from_class_folders(data, shape, progress=partial(show, "reading classes"))
     if test is None:
         return images.split(HELD_OUT, seed=SPLIT_SEED)
     test_images = from_class_folders(test, shape)
