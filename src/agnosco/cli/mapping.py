@@ -59,11 +59,11 @@ def map_(
         bool, computing_option("--compile", help="Compile the network first (a minute), for many maps on a GPU.")
     ] = False,
     cluster: Annotated[
-        str | None, computing_option(metavar="auto|ADDRESS", help="Compute on a Ray cluster, not on this machine.")
+        str | None, computing_option(metavar="auto|ADDRESS", help="Compute on the workers of a Ray cluster.")
     ] = None,
-    worker_cpus: Annotated[int, computing_option(min=1, help="CPU cores per cluster worker.")] = 1,
+    worker_cpus: Annotated[int, computing_option(min=1, help="CPU cores per worker.")] = 1,
     worker_gpus: Annotated[
-        float | None, computing_option(min=0, help="GPUs per cluster worker; with 0.5, two share one (default: 1).")
+        float | None, computing_option(min=0, help="GPUs per worker; with 0.5, two share one (default: 1 if any).")
     ] = None,
     out: Annotated[
         str, typer.Option(metavar="DIR", help="Run folder: a path, or a URL such as s3://bucket/run.")

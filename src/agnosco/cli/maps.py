@@ -67,18 +67,15 @@ class _MapsProgress:
         self.output, self.names, self.jobs = output, names, jobs
         self.existing: list[Finished] = []
         self.new: list[Finished] = []
+        self.missing = len(jobs)  # when the command began
         self.steps: dict[Job, int] = {}
-
-    @property
-    def missing(self) -> int:
-        """Number of maps that the run lacked when the command began."""
-        return len(self.jobs) - len(self.existing)
 
     def start(self, status: RunStatus) -> None:
         """Say which maps exist and which are damaged."""
         from ..runs.jobs import Finished
 
         self.existing = [Finished(entry, 0.0) for entry in status.entries]
+        self.missing -= len(self.existing)
         for damage in status.damaged:
             self.output.say(f"{damage}: it will be made again")
         if self.existing:
