@@ -1,8 +1,8 @@
-"""How far a group of maps has come, as one safetensors file from which it goes on to the same bits.
+"""The checkpoint of a group of maps: one safetensors file from which the group continues to the same bits.
 
-The file holds tensors and, in one metadata key, JSON: what it is of, and a digest of all the rest. A file that is
-damaged, or of another group or other settings, is not used. The file may come from anyone: neither is one whose digest
-is right and whose tensors cannot be those of such a group.
+The file holds tensors and, in one metadata key, JSON: which group and settings it is of, and a digest of all else. A
+file that is damaged, or of another group or other settings, is not used; nor is one whose digest is right, but whose
+tensors cannot be those of the group: it may come from anyone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _LOOP = ("w", "mu", "sigma", "xi", "success")
 
 @dataclass(frozen=True)
 class GroupState:
-    """Where M maps that are made side by side stand.
+    """The state of M maps that are made side by side.
 
     Args:
         finished: ν after every finished stage, ``(M, C, H, W)`` on the CPU.
         traces: Steps of the finished stages, for each map.
-        loop: Where the running stage stands; None between two of them.
+        loop: The state of the running stage; None between two stages.
         generators: State of every map's generator.
         ball: What the last projection left.
     """
@@ -56,23 +56,18 @@ class GroupState:
         return cls([], [[] for _ in generators], None, _states(generators), ball)
 
     def at(self, loop: LoopState, generators: Sequence[torch.Generator]) -> GroupState:
-        """The same, after another step of the running stage."""
+        """The state after another step of the running stage."""
         return replace(self, loop=loop, generators=_states(generators), ball=loop.ball)
 
     def after(self, nu: Tensor, loop: LoopState, generators: Sequence[torch.Generator]) -> GroupState:
-        """The same, after the running stage, which ends with maps ν ``(M, C, H, W)``."""
-        traces = [earlier + own for earlier, own in zip(self.traces, loop.steps_by_map, strict=True)]
+        """The state after the running stage, which ends with maps ν ``(M, C, H, W)``."""
+        traces = [earlier + steps for earlier, steps in zip(self.traces, loop.steps_by_map, strict=True)]
         finished = [*self.finished, nu.cpu().contiguous()]
         return GroupState(finished, traces, None, _states(generators), loop.ball)
 
 
 def packed(state: GroupState, about: dict[str, Any]) -> bytes:
-    """A state as a file.
-
-    Args:
-        state: The state.
-        about: What it is of; only who says the same gets it back.
-    """
+    """A state as the bytes of a file, with ``about``: the group and settings that it is of, for :func:`unpacked`."""
     ball = vars(state.ball)
     tensors = {f"finished/{place}": nu for place, nu in enumerate(state.finished)}
     tensors |= {f"ball/{name}": value for name, value in ball.items() if isinstance(value, Tensor)}
@@ -92,7 +87,7 @@ def packed(state: GroupState, about: dict[str, Any]) -> bytes:
 
 
 def unpacked(content: bytes, about: dict[str, Any], device: torch.device) -> GroupState | None:
-    """The state in a file, on a device; None if the file is damaged, or of something else."""
+    """The state in a file, on a device; None if the file is damaged, or of another group or other settings."""
     try:
         header = json.loads(read_header(BytesIO(content)).metadata[KEY])
         tensors = safetensors.torch.load(content)
@@ -105,23 +100,16 @@ def unpacked(content: bytes, about: dict[str, Any], device: torch.device) -> Gro
 
 
 def fits(state: GroupState, steps: Sequence[int], *, count: int, basis: Basis) -> bool:
-    """Whether a state can be one of a group: what it holds has the counts and shapes of theirs.
-
-    Args:
-        state: The state.
-        steps: How many steps each stage has.
-        count: How many maps there are.
-        basis: Their parameterization.
-    """
+    """Whether a state has the counts and shapes of a group's: of ``count`` maps, with ``steps`` in each stage."""
     done = len(state.finished)
     if done > len(steps) or {len(state.traces), len(state.generators)} != {count}:
         return False
     return (
         all(_is(nu, (count, *basis.shape)) for nu in state.finished)
         and all(len(trace) == sum(steps[:done]) for trace in state.traces)
-        and all(_ended(state, place) for place in range(count) if done)
-        and all(_learned(value, count) for value in vars(state.ball).values())
-        and (state.loop is None or (done < len(steps) and _under_way(state.loop, steps[done], count, basis)))
+        and all(_is_consistent(state, place) for place in range(count) if done)
+        and all(_is_of_ball(value, count) for value in vars(state.ball).values())
+        and (state.loop is None or (done < len(steps) and _fits_stage(state.loop, steps[done], count, basis)))
     )
 
 
@@ -129,20 +117,20 @@ def _is(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     return tensor.shape == shape and tensor.dtype == torch.float32
 
 
-def _ended(state: GroupState, place: int) -> bool:
+def _is_consistent(state: GroupState, place: int) -> bool:
     """Whether a map is finite where its trace says so."""
     finite = all(nu[place].isfinite().all() for nu in state.finished)
     return finite or not isfinite(state.traces[place][-1].norm)
 
 
-def _learned(value: Any, count: int) -> bool:
+def _is_of_ball(value: Any, count: int) -> bool:
     if isinstance(value, Tensor):
         return value.is_floating_point() and value.shape in ((), (1,), (count,))
     return isinstance(value, int | float)
 
 
-def _under_way(loop: LoopState, steps: int, count: int, basis: Basis) -> bool:
-    """Whether a loop can be that of a stage of so many steps."""
+def _fits_stage(loop: LoopState, steps: int, count: int, basis: Basis) -> bool:
+    """Whether a loop can be that of a stage of a number of steps."""
     w = tuple(basis.coordinates(torch.zeros(count, *basis.shape, device=basis.device)).shape)
     return (
         all(_is(tensor, w) for tensor in (loop.w, loop.mu, loop.sigma))

@@ -18,15 +18,15 @@ class ConceptMap:
     """The map of one class of one classifier.
 
     Args:
-        nu: ν, ``(C, H, W)`` float32 on the CPU; samples are nudged by −ν.
+        nu: ν, ``(C, H, W)`` float32 on the CPU; −ν is the targeted universal adversarial perturbation.
         label: Index of the class.
         name: Name of the class.
-        seed: What the map's generator was seeded with, together with the label.
+        seed: Seed of the map's generator, together with the label.
         probability: Softmax probability that the source classifier gives the class for :attr:`pixels`.
         stages: ν after every stage of the cycle, by name, in order; the last one is ``nu``.
         trace: What every step saw and did, stage after stage.
-        xi: Ξ of :attr:`pixels`, ``(1, H, W)`` in [0, 1]: where the network's last convolutional stage answers to them;
-            None for a network without one.
+        xi: Ξ of :attr:`pixels`, ``(1, H, W)`` in [0, 1]: where the network's last convolutional stage is active; None
+            for a network without such a stage.
 
     Example:
         >>> import torch
@@ -48,12 +48,12 @@ class ConceptMap:
 
     @property
     def pattern(self) -> Tensor:
-        """−ν: what is added to a sample to move it to the class, ``(C, H, W)``."""
+        """−ν, ``(C, H, W)``: what is added to an image to change its class to this one."""
         return -self.nu
 
     @property
     def pixels(self) -> Tensor:
-        """Clip(½ − ν), ``(C, H, W)`` in [0, 1]: the raw picture, and the only one that metrics see."""
+        """Clip(½ − ν), ``(C, H, W)`` in [0, 1]: the raw picture, which metrics use."""
         return (0.5 - self.nu).clip(0, 1)
 
     def image(self) -> Image.Image:
@@ -61,9 +61,9 @@ class ConceptMap:
         return to_picture(self.pixels)
 
     def display(self) -> Image.Image:
-        """The pattern stretched to full contrast, for people; no metric sees it."""
+        """The pattern stretched to full contrast, for people; no metric uses it."""
         return to_picture(stretched(self.pattern))
 
     def _repr_png_(self) -> bytes:
-        """How a notebook shows it."""
+        """The picture that a notebook shows."""
         return png(enlarged(self.display(), SIDE))

@@ -1,7 +1,7 @@
-"""Dial 1: the coordinates w in which moments, steps and the ball's radius live, as a linear map ν = A·w.
+"""Dial 1: the parameterization in which a map is optimized, as a linear map ν = A·w from coordinates w.
 
-Algorithm 1 works on pixels, where Adam's normalisation gives every frequency the same step, and the result reads as
-noise. In coordinates where natural images are white, the same loop spends its step where images have their energy.
+In pixels, as in the paper, Adam's normalisation gives every frequency the same step, and the result looks like noise.
+In coordinates where natural images are white, the same loop puts its steps where images have their energy.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..types import Shape
 class Basis:
     """The linear map ν = A·w for images of one shape; this one is the identity.
 
-    Both may have leading axes, for several maps at once.
+    ν and w may have leading axes, for several maps at once.
 
     Args:
         shape: ``(C, H, W)`` of ν.
-        device: Where ν and w live.
+        device: Device of ν and w.
     """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class Basis:
 
 
 def each(factor: Tensor, w: Tensor) -> Tensor:
-    """One factor for each map, in the shape and type in which it multiplies coordinates w."""
+    """A factor for each map, in the shape and type that multiply coordinates w."""
     return factor.to(w).view(*factor.shape, *[1] * (w.ndim - factor.ndim))
 
 
@@ -87,8 +87,8 @@ def spectral_basis(samples: Samples, device: torch.device, exponent: float) -> F
 def data_basis(samples: Samples, device: torch.device, *, exponent: float, floor: float) -> FourierBasis:
     """The samples' own spectrum and colours; see :class:`agnosco.method.dials.Data`.
 
-    Images are faded out towards their borders first (Hann window): the jump from one border to the other is no
-    frequency of theirs, and drew a lattice into the maps.
+    Images are faded out towards their borders first (Hann window): otherwise the jump from one border to the opposite
+    one shows up in the spectrum, and as a lattice in the maps.
     """
     colour = _colour_factor(samples, floor)
     spectrum = _spectrum(samples, torch.linalg.inv(colour)) ** exponent
@@ -104,11 +104,11 @@ def _spectrum(samples: Samples, whiten: Tensor) -> Tensor:
     for images in samples.batches(64):
         white = torch.einsum("ij,njhw->nihw", whiten, images)
         white = white - white.mean((2, 3), keepdim=True)
-        white[(images == images[..., :1, :1]).flatten(1).all(1)] = 0  # of one colour: what is left is rounding
+        white[(images == images[..., :1, :1]).flatten(1).all(1)] = 0  # of an image of one colour, only rounding is left
         total += torch.fft.rfft2(white * window, norm="ortho").abs().sum((0, 1))
     ring = (_frequencies(height, width) * max(height, width)).round().long().flatten()
     mean = torch.bincount(ring, total.flatten()) / torch.bincount(ring).clamp_min(1)
-    mean[0] = mean[1:].max() if len(mean) > 1 else 1  # a mean brightness is no pattern: no weight above the others'
+    mean[0] = mean[1:].max() if len(mean) > 1 else 1  # brightness gets no more weight than other frequencies
     return mean[ring].view_as(total) if mean.max() > 0 else torch.ones_like(total)
 
 
@@ -123,18 +123,15 @@ def _frequencies(height: int, width: int) -> Tensor:
 
 
 def _unit(spectrum: Tensor) -> Tensor:
-    """Scaled to unit mean square, so that A neither grows nor shrinks white coordinates on average."""
+    """Scaled to unit mean square, so that A keeps the norm of white coordinates on average."""
     return spectrum / spectrum.square().mean().sqrt()
 
 
 def _colour_factor(samples: Samples, floor: float) -> Tensor:
     """Cholesky factor of the samples' colour covariance, of Frobenius norm √C."""
     channels = samples.shape[0]
-    count, mean, second = (
-        0,
-        torch.zeros(channels, dtype=torch.float64),
-        torch.zeros(channels, channels, dtype=torch.float64),
-    )
+    count, mean = 0, torch.zeros(channels, dtype=torch.float64)
+    second = torch.zeros(channels, channels, dtype=torch.float64)
     for images in samples.batches(64):
         flat = images.double().transpose(0, 1).flatten(1)
         count += flat.shape[1]

@@ -1,6 +1,6 @@
-"""A classifier made ready to be run hundreds of thousands of times: same answers, less work.
+"""A classifier made fast, since it is run hundreds of thousands of times: the same logits with less work.
 
-Each measure is timed in ``benchmarks/speed.py``.
+``benchmarks/speed.py`` measures what each step gains.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from .config import PRECISIONS
 CAST_BY_AUTOCAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 CPU_BYTES = 128 * 2**20
-"""Activations that a CPU holds at once: beyond this, its throughput grows no more."""
+"""Activations that a CPU holds at once; more of them make it no faster."""
 
 GPU_SHARE = 0.5
-"""Of a GPU's free memory that activations may take; the rest is for what convolutions need besides."""
+"""Share of a GPU's free memory for activations; convolutions need the rest."""
 
 SAMPLES_SHARE = 0.25
-"""Of a GPU's free memory that the sample set may take; a larger one stays with the host."""
+"""Share of a GPU's free memory for the sample set; a larger set stays on the host."""
 
 MOST_IMAGES = 1024
-"""Images at once at most: a device is full by then."""
+"""Greatest number of images at once: more of them make no device faster."""
 
 ALIKE = 1e-3
-"""Greatest difference of logits, as a share of the greatest logit, at which a network counts as the same."""
+"""Greatest difference of logits between networks that count as the same, as a share of the greatest logit."""
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """The arithmetic of a name on a device: ``auto`` is bfloat16 where the hardware has it, else float32.
+    """The arithmetic that a setting means on a device: ``auto`` is bfloat16 where the hardware has it, else float32.
 
     Raises:
         AgnoscoError: There is no such precision.
@@ -53,14 +53,10 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifier:
-    """The same classifier, faster; the one given is left as it is.
+    """A faster copy of a classifier.
 
     Batch normalisations are folded into the convolutions before them where torch.fx can follow the network and its
-    logits stay the same.
-
-    Args:
-        classifier: The network.
-        precision: ``float32``, or ``bfloat16``: convolutions and products of matrices in bfloat16, logits in float32.
+    logits stay the same. With precision ``bfloat16``, convolutions and matrix products are in bfloat16.
     """
     faster = copy.copy(classifier)
     faster.model = _folded(classifier)
@@ -78,17 +74,14 @@ def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifie
 
 
 def compiled(classifier: Classifier, *, backend: str = "inductor") -> Classifier:
-    """The same classifier through ``torch.compile``.
-
-    Takes about a minute first, which many maps on a GPU pay back, and maps on a CPU do not.
-    """
+    """A classifier through ``torch.compile``: it takes a minute first, which pays for many maps on a GPU."""
     faster = copy.copy(classifier)
     faster.model = torch.compile(classifier.model, backend=backend)  # type: ignore[assignment]
     return faster
 
 
 def placed(samples: Samples, device: torch.device) -> Samples:
-    """The sample set as bytes on the device, or where it is if it would fill it."""
+    """The sample set on the device, or where it is if it is too large for the device."""
     if device.type == "cuda" and samples.images.nbytes > SAMPLES_SHARE * _free_bytes(device):
         return samples
     return Samples(samples.images.to(device), source=samples.source)
@@ -97,8 +90,8 @@ def placed(samples: Samples, device: torch.device) -> Samples:
 def images_at_once(classifier: Classifier) -> int:
     """How many images to send through together: as many as fill the device, within its memory.
 
-    Decided by the bytes that one image's activations take, and not by the clock: on a CPU it is the same every time,
-    on a GPU as long as the same memory is free.
+    It follows from the bytes of one image's activations, not from the clock: it is always the same on a CPU, and on a
+    GPU while the same memory is free.
     """
     device = classifier.device
     limit = GPU_SHARE * _free_bytes(device) if device.type == "cuda" else CPU_BYTES
@@ -107,29 +100,29 @@ def images_at_once(classifier: Classifier) -> int:
 
 def activation_bytes(classifier: Classifier) -> int:
     """Bytes that are kept for the backward pass of one image."""
-    kept: dict[tuple[int, int], int] = {}
+    saved: dict[tuple[int, int], int] = {}
     weights = {tensor.data_ptr() for tensor in (*classifier.model.parameters(), *classifier.model.buffers())}
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in weights:
-            kept[tensor.data_ptr(), tensor.nbytes] = tensor.nbytes
+            saved[tensor.data_ptr(), tensor.nbytes] = tensor.nbytes
         return tensor.detach()  # the tensor itself may hold the graph that holds it, which Python cannot see
 
     pixels = torch.full((1, *classifier.shape), 0.5, device=classifier.device, requires_grad=True)
     with classifier.frozen(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         answer = classifier(pixels)
     del answer
-    return max(sum(kept.values()), 1)
+    return max(sum(saved.values()), 1)
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory of a GPU that is free, or that PyTorch holds and does not use."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    """Memory of a GPU that is free, or reserved by PyTorch and not used."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 class _Autocast(nn.Module):
-    """A network in bfloat16 wherever PyTorch's autocast has it so."""
+    """A network under PyTorch's autocast to bfloat16."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -141,22 +134,22 @@ class _Autocast(nn.Module):
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy, so that the one given is left alone; itself if it cannot be copied."""
+    """A copy of a network; itself if it cannot be copied."""
     try:
         return copy.deepcopy(model)
-    except Exception:  # whatever copying another's code may raise: it is a way to save time and no more
+    except Exception:  # foreign code may raise anything, and the copy only saves time
         return model
 
 
 def _halve_weights(model: nn.Module) -> None:
-    """Store as bfloat16 what autocast would cast to it in every pass."""
+    """Store the weights as bfloat16 that autocast would cast to it in every pass."""
     for module in model.modules():
         if type(module) in CAST_BY_AUTOCAST:
             module.to(torch.bfloat16)
 
 
 def _folded(classifier: Classifier) -> nn.Module:
-    """The network without the batch normalisations that follow a convolution; as it is where that fails."""
+    """The network with batch normalisations folded into convolutions; as it is if that fails."""
     model = classifier.model
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
@@ -164,18 +157,18 @@ def _folded(classifier: Classifier) -> nn.Module:
     pixels = torch.rand(2, *classifier.shape, generator=generator).to(classifier.device)
     folded = copy.copy(classifier)
     try:
-        exactly = torch.backends.cudnn.flags(allow_tf32=False)  # whose rounding is as large as what is looked for
+        exactly = torch.backends.cudnn.flags(allow_tf32=False)  # its rounding would hide a difference
         with classifier.frozen(), torch.no_grad(), exactly:
             expected = classifier(pixels)
             folded.model = fuse(model)
-            found = folded(pixels)
-    except Exception:  # whatever tracing another's code may raise: it is a way to save time and no more
+            logits = folded(pixels)
+    except Exception:  # foreign code may raise anything when traced, and folding only saves time
         return model
-    same = found.shape == expected.shape and (found - expected).abs().max() <= ALIKE * expected.abs().max()
+    same = logits.shape == expected.shape and (logits - expected).abs().max() <= ALIKE * expected.abs().max()
     return folded.model if same else model
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16; without such instructions it takes twenty times as long as float32."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot say
-    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    """Whether this CPU has instructions for bfloat16; without them it is twenty times slower than float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch has no such function
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

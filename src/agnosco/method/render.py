@@ -20,10 +20,10 @@ PAPER, INK, FAINT = "white", "black", "#555555"
 GAP = 8
 
 SIDE = 224
-"""Pictures of smaller inputs are shown enlarged to about this many pixels."""
+"""Pixels a side to which pictures of smaller inputs are enlarged."""
 
 SMALL = 64
-"""Pictures of fewer pixels a side keep them square when they are blown up."""
+"""Pixels a side below which an enlarged picture keeps its pixels square."""
 
 
 def to_picture(pixels: Tensor | Floats) -> Image.Image:
@@ -71,9 +71,9 @@ def stretched(pattern: Tensor | Floats, *, tail: float = 0.01) -> Floats:
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
-    """A picture blown up by a whole number until its longer side is about ``side``.
+    """A picture enlarged by a whole factor, to a longer side of about ``side`` pixels.
 
-    Pixels of small pictures stay square, since each may be worth seeing (a trigger has 3×3); others are smoothed.
+    Pixels of small pictures stay square, since each may matter (a trigger has 3×3); others are smoothed.
     """
     factor = max(1, round(side / max(picture.size)))
     way = Image.Resampling.NEAREST if max(picture.size) < SMALL else Image.Resampling.BICUBIC
@@ -88,11 +88,11 @@ def contact_sheet(
     tile: int = 160,
     footer: str = "",
 ) -> Image.Image:
-    """Pictures in a grid, each with a caption below, and a line at the foot that says how they were made.
+    """Pictures in a grid, each with a caption below, and a footer that says how they were made.
 
     Args:
-        pictures: Any sizes; small ones are blown up to about ``tile`` pixels.
-        captions: One for each, cut to the width of its tile.
+        pictures: Of any sizes; small ones are enlarged to about ``tile`` pixels.
+        captions: One for each picture, cut to the width of its tile.
         columns: Pictures in a row.
         tile: Side of a tile in pixels.
         footer: What the pictures have in common.

@@ -1,7 +1,7 @@
 """Dial 2: random transforms of perturbed images.
 
-The paper shows the network the perturbed image as it is. Under random crops and flips, a pattern must work wherever it
-lies and at whatever scale. Crops hide a trigger that sits at a fixed place; scans go without.
+The paper has none. With random crops and flips, a pattern must work at any place and scale. A scan does without: crops
+hide a trigger that has a fixed place.
 """
 
 from __future__ import annotations
