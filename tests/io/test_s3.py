@@ -81,9 +81,7 @@ def mapped(*args: str) -> Result:
     return result
 
 
-def test_a_run_is_interrupted_and_goes_on_to_the_bytes_of_a_local_one(
-    bucket: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_continues_to_the_bytes_of_a_local_one(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     mapped("--out", "local")
     monkeypatch.setattr(jobs, "INTERVAL", 0.0)
     success, judged = jobs.targeted_success_rate, []
@@ -138,7 +136,7 @@ def test_a_damaged_object_is_made_again(bucket: Any) -> None:
     assert objects(bucket) == before
 
 
-def test_nothing_is_remembered_of_what_lies_there(bucket: Any) -> None:
+def test_listings_are_not_cached(bucket: Any) -> None:
     folder = Folder.of(RUN)
     assert isinstance(folder, Remote)
     assert folder.names("maps") == []
@@ -163,7 +161,7 @@ NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADA
         ("score", "s3://maps/run", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "could not connect to the endpoint"),
     ],
 )
-def test_what_cannot_be_reached_is_told_in_two_lines(
+def test_an_unreachable_store_is_an_error_in_two_lines(
     monkeypatch: pytest.MonkeyPatch, command: str, url: str, environment: dict[str, str], told: str
 ) -> None:
     for name, value in environment.items():

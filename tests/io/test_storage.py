@@ -37,7 +37,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
-def test_what_is_written_is_there(folder: Folder) -> None:
+def test_a_written_file_exists_and_is_read_back(folder: Folder) -> None:
     assert not folder.exists("maps/a")
     assert folder.names("maps") == []
     with pytest.raises(FileNotFoundError):
@@ -57,7 +57,7 @@ def test_what_is_written_is_there(folder: Folder) -> None:
     assert began - 60 < folder.modified("maps/a") < time.time() + 60
 
 
-def test_what_is_removed_is_gone_and_none_is_as_well(folder: Folder) -> None:
+def test_removing_a_file_twice_is_no_error(folder: Folder) -> None:
     folder.write("maps/a", b"one")
     folder.remove("maps/a")
     folder.remove("maps/a")
@@ -65,7 +65,7 @@ def test_what_is_removed_is_gone_and_none_is_as_well(folder: Folder) -> None:
     assert folder.names("maps") == []
 
 
-def test_a_folder_is_looked_at_and_left_as_it_was(folder: Folder) -> None:
+def test_checking_a_folder_changes_nothing(folder: Folder) -> None:
     folder.check(holding=("manifest.json",))
     assert folder.names("") == []
     folder.write("letter", b"dear")
@@ -116,7 +116,9 @@ def test_a_store_that_writes_in_parts_gets_a_temporary_name_first(tmp_path: Path
         ("s3://bucket/run", "a library that 's3://bucket/run' needs is not installed", "pip install '.[s3]'"),
     ],
 )
-def test_stores_that_there_are_not(monkeypatch: pytest.MonkeyPatch, url: str, error: str, hint: str) -> None:
+def test_unknown_stores_and_missing_libraries_are_refused(
+    monkeypatch: pytest.MonkeyPatch, url: str, error: str, hint: str
+) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     fsspec.registry  # noqa: B018
     from fsspec.registry import _registry
@@ -127,7 +129,7 @@ def test_stores_that_there_are_not(monkeypatch: pytest.MonkeyPatch, url: str, er
     assert hint in caught.value.hint
 
 
-def test_one_file_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_at_a_path_or_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert write_whole("report.html", b"one") == "report.html"
     assert write_whole(tmp_path / "new" / "deep" / "report.html", b"two") == str(tmp_path / "new/deep/report.html")
@@ -148,7 +150,7 @@ def dead() -> int:
     return process.pid
 
 
-def test_parts_of_the_dead_are_removed_and_those_of_the_living_left(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
     host, living = atomic.host_name(), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     names = {
@@ -174,7 +176,7 @@ def test_parts_of_the_dead_are_removed_and_those_of_the_living_left(tmp_path: Pa
         assert left == {"living", "elsewhere", "another's"}
 
 
-def test_a_part_that_is_being_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_file_in_use_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
 
     def swept(source: Path, target: Path) -> None:
@@ -198,7 +200,7 @@ def test_sweeping_a_store() -> None:
 # -- what goes wrong ---------------------------------------------------------------------------
 
 
-def test_a_file_that_is_interrupted_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -208,7 +210,7 @@ def test_a_file_that_is_interrupted_leaves_no_part(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_inside_that_another_removes_meanwhile_is_made_again(
+def test_a_subfolder_that_another_process_removes_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ordinary, calls = local.atomic_file, []
@@ -224,7 +226,7 @@ def test_a_folder_inside_that_another_removes_meanwhile_is_made_again(
     assert (tmp_path / "checkpoints/a").read_bytes() == b"one"
 
 
-def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+def test_a_deleted_folder_is_not_created_again(tmp_path: Path) -> None:
     with pytest.raises(AgnoscoError, match="its folder does not exist any more"):
         Local(tmp_path / "run").write("maps/a", b"one")
     assert list(tmp_path.iterdir()) == []
@@ -366,7 +368,7 @@ def test_a_password_is_for_the_store_and_not_for_people(monkeypatch: pytest.Monk
     assert without_password("s3://bucket/a@b:c@d") == "s3://bucket/a@b:c@d"
 
 
-def test_what_a_kill_at_the_very_first_write_leaves_is_nobodys_folder(tmp_path: Path) -> None:
+def test_a_folder_with_only_temporary_files_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / f"{PART}host-1-abc").write_bytes(b"half a manif")
     Folder.of(tmp_path).check(holding=("manifest.json",))
     (tmp_path / "thesis.tex").touch()

@@ -87,7 +87,7 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
     assert len(files(run)) == 4 * 12
 
 
-def test_what_a_user_can_mend_is_said_as_it_is_on_one_machine(address: str, tmp_path: Path) -> None:
+def test_errors_of_the_user_are_the_same_as_on_one_machine(address: str, tmp_path: Path) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
     with Cluster(address) as cluster:
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
@@ -99,7 +99,7 @@ def test_what_a_user_can_mend_is_said_as_it_is_on_one_machine(address: str, tmp_
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (1, 1)])
-def test_a_worker_that_fits_nowhere_is_said_so(address: str, cpus: int, gpus: float) -> None:
+def test_a_worker_that_fits_on_no_machine_is_an_error(address: str, cpus: int, gpus: float) -> None:
     with pytest.raises(AgnoscoError, match="no machine of the cluster has"):
         Cluster(address, cpus=cpus, gpus=gpus)
 
@@ -112,7 +112,7 @@ def test_workers_of_other_versions_are_refused(address: str, monkeypatch: pytest
             cluster.send(network(), samples, settings(2))
 
 
-def test_no_cluster_is_said_in_two_lines(tmp_path: Path) -> None:
+def test_a_missing_cluster_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AgnoscoError, match="no Ray cluster at"):
         Cluster("127.0.0.1:1")
 
@@ -131,7 +131,7 @@ def test_progress_comes_from_all_workers(address: str, tmp_path: Path) -> None:
     assert all(0 < done <= 40 for done in seen.values())  # a worker's last word may come too late
 
 
-def test_without_a_queue_the_work_goes_on_without_progress(
+def test_without_a_queue_the_work_continues_without_progress(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, samples = network(), Samples.noise((3, 16, 16), count=40)

@@ -118,7 +118,7 @@ def test_groups_are_written_before_the_work_begins(tmp_path: Path) -> None:
     assert data["maps"] == []
 
 
-def test_a_group_is_made_again_whole_and_what_it_has_is_left_alone(
+def test_a_group_is_made_again_whole_and_its_finished_maps_are_not_written_again(
     tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     folder = tmp_path / "run"
@@ -134,7 +134,7 @@ def test_a_group_is_made_again_whole_and_what_it_has_is_left_alone(
     assert files(folder).items() >= {k: v for k, v in undisturbed.items()}.items()
 
 
-def test_what_is_there_stays_and_new_classes_get_groups_of_their_own(tmp_path: Path) -> None:
+def test_finished_maps_stay_and_new_classes_get_groups_of_their_own(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert keys(make(folder, classes=(0, 1, 2))) == [(0, 0), (1, 0), (2, 0)]
     before = files(folder)
@@ -240,7 +240,7 @@ def test_a_damaged_map_is_made_again(
     ],
 )
 @pytest.mark.parametrize("asked_for", [0, 50], ids=["listed", "asked for"])
-def test_what_follows_from_a_map_is_written_anew_without_making_it(
+def test_lost_entries_and_pictures_are_written_again_without_making_the_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], name: str, damage: str,
     asked_for: int,
 ) -> None:  # fmt: skip
@@ -278,7 +278,7 @@ def spoil(path: Path, damage: str) -> None:
         path.write_bytes(content)
 
 
-def test_runs_of_before_are_opened_and_continued(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_runs_without_entry_files_and_groups_are_continued(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     folder = tmp_path / "run"
     make(folder)
     for path in (folder / "maps").glob("*.json"):
@@ -314,9 +314,9 @@ BROKEN_OFF = {
 
 
 @pytest.mark.parametrize("config", BROKEN_OFF.values(), ids=BROKEN_OFF)
-def test_a_group_goes_on_to_the_same_bits_from_every_step(config: Config) -> None:
-    kept, _ = samples().split(0.2, seed=0)
-    maker, group, about = Maker(network(), kept, config), [Job(1, 0), Job(3, 2)], {"of": "this"}
+def test_a_group_continues_to_the_same_bits_from_every_step(config: Config) -> None:
+    made_with, _ = samples().split(0.2, seed=0)
+    maker, group, about = Maker(network(), made_with, config), [Job(1, 0), Job(3, 2)], {"of": "this"}
     states: list[bytes] = []
     whole = list(maker.make(group, on_state=lambda state: states.append(packed(state, about))))
     assert len(states) == config.steps + len(config.stages)
@@ -335,11 +335,15 @@ def test_a_group_goes_on_to_the_same_bits_from_every_step(config: Config) -> Non
             assert one.probability == again.probability
 
 
-def test_a_checkpoint_that_is_damaged_or_of_something_else_is_none() -> None:
-    kept, _ = samples().split(0.2, seed=0)
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_not_used() -> None:
+    made_with, _ = samples().split(0.2, seed=0)
     states: list[bytes] = []
     about = {"of": "this"}
-    list(Maker(network(), kept, CONFIG).make([Job(1, 0)], on_state=lambda state: states.append(packed(state, about))))
+    list(
+        Maker(network(), made_with, CONFIG).make(
+            [Job(1, 0)], on_state=lambda state: states.append(packed(state, about))
+        )
+    )
     content = states[5]
     assert unpacked(content, about, CPU) is not None
     assert unpacked(content, {"of": "that"}, CPU) is None
@@ -416,12 +420,12 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("change", CRAFTED.values(), ids=CRAFTED)
-def test_a_checkpoint_that_was_made_to_harm_is_none(
+def test_a_crafted_checkpoint_is_not_used(
     change: Callable[[dict[str, Tensor], dict[str, Any]], None],
 ) -> None:
     """Its digest is right; a group begins anew, to the bits that it would have without."""
-    kept, _ = samples().split(0.2, seed=0)
-    maker, group, about = Maker(network(), kept, CONFIG), [Job(1, 0), Job(3, 2)], {"of": "this"}
+    made_with, _ = samples().split(0.2, seed=0)
+    maker, group, about = Maker(network(), made_with, CONFIG), [Job(1, 0), Job(3, 2)], {"of": "this"}
     states: list[bytes] = []
     whole = list(maker.make(group, on_state=lambda state: states.append(packed(state, about))))
     content = states[CONFIG.mapper.steps + 2]  # in the middle of the refinement
@@ -440,7 +444,7 @@ def test_a_checkpoint_that_was_made_to_harm_is_none(
 @pytest.mark.parametrize(
     "steps", [1, 10, 14 * 2 + 1, 14 * 2 + 9]
 )  # in the first group and in the second, which two maps share
-def test_it_goes_on_from_a_checkpoint(
+def test_a_run_continues_from_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], steps: int
 ) -> None:
     monkeypatch.setattr(jobs, "INTERVAL", 0.0)
@@ -456,7 +460,7 @@ def test_it_goes_on_from_a_checkpoint(
     assert not (folder / "checkpoints").exists()
 
 
-def test_no_checkpoint_of_what_is_done_sooner(tmp_path: Path) -> None:
+def test_short_work_writes_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "run", on_step=after(25, KeyboardInterrupt()))
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -539,7 +543,7 @@ def test_a_group_that_another_process_has_made_is_skipped(tmp_path: Path, undist
     assert files(folder) == undisturbed
 
 
-def test_two_with_other_classes_keep_what_each_has_written(tmp_path: Path) -> None:
+def test_two_processes_with_other_classes_keep_what_each_has_written(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = map_runs(create(folder), network(), samples(), [0, 1, 2])
     next(first)
@@ -578,7 +582,7 @@ def failing(number: int, count: int) -> Callable[[Path], AbstractContextManager[
         (errno.EIO, "input/output error", "the same command again"),
     ],
 )
-def test_a_disk_that_fails_leaves_what_is_finished_and_no_part(
+def test_a_failing_disk_leaves_finished_maps_and_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes], number: int, error: str, hint: str
 ) -> None:
     folder = tmp_path / "run"
@@ -595,7 +599,7 @@ def test_a_disk_that_fails_leaves_what_is_finished_and_no_part(
     monkeypatch.undo()
 
 
-def test_it_goes_on_once_there_is_space(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_a_run_continues_once_there_is_space(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "atomic_file", failing(errno.ENOSPC, 8))

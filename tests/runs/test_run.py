@@ -66,8 +66,8 @@ def create(path: Path, **changes: Any) -> Run:
 
 
 def concept(index: int = 1, seed: int = 0) -> ConceptMap:
-    kept, _ = samples().split(0.2, seed=0)
-    return map_class(classifier(), index, kept, CONFIG, seed=seed)
+    made_with, _ = samples().split(0.2, seed=0)
+    return map_class(classifier(), index, made_with, CONFIG, seed=seed)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
     assert Run.open(run.path).config == CONFIG
 
 
-def test_manifest_notes_preset_and_overrides_which_do_not_decide_whether_a_run_goes_on(tmp_path: Path) -> None:
+def test_manifest_holds_preset_and_overrides_which_may_differ_when_a_run_is_continued(tmp_path: Path) -> None:
     config = chosen_config("draft", steps=3, radius=9.0)
     run = create(tmp_path / "run", config=config, preset="draft", overrides={"steps": 3, "radius": 9.0})
     run.end()
@@ -153,7 +153,9 @@ def test_manifest_notes_preset_and_overrides_which_do_not_decide_whether_a_run_g
     assert replace(named.config, precision="auto") == preset("quick")
 
 
-def test_a_run_goes_on_with_the_number_of_threads_that_it_began_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_continued_with_the_number_of_threads_that_it_began_with(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads = torch.get_num_threads()
     before = files(run.path)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
@@ -331,7 +333,7 @@ def test_folder_below_a_file_cannot_be_written(tmp_path: Path, place: str) -> No
     assert files(tmp_path) == {"file": b"dear"}
 
 
-def test_folder_that_takes_no_files_is_found_out_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -341,7 +343,7 @@ def test_folder_that_takes_no_files_is_found_out_before(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_looking_leaves_nothing(tmp_path: Path) -> None:
+def test_checking_a_target_leaves_nothing(tmp_path: Path) -> None:
     check_target(tmp_path / "new" / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -453,7 +455,7 @@ def test_manifest_of_other_types_is_refused(run: Run, part: str, key: str, value
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1 << 20, 1.0, None])
-def test_a_number_of_threads_that_cannot_be_is_refused(run: Run, threads: object) -> None:
+def test_an_impossible_number_of_threads_is_refused(run: Run, threads: object) -> None:
     """A run is continued with the number of threads in its manifest."""
     (run.path / "manifest.json").write_text(json.dumps(manifest(run) | {"threads": threads}))
     with pytest.raises(AgnoscoError, match="not the manifest of a run"):
@@ -461,7 +463,7 @@ def test_a_number_of_threads_that_cannot_be_is_refused(run: Run, threads: object
 
 
 @pytest.mark.parametrize("job", [[10**200, 0], [0, 10**200], [-1, 0], [True, 0]])
-def test_a_group_of_maps_that_there_cannot_be_is_refused(run: Run, job: list[int]) -> None:
+def test_a_group_of_impossible_maps_is_refused(run: Run, job: list[int]) -> None:
     data = manifest(run)
     data["groups"] = [[job]]
     (run.path / "manifest.json").write_text(json.dumps(data))
@@ -472,7 +474,7 @@ def test_a_group_of_maps_that_there_cannot_be_is_refused(run: Run, job: list[int
 @pytest.mark.parametrize(
     "wrong", [{"index": 10**200}, {"seed": 10**200}, {"probability": float("nan")}, {"stages": []}], ids=str
 )
-def test_an_entry_of_what_cannot_be_is_damaged(run: Run, wrong: dict[str, Any]) -> None:
+def test_an_entry_of_impossible_values_is_damaged(run: Run, wrong: dict[str, Any]) -> None:
     """Its name and digest are right: those are what a file that was made to harm has."""
     entry = msgspec.structs.replace(Run.open(run.path).entries[0], **wrong)
     name = f"{entry.index:04d}-goldfish-gold-s{entry.seed:d}"
@@ -510,7 +512,7 @@ def test_map_of_another_shape_is_refused(run: Run) -> None:
         ("nu", torch.zeros(3, 12, 10, dtype=torch.float64), "its map is .* of float64"),
     ],
 )
-def test_tensors_that_are_none_of_a_map_are_refused(run: Run, name: str, tensor: Tensor, told: str) -> None:
+def test_tensors_of_no_map_are_refused(run: Run, name: str, tensor: Tensor, told: str) -> None:
     path = run.path / "maps/0001-goldfish-gold-s0.safetensors"
     content = save(load_file(path) | {name: tensor})
     path.write_bytes(content)

@@ -138,7 +138,7 @@ def test_anything_else_is_no_entry(content: bytes) -> None:
 
 @FEW
 @given(st.sampled_from(["json", "safetensors"]), DAMAGE, st.booleans())
-def test_any_damage_of_a_file_is_told_and_nothing_else_is_raised(
+def test_any_damage_of_a_file_is_reported_and_nothing_else_is_raised(
     kind: str, damage: tuple[str, int, int], ended: bool
 ) -> None:
     with folder() as path:

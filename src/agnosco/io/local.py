@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import AgnoscoError
@@ -33,14 +33,12 @@ class Local(Folder):
         return os.path.abspath(self.path / name)
 
     def check(self, *, holding: Sequence[str]) -> None:
-        try:
+        with _errors(self.name):
             if self.path.exists() and not self.path.is_dir():
                 raise AgnoscoError(f"{self.name!r} is a file, not a folder", ELSEWHERE)
             if self._holds_something() and not any(self.exists(name) for name in holding):
                 raise not_empty(self.name, holding)
             self._try_to_write()
-        except OSError as error:
-            raise _unwritable(self.name, error) from error
 
     def _holds_something(self) -> bool:
         """Whether anything lies there but temporary files, which a kill at the very first write leaves."""
@@ -58,24 +56,20 @@ class Local(Folder):
                     folder.rmdir()
 
     def make(self) -> None:
-        try:
+        with _errors(self.name):
             if not self.path.is_dir():
                 self.path.mkdir(parents=True, exist_ok=True)
                 flush_folder(self.path.parent)
-        except OSError as error:
-            raise _unwritable(self.name, error) from error
 
     def sweep(self) -> None:
         if not self.path.is_dir():
             return
-        try:
+        with _errors(self.name):
             inside = [entry.path for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
             for entry in (entry for folder in (self.path, *inside) for entry in os.scandir(folder)):
                 with suppress(FileNotFoundError):  # another process was faster
                     if is_abandoned(entry.name, lambda entry=entry: entry.stat(follow_symlinks=False).st_mtime):
                         os.unlink(entry.path)
-        except OSError as error:
-            raise _unwritable(self.name, error) from error
 
     def read(self, name: str) -> bytes:
         path, root = os.path.realpath(self.path / name), os.path.realpath(self.path)
@@ -93,13 +87,11 @@ class Local(Folder):
         path = self.path / name
         if path.parent != self.path and path.parent.is_symlink():
             raise AgnoscoError(f"{str(path.parent)!r} is a link", ELSEWHERE)
-        try:
+        with _errors(str(path)):
             try:
                 self._write(path, content)
             except FileNotFoundError:  # another process may just have removed the empty folder inside this one
                 self._write(path, content)
-        except OSError as error:
-            raise _unwritable(str(path), error) from error
         return str(path)
 
     def _write(self, path: Path, content: bytes) -> None:
@@ -123,10 +115,8 @@ class Local(Folder):
 
     def remove(self, name: str) -> None:
         path = self.path / name
-        try:
+        with _errors(str(path)):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(str(path), error) from error
         if path.parent != self.path:
             with suppress(OSError):  # it is not empty
                 path.parent.rmdir()
@@ -135,6 +125,11 @@ class Local(Folder):
         return (self.path / name).stat().st_mtime
 
 
-def _unwritable(name: str, error: OSError) -> AgnoscoError:
-    reason = "its folder does not exist any more" if error.errno == errno.ENOENT else reason_of(error)
-    return AgnoscoError(f"cannot write {name!r}: {reason}", HINTS.get(error.errno or 0, WRITABLE))
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """Inside, an error of the operating system becomes an :class:`AgnoscoError`: a file or folder is not writable."""
+    try:
+        yield
+    except OSError as error:
+        reason = "its folder does not exist any more" if error.errno == errno.ENOENT else reason_of(error)
+        raise AgnoscoError(f"cannot write {name!r}: {reason}", HINTS.get(error.errno or 0, WRITABLE)) from error

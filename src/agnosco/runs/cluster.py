@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -84,8 +85,8 @@ class Cluster:
         self.ray = _ray()
         _connected(self.ray, address)
         self.cpus, self.gpus = cpus, min(self.ray.cluster_resources().get("GPU", 0), 1) if gpus is None else gpus
-        self._sent: tuple[str, list[Any], Machine] | None = None
-        """A key for the network and the samples, references to both, and what the workers compute with."""
+        self._sent: tuple[tuple[Any, Any], Machine] | None = None
+        """References to the network and the samples, and what the workers compute with."""
         self.workers = self._workers()
         if not self.workers:
             self.ray.shutdown()
@@ -108,17 +109,17 @@ class Cluster:
         """
         _by_value(self.ray, classifier)
         try:
-            refs = [self.ray.put(classifier), self.ray.put(samples)]
+            refs = self.ray.put(classifier), self.ray.put(samples)
         except (TypeError, AttributeError, ValueError) as error:  # a module may hold anything
             raise AgnoscoError(f"{classifier.name} cannot be sent: {error}", "leave --cluster out") from error
-        key = f"{os.getpid()}-{time.time_ns()}"
-        machine: Machine = self._answer(self._task(_machine).remote(key, refs, config, self.gpus > 0, self.cpus))
+        device = "cuda" if self.gpus > 0 else "cpu"
+        machine: Machine = self._answer(self._task(_machine).remote(refs, config, device, self.cpus))
         if machine.versions != versions():
             others = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
             raise AgnoscoError(
                 f"the workers have other versions ({others})", "install the same ones on every machine of the cluster"
             )
-        self._sent = key, refs, machine
+        self._sent = refs, machine
         return machine
 
     def run(self, path: str, *, classifier: Classifier, samples: Samples, config: Config, **options: Any) -> Run:
@@ -143,7 +144,7 @@ class Cluster:
         if self._sent is None:
             self.send(classifier, samples, run.config)
         assert self._sent is not None
-        together = min(self._sent[2].together, -(-len(jobs) // self.workers))
+        together = min(self._sent[1].together, -(-len(jobs) // self.workers))
         groups = store_groups(run, jobs, together)
         queue = None if on_step is None else self._queue()
         make, missing, place = self._task(_make_group), set(jobs), run.folder.absolute("")
@@ -216,57 +217,46 @@ def connected(
 # -- on a worker ---------------------------------------------------------------------------------------
 
 
-_received: dict[str, tuple[Classifier, Samples]] = {}
-"""The network and the samples of the last key that this process was sent."""
-
-_workers: dict[tuple[str, str], Worker] = {}
-"""The worker of the last key and run folder."""
-
-
-def _machine(key: str, refs: list[Any], config: Config, on_gpu: bool, threads: int) -> Machine:
-    """What this process computes with."""
-    device = torch.device("cuda" if on_gpu else "cpu")
-    torch.set_num_threads(threads)
-    classifier, _ = _receive(key, refs, device)
-    precision = resolve_precision(config.precision, device)
-    together = maps_together(classifier, replace(config, precision=precision))
-    return Machine(str(device), threads, precision, together, versions())
-
-
-def _make_group(
-    key: str, refs: list[Any], machine: Machine, place: str, group: Sequence[Job], missing: set[Job], queue: Any
-) -> list[Finished]:
-    """Make a group; of its maps, those are returned that were missing when the task was created, whoever made them."""
-    torch.set_num_threads(machine.threads)
-    if (key, place) not in _workers:
-        _workers.clear()
-        run = _opened(place)
-        _workers[key, place] = Worker(run, *_receive(key, refs, torch.device(machine.device)))
-    worker = _workers[key, place]
-    finished = {each.entry.job: each for each in worker.make(group, on_step=_reporter(queue))}
-    others = status_of(worker.run, [job for job in missing if job not in finished], names=worker.classifier.labels)
-    return [*finished.values(), *(Finished(entry, 0.0) for entry in others.entries)]
-
-
-def _receive(key: str, refs: list[Any], device: torch.device) -> tuple[Classifier, Samples]:
-    """The network, on the device, and the samples; unpacked once in a process."""
+@lru_cache(maxsize=1)
+def _receive(refs: tuple[Any, Any], device: str) -> tuple[Classifier, Samples]:
+    """The network, on a device, and the samples; unpacked once in a process."""
     import ray
 
-    if key not in _received:
-        _received.clear()
-        classifier, samples = ray.get(refs)
-        _received[key] = classifier.to(device), samples
-    return _received[key]
+    classifier, samples = ray.get(list(refs))
+    return classifier.to(torch.device(device)), samples
 
 
-def _opened(place: str) -> Run:
+@lru_cache(maxsize=1)
+def _worker(refs: tuple[Any, Any], device: str, place: str) -> Worker:
+    """What makes the maps of a run in this process."""
     try:
-        return Run.open(place)
+        run = Run.open(place)
     except AgnoscoError as error:
         raise AgnoscoError(
             f"a worker on {os.uname().nodename} cannot open the run: {error.message}",
             "give a folder that all machines reach: a shared disk, or a store such as s3://bucket/run",
         ) from error
+    return Worker(run, *_receive(refs, device))
+
+
+def _machine(refs: tuple[Any, Any], config: Config, device: str, threads: int) -> Machine:
+    """What this process computes with."""
+    torch.set_num_threads(threads)
+    classifier, _ = _receive(refs, device)
+    precision = resolve_precision(config.precision, torch.device(device))
+    together = maps_together(classifier, replace(config, precision=precision))
+    return Machine(device, threads, precision, together, versions())
+
+
+def _make_group(
+    refs: tuple[Any, Any], machine: Machine, place: str, group: Sequence[Job], missing: set[Job], queue: Any
+) -> list[Finished]:
+    """Make a group; returns those of its maps that were missing when the task was created, whoever made them."""
+    torch.set_num_threads(machine.threads)
+    worker = _worker(refs, machine.device, place)
+    finished = {each.entry.job: each for each in worker.make(group, on_step=_reporter(queue))}
+    others = status_of(worker.run, [job for job in missing if job not in finished], names=worker.classifier.labels)
+    return [*finished.values(), *(Finished(entry, 0.0) for entry in others.entries)]
 
 
 def _reporter(queue: Any) -> OnStep | None:

@@ -123,8 +123,8 @@ def options_of(settings: Settings) -> dict[str, Any] | None:
     ``precision`` is among them if it is not the preset's: what ``auto`` was on the run's device.
 
     Returns:
-        None if no preset is noted, or if preset and overrides do not give the configuration in the manifest: those of
-        another version, or of somebody who wrote the manifest by hand.
+        None if there is no preset, or if preset and overrides do not give the configuration in the manifest, because
+        another version or a human wrote it.
     """
     if settings.preset is None:
         return None

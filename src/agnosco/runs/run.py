@@ -346,13 +346,5 @@ class Run:
 
 
 def check_target(path: Place | Folder, *, holding: Sequence[str] = (MANIFEST,)) -> None:
-    """Check, before long work, that a folder can be written; nothing is changed.
-
-    Args:
-        path: The folder, a path or a URL.
-        holding: Files of which a folder that is not empty must hold at least one: they show what wrote it before.
-
-    Raises:
-        AgnoscoError: The path is a file or a folder of other things, or cannot be written.
-    """
+    """Check, before long work, that a folder can be written; see :meth:`agnosco.io.storage.Folder.check`."""
     Folder.of(path).check(holding=holding)
