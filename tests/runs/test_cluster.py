@@ -77,12 +77,7 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / MANIFEST).write_bytes(write_manifest(run.settings, Run.open(run.path).groups, []))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        list(map_runs(Run.open(alone), classifier, samples, range(12)))
-    finally:
-        torch.set_num_threads(threads)
+    list(map_runs(Run.open(alone), classifier, samples, range(12)))
     assert files(Run.open(alone)) == files(Run.open(run.path))
     assert len(files(run)) == 4 * 12
 
