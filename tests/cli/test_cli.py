@@ -107,7 +107,7 @@ def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
     result = mapped("goldfish")
     assert result.stdout == ""
     *_, told, wrote, following = result.stderr.splitlines()
-    assert told.startswith("goldfish (1), seed 0: probability of the class in the picture ")
+    assert told.startswith("goldfish (1), seed 0: class probability of the picture ")
     assert wrote == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
     assert following == "Next: agnosco report agnosco-run, or agnosco score agnosco-run --target MODEL"
 

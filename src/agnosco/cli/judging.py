@@ -72,8 +72,7 @@ def sanity(
 ) -> None:
     """Check that the maps of a run depend on what the network has learned.
 
-    Compares them with maps for randomized weights, other seeds and other classes, and maps a network with known
-    patterns.
+    Compares them with maps for random weights, other seeds and other classes, and for a network with known patterns.
     """
     from ..evaluate import sanity_record
     from ..evaluate.sanity import maps_needed

@@ -24,7 +24,7 @@ def map_(
     model: options.Model,
     classes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CLASS]...", help="Class indices or names (default: all).", show_default=False),
+        typer.Argument(metavar="CLASS", help="Class indices or names (default: all).", show_default=False),
     ] = None,
     *,
     weights: options.Weights = None,
@@ -49,7 +49,7 @@ def map_(
     steps: Annotated[int | None, method_option(min=1, help="Steps of Algorithm 1, in each cycle.")] = None,
     batch: Annotated[int | None, method_option(min=1, help="Images per mini-batch.")] = None,
     radius: Annotated[
-        float | None, method_option(help="Radius of the ball at 3 x 224 x 224; scaled to other sizes.")
+        float | None, method_option(help="Radius of the norm ball at 3 x 224 x 224 pixels; scaled to other sizes.")
     ] = None,
     seeds: Annotated[int, method_option(min=1, help="Number of seeds; each gives one map of every class.")] = 1,
     seed: Annotated[int, method_option(min=0, help="First seed.")] = 0,

@@ -95,8 +95,8 @@ class _MapsProgress:
         entry, rate = finished.entry, finished.entry.targeted_success_rate
         success = "" if rate is None else f", targeted success rate {rate:.0%}"
         self.output.say(
-            f"{entry.name} ({entry.index}), seed {entry.seed}: probability of the class in the picture "
-            f"{entry.probability:.2f}{success}, {duration(finished.seconds)}"
+            f"{entry.name} ({entry.index}), seed {entry.seed}: class probability of the picture {entry.probability:.2f}"
+            f"{success}, {duration(finished.seconds)}"
         )
 
     def end(self, run: Run) -> None:

@@ -44,7 +44,7 @@ RunFolder = Annotated[
 Weights = Annotated[Path | None, model_option(help="Weights, a safetensors file (default: the model's own).")]
 Size = Annotated[int | None, model_option(min=1, help="Height and width of the input (default: the model's own).")]
 Mean = Annotated[str | None, model_option(metavar="R,G,B", help="Mean for normalizing (default: the model's own).")]
-Std = Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation for normalizing, likewise.")]
+Std = Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation for normalizing, as for --mean.")]
 Labels = Annotated[Path | None, model_option(help="Class names: a text file, one per line, or a JSON list.")]
 Channels = Annotated[int | None, model_option(min=1, max=3, help="Color channels: 1 for gray, 3 for RGB.")]
 TrustCode = Annotated[bool, model_option("--trust-code", help="Allow python:FILE.py, which runs that file.")]

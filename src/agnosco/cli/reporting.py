@@ -14,7 +14,7 @@ from .options import AsJson, Quiet
 def report(
     context: typer.Context,
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, shown side by side.", show_default=False)
+        list[str], typer.Argument(metavar="RUN", help="Run folders, shown side by side.", show_default=False)
     ],
     scan: Annotated[
         list[str] | None, typer.Option(metavar="DIR", help="Folder of a scan outside its run; one per run, in order.")

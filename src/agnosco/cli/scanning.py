@@ -99,7 +99,7 @@ def poison(
     place: Annotated[str | None, choice((*PLACES, "random"), "Position of a small trigger.", "Attack")] = None,
     opacity: Annotated[float | None, attack_option(help="Opacity of the trigger, up to 1; amplitude of sig.")] = None,
     target: Annotated[
-        str | None, attack_option(metavar="CLASS", help="Label of images with the trigger (default: by the seed).")
+        str | None, attack_option(metavar="CLASS", help="Label of images with the trigger (default: from the seed).")
     ] = None,
     rate: Annotated[float, attack_option(help="Share of training images that get the trigger.")] = 0.1,
     epochs: Annotated[int, training_option(min=1, help="Training epochs.")] = Training.epochs,
