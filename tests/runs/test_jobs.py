@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import errno
 import json
 import os
@@ -198,11 +197,6 @@ def test_maps_are_made_with_the_number_of_threads_that_the_run_began_with(tmp_pa
         list(map_runs(run, network(), samples(), [0], on_step=on_step))
     assert set(seen) == {here + 1}
     assert torch.get_num_threads() == here
-
-
-def test_the_example_of_run_maps_holds() -> None:
-    results = [doctest.DocTestRunner().run(test) for test in doctest.DocTestFinder().find(map_runs, "map_runs")]
-    assert [(result.failed, result.attempted > 5) for result in results] == [(0, True)]
 
 
 # -- what is damaged ---------------------------------------------------------------------------

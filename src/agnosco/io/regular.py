@@ -1,4 +1,4 @@
-"""Regular files of this machine, and nothing else: a pipe waits for whoever writes into it, and a device never ends."""
+"""Opens regular files only: reading a pipe could wait for ever, and reading a device might never end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import IO
 
 
 def open_regular(path: Path | str, *, links: int = 0) -> IO[bytes]:
-    """A regular file, open for reading; what was looked at is what is read.
+    """A regular file, open for reading; the file that is checked is the file that is read.
 
     Args:
         path: The file, or a link to one.
-        links: Flags for links: ``os.O_NOFOLLOW`` refuses a path that ends in one.
+        links: ``os.O_NOFOLLOW`` refuses a link.
 
     Raises:
-        OSError: It cannot be read, or is no regular file.
+        OSError: It cannot be read, or is not a regular file.
     """
     waiting = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, os.O_RDONLY | waiting | links)
@@ -31,12 +31,7 @@ def open_regular(path: Path | str, *, links: int = 0) -> IO[bytes]:
 
 
 def read_regular(path: Path | str, *, most: int, links: int = 0) -> bytes:
-    """All of a regular file of no more than so many bytes.
-
-    Raises:
-        OSError: As above.
-        ValueError: It is longer.
-    """
+    """The content of a regular file; OSError as for :func:`open_regular`, ValueError if it has more bytes than most."""
     with open_regular(path, links=links) as file:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > most else file.read()

@@ -1,7 +1,7 @@
-"""A map's safetensors file: bytes to arrays, and to and from a :class:`~agnosco.method.concept.ConceptMap`.
+"""The safetensors file of a map, as arrays and as a :class:`~agnosco.method.concept.ConceptMap`.
 
-It holds ``nu``, ``stages/NAME`` for ν after each earlier stage, a column ``trace/FIELD`` for each field of a step, and
-``xi``, Ξ in 255ths, where there is one.
+It holds ``nu``, ``stages/NAME`` (ν after each earlier stage), a column ``trace/FIELD`` for each field of a step, and
+``xi`` (Ξ in 255ths) if the network has a convolutional stage.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
+COLUMNS = {f"trace/{field.name}": field.name for field in fields(Step)}
+"""Fields of a step, by the names of their arrays."""
+
 
 def to_bytes(concept: ConceptMap) -> bytes:
     """The file of a map."""
@@ -32,11 +35,9 @@ def to_bytes(concept: ConceptMap) -> bytes:
     from safetensors.torch import save
 
     tensors = {"nu": concept.nu.contiguous()}
-    for name, nu in list(concept.stages.items())[:-1]:  # the last one is nu
-        tensors[f"stages/{name}"] = nu.contiguous()
-    for column in fields(Step):
-        values = [getattr(step, column.name) for step in concept.trace]
-        tensors[f"trace/{column.name}"] = torch.tensor(values, dtype=torch.float64)
+    tensors |= {f"stages/{name}": concept.stages[name].contiguous() for name in list(concept.stages)[:-1]}
+    for name, field in COLUMNS.items():
+        tensors[name] = torch.tensor([getattr(step, field) for step in concept.trace], dtype=torch.float64)
     if concept.xi is not None:
         tensors["xi"] = (255 * concept.xi).round().to(torch.uint8)
     return save(tensors)
@@ -62,10 +63,11 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
     """
     try:
         arrays = safetensors.numpy.load(content)
-        steps = arrays["trace/step"].shape[:1]
-        _ = [arrays[name] for name in ("nu", *_stage_names(stages), *_trace_names())]
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
+    if missing := {"nu", *COLUMNS, *(f"stages/{stage}" for stage in stages[:-1])} - arrays.keys():
+        raise ValueError(f"it lacks {sorted(missing)[0]}")
+    steps = arrays["trace/step"].shape[:1]
     expected = {"nu": (shape, "float32"), "stages": (shape, "float32"), "xi": ((1, *shape[1:]), "uint8")}
     for name, array in sorted(arrays.items()):
         kind = name.partition("/")[0]
@@ -78,7 +80,7 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
 
 def trace_of(arrays: Arrays) -> tuple[Step, ...]:
     """What every step saw and did."""
-    rows = zip(*(arrays[name].tolist() for name in _trace_names()), strict=True)
+    rows = zip(*(arrays[name].tolist() for name in COLUMNS), strict=True)
     return tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
 
 
@@ -88,18 +90,8 @@ def concept_of(arrays: Arrays, entry: Entry) -> ConceptMap:
 
     from ..method.concept import ConceptMap
 
-    *_, last = entry.stages
-    stages = {name.removeprefix("stages/"): torch.tensor(arrays[name]) for name in _stage_names(entry.stages)}
     nu = torch.tensor(arrays["nu"])
+    stages = {stage: torch.tensor(arrays[f"stages/{stage}"]) for stage in entry.stages[:-1]}
+    stages[entry.stages[-1]] = nu
     xi = torch.tensor(arrays["xi"]).float() / 255 if "xi" in arrays else None
-    return ConceptMap(
-        nu, entry.index, entry.name, entry.seed, entry.probability, stages | {last: nu}, trace_of(arrays), xi
-    )
-
-
-def _stage_names(stages: Sequence[str]) -> list[str]:
-    return [f"stages/{name}" for name in stages[:-1]]
-
-
-def _trace_names() -> list[str]:
-    return [f"trace/{column.name}" for column in fields(Step)]
+    return ConceptMap(nu, entry.index, entry.name, entry.seed, entry.probability, stages, trace_of(arrays), xi)
