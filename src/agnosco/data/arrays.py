@@ -119,7 +119,7 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def items_of(dataset: Any, limit: int | None) -> tuple[Iterable[Any], int]:
-    """The items to take, and how many there are at most."""
+    """The items to take, and their greatest number."""
     if limit is not None and limit < 1:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
     length = len(dataset) if hasattr(dataset, "__len__") else None

@@ -46,13 +46,7 @@ def cache_key(files: Mapping[str, Path], shape: Shape, decoder: str) -> str:
 
 
 def read_cache(path: Path, count: int, shape: Shape) -> tuple[Tensor, tuple[Skipped, ...]] | None:
-    """Images ``(N, C, H, W)`` uint8 and skipped files of a cache file; None if it is missing or damaged.
-
-    Args:
-        path: The cache file.
-        count: Number of files, with the skipped ones.
-        shape: ``(C, H, W)`` of the images.
-    """
+    """Images ``(N, C, H, W)`` uint8 and skipped files, ``count`` in all, of a cache file; None if it is of no use."""
     import torch
 
     try:

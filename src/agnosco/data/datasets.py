@@ -27,13 +27,7 @@ MOST_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with the class of each.
-
-    Args:
-        samples: The images.
-        labels: ``(N,)`` int64.
-        names: Names of the classes.
-    """
+    """Images, the class of each ``(N,)`` int64, and the names of the classes."""
 
     samples: Samples
     labels: Tensor

@@ -52,17 +52,11 @@ def decode(path: Path, shape: Shape) -> Tensor:
 
 
 def fit(image: Image.Image, shape: Shape) -> Tensor:
-    """A PIL image as the network gets it: resized (bicubic, antialiased) to cover the shape, and cropped at the centre.
+    """A PIL image of any size and mode as ``(C, H, W)`` uint8.
 
-    16-bit grey is scaled to 8 bits; transparent parts become white; colour profiles are ignored; colours become grey by
-    luma (`ITU-R BT.601 <https://www.itu.int/rec/R-REC-BT.601>`_).
-
-    Args:
-        image: Any size and mode.
-        shape: ``(C, H, W)``; C is 1 for grey or 3 for RGB.
-
-    Returns:
-        ``(C, H, W)`` uint8.
+    It is resized (bicubic, antialiased) to cover the shape, and cropped at the centre. 16-bit grey is scaled to 8 bits,
+    transparent parts become white, colour profiles are ignored; colours become grey, if C is 1, by luma (`ITU-R BT.601
+    <https://www.itu.int/rec/R-REC-BT.601>`_).
 
     Raises:
         Unreadable: Its pixels cannot be interpreted as grey or colour.
@@ -163,7 +157,7 @@ def decode_files(
 def stack(images: Iterable[Tensor], shape: Shape) -> Tensor:
     """Images ``(N, C, H, W)`` uint8, stacked as they come, so that they are never all in memory twice.
 
-    They are collected in blocks: unlike single images, an allocator returns those to the system once they are freed.
+    They are collected in blocks, since the memory of blocks, unlike that of single images, returns to the system.
     """
     size = max(BLOCK_BYTES // math.prod(shape), 1)
     blocks: deque[Tensor] = deque()

@@ -31,12 +31,12 @@ COLOUR_FACTOR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09,
 SMALLEST, LARGEST = 1 / 32, 1.0
 """Smallest and largest radius of a leaf, relative to the longer side; the power law needs both.
 
-With these, the mean magnitude spectrum falls as f^-1.4 at 64 px and f^-1.5 at 224 px; that of 200
-ImageNet photographs, measured in the same way, as f^-1.5 at both.
+With these, the mean magnitude spectrum falls as f^-1.4 at 64 px and f^-1.5 at 224 px; that of 200 ImageNet photographs
+as f^-1.5 at both.
 """
 
 REACH = 2.25
-"""Distance of a leaf's farthest corner from its centre in radii: a triangle stretched to 2 : 1, rounded up."""
+"""Greatest distance of a leaf's corner from its centre, in radii: of a triangle stretched to 2 : 1, rounded up."""
 
 COVERAGE = 3.0
 """How often a point is painted over on average; e⁻³ = 5 % of an image keeps the background colour."""
@@ -46,20 +46,12 @@ SUPERSAMPLING = 2
 
 
 def leaves(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
-    """Dead leaves: opaque shapes at random places, which occlude one another.
+    """Dead leaves, ``(N, C, H, W)`` uint8: opaque shapes at random places, which occlude one another.
 
     With a density of radii r⁻³ the images look alike at every scale (`Lee, Mumford and Huang 2001
     <https://doi.org/10.1023/A:1011109015675>`_). The leaves are ellipses, rectangles and triangles of random elongation
     and direction, as in `Baradad et al. 2021 <https://arxiv.org/abs/2106.05963>`_, each of one colour from a normal
-    distribution with ImageNet's mean and covariance.
-
-    Args:
-        count: N.
-        shape: ``(C, H, W)``; grey images (C = 1) are the luma of the coloured ones.
-        seed: Seed of the images; at least 0.
-
-    Returns:
-        ``(N, C, H, W)`` uint8.
+    distribution with ImageNet's mean and covariance. Grey images (C = 1) are the luma of the coloured ones.
 
     Raises:
         AgnoscoError: The count, shape or seed is invalid.
@@ -76,15 +68,11 @@ def noise(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
 
 
 def checked_shape(shape: Shape) -> Shape:
-    """The shape of an image, if it is a valid one.
-
-    Raises:
-        AgnoscoError: It is not ``(1, H, W)`` or ``(3, H, W)`` with sides of at least 1.
-    """
+    """A shape, which must be ``(1, H, W)`` or ``(3, H, W)`` with sides of at least 1."""
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
         raise AgnoscoError(
             f"images cannot have the shape {tuple(shape)}",
-            "give (C, H, W): C is 1 (grey) or 3 (RGB), H and W are pixels",
+            "give (C, H, W): C is 1 (grey) or 3 (RGB), H and W are in pixels",
         )
     channels, height, width = shape
     return channels, height, width
@@ -133,8 +121,8 @@ def _leaves(shape: Shape, generator: Generator) -> Image.Image:
 def _scattered(extent: tuple[float, float], generator: Generator) -> tuple[np.ndarray, np.ndarray]:
     """Radii ``(n,)`` and centres ``(n, 2)`` of the leaves that reach into an image.
 
-    Leaves are scattered over an area that is larger than the image, on every side by as much as a leaf can reach, so
-    that the border has as many large leaves as the middle.
+    Leaves are scattered beyond the image by as much as one can reach, so that its border has as many large leaves as
+    its middle.
     """
     corner = np.array(extent)
     margin = REACH * LARGEST

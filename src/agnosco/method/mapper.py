@@ -11,7 +11,7 @@ are rows of one tensor: ν ``nu`` is ``(M, C, H, W)``, a mini-batch I ``images``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class LoopState:
         return [list(steps) for steps in zip(*self.trace, strict=True)]
 
 
+@dataclass(eq=False)
 class Mapper:
     """Algorithm 1 for several maps of one classifier, step by step together.
 
@@ -72,26 +73,18 @@ class Mapper:
         micro_batch: Images whose activations are held at once; bounds memory and changes nothing else.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        labels: Sequence[int],
-        samples: Samples,
-        config: MapperConfig,
-        *,
-        basis: Basis,
-        project: Projector,
-        generators: Sequence[torch.Generator],
-        micro_batch: int,
-    ) -> None:
-        self.classifier = classifier
-        self.samples = samples
-        self.config = config
-        self.basis = basis
-        self.project = project
-        self.generators = generators
-        self.micro_batch = micro_batch
-        self.targets = torch.tensor(labels, device=basis.device).repeat_interleave(config.batch)
+    classifier: Classifier
+    labels: Sequence[int]
+    samples: Samples
+    config: MapperConfig
+    _: KW_ONLY
+    basis: Basis
+    project: Projector
+    generators: Sequence[torch.Generator]
+    micro_batch: int
+
+    def __post_init__(self) -> None:
+        self.targets = torch.tensor(self.labels, device=self.basis.device).repeat_interleave(self.config.batch)
 
     def begin(self, nu: Tensor, ball: BallState | None = None) -> LoopState:
         """The state before the first step.
@@ -144,40 +137,39 @@ class Mapper:
     def gradient(self, images: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Line 4 for every map: the gradient ``(M, C, H, W)``, mean probability and success ``(M,)``."""
         maps, batch = images.shape[:2]
-        moved = (images - nu[:, None]).flatten(0, 1)
-        clipped = moved.clamp(0, 1).requires_grad_()
+        unclipped = (images - nu[:, None]).flatten(0, 1)
+        clipped = unclipped.clamp(0, 1).requires_grad_()
         seen = self.config.transforms.apply(clipped, *self._drawn_transforms())
-        slopes, logits = torch.empty_like(seen), []
+        gradients, logits = torch.empty_like(seen), []
         for start in range(0, len(seen), self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             part = seen.detach()[rows].requires_grad_()
-            answer = self.classifier(part)
-            loss = class_loss(answer, self.targets[rows], self.config.loss)
-            slopes[rows] = torch.autograd.grad(loss, part)[0]
-            logits.append(answer.detach())
-        (gradient,) = torch.autograd.grad(seen, clipped, slopes)
+            logits_of_part = self.classifier(part)
+            loss = class_loss(logits_of_part, self.targets[rows], self.config.loss)
+            gradients[rows] = torch.autograd.grad(loss, part)[0]
+            logits.append(logits_of_part.detach())
+        (gradient,) = torch.autograd.grad(seen, clipped, gradients)
         if self.config.clip == "masked":
-            gradient = gradient * (clipped == moved)
-        answers = torch.cat(logits)
-        probability = answers.softmax(1).gather(1, self.targets[:, None])
-        success = (answers.argmax(1) == self.targets).float()
+            gradient = gradient * (clipped == unclipped)
+        all_logits = torch.cat(logits)
+        probability = all_logits.softmax(1).gather(1, self.targets[:, None])
+        success = (all_logits.argmax(1) == self.targets).float()
         means = [values.view(maps, batch).mean(1) for values in (probability, success)]
         return gradient.view_as(images).mean(1), means[0], means[1]
 
     def _direction(self, images: Tensor, nu: Tensor, x: Tensor, v: Tensor) -> Tensor:
         """Lines 8–14: +1 or −1 for every map, ``(M,)``."""
-        maps = len(images)
-        ones = torch.ones(maps, device=images.device)
+        plus_one = torch.ones(len(images), device=images.device)
         if self.config.direction == "plus":
-            return ones
+            return plus_one
         if self.config.direction == "gradient":
-            return torch.where((x * v).flatten(1).sum(1) >= 0, ones, -ones)
+            return torch.where((x * v).flatten(1).sum(1) >= 0, plus_one, -plus_one)
         unit = self.basis.pixels(unit_step(v, self.basis))
         probes = torch.stack([nu + unit, nu - unit])
         twice = [torch.cat([part, part]) for part in self._drawn_transforms()]  # the same for both probes
         seen = self.config.transforms.apply(perturbed(images, probes[:, :, None]).flatten(0, 2), *twice)
-        plus, minus = self._probability(seen).view(2, maps, -1).mean(2)
-        return torch.where(plus >= minus, ones, -ones)
+        plus, minus = self._probability(seen).view(2, len(images), -1).mean(2)
+        return torch.where(plus >= minus, plus_one, -plus_one)
 
     def _probability(self, seen: Tensor) -> Tensor:
         """Softmax probability of its map's class for images of all maps, once or several times over."""

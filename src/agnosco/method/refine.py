@@ -8,7 +8,7 @@ Symbols are those of :mod:`agnosco.method.reference`, which does the same for on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .config import RefineConfig
 from .mapper import LoopState, Mapper, noted
 
 
+@dataclass(eq=False)
 class Refiner:
     """The refinement of several maps, step by step together.
 
@@ -29,10 +30,9 @@ class Refiner:
         classifier: The network whose activations Ξ is made of.
     """
 
-    def __init__(self, mapper: Mapper, config: RefineConfig, classifier: Classifier) -> None:
-        self.mapper = mapper
-        self.config = config
-        self.classifier = classifier
+    mapper: Mapper
+    config: RefineConfig
+    classifier: Classifier
 
     def begin(self, nu: Tensor, ball: BallState) -> LoopState:
         """The state before the first step, of maps ν ``(M, C, H, W)``."""

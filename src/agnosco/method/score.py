@@ -58,13 +58,13 @@ def score_of_logits(logits: Tensor, labels: Sequence[int]) -> Score:
         raise AgnoscoError(f"{len(labels)} labels for {len(logits)} pictures", "give one label for each picture")
     if len(set(labels)) < 2:
         raise AgnoscoError("the pictures are of a single class", "score at least two classes")
-    own = torch.tensor(labels)
-    concepts = own.unique()
+    targets = torch.tensor(labels)
+    concepts = targets.unique()
     return Score(
         m_score=m_score(logits[:, concepts].double().softmax(1)),
-        top1_of_concepts=(concepts[logits[:, concepts].argmax(1)] == own).double().mean().item(),
-        top1=(logits.argmax(1) == own).double().mean().item(),
-        probability=logits.double().softmax(1).gather(1, own[:, None]).mean().item(),
+        top1_of_concepts=(concepts[logits[:, concepts].argmax(1)] == targets).double().mean().item(),
+        top1=(logits.argmax(1) == targets).double().mean().item(),
+        probability=logits.double().softmax(1).gather(1, targets[:, None]).mean().item(),
     )
 
 

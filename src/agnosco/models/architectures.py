@@ -1,7 +1,7 @@
 """Small networks for small images, by name: ``agnosco:NAME`` for :func:`agnosco.models.loading.load`.
 
-For demo, tests and benchmarks, which train networks of their own; libraries of architectures begin at 224 px.
-All take pixels in [0, 1] and answer logits.
+For the demo, tests and benchmarks, which train their own networks; libraries of architectures begin at 224 px.
+All take pixels in [0, 1] and return logits.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
-        kept = x if self.shortcut is None else self.shortcut(active)
-        return kept + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
 
 
 class PreActResNet(nn.Module):
@@ -98,7 +98,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], Shape]] = {
 
 
 def created(name: str, classes: int, *, seed: int) -> nn.Module:
-    """An architecture with random weights of a seed; the caller's own chance stays as it is."""
+    """An architecture with random weights of a seed; PyTorch's own random generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARCHITECTURES[name][0](classes)

@@ -119,7 +119,7 @@ def untrained(
         AgnoscoError: There is no such architecture or device, or the weights do not fit it.
     """
     source, _, short_name = name.partition(":")
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):  # PyTorch's own random generator is not changed
         torch.manual_seed(seed)
         network = SOURCES[source].untrained(short_name, classes) if source in SOURCES else None
     if network is None:

@@ -110,11 +110,11 @@ class Torchvision(Source):
             return None
         from torchvision import models
 
-        own = models.get_model_weights(name)["DEFAULT"]
-        path = Path(torch.hub.get_dir()) / "checkpoints" / own.url.rpartition("/")[2]
+        weights = models.get_model_weights(name)["DEFAULT"]
+        path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
         if path.exists():
             return None
-        return f"the weights of torchvision:{name} ({own.meta['_file_size']:.0f} MB) to {path.parent}"
+        return f"the weights of torchvision:{name} ({weights.meta['_file_size']:.0f} MB) to {path.parent}"
 
 
 class Timm(Source):

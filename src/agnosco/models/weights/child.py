@@ -1,11 +1,9 @@
-"""Opens a pickle of tensors: a script of its own, run by :mod:`.limited`.
+"""Opens a pickle of tensors: a script, which :mod:`.limited` runs.
 
-It gets the pickle as its standard input, starts in an empty folder, and leaves ``weights.safetensors`` there and one
-line of JSON on its standard output. Before it reads a byte it gives up what it does not need: the network, other
-processes, memory, time, and writing elsewhere. ``weights_only=True`` is what keeps the pickle from running; the rest
-limits the damage in case that has a hole. It is not a security boundary: a Python hook does not stop native code.
-
-It imports torch and safetensors from the given folders, and nothing from agnosco.
+Its standard input is the pickle. It starts in an empty folder, where it writes ``weights.safetensors``, and prints one
+line of JSON. Before it reads a byte it gives up what it does not need: the network, other processes, memory, time, and
+writing elsewhere. ``weights_only=True`` keeps the pickle from running; the rest limits the damage should that have a
+hole. It is not a security boundary: a Python hook does not stop native code. Nothing is imported from agnosco.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ READING, WRITING = 0b1100, 0b100_0001_0010_0010
 
 
 class Refused(Exception):
-    """Why there are no weights: the kind of a finding, and a few words."""
+    """Why there are no weights: the kind of a finding, and a detail."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)

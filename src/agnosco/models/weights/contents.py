@@ -1,8 +1,8 @@
 """What a weights file contains, found out without loading it and without torch.
 
-A file may have been made to harm whoever opens it. So its format is recognized by its content, never by its name;
-every number in it is checked against the file's size and :class:`.limits.Limits` before memory is allocated; and
-nothing in it is run. ``docs/security.md`` explains this to users.
+A file may have been made to do harm. So its format is recognized by its content, never by its name; every number in it
+is checked against the file's size and :class:`.limits.Limits` before memory is allocated; and nothing in it is run
+(``docs/security.md``).
 """
 
 from __future__ import annotations
@@ -24,16 +24,11 @@ FORMATS = {
     b"GGUF": "GGUF", b"\x89HDF\r\n\x1a\n": "HDF5", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"\x93NUMPY": "NumPy",
     b"\x7fELF": "a program (ELF)", b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image",
 }  # fmt: skip
-"""Other formats by their first bytes, for messages. ONNX and other protobuf files have no such mark."""
+"""Other formats by their first bytes, for messages; protobuf files, such as ONNX, have no such mark."""
 
 
 def read_contents(path: Path | str, *, values: bool = False, limits: Limits = LIMITS) -> Contents:
-    """What a file contains, without loading it.
-
-    Args:
-        path: Any file.
-        values: Also read the tensors of safetensors, one at a time, to find NaN and Inf.
-        limits: What counts as too large.
+    """What any file contains; with ``values``, tensors of safetensors are read too, one at a time, to find NaN and Inf.
 
     Raises:
         AgnoscoError: There is no such file, or it cannot be read.

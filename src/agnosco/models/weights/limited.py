@@ -1,6 +1,6 @@
-"""Converts pickles of tensors to safetensors, in a process with few rights: :mod:`.child`.
+"""Converts pickles of tensors to safetensors, in a process with few rights (:mod:`.child`).
 
-This limits damage; it is not a security boundary. Open files that you really do not trust in a container or a virtual
+This limits damage; it is not a security boundary. Open files that you do not trust at all in a container or a virtual
 machine.
 """
 
@@ -27,7 +27,7 @@ ANSWER = 64 << 10
 """Bytes that are read of the process's answer."""
 
 VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-"""Environment variables that it inherits: those for loading libraries, and no secrets."""
+"""Environment variables that the process inherits: those for loading libraries, and no secrets."""
 
 GET_DUMPABLE, SET_DUMPABLE = 3, 4
 _DUMPABLE_LOCK = threading.Lock()
@@ -88,7 +88,7 @@ def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
 
 @contextmanager
 def _undumpable() -> Iterator[None]:
-    """Meanwhile, on Linux, no other process of this user can read this one's variables or memory; root's can."""
+    """Inside, on Linux, no other process of this user but root's can read this one's variables or memory."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -103,7 +103,7 @@ def _undumpable() -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process, and all that it may have started."""
+    """Kill the process and its children."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -112,7 +112,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _answer(status: int, folder: Path) -> dict:
-    """The process's answer, accepted only in one of its two forms."""
+    """The process's answer, which must have one of two forms."""
     with (folder / "answer").open("rb") as file:
         text = file.read(ANSWER)
     with suppress(ValueError, RecursionError):

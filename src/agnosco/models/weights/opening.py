@@ -1,7 +1,7 @@
-"""Opens weights files. Every weights file comes in here.
+"""Opens weights files; all of them are opened here.
 
-Safetensors are read directly. A pickle that holds only tensors is opened if that is allowed, by another process with
-few rights (:mod:`.limited`). Everything else is refused.
+Safetensors are read directly. A pickle of nothing but tensors is opened if that is allowed, by another process with few
+rights (:mod:`.limited`). All else is refused.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 
 class Weights:
-    """A sound safetensors file, open; its tensors are not read yet.
-
-    Args:
-        name: Last part of its path, for messages.
-        file: The open file.
-        contents: What it contains.
-    """
+    """A sound safetensors file, open; its tensors are not read yet. ``name`` is for messages."""
 
     def __init__(self, name: str, file: IO[bytes], contents: Contents) -> None:
         self.name = name
@@ -58,7 +52,7 @@ def read_weights(path: Path | str, *, allow_pickle: bool = False) -> dict[str, T
 
 @contextmanager
 def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits = LIMITS) -> Iterator[Weights]:
-    """A weights file, examined and found sound.
+    """A weights file that was checked and is sound.
 
     Args:
         path: Safetensors; or, if allowed, what ``torch.save(model.state_dict())`` writes.

@@ -1,8 +1,8 @@
-"""What pickles and the zips around them contain, read as data: nothing is ever unpickled here.
+"""What pickles and the zips around them contain, read as data: nothing is unpickled here.
 
-A pickle is a program. ``pickletools`` disassembles it without running it, and the names that it would import tell what
-it is: a pickle of tensors, or something else. This only recognizes files. What keeps them from running is
-``torch.load(weights_only=True)`` in a limited process (:mod:`.limited`), and that most are not opened at all.
+A pickle is a program. ``pickletools`` disassembles it without running it, and the names that it would import show
+whether it is a pickle of tensors. This only recognizes files; what protects from them is that most are not opened at
+all, and others by ``torch.load(weights_only=True)`` in a limited process (:mod:`.limited`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _cut(text: str) -> str:
 
 
 def _by_imports(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
-    """What the names that a pickle imports say about it."""
+    """The finding for the names that a pickle imports."""
     others = sorted(imports - PLAIN)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
@@ -116,7 +116,7 @@ def _by_imports(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
 
 
 def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | None:
-    """A pickle without a zip around it, such as ``torch.save`` wrote until 1.6; None if the file is no pickle."""
+    """A pickle without a zip around it, as ``torch.save`` wrote until 1.6; None if the file is no pickle."""
     file.seek(0)
     data = file.read(min(size, limits.header))
     tagged = data[:1] == b"\x80" and data[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
@@ -151,7 +151,7 @@ def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | Non
 
 
 def _too_large(size: int, limits: Limits) -> Iterator[Finding]:
-    """A finding if the file is larger than its tensors may be: a checksum reads all of it, even of a sparse file."""
+    """A finding if the file is larger than its tensors may be: checksums would read all of it."""
     if size > limits.total + limits.header:
         detail = f"it is {size:,} bytes long (its tensors may have {limits.total:,})"
         yield Finding("limit", "total-size", detail)
