@@ -253,7 +253,7 @@ def test_an_entry_that_no_index_knows_is_damaged_and_made_again(tmp_path: Path, 
     data = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(data | {"maps": []}))  # as a kill leaves it
     spoil(folder / "maps/0000-ant-s0.json", "flip")
-    with pytest.warns(UserWarning, match="lacks maps whose entries are damaged .0000-ant-s0: 1 in all"):
+    with pytest.warns(UserWarning, match="has damaged entries .0000-ant-s0: 1 in all"):
         assert [entry.index for entry in Run.open(folder).entries] == [1]
     found: list[list[str]] = []
     assert keys(make(folder, on_status=lambda one: found.append(one.damaged)))[0] == (0, 0)

@@ -48,7 +48,7 @@ class Finished:
 
 
 Backend = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep | None], Iterator[Finished]]
-"""Makes and stores the maps that a run lacks somewhere else, as :meth:`agnosco.runs.cluster.Cluster.make` does."""
+"""Makes maps on other machines and stores them in the run, as :meth:`agnosco.runs.cluster.Cluster.make` does."""
 
 OnEstimate = Callable[[float, int], None]
 """Called with about how many seconds each map will take, and how many maps there are."""

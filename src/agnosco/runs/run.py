@@ -154,8 +154,8 @@ class Run:
         if run._damaged:
             damaged = f"{', '.join(sorted(run._damaged)[:3])}: {len(run._damaged)} in all"
             warnings.warn(
-                f"{run.folder.name!r} lacks maps whose entries are damaged ({damaged}); the command that made it makes "
-                "them again", AgnoscoWarning, stacklevel=2,
+                f"{run.folder.name!r} has damaged entries ({damaged}): give the command that made it again, to make "
+                "these maps again", AgnoscoWarning, stacklevel=2,
             )  # fmt: skip
         return run
 
