@@ -44,9 +44,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     (tmp_path / "photos").mkdir()
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for i in range(10):
-        Image.fromarray(chance.integers(256, size=(20, 18, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+        Image.fromarray(generator.integers(256, size=(20, 18, 3), dtype=np.uint8)).save(
+            tmp_path / "photos" / f"{i}.png"
+        )
     return tmp_path
 
 
@@ -81,33 +83,33 @@ def test_json_is_one_object_and_nothing_else(folder: Path) -> None:
     data = json.loads(result.stdout)
     assert set(data) == {"run", "maps"}
     assert data["run"] == "run"
-    assert [(one["class"], one["index"], one["seed"]) for one in data["maps"]] == [
+    assert [(entry["class"], entry["index"], entry["seed"]) for entry in data["maps"]] == [
         ("goldfish", 1, 0),
         ("goldfish", 1, 1),
         ("tench", 0, 0),
         ("tench", 0, 1),
     ]
-    for one in data["maps"]:
-        assert set(one) == {"class", "index", "seed", "probability", "seconds", "picture"}
-        assert Path(one["picture"]).is_file()
-    assert 0 < sum(one["seconds"] for one in data["maps"]) < elapsed
+    for entry in data["maps"]:
+        assert set(entry) == {"class", "index", "seed", "probability", "seconds", "picture"}
+        assert Path(entry["picture"]).is_file()
+    assert 0 < sum(entry["seconds"] for entry in data["maps"]) < elapsed
 
 
 def test_probability_is_that_of_the_raw_picture(folder: Path) -> None:
-    (one,) = json.loads(mapped("goldfish", "--out", "run", "--json").stdout)["maps"]
-    space: dict[str, Any] = {}
-    exec(NET, space)
+    (entry,) = json.loads(mapped("goldfish", "--out", "run", "--json").stdout)["maps"]
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
     nu = load_file("run/maps/0001-goldfish-s0.safetensors")["nu"]
     with torch.no_grad():
-        expected = space["build"]()((0.5 - nu).clamp(0, 1)[None]).softmax(1)[0, 1].item()
-    assert one["probability"] == pytest.approx(expected, abs=1e-6)
+        expected = scope["build"]()((0.5 - nu).clamp(0, 1)[None]).softmax(1)[0, 1].item()
+    assert entry["probability"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_json_stdout_is_empty_and_stderr_says_where_to_look() -> None:
+def test_without_json_stdout_is_empty_and_stderr_names_the_contact_sheet() -> None:
     result = mapped("goldfish")
     assert result.stdout == ""
-    *_, told, wrote, following = result.stderr.splitlines()
-    assert told.startswith("goldfish (1), seed 0: class probability of the picture ")
+    *_, line, wrote, following = result.stderr.splitlines()
+    assert line.startswith("goldfish (1), seed 0: class probability of the picture ")
     assert wrote == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
     assert following == "Next: agnosco report agnosco-run, or agnosco score agnosco-run --target MODEL"
 
@@ -122,7 +124,7 @@ def scored(*args: str) -> Result:
     return call("score", "agnosco-run", "--trust-code", "--labels", "names.txt", "--device", "cpu", *args)
 
 
-def test_score_prints_a_line_for_each_network_and_keeps_it() -> None:
+def test_score_prints_a_line_for_each_network_and_stores_it() -> None:
     mapped("goldfish", "tench", "--seeds", "2")
     result = scored(
         "--target", "python:net.py:build", "--target", "python:net.py:build(classes=3)", "--samples", "photos"
@@ -132,10 +134,10 @@ def test_score_prints_a_line_for_each_network_and_keeps_it() -> None:
     assert head.startswith("network ")
     assert len(lines) == 1  # the same network twice is one
     assert "(source)  4 " in lines[0]
-    (kept,) = json.loads(Path("agnosco-run/scores.json").read_text())["targets"]
+    (stored,) = json.loads(Path("agnosco-run/scores.json").read_text())["targets"]
     again = json.loads(scored("--target", "python:net.py:build", "--samples", "photos", "--json").stdout)
     assert again["run"] == "agnosco-run"
-    assert [kept | {"target": ""}] == [one | {"target": ""} for one in again["targets"]]
+    assert [stored | {"target": ""}] == [judgement | {"target": ""} for judgement in again["targets"]]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_model_and_weights() -> None:
     )
 
 
-def test_score_keeps_what_is_judged_before_a_target_that_is_not() -> None:
+def test_scores_are_stored_although_a_later_target_is_refused() -> None:
     mapped("goldfish", "tench")
     result = scored("--target", "python:net.py:build", "--target", "torchvision:resnet81")
     assert result.exit_code == 2
@@ -195,7 +197,7 @@ def test_score_says_when_a_target_has_no_class_names() -> None:
     assert "has no class names" in unnamed.stderr
 
 
-def test_score_says_when_a_target_is_fed_otherwise() -> None:
+def test_score_says_when_a_target_has_another_normalization() -> None:
     mapped("goldfish", "tench")
     assert "--mean" not in scored("--target", "python:net.py:build").stderr
     other = scored("--target", "python:net.py:build", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
@@ -218,15 +220,15 @@ def checked(*args: str) -> Result:
     )
 
 
-def test_sanity_prints_and_keeps_what_it_found() -> None:
+def test_sanity_prints_and_stores_its_results() -> None:
     mapped("goldfish", "tench")
     result = checked("--model", "python:net.py:build", "--classes", "2")
     assert result.exit_code == 0, result.stderr
     assert "another seed, the same class" in result.stdout
     assert "planted" in result.stdout
     assert Path("agnosco-run/sanity.png").is_file()
-    kept = json.loads(Path("agnosco-run/sanity.json").read_text())
-    assert json.loads(checked("--model", "python:net.py:build", "--classes", "2", "--json").stdout) == kept
+    stored = json.loads(Path("agnosco-run/sanity.json").read_text())
+    assert json.loads(checked("--model", "python:net.py:build", "--classes", "2", "--json").stdout) == stored
 
 
 def test_sanity_of_a_run_with_refinement() -> None:
@@ -253,15 +255,15 @@ def test_sanity_refuses_in_two_lines(args: tuple[str, ...], message: str) -> Non
     assert not Path("agnosco-run/sanity.json").exists()
 
 
-def test_quiet_says_nothing() -> None:
+def test_quiet_prints_nothing() -> None:
     assert mapped("goldfish", "--quiet").stderr == ""
 
 
-def test_targeted_success_is_that_on_the_held_out_fifth() -> None:
+def test_targeted_success_rate_is_that_on_held_out_images() -> None:
     mapped("goldfish", "--radius", "150")
-    space: dict[str, Any] = {}
-    exec(NET, space)
-    model = space["build"]()
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    model = scope["build"]()
     images = Samples.from_folder("photos", (3, 16, 16)).images
     held_out = torch.randperm(10, generator=torch.Generator().manual_seed(0))[:2]
     pixels = images[held_out].float() / 255
@@ -281,20 +283,22 @@ def test_same_command_twice_gives_the_same_bytes() -> None:
     assert files("one") == files("two")
 
 
-def test_map_made_alone_is_the_one_made_among_others() -> None:
+def test_a_map_made_alone_equals_the_one_made_beside_others() -> None:
     mapped("--seeds", "2", "--out", "all")
     mapped("goldfish", "--seed", "1", "--out", "alone")
     name = "maps/0001-goldfish-s1.safetensors"
     assert files("alone")[name] == files("all")[name]
 
 
-def test_no_class_is_all_after_saying_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_class_all_are_mapped_and_the_time_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agnosco.cli.console.LONG", 0.0)
     result = mapped("--seeds", "2")
     said = result.stderr.splitlines()
     assert said[0] == "No class given: all classes are mapped"
     assert said[1].startswith("6 maps of about ")
-    assert [(one["index"], one["seed"]) for one in manifest()["maps"]] == [(i, s) for i in range(3) for s in range(2)]
+    assert [(entry["index"], entry["seed"]) for entry in manifest()["maps"]] == [
+        (i, s) for i in range(3) for s in range(2)
+    ]
 
 
 def test_class_named_twice_is_made_once() -> None:
@@ -310,10 +314,10 @@ def test_samples_that_need_no_data_are_the_default(monkeypatch: pytest.MonkeyPat
     assert manifest()["samples"]["source"] == "leaves-10-seed0"
 
 
-def test_normalisation_and_weights_are_used_and_noted() -> None:
-    space: dict[str, Any] = {}
-    exec(NET, space)
-    weights = {name: 2 * tensor for name, tensor in space["build"]().state_dict().items()}
+def test_normalization_and_weights_are_used_and_stored() -> None:
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    weights = {name: 2 * tensor for name, tensor in scope["build"]().state_dict().items()}
     save_file(weights, "double.safetensors")
     mapped("1", "--mean", "0.1,0.2,0.3", "--std", "1,2,4", "--weights", "double.safetensors")
     model = manifest()["model"]
@@ -323,7 +327,7 @@ def test_normalisation_and_weights_are_used_and_noted() -> None:
         "double.safetensors",
         [3, 16, 16],
     )
-    network = space["build"]()
+    network = scope["build"]()
     network.load_state_dict(weights)
     expected = Classifier(network, size=16, mean=(0.1, 0.2, 0.3), std=(1, 2, 4))
     assert model["fingerprint"] == expected.fingerprint
@@ -356,7 +360,7 @@ QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
         ("quick", {"batch": 6}, "batch", 6),
     ],
 )
-def test_option_replaces_one_dial(base: str, changes: dict[str, Any], attribute: str, expected: object) -> None:
+def test_an_option_replaces_one_setting(base: str, changes: dict[str, Any], attribute: str, expected: object) -> None:
     config = chosen_config(base, **changes)
     assert getattr(config.mapper, attribute) == expected
     untouched = {name for name in vars(config.mapper) if name != attribute}
@@ -364,7 +368,7 @@ def test_option_replaces_one_dial(base: str, changes: dict[str, Any], attribute:
     assert (config.refine, config.cycles) == (PRESETS[base].refine, PRESETS[base].cycles)
 
 
-def test_precision_is_noted_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_says_which_precision_auto_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     for options, noted in (
         ((), "bfloat16"),
@@ -382,7 +386,7 @@ def test_no_such_precision_is_two_lines() -> None:
     assert result.stderr == "Error: no precision 'half'\nHint: choose from float32, bfloat16, auto\n"
 
 
-def test_compiled_maps_are_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_changes_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
     mapped("1", "--out", "plain")
@@ -430,14 +434,14 @@ def refused(result: Result | subprocess.CompletedProcess[str]) -> tuple[str, str
 
 
 def truncated(folder: Path) -> None:
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "whole.jpg")
-    content = (folder / "whole.jpg").read_bytes()
-    (folder / "whole.jpg").unlink()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "complete.jpg")
+    content = (folder / "complete.jpg").read_bytes()
+    (folder / "complete.jpg").unlink()
     (folder / "half.jpg").write_bytes(content[: len(content) // 2])
 
 
 @pytest.mark.parametrize(
-    ("fill", "told"),
+    ("fill", "message"),
     [
         (lambda folder: None, "'odd' is empty"),
         (
@@ -448,11 +452,11 @@ def truncated(folder: Path) -> None:
     ],
     ids=["empty", "text", "truncated"],
 )
-def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], object], told: str) -> None:
+def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], object], message: str) -> None:
     (folder / "odd").mkdir()
     fill(folder / "odd")
     error, _ = refused(call("map", *SMALL, "1", "--samples", "odd"))
-    assert told in error
+    assert message in error
 
 
 @pytest.mark.parametrize(
@@ -482,7 +486,7 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["1", "--stepz", "3"], "--stepz", "agnosco map --help"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_two_lines(args: Sequence[str], error: str, hint: str) -> None:
+def test_a_wrong_value_is_two_lines(args: Sequence[str], error: str, hint: str) -> None:
     lines = refused(call("map", *SMALL, *args))
     assert error in lines[0]
     assert hint in lines[1]
@@ -492,7 +496,7 @@ def test_what_cannot_be_done_is_told_in_two_lines(args: Sequence[str], error: st
     ("args", "error"),
     [([], "Missing command"), (["map"], "Missing argument 'MODEL'"), (["mpa"], "'mpa'"), (["--loud"], "--loud")],
 )
-def test_wrong_usage_is_told_in_two_lines(args: Sequence[str], error: str) -> None:
+def test_wrong_usage_is_two_lines(args: Sequence[str], error: str) -> None:
     lines = refused(call(*args))
     assert error in lines[0]
     assert "--help" in lines[1]
@@ -600,7 +604,7 @@ def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> No
         "Wrote 1 of 3 maps to agnosco-run. Look at agnosco-run/contact-sheet.png",
         "Interrupted. To continue, give the same command again",
     ]
-    assert [one["index"] for one in manifest()["maps"]] == [0]
+    assert [entry["index"] for entry in manifest()["maps"]] == [0]
     assert set(files("agnosco-run")) == {
         "manifest.json",
         "contact-sheet.png",
@@ -665,5 +669,5 @@ def test_real_network_maps_real_classes(assets: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     maps = json.loads(result.stdout)["maps"]
-    assert [(one["class"], one["index"]) for one in maps] == [("goldfish", 1), ("castle", 483)]
-    assert all(one["probability"] >= 0.9 for one in maps)
+    assert [(entry["class"], entry["index"]) for entry in maps] == [("goldfish", 1), ("castle", 483)]
+    assert all(entry["probability"] >= 0.9 for entry in maps)

@@ -40,7 +40,7 @@ def _shorter(init):
     return shorter
 
 
-def test_an_untrained_network_is_no_finding(weights: str) -> None:
+def test_an_untrained_network_has_no_outlier_class(weights: str) -> None:
     result = call("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", "--fail-on-finding", *SHORT)
     assert result.exit_code == 0, result.stderr
     assert f"Outcome: {INCONCLUSIVE}" in result.stdout
@@ -52,13 +52,13 @@ def test_an_untrained_network_is_no_finding(weights: str) -> None:
 def test_json_is_one_object_and_the_folder_holds_the_same(weights: str) -> None:
     result = call("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", "--json", "--out", "s", *SHORT)
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found == json.loads(Path("s/scan.json").read_text())
-    assert len(found["classes"]) == 10
+    record = json.loads(result.stdout)
+    assert record == json.loads(Path("s/scan.json").read_text())
+    assert len(record["classes"]) == 10
     assert Path("s/scan.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_finding_exits_with_3_where_that_is_asked_for(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fail_on_finding_exits_with_3(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = scanning.judge
     monkeypatch.setattr(scanning, "judge", lambda *a, **o: scanning.replace(judged(*a, **o), outcome=FOUND, reasons=()))
     base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
@@ -102,14 +102,14 @@ def test_poison_makes_a_folder_that_scan_takes(tmp_path: Path, monkeypatch: pyte
         "--out", "p", "--device", "cpu", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    made = json.loads(result.stdout)
-    assert made["attack"]["trigger"] == {
+    summary = json.loads(result.stdout)
+    assert summary["attack"]["trigger"] == {
         "type": "Patch", "size": 4, "place": "bottom-right", "opacity": 1.0, "pattern": "checker",
     }  # fmt: skip
-    assert made["attack"]["target"] == 3
-    assert list(made["networks"]) == ["compromised"]
+    assert summary["attack"]["target"] == 3
+    assert list(summary["networks"]) == ["compromised"]
     loaded = loading.load("agnosco:digits", weights="p/compromised.safetensors")
-    assert loaded.fingerprint == made["networks"]["compromised"]["fingerprint"]
+    assert loaded.fingerprint == summary["networks"]["compromised"]["fingerprint"]
     assert "agnosco scan agnosco:digits --weights p/compromised.safetensors --samples digits" in result.stderr
 
 
@@ -134,7 +134,7 @@ def test_poison_says_what_is_wrong(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_time_is_announced_and_a_folder_with_other_things_refused_before_it_is_spent(weights: str) -> None:
+def test_the_time_is_announced_and_a_folder_with_other_files_refused_first(weights: str) -> None:
     base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
     assert "Three screens of 10 classes: " in call(*base).stderr
     Path("s").mkdir()
@@ -147,11 +147,11 @@ def test_time_is_announced_and_a_folder_with_other_things_refused_before_it_is_s
     assert call(*base, "--out", "s").exit_code == 0
 
 
-def test_one_class_alone_is_screened_and_not_judged(weights: str) -> None:
+def test_one_class_alone_has_no_verdict(weights: str) -> None:
     base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT, "--class", "1")
     result = call(*base)
     assert result.exit_code == 0, result.stderr
     assert f"Outcome: {INCONCLUSIVE}." in result.stdout
     assert "(no cut-off)" in result.stdout
-    found = json.loads(call(*base, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert [row["index"] for row in found["classes"]] == [1]
+    record = json.loads(call(*base, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [row["index"] for row in record["classes"]] == [1]

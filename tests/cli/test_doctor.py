@@ -35,10 +35,10 @@ def with_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> di
     def version(name: str) -> str:
         if name not in versions:
             return INSTALLED(name)
-        found = versions[name]
-        if found is None:
+        installed = versions[name]
+        if installed is None:
             raise metadata.PackageNotFoundError(name)
-        return found
+        return installed
 
     monkeypatch.setattr(metadata, "version", version)
     return json.loads(called("--json"))
@@ -55,7 +55,7 @@ def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) 
     assert facts["devices"] is None
 
 
-def test_devices_are_listed_where_that_is_asked_for() -> None:
+def test_devices_are_listed_on_request() -> None:
     facts = json.loads(called("--devices", "--json"))
     assert facts["devices"][-1] == "cpu"
     assert facts["threads"] == torch.get_num_threads()
@@ -88,7 +88,7 @@ def test_every_extra_has_a_purpose() -> None:
     assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"])
 
 
-def test_what_is_missing_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_listed_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = with_versions(monkeypatch, timm=None, scipy=None, jinja2=None)
     commands = {each["package"]: each["command"] for each in facts["missing"]}
     assert commands["timm"] == "pip install '.[timm]'"
@@ -99,7 +99,7 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(monkeypatch: py
     assert "nothing is missing" not in text
 
 
-def test_what_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = with_versions(monkeypatch, torch="2.9.1+cpu", numpy="2.0.0rc1", pillow="100.1")
     assert facts["too_old"] == [
         {
@@ -113,7 +113,7 @@ def test_what_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "too old: torch 2.9.1+cpu, at least 2.10 is needed" in called()
 
 
-def test_where_all_is_there_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_missing_if_everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: "9999")
     assert called().splitlines()[-1] == "nothing is missing"
 

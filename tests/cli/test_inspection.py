@@ -53,7 +53,7 @@ def test_the_architecture_is_named() -> None:
     assert (inspection.fits, inspection.classes) == ("agnosco:digits", 7)
 
 
-def test_numbers_are_read_only_where_that_is_asked_for() -> None:
+def test_numbers_are_read_on_request_only() -> None:
     save_file({"weight": torch.tensor([1.0, float("nan")])}, "nan.safetensors")
     unread, read = agnosco.inspect("nan.safetensors"), agnosco.inspect("nan.safetensors", finite=True)
     assert (unread.numbers_read, unread.findings, unread.exit_code) == (False, [], 0)
@@ -73,7 +73,7 @@ def test_json_has_the_values_of_the_function() -> None:
     assert values == json.loads(json.dumps(asdict(inspection)))
 
 
-def test_words_say_what_is_there_and_what_to_do() -> None:
+def test_words_say_what_the_file_contains_and_what_to_do() -> None:
     save_small()
     result = inspected("small.safetensors")
     assert result.exit_code == 0
