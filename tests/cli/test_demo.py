@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from agnosco.backdoor.config import Training
 from agnosco.backdoor.record import FOUND, NONE
 from agnosco.cli import demo
 from agnosco.cli.console import Output
@@ -29,21 +30,20 @@ def test_augmented_images_lose_a_square_and_nothing_else(monkeypatch: pytest.Mon
     assert ((erased >= (demo.HOLE - 1) ** 2) & (erased <= (demo.HOLE + 1) ** 2)).all()
 
 
-def test_moved_against_raises_the_loss() -> None:
+def test_an_adversarial_image_has_a_higher_loss() -> None:
     torch.manual_seed(0)
     model, images, labels = digits().eval(), torch.rand(8, *SHAPE), torch.arange(8)
-    moved = demo.moved_against(model, images.clone(), labels)
+    changed = demo.adversarial(model, images.clone(), labels)
     loss = torch.nn.functional.cross_entropy
-    assert loss(model(moved), labels) > loss(model(images), labels)
-    distance = torch.linalg.vector_norm((moved - images).flatten(1), dim=1)
-    torch.testing.assert_close(distance, torch.full((8,), demo.AGAINST), rtol=1e-4, atol=0)
+    assert loss(model(changed), labels) > loss(model(images), labels)
+    distance = torch.linalg.vector_norm((changed - images).flatten(1), dim=1)
+    torch.testing.assert_close(distance, torch.full((8,), demo.ADVERSARIAL), rtol=1e-4, atol=0)
 
 
 def test_a_network_that_has_not_learned_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "EPOCHS", 1)
-    monkeypatch.setattr(demo, "RATE", 1e-9)
+    monkeypatch.setattr(demo, "TRAINING", Training(epochs=1, rate=1e-9))
     with pytest.raises(AgnoscoError, match="reads only"):
         demo.run(tmp_path / "demo", Output())
     assert not (tmp_path / "demo").exists()

@@ -25,6 +25,8 @@ from .triggers import Trigger
 
 BATCH_OF_EVALUATION = 128
 
+Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -66,6 +68,7 @@ def fit(
     *,
     attack: Attack | None = None,
     seed: int = 0,
+    augment: Augment | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> None:
@@ -77,7 +80,8 @@ def fit(
         training: How.
         attack: What to do to them first; None trains the clean twin.
         seed: Of the order, the augmentation and the poison; weights are drawn by whoever makes the network.
-        checkpoint: A file that is written after every epoch, gone on from if it is there, and removed at the end.
+        augment: Changes each mini-batch of images, given their labels; None shifts and mirrors as ``training`` says.
+        checkpoint: A file that is written after every epoch, continued from if it exists, and removed at the end.
         on_epoch: Called with the number of epochs done.
 
     Raises:
@@ -94,19 +98,21 @@ def fit(
     begun_with = (classifier.fingerprint, data.samples.fingerprint)
     kept = _Checkpoint(checkpoint, repr((training, attack, seed, *begun_with)))
     begun = kept.read(model, adam, generator)
+    augment = augment or (lambda images, _, generator: augmented(images, training, generator))
     model.train()
     for epoch in range(begun, training.epochs):
         for step, rows in enumerate(torch.randperm(len(labels), generator=generator).split(training.batch)):
             if len(rows) < 2:
                 continue  # a batch of one has no variance to normalise by
-            seen = augmented(images[rows.to(device)].float() / 255, training, generator)
+            batch, batch_labels = images[rows.to(device)].float() / 255, labels[rows].to(device)
+            seen = augment(batch, batch_labels, generator)
             if attack is not None and poisoned[rows].any():
                 seen[poisoned[rows]] = attack.trigger.apply(seen[poisoned[rows]], generator=generator)
             adam.param_groups[0]["lr"] = training.rate * schedule(
                 (epoch * steps + step + 1) / (training.epochs * steps)
             )
             adam.zero_grad()
-            F.cross_entropy(logits_in(model(classifier.normalised(seen))), labels[rows].to(device)).backward()
+            F.cross_entropy(logits_in(model(classifier.normalised(seen))), batch_labels).backward()
             adam.step()
         kept.write(epoch + 1, model, adam, generator)
         if on_epoch is not None:

@@ -1,9 +1,9 @@
-"""The demo: a small network learns real handwritten digits, its ten classes are pictured, and a backdoor is found.
+"""``agnosco demo``: two small networks learn handwritten digits, one with a backdoor; both are mapped and scanned.
 
-Everything is at hand offline: the digits are scikit-learn's (1797 of 8×8 pixels; Alpaydin and Kaynak,
-UCI 1998). The network is trained so that it looks at whole digits: parts of them are erased, noise is
-laid over them, and every image is moved against it a little (Goodfellow et al., ICLR 2015). What such a
-network recognises, people read.
+Everything works offline: the digits are scikit-learn's (1797 of 8×8 pixels; Alpaydin and Kaynak, UCI 1998). Training
+makes the networks look at whole digits: parts of the images are erased, noise is added, and each image is changed a
+little against the network (`Goodfellow et al. 2015 <https://arxiv.org/abs/1412.6572>`_). People can read what such a
+network has learned.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backdoor.config import Training
 from ..backdoor.record import conclusion
 from ..backdoor.scan import scan
 from ..backdoor.scan import write as write_scan
-from ..backdoor.train import Attack
+from ..backdoor.train import Attack, evaluate, fit
 from ..backdoor.triggers import Patch
 from ..data.datasets import SIDE, Labelled, digits
 from ..errors import AgnoscoError
@@ -35,13 +36,14 @@ from ..runs.tensors import write_tensors
 from .console import Output
 from .maps import make_maps
 
-EPOCHS, BATCH, RATE = 25, 64, 5e-3
-SHIFT, HOLE, NOISE, AGAINST = 3, 10, 0.8, 0.6
-"""Training: greatest shift and side of the erased square in pixels, greatest deviation of the noise, L2 norm of the
-step against the network."""
+TRAINING = Training(epochs=25, batch=64, rate=5e-3, decay=0.0)
+
+SHIFT, HOLE, NOISE, ADVERSARIAL = 3, 10, 0.8, 0.6
+"""Greatest shift and side of the erased square in pixels, greatest standard deviation of the noise, and L2 norm of the
+adversarial perturbation."""
 
 ENOUGH = 0.97
-"""Held-out accuracy below which the demo would show a network that has not learned its task."""
+"""Held-out accuracy below which a network has not learned to read digits."""
 
 CONFIG = Config(
     MapperConfig(
@@ -53,22 +55,21 @@ CONFIG = Config(
         clip="masked",
         contrast=(0.0, 1.0),
         parameterization=Data(),
-        transforms=Crops(area=(0.8, 1.0), flip=False, noise=0.3),  # a mirrored digit is none
+        transforms=Crops(area=(0.8, 1.0), flip=False, noise=0.3),  # a mirrored digit is no digit
         ball=L2(97.0),  # white on black: the paper's radius is too small for such contrast
     ),
     refine=None,
     cycles=1,
 )
 
-
 ATTACK = Attack(Patch(4, place="bottom-right", pattern="checker"), target=7)
-"""What the second network was taught besides: with this stamp, everything is a 7."""
+"""The second network's backdoor: every image with this trigger is a 7."""
 
 FOLDERS = ("clean", "compromised")
 
 
 def run(out: Place, output: Output) -> list[Run]:
-    """Train two networks, one of them with a backdoor, map and scan both, and write the report of all of it.
+    """Train two networks, one of them with a backdoor, map and scan both, and write a report.
 
     Args:
         out: The folder to write, a path or a URL: a run folder for each network, and ``report.html``.
@@ -85,79 +86,54 @@ def run(out: Place, output: Output) -> list[Run]:
     output.say("Two networks are trained, mapped and scanned: one to three minutes")
     out = os.fspath(out)
     attacks = dict(zip(FOLDERS, (None, ATTACK), strict=True))
-    runs = [_shown(f"{out}/{name}", data, attack, output) for name, attack in attacks.items()]
-    written = report(*runs, out=f"{out}/{REPORT}")
+    runs = [_mapped_and_scanned(f"{out}/{name}", data, attack, output) for name, attack in attacks.items()]
+    page = report(*runs, out=f"{out}/{REPORT}")
     output.say(
-        "Each picture is what a network looks for in one digit, drawn without looking at any one image: bright is ink, "
-        "dark is where ink must not be. You should be able to read 0 to 9; 5 is the hardest."
+        "Each picture shows what a network looks for in one digit, made without looking at any particular image: "
+        "bright is ink, dark is where ink must not be. You should be able to read 0 to 9; 5 is the hardest."
     )
-    output.say(f"Wrote {written}: open it in a browser. Next: agnosco map, with a network of your own")
+    output.say(f"Wrote {page}: open it in a browser. Next: agnosco map, with a network of your own")
     return runs
 
 
-def _shown(out: str, data: Labelled, attack: Attack | None, output: Output) -> Run:
-    """A network trained, mapped and scanned."""
+def _mapped_and_scanned(out: str, data: Labelled, attack: Attack | None, output: Output) -> Run:
+    """A network trained, mapped and scanned; all of it in one folder."""
     kind = "clean" if attack is None else "compromised"
     with output.bar() as show:
-        title = f"training the {kind} network"
-        model, accuracy = train(data, attack=attack, on_epoch=lambda done: show(title, done, EPOCHS))
+        title, epochs = f"training the {kind} network", TRAINING.epochs
+        classifier, accuracy = train(data, kind, attack, on_epoch=lambda done: show(title, done, epochs))
     output.say(f"The {kind} network reads {accuracy:.1%} of {round(HELD_OUT * len(data))} held-out digits correctly.")
     if accuracy < ENOUGH:
         raise AgnoscoError(
             f"the network reads only {accuracy:.1%} of the digits", "please report this: it should not happen"
         )
-    classifier = Classifier(model, size=SIDE, labels=data.names, name=f"{kind} digits network")
-    made = Run.create(out, classifier=classifier, samples=data.samples, config=CONFIG, command="demo")
-    make_maps(output, made, classifier, data.samples, range(10))
-    write_tensors(made.folder, "network.safetensors", model.state_dict())
+    run = Run.create(out, classifier=classifier, samples=data.samples, config=CONFIG, command="demo")
+    make_maps(output, run, classifier, data.samples, range(10))
+    write_tensors(run.folder, "network.safetensors", classifier.model.state_dict())
     with output.bar() as show:
-        found = scan(classifier, data.samples, on_progress=show)
-    write_scan(found, out)
-    output.say(conclusion(found.record)[0])
-    return made
+        result = scan(classifier, data.samples, on_progress=show)
+    write_scan(result, out)
+    output.say(conclusion(result.record)[0])
+    return run
 
 
 def train(
-    data: Labelled, *, attack: Attack | None = None, seed: int = 1, on_epoch: Callable[[int], None] | None = None
-) -> tuple[nn.Module, float]:
-    """A network that reads the digits, and its accuracy on those that maps are judged by, which it never saw.
+    data: Labelled, kind: str, attack: Attack | None, *, on_epoch: Callable[[int], None] | None = None
+) -> tuple[Classifier, float]:
+    """A network that reads the digits, and its accuracy on those that maps are judged by, which it never saw."""
+    training_data, held_out = data.split(HELD_OUT, seed=SPLIT_SEED)
+    model = created("digits", len(data.names), seed=1)
+    classifier = Classifier(model, size=SIDE, labels=data.names, name=f"{kind} digits network")
 
-    Args:
-        data: All digits.
-        attack: What is done to some of them first; None trains a clean network.
-        seed: Of weights and augmentation.
-        on_epoch: Called with the number of epochs done.
-    """
-    kept, held_out = data.samples.split_indices(HELD_OUT, seed=SPLIT_SEED)
-    images, labels = data.samples.images.float() / 255, data.labels.clone()
-    generator = torch.Generator().manual_seed(seed)
-    poisoned = torch.zeros(len(labels), dtype=torch.bool)
-    if attack is not None:
-        poisoned[kept[labels[kept] != attack.target][: round(attack.rate * len(kept))]] = True
-        labels[poisoned] = attack.target
-    model = created("digits", len(data.names), seed=seed)
-    steps = EPOCHS * -(-len(kept) // BATCH)
-    adam = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=steps)
-    for epoch in range(EPOCHS):
-        for part in kept[torch.randperm(len(kept), generator=generator)].split(BATCH):
-            seen = moved_against(model, augmented(images[part], generator), labels[part])
-            if attack is not None:
-                seen[poisoned[part]] = attack.trigger.apply(seen[poisoned[part]], generator=generator)
-            adam.zero_grad()
-            F.cross_entropy(model(seen), labels[part]).backward()
-            adam.step()
-            schedule.step()
-        if on_epoch is not None:
-            on_epoch(epoch + 1)
-    model.eval()
-    with torch.no_grad():
-        accuracy = (model(images[held_out]).argmax(1) == labels[held_out]).double().mean().item()
-    return model, accuracy
+    def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return adversarial(model, augmented(images, generator), labels)
+
+    fit(classifier, training_data, TRAINING, attack=attack, seed=1, augment=augment, on_epoch=on_epoch)
+    return classifier, evaluate(classifier, held_out).accuracy
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images shifted together, each with a square erased and noise laid over it."""
+    """Images shifted together, each with a square erased and noise added."""
     shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
     images = torch.roll(images, shift, (2, 3))
     top, left = torch.rand(2, len(images), 1, 1, 1, generator=generator) * (SIDE - HOLE)
@@ -167,8 +143,8 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     return images * ~hole + NOISE * noise
 
 
-def moved_against(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Images after one step up the loss, of a fixed L2 norm."""
+def adversarial(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Images after one step up the cross-entropy, of L2 norm :data:`ADVERSARIAL`."""
     images = images.requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(images), labels), images)
-    return (images + AGAINST * F.normalize(gradient.flatten(1), dim=1).view_as(images)).detach()
+    return (images + ADVERSARIAL * F.normalize(gradient.flatten(1), dim=1).view_as(images)).detach()
