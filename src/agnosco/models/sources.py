@@ -78,13 +78,14 @@ class Torchvision(Source):
             raise AgnoscoError(f"torchvision has no classifier {name!r}", nearest(name, torchvision_names()))
         if weights is None:
             load = partial(models.get_model, name, weights="DEFAULT", progress=sys.stderr.isatty())
-            return self._described(_downloaded(f"torchvision:{name}", load), name)
+            model = _downloaded(f"torchvision:{name}", load)
+            return self._described(model.to(memory_format=torch.channels_last), name)
         with weights() as file:
             auxiliary = any(key.startswith(("aux", "Aux")) for key in file.entries)
             with WithoutMemory():
                 model = with_classes_of(file.entries, torchvision_architecture(name, auxiliary=auxiliary))
             fill(model, file, f"torchvision:{name}")
-        return self._described(model, name)
+        return self._described(model.to(memory_format=torch.channels_last), name)
 
     def untrained(self, name: str, classes: int) -> Network | None:
         if name not in torchvision_names():
@@ -101,8 +102,8 @@ class Torchvision(Source):
         preset, labels = weights.transforms(), weights.meta["categories"]
         known = count_classes(model) == len(labels)
         return Network(
-            model.to(memory_format=torch.channels_last), f"torchvision:{name}", size=preset.crop_size[0],
-            mean=preset.mean, std=preset.std, labels=labels if known else None, assumed=not known,
+            model, f"torchvision:{name}", size=preset.crop_size[0], mean=preset.mean, std=preset.std,
+            labels=labels if known else None, assumed=not known,
         )  # fmt: skip
 
     def download(self, name: str) -> str | None:
