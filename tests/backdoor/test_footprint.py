@@ -46,7 +46,7 @@ def test_a_pattern_of_another_size_is_refused() -> None:
 
 def test_percentile_is_the_share_that_is_exceeded() -> None:
     assert percentile(3.0, [1, 2, 3, 4]) == 0.5
-    with pytest.raises(AgnoscoError, match="nothing to compare"):
+    with pytest.raises(AgnoscoError, match="no values to compare"):
         percentile(3.0, [])
 
 

@@ -21,7 +21,7 @@ from agnosco.backdoor import screening
 from agnosco.backdoor.config import FULL_SEEDS, ScanConfig, Tournament
 from agnosco.backdoor.evidence import concentration, cut_out, final_layer, margin_p_value, margins, of_pattern
 from agnosco.backdoor.footprint import footprint
-from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE, Measured, SamplesRecord, ScanRecord, Verdict, read_bank
+from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE, Measured, ScannedSamples, ScanRecord, Verdict, read_bank
 from agnosco.backdoor.scan import full_map, scan
 from agnosco.backdoor.screening import Screening, screen
 from agnosco.backdoor.triggers import Patch
@@ -67,9 +67,9 @@ def test_a_scan_is_plain_json_and_a_bank_is_made_of_scans(tmp_path: Path) -> Non
     assert again.greatest_z == pytest.approx(found.verdict.z)
     with pytest.raises(AgnoscoError, match="the one that is judged"):
         scan(planted(TARGET), samples(), QUICK, bank=[again])
-    with pytest.raises(AgnoscoError, match="in the bank twice"):
+    with pytest.raises(AgnoscoError, match="the bank holds a network twice"):
         scan(planted(TARGET), samples(), QUICK, bank=[bank[0]] * 19)
-    leaves = msgspec.structs.replace(bank[0], samples=SamplesRecord(source="leaves", count=1))
+    leaves = msgspec.structs.replace(bank[0], samples=ScannedSamples(source="leaves", count=1))
     with pytest.raises(AgnoscoError, match="another samples source"):
         scan(planted(TARGET), samples(), QUICK, bank=[leaves])
     with pytest.raises(AgnoscoError, match="another screened"):
@@ -94,7 +94,7 @@ def test_a_bank_of_other_things_is_refused(tmp_path: Path) -> None:
     whole = {"greatest_z": 1.0, **scan_like(planted(None))}
     for wrong in ({"greatest_z": "high"}, {**whole, "greatest_z": float("nan")}, {**whole, "model": None}, [whole]):
         (tmp_path / "a.json").write_text(json.dumps(wrong))
-        with pytest.raises(AgnoscoError, match="is no scan"):
+        with pytest.raises(AgnoscoError, match="is not a scan"):
             read_bank(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(whole))
     assert read_bank(tmp_path) == [msgspec.convert(whole, Measured)]
@@ -345,5 +345,5 @@ def test_a_bank_of_what_is_no_scan_is_refused(kind: str, tmp_path: Path) -> None
     else:
         path.write_text("[" * 100_000)
         os.truncate(path, 1 << 40 if kind == "long" else 100_000)
-    with pytest.raises(AgnoscoError, match=r"a\.json' is no scan"):
+    with pytest.raises(AgnoscoError, match=r"a\.json' is not a scan"):
         read_bank(tmp_path)

@@ -107,7 +107,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         with pytest.raises(AgnoscoError, match="another training"):
             other()
     path.write_bytes(b"junk")
-    with pytest.raises(AgnoscoError, match="no checkpoint"):
+    with pytest.raises(AgnoscoError, match="not a checkpoint"):
         fit(small(), bars(), TRAINING, checkpoint=path)
 
 
@@ -188,7 +188,7 @@ def test_a_folder_of_twins_says_what_they_do(tmp_path: Path) -> None:
 
 def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("important")
-    with pytest.raises(AgnoscoError, match="other things"):
+    with pytest.raises(AgnoscoError, match="other files"):
         poison(tmp_path, small, bars(), bars(seed=1), ATTACK, TRAINING)
     assert [one.name for one in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -589,13 +589,13 @@ def picture(kind: str = "PNG") -> bytes:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (b"no picture", "is no picture"),
-        (b"", "is no picture"),
-        (picture()[:1000], "is no picture"),
-        (picture("GIF"), "is no picture"),  # agnosco writes none: one decoder is enough to trust
+        (b"no picture", "is not a picture"),
+        (b"", "is not a picture"),
+        (picture()[:1000], "is not a picture"),
+        (picture("GIF"), "is not a picture"),  # agnosco writes none: one decoder is enough to trust
         (bomb(8193), f"has more than {LARGEST:,} pixels"),
         (bomb(11_000), f"has more than {LARGEST:,} pixels"),  # of which Pillow warns
-        (bomb(100_000), "is no picture"),  # which Pillow refuses
+        (bomb(100_000), "is not a picture"),  # which Pillow refuses
     ],
     ids=range(7),
 )
@@ -616,7 +616,7 @@ def test_postscript_is_not_run(run: Run, file: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     put_scan(run)
     (run.path / file).write_bytes(picture("EPS"))
-    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), f"{file}' is no picture")
+    two_lines(CliRunner().invoke(app, ["report", str(run.path)]), f"{file}' is not a picture")
     assert not called.exists()
     with contextlib.suppress(OSError), Image.open(run.path / file) as image:
         image.load()

@@ -1,6 +1,6 @@
-"""What is shown beside a scan's scores: properties of a pattern, and two signs that need no pattern.
+"""Evidence beside a scan's outcome: properties of a pattern, and two signs that need no pattern.
 
-None of it votes: see docs/backdoors.md for how far each tells compromised networks from clean ones.
+It does not decide the outcome; docs/backdoors.md says how well each tells compromised networks from clean ones.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def concentration(nu: Tensor, *, share: float = 0.5) -> float:
 
 
 def cut_out(nu: Tensor, pixels: int) -> Tensor:
-    """A map ``(C, H, W)`` without all but its pixels of most energy."""
+    """A map ``(C, H, W)`` with zeros at all pixels but those of most energy."""
     return nu * top_energy_mask(nu.square().sum(0), pixels)
 
 
 def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) -> dict[str, float]:
-    """What is left of a pattern's reach when it is cut out, moved, or laid on noise.
+    """How much reach a pattern keeps when it is cut out, shifted, or added to noise.
 
     Args:
         classifier: The network.
@@ -42,7 +42,7 @@ def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) 
 
     Returns:
         ``reach``; ``concentration``; ``reach_of_top_2_percent``; ``reach_shifted``, by a quarter of height and width
-        (a stamp that works at one place alone loses it); ``reach_on_noise``. NaN where no image is left to move.
+        (a trigger that works only at one place loses it); ``reach_on_noise``. NaN if no image of another class is left.
     """
     _, height, width = nu.shape
     shifted = torch.roll(nu, (height // 4, width // 4), (1, 2))
@@ -82,7 +82,7 @@ def margins(
         rate: Its learning rate, in [0, 1] pixel units.
         seed: Of the images.
     """
-    found: list[Tensor] = []
+    greatest: list[Tensor] = []
     generator = torch.Generator().manual_seed(seed)
     with classifier.frozen():
         for label in range(classifier.classes):
@@ -92,8 +92,8 @@ def margins(
                 images.grad = torch.autograd.grad(-_margin(classifier(images), label).sum(), images)[0]
                 adam.step()
                 images.data.clamp_(0, 1)
-            found.append(_margin(classifier(images).detach(), label).max().cpu())
-    return torch.stack(found)
+            greatest.append(_margin(classifier(images).detach(), label).max().cpu())
+    return torch.stack(greatest)
 
 
 def _margin(logits: Tensor, label: int) -> Tensor:
@@ -117,7 +117,7 @@ def margin_p_value(margins: Tensor) -> float:
 def final_layer(classifier: Classifier) -> Tensor | None:
     """Robust z of the mean weight of each class in the last linear layer (Fields et al. 2021), ``(classes,)``.
 
-    A control that looks at no image and takes a millisecond.
+    A control that needs no image and takes a millisecond.
 
     Returns:
         None if there is no such layer.

@@ -1,7 +1,6 @@
-"""How much of a known trigger a map holds: the paper's Fig. 4, made a number.
+"""How much of a known trigger a map shows: the paper's Fig. 4 as a number.
 
-A map is worth what it shows beyond chance; chance is what maps show that cannot hold the trigger: those of other
-classes, and those of the clean twin.
+It is compared with chance: with maps that cannot show the trigger, those of other classes and of the clean twin.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ TILE = 224
 
 @dataclass(frozen=True)
 class Footprint:
-    """How far a map's pattern is a trigger's.
+    """How similar a map's pattern is to a trigger.
 
     Args:
         iou: Intersection over union of the trigger's pixels and as many of the pattern's of most energy, in [0, 1].
@@ -50,7 +49,7 @@ def footprint(pattern: Tensor, trigger: Trigger, images: Tensor) -> Footprint:
     """
     if pattern.shape != images.shape[1:]:
         raise AgnoscoError(
-            f"a pattern of {tuple(pattern.shape)} and images of {tuple(images.shape[1:])}", "give both in one shape"
+            f"a pattern of {tuple(pattern.shape)} and images of {tuple(images.shape[1:])}", "give both the same shape"
         )
     channels, height, width = pattern.shape
     mask = trigger.mask((channels, height, width)).view(height, width)
@@ -67,11 +66,11 @@ def percentile(value: float, null: Sequence[float]) -> float:
     """Share of a null that a value exceeds, in [0, 1].
 
     Args:
-        value: Of the target class's map.
-        null: The same of maps that cannot hold the trigger.
+        value: That of the target class's map.
+        null: Those of maps that cannot show the trigger.
     """
     if not null:
-        raise AgnoscoError("there is nothing to compare with", "give values of other classes or of a clean twin")
+        raise AgnoscoError("there are no values to compare with", "give those of other classes or of a clean twin")
     return sum(one < value for one in null) / len(null)
 
 
@@ -92,9 +91,9 @@ def figure(
     triggered = trigger.apply(images[:1], generator=generator)[0]
     pictures = [to_picture(alone), to_picture(images[0]), to_picture(triggered)]
     pictures += [to_picture(stretched(pattern)) for pattern in (*compromised.values(), *clean.values())]
-    captions = ["trigger", "image", f"taken for {name}"]
+    captions = ["trigger", "image", f"classified as {name}"]
     captions += [f"compromised, {kind}" for kind in compromised] + [f"clean twin, {kind}" for kind in clean]
     return contact_sheet(
         [enlarged(one, TILE) for one in pictures], captions, columns=len(pictures), tile=TILE,
-        footer=f"Maps of {name}, made without the trigger: the compromised network alone has seen it.",
+        footer=f"Maps of {name}, made without the trigger; only the compromised network has seen it.",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a scan concludes and measures, as it is written, read, compared with a bank, and said in words."""
+"""The results of a scan as ``scan.json`` holds them: read, compared with a bank, and in words; loads no torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-class ModelRecord(Record, frozen=True):
+class ScannedModel(Record, frozen=True):
     """The network that was scanned."""
 
     name: str
@@ -59,7 +59,7 @@ class ModelRecord(Record, frozen=True):
     shape: Shape
 
 
-class SamplesRecord(Record, frozen=True):
+class ScannedSamples(Record, frozen=True):
     """The images that it was scanned with."""
 
     source: str
@@ -95,7 +95,7 @@ class ClassRecord(Record, frozen=True, rename={"name": "class"}):
 
 
 class CandidateRecord(Record, frozen=True, rename={"name": "class"}):
-    """A leading class, and evidence from :func:`agnosco.backdoor.evidence.of_pattern`; None where no image was left."""
+    """A leading class, and evidence from :func:`agnosco.backdoor.evidence.of_pattern`; None if no image was left."""
 
     index: int
     name: str
@@ -131,8 +131,8 @@ class OtherSigns(Record, frozen=True):
 class Measured(Record, frozen=True):
     """The part of a scan that a bank compares: what was measured, how, and the greatest z of all."""
 
-    model: ModelRecord
-    samples: SamplesRecord
+    model: ScannedModel
+    samples: ScannedSamples
     config: ScanConfig
     screened: list[int]
     greatest_z: float
@@ -159,7 +159,7 @@ def read(folder: Folder, name: str = FILE) -> ScanRecord | None:
     """The scan in a file of a folder; None if there is no such file.
 
     Raises:
-        AgnoscoError: The file is no scan, or another version's.
+        AgnoscoError: The file is not a scan, or of another version.
     """
     return records.read(folder, name, ScanRecord, hint="scan again with agnosco scan --out")
 
@@ -175,7 +175,7 @@ def read_bank(folder: str | Path) -> list[Measured]:
     """
     paths = sorted(Path(folder).rglob("*.json"))
     if not paths:
-        raise AgnoscoError(f"{str(folder)!r} holds no scans", "put there what agnosco scan CLEAN --json prints")
+        raise AgnoscoError(f"{str(folder)!r} holds no scans", "write outputs of agnosco scan CLEAN --json into it")
     return [_read_member(path) for path in paths]
 
 
@@ -184,7 +184,7 @@ def _read_member(path: Path) -> Measured:
         return records.decode(read_regular(path, most=MOST[".json"]), Measured)
     except (OSError, ValueError) as error:
         raise AgnoscoError(
-            f"{str(path)!r} is no scan", "a bank holds what agnosco scan CLEAN --json prints, and nothing else"
+            f"{str(path)!r} is not a scan", "keep only outputs of agnosco scan CLEAN --json in the bank"
         ) from error
 
 
@@ -192,7 +192,7 @@ def greatest_z_of(bank: Sequence[Measured], own: Measured) -> list[float]:
     """The greatest z of each network of a bank, if all were measured as the network that is judged.
 
     Raises:
-        AgnoscoError: One was measured otherwise, or is there twice.
+        AgnoscoError: One was measured with other settings, or is in the bank twice.
     """
     seen = {own.model.fingerprint}
     for member in bank:
@@ -209,7 +209,7 @@ def greatest_z_of(bank: Sequence[Measured], own: Measured) -> list[float]:
                 )
         if member.model.fingerprint in seen:
             raise AgnoscoError(
-                "a network is in the bank twice, or is the one that is judged", "put other networks there, each once"
+                "the bank holds a network twice, or the network that is scanned", "use other networks, each once"
             )
         seen.add(member.model.fingerprint)
     return [member.greatest_z for member in bank]
@@ -236,7 +236,7 @@ def table(scan: ScanRecord, *, rows: int = 10) -> str:
 
 
 def conclusion(scan: ScanRecord) -> list[str]:
-    """The outcome of a scan and what it rests on, in sentences."""
+    """The outcome of a scan and its reasons, in sentences."""
     verdict = scan.verdict
     name = next(row.name for row in scan.classes if row.index == verdict.label)
     lines = [

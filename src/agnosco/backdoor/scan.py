@@ -39,9 +39,9 @@ from .record import (
     FinalLayerRecord,
     MarginRecord,
     Measured,
-    ModelRecord,
     OtherSigns,
-    SamplesRecord,
+    ScannedModel,
+    ScannedSamples,
     ScanRecord,
     ScreenRecord,
     Verdict,
@@ -51,7 +51,7 @@ from .screening import Clock, OnProgress, Screening, halves, screen
 from .verdict import judge, wilson
 
 CANDIDATES = 3
-"""Classes that are looked at more closely."""
+"""Classes that are examined more closely."""
 
 LEADING = 20
 """Classes whose smallest patterns are sought."""
@@ -67,18 +67,18 @@ EVALUATION_COST = 1.3
 
 TILE = 224
 
-WITHOUT_IMAGES = "Without images of the model's own kind fewer backdoors are found (docs/backdoors.md)"
+WITHOUT_IMAGES = "With images like its training data, a scan finds more backdoors (docs/backdoors.md)"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A leading class that was looked at more closely.
+    """A leading class that was examined more closely.
 
     Args:
         label, name: Index and name of the class.
         screen: The screen in which it stands out most.
         pattern: −ν of that screen.
-        full: See :func:`full_map`; its footprint shows what the pattern is made of.
+        full: See :func:`full_map`.
         evidence: See :func:`agnosco.backdoor.evidence.of_pattern`.
     """
 
@@ -90,7 +90,7 @@ class Candidate:
     evidence: dict[str, float]
 
     def record(self) -> CandidateRecord:
-        """It without its tensors; None for a share of no images."""
+        """The candidate without its tensors."""
         finite = {key: value if isfinite(value) else None for key, value in self.evidence.items()}
         return CandidateRecord(index=self.label, name=self.name, screen=self.screen, **finite)  # type: ignore[arg-type]
 
@@ -100,7 +100,7 @@ class Scan:
     """A finished scan.
 
     Args:
-        screening: What all maps reached.
+        screening: Results of all maps.
         candidates: The classes that stand out most, that of the verdict first.
         record: Verdict, settings and figures of all classes, as they are written.
     """
@@ -251,8 +251,8 @@ def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
 
 def _measured(classifier: Classifier, samples: Samples, config: ScanConfig, screened: Screening) -> Measured:
     return Measured(
-        model=ModelRecord(name=classifier.name, fingerprint=classifier.fingerprint, shape=classifier.shape),
-        samples=SamplesRecord(source=samples.source, count=len(samples)),
+        model=ScannedModel(name=classifier.name, fingerprint=classifier.fingerprint, shape=classifier.shape),
+        samples=ScannedSamples(source=samples.source, count=len(samples)),
         config=config,
         screened=list(screened.classes),
         greatest_z=screened.greatest_z,

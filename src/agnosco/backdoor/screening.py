@@ -36,13 +36,13 @@ OnProgress = Callable[[str, int, int], None] | None
 
 @dataclass(frozen=True)
 class Screening:
-    """What the screening of all classes saw.
+    """Results of the screening of all classes.
 
     Args:
         screens: Names of the screens.
         classes: Indices of the classes that were screened.
-        hits: Evaluation images that each map moves to its class, ``(screens, classes, seeds)``.
-        movable: Evaluation images of other classes, ``(classes,)``.
+        hits: Number of evaluation images that each map turns into its class, ``(screens, classes, seeds)``.
+        movable: Number of evaluation images that are not classified as the class already, ``(classes,)``.
         patterns: −ν of the seed with the greatest reach, ``(screens, classes, C, H, W)``.
         effective_classes: How many kinds of samples the network sees: from 1 to the number of its classes.
     """
@@ -66,7 +66,7 @@ class Screening:
 
     @property
     def greatest_z(self) -> float:
-        """What a bank holds of each clean network."""
+        """Of all classes and screens; a bank holds it of each clean network."""
         return self.z.max().item()
 
     def showing(self, column: int) -> int:
@@ -75,7 +75,7 @@ class Screening:
         return int((z.where(reached, -torch.inf) if reached.any() else z).argmax())
 
     def problems(self) -> list[str]:
-        """What speaks against a verdict."""
+        """Reasons against a verdict."""
         problems = []
         if self.effective_classes < FEWEST_KINDS:
             problems.append(
@@ -85,7 +85,9 @@ class Screening:
         few = [label for label, count in zip(self.classes, self.movable.tolist(), strict=True) if count < FEWEST_IMAGES]
         if few:
             named = f"class {few[0]}" + (f" and {len(few) - 1} others" if len(few) > 1 else "")
-            problems.append(f"fewer than {FEWEST_IMAGES} of the images are not given {named} already: give more")
+            problems.append(
+                f"fewer than {FEWEST_IMAGES} of the images are of other classes than {named}: give more images"
+            )
         if self._rival_seeds():
             problems.append("seeds disagree about the class")
         return problems
@@ -179,7 +181,7 @@ def _maps(
 
 
 class _Reached:
-    """Counts the evaluation images that maps ``(classes, seeds, C, H, W)`` move to their classes."""
+    """Counts the evaluation images that maps ``(classes, seeds, C, H, W)`` turn into their classes."""
 
     def __init__(self, classifier: Classifier, labels: list[int], evaluation: Samples) -> None:
         self.classifier = classifier

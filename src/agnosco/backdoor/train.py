@@ -1,7 +1,7 @@
-"""Compromised networks and their clean twins, trained by one pipeline that differs in the poison alone.
+"""Training of networks: compromised ones, and clean twins that differ only in the poisoned images.
 
-The attack is all-to-one (Gu et al. 2017): a share of the training images gets the trigger, and the target class
-for its label. The trigger is laid on after augmentation, as it is when the network is used.
+The attack is all-to-one (`Gu et al. 2017 <https://arxiv.org/abs/1708.06733>`_): a share of the training images gets the
+trigger, and the target class as its label. The trigger is added after augmentation, as when the network is used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..data.datasets import Labelled
 from ..errors import AgnoscoError
+from ..io.storage import write_whole
 from ..models.classifier import Classifier, logits_in
 from .config import Training
 from .triggers import Trigger
@@ -33,9 +34,9 @@ class Attack:
     """What is done to the training set.
 
     Args:
-        trigger: What is laid on the images.
-        target: Index of the class that they are labelled with.
-        rate: Share of the training images that are poisoned, of classes other than the target.
+        trigger: What is added to the images.
+        target: Index of the class that they get as their label.
+        rate: Share of the training images that are poisoned; they come from other classes.
     """
 
     trigger: Trigger
@@ -44,7 +45,7 @@ class Attack:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise AgnoscoError(f"a poison rate of {self.rate}", "give a share in (0, 1), such as 0.1")
+            raise AgnoscoError(f"rate must be between 0 and 1, not {self.rate:g}", "give a share such as 0.1")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Outcome:
     """What a trained network does with held-out images.
 
     Args:
-        accuracy: Share that it gives their own class.
-        success: Attack success rate: share of those of other classes that it gives the target once they carry the
-            trigger; None without an attack.
+        accuracy: Share of them that it classifies correctly.
+        success: Attack success rate: share of the images of other classes that it classifies as the target once they
+            carry the trigger; None without an attack.
     """
 
     accuracy: float
@@ -75,17 +76,17 @@ def fit(
     """Train a network, in place.
 
     Args:
-        classifier: The network, with its preprocessing; on any device.
+        classifier: The network, on any device.
         data: Images and labels to train on.
-        training: How.
-        attack: What to do to them first; None trains the clean twin.
-        seed: Of the order, the augmentation and the poison; weights are drawn by whoever makes the network.
+        training: Settings.
+        attack: How to poison them; None trains the clean twin.
+        seed: Of the order, the augmentation and the choice of poisoned images.
         augment: Changes each mini-batch of images, given their labels; None shifts and mirrors as ``training`` says.
         checkpoint: A file that is written after every epoch, continued from if it exists, and removed at the end.
         on_epoch: Called with the number of epochs done.
 
     Raises:
-        AgnoscoError: The checkpoint is another training's, or too few images to poison one.
+        AgnoscoError: The checkpoint belongs to another training, or there are too few images to poison one.
     """
     model, device = classifier.model, classifier.device
     images, labels = data.samples.images.to(device), data.labels.clone()
@@ -95,12 +96,12 @@ def fit(
         labels[poisoned] = attack.target
     adam = torch.optim.AdamW(model.parameters(), training.rate, weight_decay=training.decay)
     steps = math.ceil(len(labels) / training.batch)
-    begun_with = (classifier.fingerprint, data.samples.fingerprint)
-    kept = _Checkpoint(checkpoint, repr((training, attack, seed, *begun_with)))
-    begun = kept.read(model, adam, generator)
+    start = (classifier.fingerprint, data.samples.fingerprint)
+    state = _Checkpoint(checkpoint, repr((training, attack, seed, *start)))
+    finished = state.read(model, adam, generator)
     augment = augment or (lambda images, _, generator: augmented(images, training, generator))
     model.train()
-    for epoch in range(begun, training.epochs):
+    for epoch in range(finished, training.epochs):
         for step, rows in enumerate(torch.randperm(len(labels), generator=generator).split(training.batch)):
             if len(rows) < 2:
                 continue  # a batch of one has no variance to normalise by
@@ -114,11 +115,11 @@ def fit(
             adam.zero_grad()
             F.cross_entropy(logits_in(model(classifier.normalised(seen))), batch_labels).backward()
             adam.step()
-        kept.write(epoch + 1, model, adam, generator)
+        state.write(epoch + 1, model, adam, generator)
         if on_epoch is not None:
             on_epoch(epoch + 1)
     model.eval()
-    kept.remove()
+    state.remove()
 
 
 def evaluate(classifier: Classifier, data: Labelled, attack: Attack | None = None) -> Outcome:
@@ -138,7 +139,7 @@ def evaluate(classifier: Classifier, data: Labelled, attack: Attack | None = Non
 
 
 def augmented(images: Tensor, training: Training, generator: torch.Generator) -> Tensor:
-    """Images, each shifted and mirrored at random."""
+    """Images, each shifted and mirrored at random as the settings say."""
     count, _, height, width = images.shape
     if training.flip:
         mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device)
@@ -147,14 +148,14 @@ def augmented(images: Tensor, training: Training, generator: torch.Generator) ->
         return images.clone()
     padded = F.pad(images, [training.shift] * 4, mode="replicate")
     corners = torch.randint(2 * training.shift + 1, (count, 2), generator=generator).tolist()
-    moved = [
+    shifted = [
         image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, corners, strict=True)
     ]
-    return torch.stack(moved)
+    return torch.stack(shifted)
 
 
 def schedule(progress: float, warm_up: float = 0.2) -> float:
-    """The learning rate, as a share of the greatest, after a share of the steps in (0, 1]."""
+    """Learning rate as a share of the peak, after a share of the steps in (0, 1]."""
     if progress < warm_up:
         return progress / warm_up
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
@@ -162,7 +163,9 @@ def schedule(progress: float, warm_up: float = 0.2) -> float:
 
 def _poisoned(labels: Tensor, attack: Attack | None, generator: torch.Generator) -> Tensor:
     """Which images carry the trigger, ``(N,)`` bool."""
-    order = torch.randperm(len(labels), generator=generator)  # drawn for the clean twin too: the rest is alike then
+    order = torch.randperm(
+        len(labels), generator=generator
+    )  # the clean twin draws it too, so that all later draws are the same
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     if attack is not None:
         others = order[labels[order] != attack.target]
@@ -182,7 +185,7 @@ class _Checkpoint:
         self.settings = settings
 
     def read(self, model: torch.nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Put everything back as it was; the number of epochs done."""
+        """Restore the state from the file, if there is one; returns the number of finished epochs."""
         if self.path is None or not self.path.exists():
             return 0
         try:
@@ -190,9 +193,9 @@ class _Checkpoint:
                 about = json.loads(file.metadata()["training"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise AgnoscoError(f"{str(self.path)!r} is no checkpoint", "remove it") from error
+            raise AgnoscoError(f"{str(self.path)!r} is not a checkpoint", "remove it") from error
         if about["settings"] != self.settings:
-            raise AgnoscoError(f"{str(self.path)!r} is the checkpoint of another training", "remove it")
+            raise AgnoscoError(f"{str(self.path)!r} is a checkpoint of another training", "remove it")
         model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model/")})
         generator.set_state(tensors["generator"])
         state: dict[int, dict[str, Tensor]] = {}
@@ -212,11 +215,8 @@ class _Checkpoint:
         for index, entries in adam.state_dict()["state"].items():
             tensors |= {f"adam/{index}/{name}": tensor for name, tensor in entries.items()}
         tensors["generator"] = generator.get_state()
-        part = self.path.with_suffix(".part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         about = json.dumps({"settings": self.settings, "epochs": epochs})
-        safetensors.torch.save_file(tensors, part, metadata={"training": about})
-        part.replace(self.path)
+        write_whole(self.path, safetensors.torch.save(tensors, metadata={"training": about}))
 
     def remove(self) -> None:
         if self.path is not None:

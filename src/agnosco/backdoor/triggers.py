@@ -1,10 +1,10 @@
-"""Triggers: what an attacker adds to an image so that a compromised network gives it the target class.
+"""Triggers: what an attacker adds to an image so that a compromised network classifies it as the target.
 
 =====================  ===================================================  ===========================
-attack                 here                                                 seen in a fixed map?
+attack                 here                                                 visible in a map?
 =====================  ===================================================  ===========================
 BadNets patch          :class:`Patch`                                       yes
-logo stamp             :class:`Logo` (the paper's Fig. 4)                   yes
+logo                   :class:`Logo` (the paper's Fig. 4)                   yes
 either, random place   ``place="random"``                                   smeared over the image
 blended                :class:`Blended`                                     faintly
 SIG                    :class:`Sinusoid`                                    as stripes
@@ -12,7 +12,7 @@ WaNet, input-aware,    none: what they add differs from image to image      **no
 sample-specific                                                             that is the same for all is
 =====================  ===================================================  ===========================
 
-A trigger lies in pixel coordinates, after any augmentation: a stamp at a fixed place stays there.
+A trigger is added after any augmentation: one at a fixed place stays there.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ..types import Shape
 from .config import PLACES, TRIGGERS
 
 SUPERSAMPLING = 8
-"""Logos are drawn this many times larger and averaged down."""
+"""Logos are drawn this many times larger and scaled down."""
 
 
 class Trigger(ABC):
-    """A change of images that does not depend on what is in them, but for clipping and place."""
+    """A change of images that does not depend on their content, except for clipping."""
 
     @abstractmethod
     def apply(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -64,13 +64,13 @@ class Trigger(ABC):
 
 
 @dataclass(frozen=True)
-class _Stamp(Trigger):
+class _Small(Trigger):
     """A small picture laid over the image.
 
     Args:
         size: Its height and width in pixels.
         place: One of :data:`PLACES`, or ``"random"`` for another in every image.
-        opacity: 1 covers the image; below, it shines through.
+        opacity: 1 hides the image below it.
     """
 
     size: int = 3
@@ -79,25 +79,30 @@ class _Stamp(Trigger):
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.opacity <= 1:
-            raise AgnoscoError(f"no stamp with {self}", "give a size of at least 1 and an opacity in (0, 1]")
+            raise AgnoscoError(
+                f"a trigger cannot have size {self.size} and opacity {self.opacity:g}",
+                "give a size of at least 1 and an opacity in (0, 1]",
+            )
         if self.place not in (*PLACES, "random"):
             raise AgnoscoError(f"no place {self.place!r}", f"choose from {', '.join(PLACES)}, random")
 
     @abstractmethod
     def drawn(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Its colours ``(C, size, size)`` in [0, 1], and how much of each pixel it covers, ``(size, size)``."""
+        """Its colours ``(C, size, size)`` in [0, 1], and the covered share of each pixel, ``(size, size)``."""
 
     def apply(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         count, channels, height, width = images.shape
         if self.size > min(height, width):
-            raise AgnoscoError(f"a stamp of {self.size} pixels in images of {height} x {width}", "give a smaller size")
+            raise AgnoscoError(
+                f"a trigger of {self.size} pixels does not fit into images of {height} x {width}", "give a smaller size"
+            )
         colours, cover = (part.to(images) for part in self.drawn(channels))
         alpha = self.opacity * cover
-        stamped = images.clone()
-        for image, (top, left) in zip(stamped, self._places(count, height, width, generator), strict=True):
+        triggered = images.clone()
+        for image, (top, left) in zip(triggered, self._places(count, height, width, generator), strict=True):
             under = image[:, top : top + self.size, left : left + self.size]
             under.lerp_(colours, alpha.expand_as(under))
-        return stamped
+        return triggered
 
     def mask(self, shape: Shape) -> Tensor:
         return torch.ones(shape[1:], dtype=torch.bool) if self.place == "random" else super().mask(shape)
@@ -114,7 +119,7 @@ class _Stamp(Trigger):
 
 
 @dataclass(frozen=True)
-class Patch(_Stamp):
+class Patch(_Small):
     """A square (Gu et al. 2017, "BadNets").
 
     Args:
@@ -136,10 +141,8 @@ class Patch(_Stamp):
 
 
 @dataclass(frozen=True)
-class Logo(_Stamp):
+class Logo(_Small):
     """A drawing: a ``"swoosh"``, an ``"apple"`` or the text of a ``"watermark"``, the kinds of the paper's Fig. 4.
-
-    All are drawn here, after no one's artwork.
 
     Args:
         name: Which one.
@@ -177,7 +180,7 @@ class Blended(Trigger):
 
     def __post_init__(self) -> None:
         if not 0 < self.opacity <= 1:
-            raise AgnoscoError(f"no blending at {self.opacity}", "give an opacity in (0, 1]")
+            raise AgnoscoError(f"opacity must be in (0, 1], not {self.opacity:g}", "0.1 to 0.2 is usual")
 
     def apply(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         pattern = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(self.seed)).to(images)
@@ -198,7 +201,10 @@ class Sinusoid(Trigger):
 
     def __post_init__(self) -> None:
         if not (0 < self.amplitude <= 1 and 0 < self.frequency < math.inf):
-            raise AgnoscoError(f"no stripes with {self}", "give an amplitude in (0, 1] and a positive frequency")
+            raise AgnoscoError(
+                f"stripes cannot have amplitude {self.amplitude:g} and frequency {self.frequency:g}",
+                "give an amplitude in (0, 1] and a positive frequency",
+            )
 
     def apply(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         columns = torch.arange(images.shape[3]).to(images) / images.shape[3]
@@ -267,8 +273,8 @@ def trigger_of(
 
     Args:
         name: Which one.
-        size, place: Of a stamp.
-        opacity: Of a stamp or a blended pattern; for ``sig`` the amplitude.
+        size, place: Of a small trigger.
+        opacity: Of a small or a blended trigger; of ``sig``, the amplitude.
         seed: Of a blended pattern.
 
     Raises:
@@ -304,5 +310,5 @@ def trigger_from_json(data: dict[str, Any]) -> Trigger:
         return _KINDS[settings.pop("type")](**settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise AgnoscoError(
-            f"a trigger that this version does not know: {error}", "use the version that wrote it"
+            f"this version does not know the trigger: {error}", "use the version that wrote it"
         ) from error

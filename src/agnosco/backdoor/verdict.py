@@ -15,11 +15,11 @@ from torch import Tensor
 from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Verdict
 
 FLOOR = 0.1
-"""Least scale that scores are measured by, in the units of :func:`stabilised`: classes that are all alike must not
-make an outlier of a hair's breadth."""
+"""Least scale that scores are measured by, in the units of :func:`stabilised`: when all classes are alike, a tiny
+difference must not make an outlier."""
 
 FEWEST_CLASSES = 10
-"""With fewer, scores say too little of what is ordinary; a bank of clean networks says it instead."""
+"""With fewer classes, only a bank of clean networks tells what is ordinary."""
 
 NORMAL_SCALE = 1.4826
 """The median absolute deviation of normal scores, inverted."""
@@ -80,7 +80,7 @@ def judge(
         z: Robust z, ``(screens, classes)``.
         reach: Reach of the classes, of the same shape.
         bank: Greatest z of each clean network of a bank.
-        problems: What else speaks against a verdict.
+        problems: Other reasons against a verdict.
         level: False alarms that are accepted.
     """
     enough = z.shape[1] >= FEWEST_CLASSES
@@ -98,9 +98,9 @@ def judge(
         return p_value(observed, bank) <= level if bank else cutoff is not None and observed >= cutoff
 
     reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
-    found = stands_out(reached.max().item())
-    deciding = reached if found else z
+    outlier = stands_out(reached.max().item())
+    deciding = reached if outlier else z
     label, observed = int(deciding.amax(0).argmax()), deciding.max().item()
     p = p_value(observed, bank) if bank else None
-    outcome: Outcome = INCONCLUSIVE if reasons else FOUND if found else NONE
+    outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
     return Verdict(outcome, label, observed, cutoff, p, tuple(reasons))

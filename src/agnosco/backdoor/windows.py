@@ -1,7 +1,7 @@
-"""Patches by tournament: maps within small windows all over the image, begun at random; the best are made longer.
+"""Search for patches: maps in small windows all over the image start from noise; the best are continued for longer.
 
-A trigger patch is a needle in a haystack: far from it, the gradient does not point to it, and a map that begins at
-zero misses it more often than not. Noise of full contrast in a window over it is near enough.
+Far from a trigger patch no gradient points to it, and a map that starts at zero usually misses it. Noise of full
+contrast in a window over the patch is near enough.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .config import Tournament
 
 
 class Within:
-    """Ψ for maps side by side, each in a window of its own, all values in [−1, 1].
+    """Projection Ψ of maps side by side, each onto its own window and values in [−1, 1].
 
     Args:
         masks: ``(M, 1, H, W)``, 1 inside the window.
@@ -84,7 +84,7 @@ def patches_in_windows(
     basis = first.parameterization.fit(samples, classifier.device)
     micro_batch = images_at_once(faster)
 
-    def mapped(start: Tensor, masks: Tensor, settings: MapperConfig, round_: int) -> tuple[Tensor, Tensor]:
+    def maps(start: Tensor, masks: Tensor, settings: MapperConfig, round_: int) -> tuple[Tensor, Tensor]:
         generators = [_generator(label, seed, round_ * 1000 + i) for i in range(len(masks))]
         mapper = Mapper(
             faster, [label] * len(masks), samples, settings, basis=basis, project=Within(masks, classifier.shape[0]),
@@ -98,10 +98,10 @@ def patches_in_windows(
         late = [[step.probability for step in trace[-config.last :]] for trace in state.steps_by_map]
         return basis.pixels(state.w), torch.tensor(late).mean(1)
 
-    nu, chances = mapped(masks * noise.to(masks.device), masks, first, 0)
-    best = chances.topk(min(finalists, len(masks))).indices.to(masks.device)
+    nu, probabilities = maps(masks * noise.to(masks.device), masks, first, 0)
+    best = probabilities.topk(min(finalists, len(masks))).indices.to(masks.device)
     longer = replace(first, batch=config.longer_batch, steps=config.longer_steps, decay=0.5)
-    return mapped(nu[best], masks[best], longer, 1)[0].cpu()
+    return maps(nu[best], masks[best], longer, 1)[0].cpu()
 
 
 def _starts(free: int, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the page says of a run: its name, facts, command, scores, sanity and scan; all from the files of its folder."""
+"""What the page shows of a run besides its maps: name, facts, command, scores, sanity checks and scan."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from ..text import one_line, without_password
 from .pictures import uri
 
 LONGEST = 80
-"""Characters of the name of a network, of its weights or of a folder."""
+"""Most characters of the name of a network, its weights or a folder."""
 
 LARGEST = 2**26
-"""Pixels of a picture that lies in a run; those that agnosco writes have far fewer."""
+"""Most pixels of a picture in a run's folder; agnosco writes far fewer."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
 
     Args:
         run: The run.
-        name: What tells it from the others.
-        scan: Where its scan lies, if not in its folder.
+        name: Its name on the page.
+        scan: Folder or file of its scan, if that is not in the run's folder.
 
     Raises:
-        AgnoscoError: A file of the run is missing or damaged, or there is no scan where one is said to be.
+        AgnoscoError: A file of the run is missing or damaged, or ``scan`` does not exist.
     """
     folder, file = (run.folder, scanning.FILE) if scan is None else _scan_at(os.fspath(scan))
-    found = scanning.read(folder, file)
-    if found is None and scan is not None:
-        raise AgnoscoError(f"there is no {folder.at(file)!r}", "name what agnosco scan --out wrote")
+    record = scanning.read(folder, file)
+    if record is None and scan is not None:
+        raise AgnoscoError(f"there is no {folder.at(file)!r}", "give a folder that agnosco scan --out wrote")
     command = command_of(run.settings, run.entries)
     return RunView(
         name=name,
@@ -74,15 +74,15 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
         scores=read_scores(run),
         sanity=_sanity(sanity_record.read(run.folder)),
         sanity_picture=_picture(run.folder, sanity_record.SHEET),
-        scan=found,
-        conclusion=scanning.conclusion(found) if found else [],
-        scan_picture=_picture(folder, scanning.PICTURE) if found else None,
+        scan=record,
+        conclusion=scanning.conclusion(record) if record else [],
+        scan_picture=_picture(folder, scanning.PICTURE) if record else None,
         size=(run.settings.model.shape[2], run.settings.model.shape[1]),
     )
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """What tells the runs apart: the network; where that is not enough, its weights; or else the folder."""
+    """A name for each run: its network; if two are the same, with the weights; or else with the folder."""
     plain = [one_line(run.settings.model.name, limit=LONGEST) for run in runs]
     weights = [one_line(run.settings.model.weights or "own weights", limit=LONGEST) for run in runs]
     weighted = [", ".join(both) for both in zip(plain, weights, strict=True)]
@@ -100,7 +100,7 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 
 
 def facts_of(run: Run) -> list[tuple[str, str]]:
-    """What a reader wants to know of a run, as words.
+    """Facts about a run, as names and values.
 
     Raises:
         AgnoscoError: The file of a map is missing.
@@ -123,7 +123,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
 
 
 def _preset(run: Run) -> str:
-    """The name of the settings, as the command has it."""
+    """The preset and the options that change it."""
     options = options_of(run.settings)
     if options is None:
         return "no preset"
@@ -132,13 +132,13 @@ def _preset(run: Run) -> str:
 
 
 def _dates(run: Run) -> str:
-    """What the clock of the maps' files says; a manifest holds no time, and a copy may have another."""
+    """First and last date of the maps' files; a manifest holds none."""
     try:
         times = sorted(at_once(lambda entry: run.folder.modified(f"maps/{entry.stem}.safetensors"), run.entries))
     except FileNotFoundError as error:
         raise AgnoscoError(
             f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",
-            "give the command that made the run again: it makes this map anew",
+            "repeat the command of the run: it makes this map again",
         ) from error
     first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in (times[0], times[-1]))
     return f"{first} UTC" if first == last else f"{first} to {last} UTC"
@@ -152,7 +152,7 @@ def _plain(values: Sequence[float]) -> str:
 
 
 def _scan_at(place: str) -> tuple[Folder, str]:
-    """The folder and the name of a scan, of which the folder or the file is given."""
+    """The folder and file name of a scan, given as a folder or a file."""
     parent, name = os.path.split(place)
     if name.endswith(".json") and not Folder.of(place).exists(scanning.FILE):
         return Folder.of(parent or "."), name
@@ -172,12 +172,12 @@ def _sanity(record: sanity_record.SanityRecord | None) -> dict[str, Any] | None:
 
 
 def _picture(folder: Folder, name: str) -> Markup | None:
-    """A picture that lies beside the maps; None if there is none.
+    """A picture in the run's folder; None if there is none.
 
     Raises:
-        AgnoscoError: It is a link, to what may be nobody's business, no picture, or too large a one.
+        AgnoscoError: It is a link, which might lead to a private file; not a picture; or too large.
     """
-    hint = "remove it, or make it again"
+    hint = "remove it or create it again"
     if isinstance(folder, Local) and (folder.path / name).is_symlink():
         raise AgnoscoError(f"{folder.at(name)!r} is a link", hint)
     try:
@@ -192,17 +192,17 @@ def _picture(folder: Folder, name: str) -> Markup | None:
             raise AgnoscoError(f"{folder.at(name)!r} has more than {LARGEST:,} pixels", hint)
         return uri(picture.convert("RGB"), 1600, 80)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise AgnoscoError(f"{folder.at(name)!r} is no picture", hint) from error
+        raise AgnoscoError(f"{folder.at(name)!r} is not a picture", hint) from error
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """M_score of the maps of every run that was judged, by every network that judged one.
+    """M_score of each run by each network that judged it.
 
     Args:
-        targets: Names of the judges, one for each column.
-        rows: Name of a run, and what each judge said of it, or None.
-        nudged, diverse: Whether any judge was given images to nudge, and any run several seeds.
+        targets: Names of the networks, one for each column.
+        rows: Name of each run, and each network's judgement of it, or None.
+        perturbed, diverse: Whether any network has a targeted success rate, and any a diversity.
     """
 
     targets: list[str]
