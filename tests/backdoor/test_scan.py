@@ -65,7 +65,7 @@ def test_a_scan_is_plain_json_and_a_bank_is_made_of_scans(tmp_path: Path) -> Non
     assert again == found.record
     assert again.verdict.label == TARGET
     assert again.greatest_z == pytest.approx(found.verdict.z)
-    with pytest.raises(AgnoscoError, match="the one that is judged"):
+    with pytest.raises(AgnoscoError, match="or the network that is scanned"):
         scan(planted(TARGET), samples(), QUICK, bank=[again])
     with pytest.raises(AgnoscoError, match="the bank holds a network twice"):
         scan(planted(TARGET), samples(), QUICK, bank=[bank[0]] * 19)

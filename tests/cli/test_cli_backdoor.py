@@ -121,7 +121,7 @@ def test_poison_makes_a_folder_that_scan_takes(tmp_path: Path, monkeypatch: pyte
         (("torchvision:resnet19",), "is not an architecture that can be trained"),
         (("--target", "11"), "no class 11"),
         (("--data", "absent"), "folder per class"),
-        (("--rate", "0"), "poison rate"),
+        (("--rate", "0"), "rate must be between 0 and 1"),
     ],
 )
 def test_poison_says_what_is_wrong(
