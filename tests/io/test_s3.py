@@ -113,7 +113,7 @@ def test_scores_and_reports_of_a_run_lie_beside_it(bucket: Any) -> None:
     options = ("--trust-code", "--device", "cpu")
     result = call("score", RUN, "--target", "python:net.py:build", *options)
     assert result.exit_code == 0, result.stderr
-    assert f"Kept in {RUN}/scores.json" in result.stderr
+    assert f"Wrote {RUN}/scores.json" in result.stderr
     assert json.loads(objects(bucket)["scores.json"])["targets"][0]["maps"] == 6
     result = call("report", RUN, "--json")
     assert result.exit_code == 0, result.stderr
