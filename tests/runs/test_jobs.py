@@ -33,6 +33,7 @@ from agnosco.method.maker import Maker, groups_of
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs, status
 from agnosco.runs.jobs import Finished, map_runs
+from agnosco.runs.origin import remake
 from agnosco.runs.run import Run
 from agnosco.types import Job, Progress
 
@@ -68,6 +69,19 @@ def make(
     path: Path | str, *, config: Config = CONFIG, classes: tuple[int, ...] = (0, 1, 2, 3, 4), **options: Any
 ) -> Any:
     return list(map_runs(create(path, config), network(), samples(), classes, **options))
+
+
+def test_a_bare_module_gives_the_maps_of_its_classifier(tmp_path: Path) -> None:
+    model, config = network().model, replace(CONFIG, refine=None)
+    names = tuple(str(index) for index in range(5))
+    for folder, classifier in (("module", model), ("classifier", network(names))):
+        run = Run.create(tmp_path / folder, classifier=classifier, samples=samples(), config=config)
+        assert keys(list(map_runs(run, classifier, samples(), [1, 3]))) == [(1, 0), (3, 0)]
+    content, expected = files(tmp_path / "module"), files(tmp_path / "classifier")
+    assert content.keys() == expected.keys()
+    assert {name for name in content if content[name] != expected[name]} <= {"manifest.json"}
+    again = remake(tmp_path / "module", 3, 0, model, samples())
+    assert torch.allclose(again.nu, Run.open(tmp_path / "classifier").map(3).nu, atol=1e-3)
 
 
 def keys(finished: list[Finished]) -> list[tuple[int, int]]:

@@ -57,7 +57,7 @@ def make_maps(
     progress.end(run)
     order = {job: place for place, job in enumerate(progress.jobs)}
     maps = [*progress.existing, *progress.new]
-    return sorted(maps, key=lambda each: order.get(Job(each.entry.index, each.entry.seed), len(order)))
+    return sorted(maps, key=lambda each: order.get(each.entry.job, len(order)))
 
 
 class _MapsProgress:

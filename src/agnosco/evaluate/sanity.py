@@ -12,8 +12,7 @@ from ..method.concept import ConceptMap
 from ..method.maker import map_classes
 from ..method.render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from ..models.classifier import Classifier
-from ..models.loading import load
-from ..runs.origin import check_origin
+from ..runs.origin import check_origin, classifier_of
 from ..runs.run import Run, check_target
 from ..types import OnStep
 from .checks import cascade, depths, labels_check, metrics, planted, seeds_check, stages_of
@@ -62,7 +61,7 @@ def sanity(
         True
     """
     metrics()  # what is missing is reported before hours of work
-    classifier = _classifier_of(run, model)
+    classifier = classifier_of(run, model)
     check_origin(run, classifier, samples)
     maps = list(run.maps())
     names = {concept.label: concept.name for concept in maps}
@@ -98,14 +97,6 @@ def maps_needed(run: Run, classifier: Classifier, *, classes: int = 3) -> int:
     levels = len(depths(len(stages_of(classifier.model))))
     one_seed = len(run.entries) == len(labels)  # then each class is mapped with another
     return min(classes, len(labels)) * (levels + one_seed)
-
-
-def _classifier_of(run: Run, model: Classifier | nn.Module | str) -> Classifier:
-    if isinstance(model, Classifier):
-        return model
-    own = run.settings.model
-    channels, height, width = own.shape
-    return load(model, size=(height, width), channels=channels, mean=own.mean, std=own.std, features=own.features)
 
 
 def _pictures(maps: list[ConceptMap]) -> Tensor:

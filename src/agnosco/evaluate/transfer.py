@@ -14,7 +14,7 @@ from ..errors import AgnoscoError
 from ..method.concept import ConceptMap
 from ..method.score import diversity, intervals, logits_of, predictions, score_of_logits, targeted_success_rate
 from ..models.classifier import Classifier
-from ..models.loading import load
+from ..models.loading import as_classifier
 from ..runs.run import Run
 from ..text import spelling
 from .score_record import Intervals, Judgement, digest_of
@@ -51,9 +51,7 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
         >>> judgement.source, judgement.maps, 0.5 <= judgement.m_score <= 1
         (True, 2, True)
     """
-    channels, *size = run.settings.model.shape
-    if not isinstance(target, Classifier):
-        target = load(target, size=(size[0], size[1]), channels=channels)
+    target = as_classifier(target, run.settings.model.shape)
     labels = matched(run, target)
     if len(set(labels)) < 2:
         raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "score at least two classes")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import AgnoscoError, AgnoscoWarning
+from ..types import Shape
 from .architectures import ARCHITECTURES
 from .classifier import Classifier
 from .devices import resolve_device
@@ -143,6 +144,12 @@ def to_download(name: str) -> str | None:
     """What loading a name without a file will download, in words; None for nothing or an unknown name."""
     source, _, short_name = name.partition(":")
     return SOURCES[source].download(short_name) if source in SOURCES else None
+
+
+def as_classifier(model: str | nn.Module | Classifier, shape: Shape) -> Classifier:
+    """A classifier as it is; of a name or a module, one for images of a shape ``(C, H, W)``."""
+    channels, height, width = shape
+    return model if isinstance(model, Classifier) else load(model, size=(height, width), channels=channels)
 
 
 def _unchanged(classifier: Classifier, options: Sequence[str]) -> Classifier:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
@@ -25,6 +26,7 @@ from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .manifest import Entry, split
+from .origin import classifier_of
 from .run import Run
 from .status import RunStatus, status_of
 
@@ -56,7 +58,7 @@ OnEstimate = Callable[[float, int], None]
 
 def map_runs(
     run: Run,
-    classifier: Classifier,
+    classifier: Classifier | nn.Module | str,
     samples: Samples,
     classes: Sequence[int | str],
     *,
@@ -74,7 +76,7 @@ def map_runs(
 
     Args:
         run: Where the maps are stored; its settings are used.
-        classifier: The network.
+        classifier: The network; see :func:`agnosco.runs.origin.classifier_of`.
         samples: All samples; see :func:`agnosco.runs.manifest.split`.
         classes: Indices or names.
         seeds: One map of every class for each.
@@ -100,6 +102,7 @@ def map_runs(
         >>> [finished.entry.name for finished in map_runs(run, classifier, samples, ["cat", "dog"])]
         ['cat']
     """
+    classifier = classifier_of(run, classifier)
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
     run.folder.sweep()
     status = status_of(run, jobs, names=classifier.labels)

@@ -11,9 +11,23 @@ from .manifest import Settings, identity, settings_of
 from .run import Run
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..data.samples import Samples
     from ..method.concept import ConceptMap
     from ..models.classifier import Classifier
+
+
+def classifier_of(run: Run, model: Classifier | nn.Module | str) -> Classifier:
+    """The classifier of a run; a module or a name is taken with the run's size, normalization and feature layer."""
+    from ..models.classifier import Classifier
+    from ..models.loading import load
+
+    if isinstance(model, Classifier):
+        return model
+    own = run.settings.model
+    channels, height, width = own.shape
+    return load(model, size=(height, width), channels=channels, mean=own.mean, std=own.std, features=own.features)
 
 
 def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings:
@@ -46,14 +60,16 @@ def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings
     return now
 
 
-def remake(path: Place | Folder, index: int, seed: int, classifier: Classifier, samples: Samples) -> ConceptMap:
+def remake(
+    path: Place | Folder, index: int, seed: int, classifier: Classifier | nn.Module | str, samples: Samples
+) -> ConceptMap:
     """A map of a run, made again from its manifest, alone: the same except for the rounding of sums.
 
     Args:
         path: The run folder.
         index: Class of the map.
         seed: Its seed.
-        classifier: The run's classifier, loaded again.
+        classifier: The run's network, loaded again; see :func:`classifier_of`.
         samples: All the run's samples, read again.
 
     Raises:
@@ -76,6 +92,7 @@ def remake(path: Place | Folder, index: int, seed: int, classifier: Classifier, 
 
     run = Run.open(path)
     run.entry(index, seed)
+    classifier = classifier_of(run, classifier)
     before, now = run.settings, check_origin(run, classifier, samples)
     compared = {key: (getattr(before, key), getattr(now, key)) for key in ("versions", "device", "threads")}
     if differing := [f"{key} {old}, now {new}" for key, (old, new) in compared.items() if old != new]:

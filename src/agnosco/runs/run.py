@@ -39,6 +39,8 @@ from .sheet import page_of, write_pictures
 from .tensors import Arrays, concept_of, read_arrays, to_bytes
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..data.samples import Samples
     from ..method.concept import ConceptMap
     from ..models.classifier import Classifier
@@ -82,17 +84,15 @@ class Run:
         self.settings = settings
         self.groups = [[Job(*job) for job in group] for group in groups]
         self.entry_of = {entry.job: entry for entry in entries}
-        self._damaged: set[str] = set()
-        """Stems of entries that cannot be read."""
-        self.is_stored = False
-        """Whether the folder has a manifest."""
+        self._damaged: set[str] = set()  # stems of entries that cannot be read
+        self.is_stored = False  # whether the folder has a manifest
 
     @classmethod
     def create(
         cls,
         path: Place | Folder,
         *,
-        classifier: Classifier,
+        classifier: Classifier | nn.Module | str,
         samples: Samples,
         config: Config | str,
         preset: str | None = None,
@@ -108,11 +108,10 @@ class Run:
 
         Args:
             path: A path or a URL: a new or empty folder, or that of a run with the same settings.
-            classifier: The classifier whose maps these are.
+            classifier: The network whose maps these are; a module or a name is taken for images of the samples' shape.
             samples: All samples; maps are made with those that :func:`~agnosco.runs.manifest.split` does not hold out.
             config: Settings of every map, or the name of a preset; the precision ``auto`` is stored as what it is here.
-            preset, overrides: What the settings were built from, to be stored with them; see
-                :func:`agnosco.runs.command.chosen_config`.
+            preset, overrides: What the settings were built from; see :func:`agnosco.runs.command.chosen_config`.
             command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for other code.
             weights: The file of the classifier's weights; its base name is stored.
             device, threads: What maps are made with, if not by this process: by a cluster.
@@ -121,11 +120,13 @@ class Run:
             AgnoscoError: The folder cannot be written, or holds something else.
         """
         from ..method.prepare import resolve_precision
+        from ..models.loading import as_classifier
 
         check_target(path)
         folder = Folder.of(path)
         if isinstance(config, str):
             config, preset = preset_config(config), config
+        classifier = as_classifier(classifier, samples.shape)
         config = replace(config, precision=resolve_precision(config.precision, classifier.device))
         settings = manifest.settings_of(
             classifier, samples, config, command=command, weights=weights, preset=preset, overrides=overrides,
@@ -164,9 +165,8 @@ class Run:
         try:
             run = cls(folder, *manifest.read_manifest(folder.read(MANIFEST)))
         except FileNotFoundError as error:
-            raise AgnoscoError(
-                f"{folder.name!r} is not a run folder: it has no {MANIFEST}", "make one with agnosco map"
-            ) from error
+            message = f"{folder.name!r} is not a run folder: it has no {MANIFEST}"
+            raise AgnoscoError(message, "make one with agnosco map") from error
         except (ValueError, RecursionError) as error:
             raise AgnoscoError(f"{folder.at(MANIFEST)!r} is not the manifest of a run", "make the run again") from error
         run.is_stored = True
