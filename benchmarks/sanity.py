@@ -28,7 +28,7 @@ from table1 import complete_run, networks, samples
 
 import agnosco
 from agnosco.evaluate.sanity import sanity
-from agnosco.evaluate.sanity_record import SanityRecord, comparisons
+from agnosco.evaluate.sanity_record import SanityRecord
 from agnosco.io import records
 from agnosco.method.config import config_to_json
 
@@ -68,7 +68,7 @@ def table(key: str, checks: dict[str, Any]) -> str:
     labels, planted = record.labels, record.planted
     cells = [
         [name, f"{alike.ssim:.3f}", f"{alike.rank:.3f}", f"{alike.features:.3f}", "" if p is None else f"{p:.3f}"]
-        for name, alike, p in comparisons(record)
+        for name, alike, p in record.comparisons
     ]
     top, same, other = record.cascade[0].similarity, record.seeds.same_class, record.seeds.other_class
     assert same is not None  # every run has two seeds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 
 from ..io import records
@@ -61,6 +60,12 @@ class Labels(Record, frozen=True):
     own: float
     other: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.right:.0%} of the pictures get their own class of the run (p {self.own:.3f}); the highest "
+            f"probability of another class is {self.other:.3f}"
+        )
+
 
 class Seeds(Record, frozen=True, rename={"same_class": "one class", "other_class": "two classes"}):
     """Similarity of maps of the same class, None if no class has two maps; and of maps of two classes."""
@@ -90,6 +95,23 @@ class SanityRecord(Record, frozen=True):
         if not all(level.stages for level in self.cascade):
             raise ValueError("a level without a stage")
 
+    @property
+    def comparisons(self) -> list[tuple[str, Similarity, float | None]]:
+        """What was compared with the maps, how similar it is, and its p(class) if the weights are random."""
+        seeds = [("another seed, the same class", self.seeds.same_class), ("another class", self.seeds.other_class)]
+        return [
+            *((name, similarity, None) for name, similarity in seeds if similarity is not None),
+            *((level.title, level.similarity, level.probability) for level in self.cascade),
+        ]
+
+    @property
+    def templates(self) -> str:
+        """Whether each map shows the template that was planted for its class, in words."""
+        count = len(self.planted)
+        correct = sum(row.index(max(row)) == i for i, row in enumerate(self.planted))
+        own = fmean(row[i] for i, row in enumerate(self.planted))
+        return f"{correct} of {count} maps are most similar to their own template, with a mean correlation of {own:.2f}"
+
 
 def read(folder: Folder) -> SanityRecord | None:
     """The results in a run's folder; None if it was not checked.
@@ -100,43 +122,14 @@ def read(folder: Folder) -> SanityRecord | None:
     return records.read(folder, FILE, SanityRecord, hint="check again with agnosco sanity")
 
 
-# -- in words ----------------------------------------------------------------------------------------
-
-
-def comparisons(record: SanityRecord) -> list[tuple[str, Similarity, float | None]]:
-    """What was compared with the maps, how similar it is, and its p(class) if the weights are random."""
-    seeds = [("another seed, the same class", record.seeds.same_class), ("another class", record.seeds.other_class)]
-    return [
-        *((name, similarity, None) for name, similarity in seeds if similarity is not None),
-        *((level.title, level.similarity, level.probability) for level in record.cascade),
-    ]
-
-
-def labels_in_words(labels: Labels) -> str:
-    """Whether the network gives the pictures their own classes."""
-    return (
-        f"{labels.right:.0%} of the pictures get their own class of the run (p {labels.own:.3f}); the highest "
-        f"probability of another class is {labels.other:.3f}"
-    )
-
-
-def planted_in_words(planted: Sequence[Sequence[float]]) -> str:
-    """Whether each map shows the template that was planted for its class."""
-    correct = sum(row.index(max(row)) == i for i, row in enumerate(planted))
-    own = fmean(row[i] for i, row in enumerate(planted))
-    return (
-        f"{correct} of {len(planted)} maps are most similar to their own template, with a mean correlation of {own:.2f}"
-    )
-
-
 def table(record: SanityRecord) -> str:
     """All results as lines of text."""
     lines = [
-        f"labels   {labels_in_words(record.labels)}",
+        f"labels   {record.labels}",
         "",
         f"{'similarity to the map':44s}{'SSIM':>8s}{'rank':>8s}{'features':>10s}{'p':>8s}",
     ]
-    for name, alike, probability in comparisons(record):
+    for name, alike, probability in record.comparisons:
         p = "" if probability is None else f"{probability:8.3f}"
         lines.append(f"{name:44s}{alike.ssim:8.3f}{alike.rank:8.3f}{alike.features:10.3f}{p}")
-    return "\n".join([*lines, "", f"planted  {planted_in_words(record.planted)}"])
+    return "\n".join([*lines, "", f"planted  {record.templates}"])

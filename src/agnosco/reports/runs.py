@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from markupsafe import Markup, escape
 from PIL import Image
@@ -42,7 +41,7 @@ class RunView:
     command: Markup | None
     manifest: Markup
     scores: list[Judgement]
-    sanity: dict[str, Any] | None
+    sanity: sanity_record.SanityRecord | None
     sanity_picture: Markup | None
     scan: scanning.ScanRecord | None
     conclusion: list[str]
@@ -72,7 +71,7 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
         command=None if command is None else escape(command),
         manifest=Markup("data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode()),
         scores=read_scores(run),
-        sanity=_sanity(sanity_record.read(run.folder)),
+        sanity=sanity_record.read(run.folder),
         sanity_picture=_picture(run.folder, sanity_record.SHEET),
         scan=record,
         conclusion=scanning.conclusion(record) if record else [],
@@ -157,18 +156,6 @@ def _scan_at(place: str) -> tuple[Folder, str]:
     if name.endswith(".json") and not Folder.of(place).exists(scanning.FILE):
         return Folder.of(parent or "."), name
     return Folder.of(place), scanning.FILE
-
-
-def _sanity(record: sanity_record.SanityRecord | None) -> dict[str, Any] | None:
-    """Results of the sanity checks, as the page shows them."""
-    if record is None:
-        return None
-    return {
-        "classes": record.classes,
-        "rows": sanity_record.comparisons(record),
-        "labels": sanity_record.labels_in_words(record.labels),
-        "planted": sanity_record.planted_in_words(record.planted),
-    }
 
 
 def _picture(folder: Folder, name: str) -> Markup | None:
