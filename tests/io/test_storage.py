@@ -30,9 +30,9 @@ from agnosco.text import without_password
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     """A new folder of each kind."""
     place = {"a path": str(tmp_path / "run"), "file://": f"file://{tmp_path}/run", "memory://": "memory://bucket/run"}
-    found = Folder.of(place[request.param])
-    found.make()
-    yield found
+    folder = Folder.of(place[request.param])
+    folder.make()
+    yield folder
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
@@ -274,10 +274,10 @@ def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(os, "replace", renamed)
     Local(tmp_path).write("maps/a", b"one")
-    made, content, name, folder = done
+    subfolder, content, name, folder = done
     part = name[0]
     assert Path(part).name.startswith(PART)
-    assert made == ("flushed", str(tmp_path))  # which has a new folder
+    assert subfolder == ("flushed", str(tmp_path))  # which has a new folder
     assert content == ("flushed", part)
     assert name == (part, str(tmp_path / "maps" / "a"))
     assert folder == ("flushed", str(tmp_path / "maps"))

@@ -69,9 +69,9 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
                 killed.extend(benchmark.kill_a_worker())
 
         maps = map_runs(run, classifier, samples, range(12), backend=cluster.make, on_step=on_step)
-        made = [(one.entry.index, one.entry.seed) for one in maps]
+        finished = [(one.entry.index, one.entry.seed) for one in maps]
     assert killed
-    assert sorted(made) == [(label, 0) for label in range(12)]
+    assert sorted(finished) == [(label, 0) for label in range(12)]
 
     # In one process, the same groups: of the same settings, none made yet.
     alone = tmp_path / "alone"

@@ -1,4 +1,4 @@
-"""The local runner: what is finished stays, what is not is made, to the same bits however often it is broken off."""
+"""The local runner: finished maps stay, missing ones are made, to the same bits however often it is interrupted."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def after(steps: int, error: BaseException) -> Callable[[Progress], None]:
 
 
 def test_groups_are_equal_and_as_few_as_can_be() -> None:
-    found = groups_of([Job(label, 0) for label in range(7)], 3)
-    assert [len(group) for group in found] == [3, 3, 1]
+    groups = groups_of([Job(label, 0) for label in range(7)], 3)
+    assert [len(group) for group in groups] == [3, 3, 1]
     assert [len(group) for group in groups_of([Job(label, 0) for label in range(8)], 5)] == [4, 4]
     assert groups_of([], 3) == []
 
@@ -217,7 +217,7 @@ def test_maps_are_made_with_the_number_of_threads_that_the_run_began_with(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("name", "damage", "message"),
     [
         ("maps/0001-bee-s0.safetensors", "flip", "0001-bee-s0.safetensors is damaged"),
         ("maps/0001-bee-s0.safetensors", "cut", "0001-bee-s0.safetensors is damaged"),
@@ -225,14 +225,14 @@ def test_maps_are_made_with_the_number_of_threads_that_the_run_began_with(tmp_pa
     ],
 )
 def test_a_damaged_map_is_made_again(
-    tmp_path: Path, undisturbed: dict[str, bytes], name: str, damage: str, told: str
+    tmp_path: Path, undisturbed: dict[str, bytes], name: str, damage: str, message: str
 ) -> None:
     folder = tmp_path / "run"
     make(folder)
     spoil(folder / name, damage)
-    found: list[list[str]] = []
-    finished = make(folder, on_status=lambda status: found.append(status.damaged))
-    assert found == [[told]]
+    damaged: list[list[str]] = []
+    finished = make(folder, on_status=lambda status: damaged.append(status.damaged))
+    assert damaged == [[message]]
     assert keys(finished) == [(1, 0)]
     assert files(folder) == undisturbed
 
@@ -269,9 +269,9 @@ def test_an_entry_that_no_index_knows_is_damaged_and_made_again(tmp_path: Path, 
     spoil(folder / "maps/0000-ant-s0.json", "flip")
     with pytest.warns(UserWarning, match="has damaged entries .0000-ant-s0: 1 in all"):
         assert [entry.index for entry in Run.open(folder).entries] == [1]
-    found: list[list[str]] = []
-    assert keys(make(folder, on_status=lambda one: found.append(one.damaged)))[0] == (0, 0)
-    assert found == [["0000-ant-s0.json is damaged"]]
+    damaged: list[list[str]] = []
+    assert keys(make(folder, on_status=lambda status: damaged.append(status.damaged)))[0] == (0, 0)
+    assert damaged == [["0000-ant-s0.json is damaged"]]
     assert files(folder) == undisturbed
 
 
@@ -332,10 +332,10 @@ def test_a_group_continues_to_the_same_bits_from_every_step(config: Config) -> N
     for content in states:
         state = unpacked(content, about, CPU)
         assert state is not None
-        told: list[Progress] = []
+        steps: list[Progress] = []
         done = len(state.traces[0]) + len(state.loop.trace if state.loop else [])
-        for one, again in zip(whole, maker.make(group, state=state, on_step=told.append), strict=True):
-            assert len(told) == 2 * (config.steps - done)  # it does not begin anew
+        for one, again in zip(whole, maker.make(group, state=state, on_step=steps.append), strict=True):
+            assert len(steps) == 2 * (config.steps - done)  # it does not begin anew
             assert torch.equal(one.nu, again.nu)
             assert one.trace == again.trace
             assert list(one.stages) == list(again.stages)
@@ -378,16 +378,16 @@ def swapped(**tensors: Tensor | None) -> Callable[[dict[str, Tensor], dict[str, 
     return change
 
 
-def all_stages_of_nothing(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+def all_stages_of_nothing(tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """A group that is finished, by what it says: black maps, made in no steps."""
-    told |= {"finished": len(CONFIG.stages), "loop": False}
+    header |= {"finished": len(CONFIG.stages), "loop": False}
     tensors |= {f"finished/{place}": torch.zeros(2, 3, 12, 10) for place in range(len(CONFIG.stages))}
     tensors["traces"] = torch.zeros(2, 0, 5, dtype=torch.float64)
 
 
-def too_many_stages(tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
-    told["finished"] = len(CONFIG.stages) + 1
-    tensors |= {f"finished/{place}": torch.zeros(2, 3, 12, 10) for place in range(told["finished"])}
+def too_many_stages(tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    header["finished"] = len(CONFIG.stages) + 1
+    tensors |= {f"finished/{place}": torch.zeros(2, 3, 12, 10) for place in range(header["finished"])}
 
 
 def another_stage(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
@@ -398,8 +398,8 @@ def endless_map(tensors: dict[str, Tensor], _: dict[str, Any]) -> None:
     tensors["finished/0"][1, 0, 0, 0] = float("inf")
 
 
-def another_attribute(_: dict[str, Tensor], told: dict[str, Any]) -> None:
-    told["ball"]["basis"] = 1.0
+def another_attribute(_: dict[str, Tensor], header: dict[str, Any]) -> None:
+    header["ball"]["basis"] = 1.0
 
 
 TRACE = torch.ones(2, 3, 5, dtype=torch.float64)
@@ -437,12 +437,12 @@ def test_a_crafted_checkpoint_is_not_used(
     states: list[bytes] = []
     whole = list(maker.make(group, on_state=lambda state: states.append(packed(state, about))))
     content = states[CONFIG.mapper.steps + 2]  # in the middle of the refinement
-    told = json.loads(read_header(BytesIO(content)).metadata[KEY])
+    header = json.loads(read_header(BytesIO(content)).metadata[KEY])
     tensors = load(content)
-    change(tensors, told)
-    del told["digest"]
-    told["digest"] = _digest(tensors, told)
-    state = unpacked(save(tensors, {KEY: json.dumps(told)}), about, CPU)
+    change(tensors, header)
+    del header["digest"]
+    header["digest"] = _digest(tensors, header)
+    state = unpacked(save(tensors, {KEY: json.dumps(header)}), about, CPU)
     for one, again in zip(whole, maker.make(group, state=state), strict=True):
         assert one.trace == again.trace
         assert list(one.stages) == list(again.stages)

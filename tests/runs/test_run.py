@@ -167,25 +167,25 @@ def test_a_run_is_continued_with_the_number_of_threads_that_it_began_with(
 
 def test_entry_describes_its_map(run: Run) -> None:
     first, second = manifest(run)["maps"]  # by index, whatever the order they were made in
-    made = concept(1)
+    original = concept(1)
     assert (first["index"], first["class"], first["seed"], first["stages"]) == (1, "Goldfish, gold", 0, STAGES)
     assert first["targeted_success_rate"] is None  # JSON has no NaN
-    assert first["probability"] == made.probability
-    assert first["norm"] == pytest.approx(np.linalg.norm(made.nu.double().numpy()), rel=1e-12)
+    assert first["probability"] == original.probability
+    assert first["norm"] == pytest.approx(np.linalg.norm(original.nu.double().numpy()), rel=1e-12)
     assert first["sha256"] == hashlib.sha256((run.path / first["files"]["map"]).read_bytes()).hexdigest()
     assert (second["index"], second["class"], second["seed"], second["targeted_success_rate"]) == (2, HOSTILE, 7, 0.25)
 
 
 def test_map_file_holds_nu_stages_and_trace(run: Run) -> None:
     tensors = load_file(run.path / "maps/0001-goldfish-gold-s0.safetensors")
-    made = concept(1)
+    original = concept(1)
     columns = {f"trace/{name}" for name in ("step", "probability", "success", "norm", "direction")}
     assert set(tensors) == {"nu", "stages/map 1", "stages/refine 1", "stages/map 2", "xi", *columns}
-    assert made.xi is not None
-    assert torch.equal(tensors["xi"], (255 * made.xi).round().to(torch.uint8))
-    assert torch.equal(tensors["nu"], made.nu)
+    assert original.xi is not None
+    assert torch.equal(tensors["xi"], (255 * original.xi).round().to(torch.uint8))
+    assert torch.equal(tensors["nu"], original.nu)
     assert tensors["trace/step"].tolist() == [1, 2, 3, 1, 2, 1, 2, 3, 1, 2]
-    assert tensors["trace/norm"].tolist() == [step.norm for step in made.trace]
+    assert tensors["trace/norm"].tolist() == [step.norm for step in original.trace]
 
 
 def test_a_notebook_shows_maps_and_runs_and_runs_nothing(run: Run) -> None:
@@ -205,13 +205,13 @@ def test_pictures_are_the_raw_one_and_the_one_for_people(run: Run) -> None:
 
 def test_maps_come_back_as_they_were_made(run: Run) -> None:
     again, _ = Run.open(run.path).maps()
-    made = concept(1)
-    assert torch.equal(again.nu, made.nu)
+    original = concept(1)
+    assert torch.equal(again.nu, original.nu)
     assert list(again.stages) == STAGES
-    assert all(torch.equal(again.stages[name], made.stages[name]) for name in STAGES)
-    assert again.trace == made.trace
+    assert all(torch.equal(again.stages[name], original.stages[name]) for name in STAGES)
+    assert again.trace == original.trace
     assert all(isinstance(step.direction, int) for step in again.trace)
-    assert (again.label, again.name, again.seed, again.probability) == (1, "Goldfish, gold", 0, made.probability)
+    assert (again.label, again.name, again.seed, again.probability) == (1, "Goldfish, gold", 0, original.probability)
 
 
 # -- the same again ----------------------------------------------------------------------------
@@ -504,7 +504,7 @@ def test_map_of_another_shape_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "told"),
+    ("name", "tensor", "message"),
     [
         ("xi", torch.zeros(1, 3, 3, dtype=torch.uint8), r"its xi is \(1, 3, 3\)"),
         ("stages/map 1", torch.zeros(3, 1, 1), r"its stages is \(3, 1, 1\)"),
@@ -512,13 +512,13 @@ def test_map_of_another_shape_is_refused(run: Run) -> None:
         ("nu", torch.zeros(3, 12, 10, dtype=torch.float64), "its map is .* of float64"),
     ],
 )
-def test_tensors_of_no_map_are_refused(run: Run, name: str, tensor: Tensor, told: str) -> None:
+def test_tensors_of_no_map_are_refused(run: Run, name: str, tensor: Tensor, message: str) -> None:
     path = run.path / "maps/0001-goldfish-gold-s0.safetensors"
     content = save(load_file(path) | {name: tensor})
     path.write_bytes(content)
     opened = Run.open(run.path)
     believe(opened, content)
-    with pytest.raises(AgnoscoError, match=told):
+    with pytest.raises(AgnoscoError, match=message):
         opened.map(1)
 
 
@@ -603,11 +603,11 @@ def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sheet, "ON_SHEET", 2)
-    told: list[tuple[int, str]] = []
+    drawn: list[tuple[int, str]] = []
     ordinary = sheet.contact_sheet
 
     def noted(pictures: Any, captions: Any, **options: Any) -> Any:
-        told.append((len(pictures), options["footer"]))
+        drawn.append((len(pictures), options["footer"]))
         return ordinary(pictures, captions, **options)
 
     monkeypatch.setattr(sheet, "contact_sheet", noted)
@@ -615,5 +615,5 @@ def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
     for label in range(3):
         run.add(concept(label), targeted_success_rate=0.5)
     sheet.write_contact_sheet(run)
-    assert told[0][0] == 2
-    assert told[0][1].startswith("The first 2 of 3 maps. ")
+    assert drawn[0][0] == 2
+    assert drawn[0][1].startswith("The first 2 of 3 maps. ")

@@ -102,9 +102,9 @@ def test_any_maps_come_back(maps: list[tuple[int, str, int]], ended: bool) -> No
         again = Run.open(path)
         assert again.entries == sorted(entries, key=lambda entry: (entry.index, entry.seed))
         for index, name, seed in maps:
-            found = again.map(index, seed)
-            assert (found.label, found.name, found.seed) == (index, name, seed)
-            assert torch.equal(found.nu, concept(index, name, seed).nu)
+            stored = again.map(index, seed)
+            assert (stored.label, stored.name, stored.seed) == (index, name, seed)
+            assert torch.equal(stored.nu, concept(index, name, seed).nu)
         files = [file for file in path.rglob("*") if file.is_file()]
         assert len(files) == 1 + 4 * len({manifest.stem_of(*one) for one in maps})
         assert all(file.resolve().is_relative_to(path.resolve()) for file in files)
