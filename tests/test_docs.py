@@ -23,9 +23,9 @@ from agnosco.backdoor import scan as scanning
 from agnosco.backdoor.config import ScanConfig, Tournament, Training
 from agnosco.cli import app
 from agnosco.cli import scanning as cli_scanning
+from agnosco.method import maker
 from agnosco.method.config import PRESETS
 from agnosco.models.sources import Torchvision
-from agnosco.runs import jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,7 +68,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     for name, config in small.items():
         monkeypatch.setitem(PRESETS, name, config)
-    monkeypatch.setattr(jobs, "TIMED", 2)
+    monkeypatch.setattr(maker, "TIMED", 2)
     quick = ScanConfig(windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20)
     monkeypatch.setattr(cli_scanning, "ScanConfig", lambda **_: quick)
     monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
