@@ -45,8 +45,7 @@ def sanity(
 
     Example:
         >>> import tempfile, torch
-        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_classes
-        >>> from agnosco.evaluate.sanity import sanity
+        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_classes, sanity
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
         >>> classifier = Classifier(model, size=8, features="0")
         >>> samples = Samples.noise((3, 8, 8), count=10)

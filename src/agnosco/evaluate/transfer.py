@@ -37,8 +37,7 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
 
     Example:
         >>> import tempfile, torch
-        >>> from agnosco import Config, MapperConfig, Run, Samples, map_classes
-        >>> from agnosco.evaluate.transfer import score
+        >>> from agnosco import Config, MapperConfig, Run, Samples, map_classes, score
         >>> from agnosco import load
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
         >>> samples = Samples.noise((3, 8, 8), count=10)

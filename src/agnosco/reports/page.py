@@ -101,9 +101,8 @@ def report(
     Example:
         >>> import tempfile, torch
         >>> from pathlib import Path
-        >>> from agnosco import Config, MapperConfig, Run, Samples, map_class
+        >>> from agnosco import Config, MapperConfig, Run, Samples, map_class, report
         >>> from agnosco import load
-        >>> from agnosco.reports.page import report
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
         >>> classifier = load(model, size=8)
         >>> samples = Samples.noise((3, 8, 8), count=10)
