@@ -101,7 +101,7 @@ def _mapped_and_scanned(out: str, data: Labelled, attack: Attack | None, output:
     kind = "clean" if attack is None else "compromised"
     with output.bar() as show:
         title, epochs = f"training the {kind} network", TRAINING.epochs
-        classifier, accuracy = train(data, kind, attack, on_epoch=lambda done: show(title, done, epochs))
+        classifier, accuracy = train(data, attack, on_epoch=lambda done: show(title, done, epochs))
     output.say(f"The {kind} network reads {accuracy:.1%} of {round(HELD_OUT * len(data))} held-out digits correctly.")
     if accuracy < ENOUGH:
         raise AgnoscoError(
@@ -118,12 +118,13 @@ def _mapped_and_scanned(out: str, data: Labelled, attack: Attack | None, output:
 
 
 def train(
-    data: Labelled, kind: str, attack: Attack | None, *, on_epoch: Callable[[int], None] | None = None
+    data: Labelled, attack: Attack | None = None, *, on_epoch: Callable[[int], None] | None = None
 ) -> tuple[Classifier, float]:
     """A network that reads the digits, and its accuracy on those that maps are judged by, which it never saw."""
     training_data, held_out = data.split(HELD_OUT, seed=SPLIT_SEED)
     model = created("digits", len(data.names), seed=1)
-    classifier = Classifier(model, size=SIDE, labels=data.names, name=f"{kind} digits network")
+    name = f"{'compromised' if attack else 'clean'} digits network"
+    classifier = Classifier(model, size=SIDE, labels=data.names, name=name)
 
     def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         return adversarial(model, augmented(images, generator), labels)
