@@ -23,6 +23,7 @@ from agnosco.data.decoding import Unreadable, decode, fit, stack
 from agnosco.data.files import Skipped, find_files, in_order, summary
 from agnosco.data.folder import read_folder
 from agnosco.errors import AgnoscoError, AgnoscoWarning
+from agnosco.io.atomic import PART, host_name
 
 RGB4 = (3, 4, 4)
 SMALL = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -601,6 +602,14 @@ def test_cache_that_cannot_be_written_is_no_error(
     with pytest.warns(AgnoscoWarning, match="no space left"):
         read_folder(folder, RGB4, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_a_kill_left_in_the_cache_is_removed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    abandoned = tmp_path / "cache" / f"{PART}{host_name()}-{10**12}-0123456789ab"  # no process has this number
+    abandoned.write_text("half of the images")
+    read_folder(folder, RGB4, cache=tmp_path / "cache")
+    assert not abandoned.exists()
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -20,6 +21,7 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.method import maker
 from agnosco.method import refine as refining
+from agnosco.method.checkpoint import GroupState, fits
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import (
     PRESETS,
@@ -31,11 +33,11 @@ from agnosco.method.config import (
     describe,
     preset,
 )
-from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
+from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral, scaled_radius
 from agnosco.method.maker import generator_for, map_class, map_classes, maps_together
 from agnosco.method.reference import refine, saliency_map
 from agnosco.models.classifier import Classifier
-from agnosco.types import Progress
+from agnosco.types import Job, Progress
 
 SHAPE = (3, 8, 8)
 SMALL = Config(MapperConfig(batch=4, steps=3), RefineConfig(steps=2), cycles=2)
@@ -329,6 +331,26 @@ def test_refinement_looks_at_the_network_that_was_given(monkeypatch: pytest.Monk
     monkeypatch.setattr(refining, "attention", lambda one, nu: looked.append(one) or torch.ones(1, *nu.shape[-2:]))
     map_class(network, 1, SAMPLES, replace(SMALL, precision="bfloat16"))
     assert looked == [network] * SMALL.cycles
+
+
+# -- states to continue from --------------------------------------------------------------------------
+
+
+def test_a_ball_that_cannot_have_grown_so_far_is_not_continued_from() -> None:
+    config = replace(WHITE, mapper=replace(WHITE.mapper, ball=AutoL2(start=20.0, limit=21.0)))
+    making, states = maker.Maker(classifier(), SAMPLES, config), []
+    list(making.make([Job(0, 0), Job(1, 0)], on_state=states.append))
+
+    def can_continue(state: GroupState) -> bool:
+        return fits(state, [4], count=2, basis=making.basis, project=making.project)
+
+    assert all(can_continue(state) for state in states)
+    limit = scaled_radius(21.0, SHAPE)
+    far = [torch.tensor([limit, math.nan]), torch.tensor([limit, 2 * limit]), torch.full((3,), limit)]
+    for eta in (1e9, 2 * limit, math.nan, 0.0, -limit, "1", 10**400, None, *far):
+        assert not can_continue(replace(states[1], ball=replace(states[1].ball, eta=eta))), eta
+    for success in (math.inf, math.nan, torch.tensor([0.5, math.nan]), torch.full((3,), 0.5)):
+        assert not can_continue(replace(states[1], ball=replace(states[1].ball, success=success))), success
 
 
 # -- presets and settings -----------------------------------------------------------------------------

@@ -50,6 +50,14 @@ def test_other_shapes_are_no_picture(shape: tuple[int, ...]) -> None:
         to_picture(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 3e38])
+def test_any_number_can_be_drawn(number: float) -> None:  # warnings are errors here
+    pattern = np.full((3, 4, 4), 1e-38, dtype=np.float32)
+    pattern[0, 0] = number
+    for pixels in (pattern, stretched(pattern), stretched(pattern, tail=0.9)):
+        assert to_picture(pixels).size == (4, 4)
+
+
 # -- stretched ----------------------------------------------------------------------------------------
 
 

@@ -424,6 +424,9 @@ CRAFTED = {
     "too many stages": too_many_stages,
     "another stage": another_stage,
     "another attribute": another_attribute,
+    "greater ball": lambda _, header: header["ball"].update(eta=1e9),
+    "ball that is not a number": lambda _, header: header["ball"].update(eta=float("nan")),
+    "ball of text": lambda _, header: header["ball"].update(eta="1"),
 }  # fmt: skip
 
 

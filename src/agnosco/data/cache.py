@@ -7,12 +7,14 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import AgnoscoWarning
+from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.atomic import atomic_file
+from ..io.local import Local
 from ..io.regular import open_regular
 from ..io.safetensors_header import HeaderLimits, Suspicious, read_header
 from ..types import Shape
@@ -21,7 +23,7 @@ from .files import Skipped, in_order, reason_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMITS = HeaderLimits(header=64 << 20)
+CACHE_LIMITS = HeaderLimits(header=64 << 20)
 """The header lists the skipped files."""
 
 
@@ -51,7 +53,7 @@ def read_cache(path: Path, count: int, shape: Shape) -> tuple[Tensor, tuple[Skip
 
     try:
         with open_regular(path) as file:
-            header = read_header(file, LIMITS)
+            header = read_header(file, CACHE_LIMITS)
             notes, entry = json.loads(header.metadata["agnosco"]), header.entries["images"]
             skipped = tuple(Skipped(*fields) for fields in notes["skipped"])
             if entry.dtype != "U8" or entry.shape != (count - len(skipped), *shape):
@@ -73,6 +75,8 @@ def write_cache(path: Path, images: Tensor, skipped: tuple[Skipped, ...]) -> Non
     header += b" " * (-len(header) % 8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(AgnoscoError):  # what cannot be removed does not hinder writing
+            Local(path.parent).sweep()
         with atomic_file(path) as file:
             file.writelines([len(header).to_bytes(8, "little"), header, pixels])
     except OSError as error:

@@ -77,15 +77,22 @@ class GrowingL2:
     basis: Basis
     settings: AutoL2
 
+    @property
+    def radii(self) -> tuple[float, float]:
+        """The least and the greatest η."""
+        return scaled_radius(self.settings.start, self.basis.shape), scaled_radius(
+            self.settings.limit, self.basis.shape
+        )
+
     def begin(self) -> BallState:
-        return BallState(scaled_radius(self.settings.start, self.basis.shape))
+        return BallState(self.radii[0])
 
     def __call__(self, w: Tensor, ball: BallState, *, progress: float, success: Numbers) -> tuple[Tensor, BallState]:
         average = 0.9 * ball.success + 0.1 * torch.as_tensor(success, device=w.device)
         eta = ball.eta
         if progress < 1:  # the last projection keeps its radius
             growth = torch.where(average < self.settings.success, self.settings.growth, 1.0)
-            eta = (eta * growth).clamp(max=scaled_radius(self.settings.limit, self.basis.shape))
+            eta = (eta * growth).clamp(max=self.radii[1])
         return WithinL2(self.basis, eta)(w, BallState(eta, average), progress=progress, success=success)
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from io import BytesIO
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import safetensors.torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..io.safetensors_header import Suspicious, read_header
 from ..types import Step
-from .ball import BallState
+from .ball import BallState, GrowingL2, Projector
 from .mapper import LoopState
 from .parameterization import Basis
 
@@ -99,8 +99,8 @@ def unpacked(content: bytes, about: dict[str, Any], device: torch.device) -> Gro
         return None  # a RecursionError is a RuntimeError
 
 
-def fits(state: GroupState, steps: Sequence[int], *, count: int, basis: Basis) -> bool:
-    """Whether a state has the counts and shapes of a group's: of ``count`` maps, with ``steps`` in each stage."""
+def fits(state: GroupState, steps: Sequence[int], *, count: int, basis: Basis, project: Projector) -> bool:
+    """Whether a state can be that of a group: of ``count`` maps, with ``steps`` in each stage, projected by Ψ."""
     done = len(state.finished)
     if done > len(steps) or {len(state.traces), len(state.generators)} != {count}:
         return False
@@ -108,7 +108,7 @@ def fits(state: GroupState, steps: Sequence[int], *, count: int, basis: Basis) -
         all(_is(nu, (count, *basis.shape)) for nu in state.finished)
         and all(len(trace) == sum(steps[:done]) for trace in state.traces)
         and all(_is_consistent(state, place) for place in range(count) if done)
-        and all(_is_of_ball(value, count) for value in vars(state.ball).values())
+        and _is_reached(state.ball, project, count)
         and (state.loop is None or (done < len(steps) and _fits_stage(state.loop, steps[done], count, basis)))
     )
 
@@ -123,10 +123,17 @@ def _is_consistent(state: GroupState, place: int) -> bool:
     return finite or not isfinite(state.traces[place][-1].norm)
 
 
-def _is_of_ball(value: Any, count: int) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_floating_point() and value.shape in ((), (1,), (count,))
-    return isinstance(value, int | float)
+def _is_reached(ball: BallState, project: Projector, count: int) -> bool:
+    """Whether projections can have left a ball: otherwise its maps would leave the norm ball."""
+    if not isinstance(project, GrowingL2):
+        return type(ball.eta) is float and type(ball.success) is float and ball == project.begin()
+    for value, (low, high) in ((ball.eta, project.radii), (ball.success, (0.0, inf))):
+        if not (type(value) is float or (isinstance(value, Tensor) and any(_is(value, s) for s in ((), (count,))))):
+            return False
+        numbers = torch.as_tensor(value)
+        if not (numbers.isfinite() & (numbers >= torch.tensor(low)) & (numbers <= torch.tensor(high))).all():
+            return False
+    return True
 
 
 def _fits_stage(loop: LoopState, steps: int, count: int, basis: Basis) -> bool:

@@ -165,7 +165,7 @@ class Maker:
         """
         generators = [generator_for(*job) for job in group]
         steps = list(self.config.stages.values())
-        if state is None or not fits(state, steps, count=len(group), basis=self.basis):
+        if state is None or not fits(state, steps, count=len(group), basis=self.basis, project=self.project):
             state = GroupState.begin(generators, self.project.begin())
         begun = state
         with self.network.frozen():

@@ -40,7 +40,8 @@ def to_picture(pixels: Tensor | Floats) -> Image.Image:
         values = values[None]
     if values.ndim != 3 or values.shape[0] not in (1, 3):
         raise ValueError(f"pixels must be (H, W), (1, H, W) or (3, H, W), not {tuple(pixels.shape)}")
-    levels = (values.clip(0, 1) * 255).round().astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # a foreign map may hold NaN
+        levels = (values.clip(0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
 
 
@@ -66,8 +67,9 @@ def stretched(pattern: Tensor | Floats, *, tail: float = 0.01) -> Floats:
     values = _floats(pattern)
     magnitudes = np.abs(values[values != 0]).astype(np.float64)
     # the share in single precision, as torch takes it: pictures stay the same to the byte
-    scale = np.float32(np.quantile(magnitudes, float(np.float32(1 - tail))) if len(magnitudes) else 1)
-    return (np.float32(0.5) + np.float32(0.5) * values / scale).clip(0, 1)
+    with np.errstate(invalid="ignore", over="ignore"):  # a foreign map may hold NaN and huge numbers
+        scale = np.float32(np.quantile(magnitudes, float(np.float32(1 - tail))) if len(magnitudes) else 1)
+        return (np.float32(0.5) + np.float32(0.5) * values / scale).clip(0, 1)
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:

@@ -168,7 +168,7 @@ def _network(model: str | nn.Module, weights: Path | str | None, trust_code: boo
         if weights is not None:
             raise AgnoscoError(
                 f"weights are for an architecture's name, not for a {type(model).__name__}",
-                "load them into the model first: model.load_state_dict(read_weights(path))",
+                "load them first: model.load_state_dict(agnosco.models.weights.opening.read_weights(path))",
             )
         return Network(model, type(model).__name__)
     if not isinstance(model, str):
