@@ -14,9 +14,12 @@ from torch import nn
 
 from agnosco import Classifier, Config, Samples, load, preset
 from agnosco.errors import AgnoscoError
+from agnosco.method.score import predictions
 from agnosco.models.classifier import Classifier as Loaded
+from agnosco.runs import cluster as cluster_module
+from agnosco.runs import jobs
 from agnosco.runs.cluster import Cluster, versions
-from agnosco.runs.jobs import map_runs
+from agnosco.runs.jobs import map_runs, store_groups
 from agnosco.runs.manifest import write_manifest
 from agnosco.runs.run import MANIFEST, Run
 from agnosco.types import Job
@@ -158,4 +161,39 @@ def test_the_code_of_a_python_file_and_of_what_it_imports_from_beside_it_is_sent
     classifier = load(f"python:{tmp_path / 'net.py'}:Net", trust_code=True, size=8)
     with Cluster(address) as cluster:
         machine = cluster.send(classifier, Samples.noise((3, 8, 8), count=40), settings(2))
-    assert machine.threads == 1
+    assert machine.together >= 1
+
+
+def test_a_worker_computes_with_the_threads_that_the_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, samples, group = network(), Samples.noise((3, 16, 16), count=40), [Job(0, 0)]
+    run = Run.create(tmp_path / "run", classifier=classifier, samples=samples, config=settings(2), threads=3)
+    store_groups(run, group, 1)
+    seen: list[int] = []
+
+    def noted(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return predictions(*arguments)
+
+    monkeypatch.setattr(jobs, "predictions", noted)
+    monkeypatch.setattr(cluster_module, "_receive", lambda refs, device: (classifier, samples))
+    with jobs.threads(2):  # as --worker-cpus 2 would
+        for _ in range(2):  # the second time the worker is known already
+            torch.set_num_threads(2)
+            cluster_module._make_group((1, 2), "cpu", str(run.path), group, set(group), None)
+            assert torch.get_num_threads() == 3
+    assert seen == [3]
+
+
+def test_another_network_is_sent_before_its_maps_are_made(address: str, tmp_path: Path) -> None:
+    first, second, samples = network(), network(), Samples.noise((3, 16, 16), count=40)
+    with torch.no_grad():
+        next(iter(second.model.parameters())).mul_(-1)
+    with Cluster(address) as cluster:
+        cluster.run(str(tmp_path / "first"), classifier=first, samples=samples, config=settings(2))
+        run = Run.create(tmp_path / "run", classifier=second, samples=samples, config=settings(2), threads=1)
+        list(map_runs(run, second, samples, [0], backend=cluster.make))
+    alone = Run.create(tmp_path / "alone", classifier=second, samples=samples, config=settings(2), threads=1)
+    list(map_runs(alone, second, samples, [0]))
+    assert files(run) == files(alone)

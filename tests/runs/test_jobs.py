@@ -213,6 +213,17 @@ def test_maps_are_made_with_the_number_of_threads_that_the_run_began_with(tmp_pa
     assert torch.get_num_threads() == here
 
 
+def test_between_two_maps_the_caller_has_its_own_number_of_threads(tmp_path: Path) -> None:
+    here = torch.get_num_threads()
+    run = Run.create(tmp_path / "run", classifier=network(), samples=samples(), config=CONFIG, threads=here + 1)
+    maps = map_runs(run, network(), samples(), [0, 1, 2])
+    for _ in range(2):  # the third is never asked for
+        next(maps)
+        assert torch.get_num_threads() == here
+    del maps
+    assert torch.get_num_threads() == here
+
+
 # -- what is damaged ---------------------------------------------------------------------------
 
 

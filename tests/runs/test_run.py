@@ -522,6 +522,18 @@ def test_tensors_of_no_map_are_refused(run: Run, name: str, tensor: Tensor, mess
         opened.map(1)
 
 
+def test_a_trace_without_an_axis_is_refused(run: Run) -> None:
+    path = run.path / "maps/0001-goldfish-gold-s0.safetensors"
+    tensors = load_file(path)
+    content = save(tensors | {name: torch.ones((), dtype=torch.float64) for name in tensors if "trace" in name})
+    path.write_bytes(content)
+    opened = Run.open(run.path)
+    believe(opened, content)
+    for read in (opened.map, opened.arrays):
+        with pytest.raises(AgnoscoError, match=r"its trace is \(\)"):
+            read(1)
+
+
 def test_paths_in_a_manifest_are_not_followed(run: Run, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.safetensors"
     shutil.move(run.path / "maps/0001-goldfish-gold-s0.safetensors", moved)

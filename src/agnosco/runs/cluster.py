@@ -55,15 +55,11 @@ class Machine:
     """What a worker of the cluster computes with.
 
     Args:
-        device: ``"cpu"`` or ``"cuda"``.
-        threads: Threads of PyTorch on a CPU.
         precision: The settings' precision, resolved there.
         together: Maps that fit side by side.
         versions: Of the packages that decide the bits of a map.
     """
 
-    device: str
-    threads: int
     precision: str
     together: int
     versions: dict[str, str | None]
@@ -85,8 +81,9 @@ class Cluster:
         self.ray = _ray()
         _connected(self.ray, address)
         self.cpus, self.gpus = cpus, min(self.ray.cluster_resources().get("GPU", 0), 1) if gpus is None else gpus
-        self._sent: tuple[tuple[Any, Any], Machine] | None = None
-        """References to the network and the samples, and what the workers compute with."""
+        self.device = "cuda" if self.gpus > 0 else "cpu"
+        self._sent: tuple[tuple[Any, ...], tuple[Any, Any], Machine] | None = None
+        """What was sent last, as :func:`_key_of` knows it again; references to it; what the workers compute with."""
         self.workers = self._workers()
         if not self.workers:
             self.ray.shutdown()
@@ -112,14 +109,13 @@ class Cluster:
             refs = self.ray.put(classifier), self.ray.put(samples)
         except (TypeError, AttributeError, ValueError) as error:  # a module may hold anything
             raise AgnoscoError(f"{classifier.name} cannot be sent: {error}", "leave --cluster out") from error
-        device = "cuda" if self.gpus > 0 else "cpu"
-        machine: Machine = self._answer(self._task(_machine).remote(refs, config, device, self.cpus))
+        machine: Machine = self._answer(self._task(_machine).remote(refs, config, self.device))
         if machine.versions != versions():
             others = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
             raise AgnoscoError(
                 f"the workers have other versions ({others})", "install the same ones on every machine of the cluster"
             )
-        self._sent = refs, machine
+        self._sent = _key_of(classifier, samples, config, machine), refs, machine
         return machine
 
     def run(self, path: str, *, classifier: Classifier, samples: Samples, config: Config, **options: Any) -> Run:
@@ -127,7 +123,7 @@ class Cluster:
         machine = self.send(classifier, samples, config)
         return Run.create(
             path, classifier=classifier, samples=samples, config=replace(config, precision=machine.precision),
-            device=machine.device, threads=machine.threads, **options,
+            device=self.device, threads=self.cpus, **options,
         )  # fmt: skip
 
     def make(
@@ -137,18 +133,19 @@ class Cluster:
 
         Args:
             run: Where the maps are stored: a folder that all machines reach.
-            classifier, samples: Sent to the cluster, if nothing was sent yet.
+            classifier, samples: Sent to the cluster, unless they are what was sent last.
             jobs: The maps to make.
             on_step: Called from time to time, for every map.
         """
-        if self._sent is None:
+        if self._sent is None or self._sent[0] != _key_of(classifier, samples, run.config, self._sent[2]):
             self.send(classifier, samples, run.config)
         assert self._sent is not None
-        together = min(self._sent[1].together, -(-len(jobs) // self.workers))
+        _, refs, machine = self._sent
+        together = min(machine.together, -(-len(jobs) // self.workers))
         groups = store_groups(run, jobs, together)
         queue = None if on_step is None else self._queue()
         make, missing, place = self._task(_make_group), set(jobs), run.folder.absolute("")
-        pending = [make.remote(*self._sent, place, group, missing.intersection(group), queue) for group in groups]
+        pending = [make.remote(refs, self.device, place, group, missing.intersection(group), queue) for group in groups]
         try:
             while pending:
                 ready, pending = self.ray.wait(pending, timeout=POLL_INTERVAL)
@@ -214,6 +211,12 @@ def connected(
     return nullcontext() if address is None else Cluster(address, cpus=cpus, gpus=gpus)
 
 
+def _key_of(classifier: Classifier, samples: Samples, config: Config, machine: Machine) -> tuple[Any, ...]:
+    """What decides whether something must be sent again; ``auto`` equals the precision that it is on the workers."""
+    precision = machine.precision if config.precision == "auto" else config.precision
+    return classifier.fingerprint, samples.fingerprint, replace(config, precision=precision)
+
+
 # -- on a worker ---------------------------------------------------------------------------------------
 
 
@@ -236,24 +239,24 @@ def _worker(refs: tuple[Any, Any], device: str, place: str) -> Worker:
             f"a worker on {os.uname().nodename} cannot open the run: {error.message}",
             "give a folder that all machines reach: a shared disk, or a store such as s3://bucket/run",
         ) from error
+    torch.set_num_threads(run.settings.threads)  # which decide the bits, however many cores this worker has
     return Worker(run, *_receive(refs, device))
 
 
-def _machine(refs: tuple[Any, Any], config: Config, device: str, threads: int) -> Machine:
+def _machine(refs: tuple[Any, Any], config: Config, device: str) -> Machine:
     """What this process computes with."""
-    torch.set_num_threads(threads)
     classifier, _ = _receive(refs, device)
     precision = resolve_precision(config.precision, torch.device(device))
     together = maps_together(classifier, replace(config, precision=precision))
-    return Machine(device, threads, precision, together, versions())
+    return Machine(precision, together, versions())
 
 
 def _make_group(
-    refs: tuple[Any, Any], machine: Machine, place: str, group: Sequence[Job], missing: set[Job], queue: Any
+    refs: tuple[Any, Any], device: str, place: str, group: Sequence[Job], missing: set[Job], queue: Any
 ) -> list[Finished]:
     """Make a group; returns those of its maps that were missing when the task was created, whoever made them."""
-    torch.set_num_threads(machine.threads)
-    worker = _worker(refs, machine.device, place)
+    worker = _worker(refs, device, place)
+    torch.set_num_threads(worker.run.settings.threads)  # also if this process has made maps of another run meanwhile
     finished = {each.entry.job: each for each in worker.make(group, on_step=_reporter(queue))}
     others = status_of(worker.run, [job for job in missing if job not in finished], names=worker.classifier.labels)
     return [*finished.values(), *(Finished(entry, 0.0) for entry in others.entries)]

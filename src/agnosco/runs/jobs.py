@@ -114,7 +114,8 @@ def map_runs(
         elif status.missing:
             with threads(run.settings.threads):
                 worker = Worker(run, classifier, samples)
-                yield from worker.make_all(status.missing, together, on_step=on_step, on_estimate=on_estimate)
+            made = worker.make_all(status.missing, together, on_step=on_step, on_estimate=on_estimate)
+            yield from _with_threads(run.settings.threads, made)
     except BaseException:
         if run.is_stored:
             with suppress(AgnoscoError):  # the entries say the same
@@ -133,6 +134,16 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _with_threads(count: int, maps: Iterator[Finished]) -> Iterator[Finished]:
+    """The same maps, made with so many threads; code that runs between two of them has its own number."""
+    while True:
+        with threads(count):
+            finished = next(maps, None)
+        if finished is None:
+            return
+        yield finished
 
 
 def store_groups(run: Run, jobs: Sequence[Job], together: int) -> list[list[Job]]:

@@ -67,7 +67,7 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
         raise ValueError(str(error)) from error
     if missing := {"nu", *COLUMNS, *(f"stages/{stage}" for stage in stages[:-1])} - arrays.keys():
         raise ValueError(f"it lacks {sorted(missing)[0]}")
-    steps = arrays["trace/step"].shape[:1]
+    steps = (arrays["trace/step"].size,)
     expected = {"nu": (shape, "float32"), "stages": (shape, "float32"), "xi": ((1, *shape[1:]), "uint8")}
     for name, array in sorted(arrays.items()):
         kind = name.partition("/")[0]
