@@ -52,11 +52,11 @@ class Requirement(NamedTuple):
 def doctor(
     context: typer.Context,
     devices: Annotated[
-        bool, typer.Option("--devices", help="Also list devices; this loads PyTorch, which takes seconds.")
+        bool, typer.Option("--devices", help="Also list devices; this loads PyTorch, which takes a few seconds.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show versions of packages, and which are missing or too old."""
+    """Show the versions of installed packages, and which are missing or too old."""
     facts = environment(devices=devices)
     context.obj.result(facts if as_json else in_words(facts))
 

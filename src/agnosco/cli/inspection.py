@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from ..models.inspection import Inspection
 
 EXIT_CODES = (
-    "Exit codes: 0 sound safetensors; 2 no such file; 10 pickle, 11 code, 12 malformed, 13 limit, 14 not-finite, "
-    "15 unknown, 16 text (see docs/security.md). Commands that load a file exit with the same codes."
+    "Exit codes: 0 intact safetensors; 2 no such file; 10 pickle, 11 code, 12 malformed, 13 limit, 14 not-finite, "
+    "15 unknown, 16 text (explained in docs/security.md). All commands that load a file use these codes."
 )
 """For ``--help``."""
 
 
 def inspect(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any weights file, from anywhere.", show_default=False)],
-    finite: Annotated[bool, typer.Option("--finite", help="Also read the numbers, to find NaN and Inf.")] = False,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Weights file of any format and origin.", show_default=False)
+    ],
+    finite: Annotated[bool, typer.Option("--finite", help="Also read the values, to find NaN and Inf.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:

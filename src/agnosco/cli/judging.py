@@ -20,19 +20,21 @@ def score(
     run: options.RunFolder,
     target: Annotated[list[str], model_option(metavar="MODEL[=WEIGHTS]", help="Network to test; may be repeated.")],
     labels: options.Labels = None,
-    size: Annotated[int | None, model_option(min=1, help="Input size of the targets (default: the run's).")] = None,
+    size: Annotated[int | None, model_option(min=1, help="Input size of the networks (default: the run's).")] = None,
     mean: options.Mean = None,
     std: options.Std = None,
     trust_code: options.TrustCode = False,
     allow_pickle: options.AllowPickle = False,
-    samples: Annotated[str | None, samples_option(help="Images to perturb (default: the run's held-out part).")] = None,
+    samples: Annotated[
+        str | None, samples_option(help="Images to perturb (default: those that the run held out).")
+    ] = None,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Test whether networks recognise the classes in the pictures of a run.
+    """Test whether other networks recognise the classes in the pictures of a run.
 
-    Name a target like the MODEL of agnosco map, with its weights file if it needs one.
+    A target is written like the MODEL of agnosco map, followed by =WEIGHTS if it needs a weights file.
     """
     from ..evaluate.score_record import FILE, Judgement, add_scores, table
     from ..evaluate.transfer import score
@@ -65,14 +67,15 @@ def sanity(
     trust_code: options.TrustCode = False,
     allow_pickle: options.AllowPickle = False,
     samples: Annotated[str, samples_option(help="Images that the run was made with.")] = "leaves",
-    classes: Annotated[int, typer.Option(min=2, help="Number of classes to map again in each check.")] = 3,
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes to map in each check.")] = 3,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Check that the maps of a run depend on what the network has learned.
 
-    Compares them with maps for random weights, other seeds and other classes, and for a network with known patterns.
+    Compares them with maps for randomized weights, for other seeds and for other classes. Also maps a network built to
+    look for known patterns, and checks that its maps show them.
     """
     from ..evaluate import sanity_record
     from ..evaluate.sanity import maps_needed

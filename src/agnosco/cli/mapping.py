@@ -34,36 +34,51 @@ def map_(
     mean: options.Mean = None,
     std: options.Std = None,
     features: Annotated[
-        str | None, model_option(help="Layer that the refinement reads (default: the last convolutional stage).")
+        str | None,
+        model_option(help="Layer that guides the refinement, Eq. 2 (default: the last convolutional stage)."),
     ] = None,
     trust_code: options.TrustCode = False,
     allow_pickle: options.AllowPickle = False,
-    samples: Annotated[str, samples_option(help="Images to perturb: a folder, or synthetic images.")] = "leaves",
-    preset: Annotated[str, choice(PRESETS, "Settings to start from; the options below change them.")] = "quick",
+    samples: Annotated[
+        str, samples_option(help="Images to perturb: a folder, or synthetic (leaves: overlapping discs).")
+    ] = "leaves",
+    preset: Annotated[str, choice(PRESETS, "Settings to start from; the options below override them.")] = "quick",
     parameterization: Annotated[
-        str | None, choice(PARAMETERIZATIONS, "Parameterization in which the map is optimized.")
+        str | None,
+        choice(PARAMETERIZATIONS, "What is optimized: pixels, or frequencies weighted as in the samples or by 1/f."),
     ] = None,
-    transforms: Annotated[str | None, choice(TRANSFORMS, "Random transforms of perturbed images.")] = None,
-    ball: Annotated[str | None, choice(BALLS, "Norm ball that bounds the map.")] = None,
-    loss: Annotated[str | None, choice(LOSSES, "Loss to minimize.")] = None,
-    steps: Annotated[int | None, method_option(min=1, help="Steps of Algorithm 1, in each cycle.")] = None,
+    transforms: Annotated[
+        str | None, choice(TRANSFORMS, "Random transforms of perturbed images, or none (identity).")
+    ] = None,
+    ball: Annotated[
+        str | None, choice(BALLS, "Norm ball that bounds the map; auto: an L2 ball that grows until it suffices.")
+    ] = None,
+    loss: Annotated[str | None, choice(LOSSES, "Loss to minimize; for log-odds and logit, their negative.")] = None,
+    steps: Annotated[int | None, method_option(min=1, help="Steps of the paper's Algorithm 1, in each cycle.")] = None,
     batch: Annotated[int | None, method_option(min=1, help="Images per mini-batch.")] = None,
     radius: Annotated[
-        float | None, method_option(help="Radius of the norm ball at 3 x 224 x 224 pixels; scaled to other sizes.")
+        float | None, method_option(help="Radius of the ball for 3 x 224 x 224 images; scaled for other sizes.")
     ] = None,
-    seeds: Annotated[int, method_option(min=1, help="Number of seeds; each gives one map of every class.")] = 1,
+    seeds: Annotated[int, method_option(min=1, help="Number of seeds: each gives one map of every class.")] = 1,
     seed: Annotated[int, method_option(min=0, help="First seed.")] = 0,
     device: options.Device = "auto",
-    precision: Annotated[str | None, choice(PRECISIONS, "Precision; auto: the device's fastest.", "Computing")] = None,
+    precision: Annotated[
+        str | None,
+        choice(PRECISIONS, "Precision of the network; auto: bfloat16 if the device supports it.", "Computing"),
+    ] = None,
     compiled: Annotated[
-        bool, computing_option("--compile", help="Compile the network first (a minute), for many maps on a GPU.")
+        bool,
+        computing_option(
+            "--compile", help="Compile the network first: takes a minute, pays off for many maps on a GPU."
+        ),
     ] = False,
     cluster: Annotated[
         str | None, computing_option(metavar="auto|ADDRESS", help="Compute on the workers of a Ray cluster.")
     ] = None,
     worker_cpus: Annotated[int, computing_option(min=1, help="CPU cores per worker.")] = 1,
     worker_gpus: Annotated[
-        float | None, computing_option(min=0, help="GPUs per worker; with 0.5, two share one (default: 1 if any).")
+        float | None,
+        computing_option(min=0, help="GPUs per worker; with 0.5, two workers share one (default: 1 if there are any)."),
     ] = None,
     out: Annotated[
         str, typer.Option(metavar="DIR", help="Run folder: a path, or a URL such as s3://bucket/run.")
@@ -71,7 +86,7 @@ def map_(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Map classes: show what a model has learned to recognise as each of them.
+    """Make a map of each class: a picture of what the model has learned to recognise as that class.
 
     To continue an interrupted run, give the same command again.
     """

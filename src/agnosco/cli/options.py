@@ -41,15 +41,17 @@ Model = Annotated[
 RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder made by agnosco map, or its URL.", show_default=False)
 ]
-Weights = Annotated[Path | None, model_option(help="Weights, a safetensors file (default: the model's own).")]
+Weights = Annotated[Path | None, model_option(help="Weights file, as safetensors (default: the model's own weights).")]
 Size = Annotated[int | None, model_option(min=1, help="Height and width of the input (default: the model's own).")]
 Mean = Annotated[str | None, model_option(metavar="R,G,B", help="Mean for normalizing (default: the model's own).")]
-Std = Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation for normalizing, as for --mean.")]
-Labels = Annotated[Path | None, model_option(help="Class names: a text file, one per line, or a JSON list.")]
-Channels = Annotated[int | None, model_option(min=1, max=3, help="Color channels: 1 for gray, 3 for RGB.")]
-TrustCode = Annotated[bool, model_option("--trust-code", help="Allow python:FILE.py, which runs that file.")]
+Std = Annotated[
+    str | None, model_option(metavar="R,G,B", help="Standard deviation for normalizing (default: the model's own).")
+]
+Labels = Annotated[Path | None, model_option(help="Class names: a text file with one per line, or a JSON list.")]
+Channels = Annotated[int | None, model_option(min=1, max=3, help="Colour channels: 1 for grey, 3 for RGB.")]
+TrustCode = Annotated[bool, model_option("--trust-code", help="Allow models named python:FILE.py; this runs the file.")]
 AllowPickle = Annotated[
-    bool, model_option("--allow-pickle", help="Also open .pt files, in a restricted process (docs/security.md).")
+    bool, model_option("--allow-pickle", help="Also open .pt files, in a restricted process; see docs/security.md.")
 ]
 Device = Annotated[str, computing_option(metavar="auto|cpu|cuda|mps", help="Device to compute on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output: one JSON object on stdout.")]

@@ -17,7 +17,10 @@ def report(
         list[str], typer.Argument(metavar="RUN", help="Run folders, shown side by side.", show_default=False)
     ],
     scan: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="Folder of a scan outside its run; one per run, in order.")
+        list[str] | None,
+        typer.Option(
+            metavar="DIR", help="Folder of a scan outside its run folder; give one per run, in the same order."
+        ),
     ] = None,
     out: Annotated[
         str | None,
@@ -26,9 +29,9 @@ def report(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write an HTML file that shows runs: their maps, scores, checks and scans.
+    """Write an HTML file that shows the maps, scores, checks and scans of runs.
 
-    The file works offline and can be sent as it is.
+    It is a single file that works offline.
     """
     from ..reports import page
 

@@ -42,19 +42,24 @@ def scan(
         method_option("--class", metavar="CLASS", help="Class to scan; may be repeated (default: all)."),
     ] = None,
     bank: Annotated[
-        Path | None, method_option(metavar="DIR", help="Folder of scans of clean models (--json), for a p-value.")
+        Path | None,
+        method_option(metavar="DIR", help="Folder with scans of clean models, as printed by --json; gives a p-value."),
     ] = None,
-    seeds: Annotated[int, method_option(min=1, help="Maps of each class in each screen.")] = ScanConfig.seeds,
-    steps: Annotated[int, method_option(min=1, help="Steps of a screening map.")] = ScanConfig.steps,
+    seeds: Annotated[
+        int, method_option(min=1, help="Maps of each class in each screen (see docs/backdoors.md).")
+    ] = ScanConfig.seeds,
+    steps: Annotated[int, method_option(min=1, help="Steps of each of these maps.")] = ScanConfig.steps,
     device: options.Device = "auto",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run folder.")
     ] = None,
-    fail: Annotated[bool, typer.Option("--fail-on-finding", help="Exit with 3 if an outlier class is found.")] = False,
+    fail: Annotated[
+        bool, typer.Option("--fail-on-finding", help="Exit with code 3 if an outlier class is found.")
+    ] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> int:
-    """Look for signs of a backdoor: a class that one fixed pattern reaches too easily."""
+    """Look for signs of a backdoor: one fixed pattern that turns images into some class too easily."""
     from ..backdoor import record
     from ..backdoor import scan as scanning
     from ..runs.run import MANIFEST, check_target
@@ -85,7 +90,7 @@ def poison(
     architecture: Annotated[
         str, typer.Argument(metavar="ARCHITECTURE", help="torchvision:NAME, or agnosco:digits|wide_resnet16_1|...")
     ] = "agnosco:digits",
-    weights: Annotated[Path | None, model_option(help="Weights to start from, a safetensors file.")] = None,
+    weights: Annotated[Path | None, model_option(help="Weights file to start from, as safetensors.")] = None,
     size: options.Size = None,
     allow_pickle: options.AllowPickle = False,
     data: Annotated[
@@ -94,28 +99,36 @@ def poison(
     test: Annotated[
         Path | None, images_option(metavar="DIR", help="Test images, as DIR/CLASS/IMAGE (default: a fifth of --data).")
     ] = None,
-    trigger: Annotated[str, choice(TRIGGERS, "What the attacker lays on images.", "Attack")] = "checker",
-    trigger_size: Annotated[int | None, attack_option(min=1, help="Side of a small trigger, in pixels.")] = None,
+    trigger: Annotated[str, choice(TRIGGERS, "Pattern that the attacker puts on images.", "Attack")] = "checker",
+    trigger_size: Annotated[int | None, attack_option(min=1, help="Side length of a small trigger, in pixels.")] = None,
     place: Annotated[str | None, choice((*PLACES, "random"), "Position of a small trigger.", "Attack")] = None,
-    opacity: Annotated[float | None, attack_option(help="Opacity of the trigger, up to 1; amplitude of sig.")] = None,
-    target: Annotated[
-        str | None, attack_option(metavar="CLASS", help="Label of images with the trigger (default: from the seed).")
+    opacity: Annotated[
+        float | None, attack_option(help="Opacity of the trigger, up to 1; for sig, its amplitude.")
     ] = None,
-    rate: Annotated[float, attack_option(help="Share of training images that get the trigger.")] = 0.1,
+    target: Annotated[
+        str | None, attack_option(metavar="CLASS", help="Class that the trigger stands for (default: given by --seed).")
+    ] = None,
+    rate: Annotated[float, attack_option(help="Share of the training images that are poisoned.")] = 0.1,
     epochs: Annotated[int, training_option(min=1, help="Training epochs.")] = Training.epochs,
     batch: Annotated[int, training_option(min=2, help="Images per mini-batch.")] = Training.batch,
     learning_rate: Annotated[float, training_option(help="Peak learning rate of AdamW.")] = Training.rate,
-    flip: Annotated[bool, training_option("--flip", help="Mirror images at random.")] = False,
-    seed: Annotated[int, training_option(min=0, help="Seed for weights, order, poisoned images and target.")] = 0,
+    flip: Annotated[bool, training_option("--flip", help="Mirror training images left to right at random.")] = False,
+    seed: Annotated[
+        int,
+        training_option(
+            min=0, help="Seed for initial weights, order of images, choice of poisoned images, and target."
+        ),
+    ] = 0,
     twin: Annotated[
-        bool, training_option("--twin/--no-twin", help="Also train the same network without the trigger.")
+        bool,
+        training_option("--twin/--no-twin", help="Also train the clean twin: the same network without the trigger."),
     ] = True,
     device: options.Device = "auto",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("agnosco-poisoned"),
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a network with a backdoor and its clean twin, to try agnosco scan on."""
+    """Train a network with a backdoor, and its clean twin, to try out agnosco scan."""
     from ..backdoor.poison import in_words
     from ..backdoor.poison import poison as train_twins
     from ..backdoor.train import Attack
