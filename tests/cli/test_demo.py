@@ -40,6 +40,14 @@ def test_an_adversarial_image_has_a_higher_loss() -> None:
     torch.testing.assert_close(distance, torch.full((8,), demo.ADVERSARIAL), rtol=1e-4, atol=0)
 
 
+def test_a_slash_at_the_end_of_the_folder_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(demo, "_mapped_and_scanned", lambda out, *_: written.append(out))
+    monkeypatch.setattr(demo, "report", lambda *_, out: written.append(out))
+    demo.run(f"{tmp_path}/demo/", Output(quiet=True))
+    assert written == [f"{tmp_path}/demo/{name}" for name in ("clean", "compromised", "report.html")]
+
+
 def test_a_network_that_has_not_learned_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

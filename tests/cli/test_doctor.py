@@ -113,6 +113,18 @@ def test_old_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "too old: torch 2.9.1+cpu, at least 2.10 is needed" in called()
 
 
+@pytest.mark.parametrize(
+    ("installed", "minimum", "too_old"),
+    [("0.25", "0.25.0", []), ("0.25.0", "0.25", []), ("0.20", "0.2", []), ("0.2", "0.20", ["timm"])],
+)
+def test_a_version_is_the_same_with_zeros_at_its_end(
+    installed: str, minimum: str, too_old: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: [f"timm>={minimum}"])
+    facts = with_versions(monkeypatch, timm=installed)
+    assert [each["package"] for each in facts["too_old"]] == too_old
+
+
 def test_nothing_is_missing_if_everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: "9999")
     assert called().splitlines()[-1] == "nothing is missing"

@@ -45,6 +45,28 @@ def test_wrong_usage_imports_no_torch(args: list[str]) -> None:
     assert len(result.stderr.splitlines()) == 2, result.stderr
 
 
+WRONG_OPTIONS = {
+    "map agnosco:digits --preset quik": "no preset 'quik'",
+    "map agnosco:digits --ball cube": "no ball 'cube'",
+    "map agnosco:digits --out full": "'full' is not empty and has no manifest.json",
+    "scan agnosco:digits --out full": "'full' is not empty and has no scan.json",
+    "scan agnosco:digits --bank full": "'full' holds no scans",
+    "score gone --target agnosco:digits": "'gone' is not a run folder: it has no manifest.json",
+    "sanity gone --model agnosco:digits": "'gone' is not a run folder: it has no manifest.json",
+}
+
+
+@pytest.mark.parametrize("command", WRONG_OPTIONS)
+def test_a_wrong_option_is_answered_without_torch(command: str, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter.txt").write_text("not a run")
+    result = guarded("torch,torchvision", *command.split(), folder=tmp_path)
+    assert result.returncode == 2
+    error, hint = result.stderr.splitlines()
+    assert WRONG_OPTIONS[command] in error
+    assert hint.startswith("Hint: ")
+
+
 def test_inspect_of_safetensors_imports_no_torch(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
     result = guarded("torch,torchvision,PIL,jinja2,fsspec", "inspect", "w.safetensors", folder=tmp_path)

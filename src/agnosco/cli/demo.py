@@ -84,7 +84,7 @@ def run(out: Place, output: Output) -> list[Run]:
     check_target(out, holding=(REPORT, f"{FOLDERS[0]}/{MANIFEST}"))
     data = digits()
     output.say("Two networks are trained, mapped and scanned: one to three minutes")
-    out = os.fspath(out)
+    out = os.fspath(out).rstrip("/")
     attacks = dict(zip(FOLDERS, (None, ATTACK), strict=True))
     runs = [_mapped_and_scanned(f"{out}/{name}", data, attack, output) for name, attack in attacks.items()]
     page = report(*runs, out=f"{out}/{REPORT}")

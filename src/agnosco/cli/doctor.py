@@ -123,5 +123,6 @@ def _devices() -> dict[str, Any]:
 
 
 def _numbers(version: str) -> list[int]:
-    """A version's numbers, for comparison: ``2.10.1+cpu`` is [2, 10, 1]."""
-    return [int(number) for number in re.findall(r"\d+", re.split(r"[+a-zA-Z]", version)[0])]
+    """A version's numbers, for comparison: ``2.10.0+cpu`` is [2, 10]."""
+    release = re.sub(r"(\.0+)*$", "", re.split(r"[+a-zA-Z]", version)[0])
+    return [int(number) for number in re.findall(r"\d+", release)]

@@ -37,12 +37,14 @@ def score(
     A target is written like the MODEL of agnosco map, followed by =WEIGHTS if it needs a weights file.
     """
     from ..evaluate.score_record import FILE, Judgement, add_scores, table
-    from ..evaluate.transfer import score
     from ..io.records import to_json
     from ..runs.run import Run
 
     output = Output.of(context, quiet=quiet)
     maps = Run.open(run)
+
+    from ..evaluate.transfer import score  # imports torch: a wrong run folder is answered before
+
     judgements: list[Judgement] = []
     for spec in target:
         classifier = _load_target(output, context, maps, spec)
@@ -78,14 +80,16 @@ def sanity(
     look for known patterns, and checks that its maps show them.
     """
     from ..evaluate import sanity_record
-    from ..evaluate.sanity import maps_needed
-    from ..evaluate.sanity import sanity as check
     from ..io.records import to_json
-    from ..method.maker import Maker
     from ..runs.run import Run
 
     output = Output.of(context, quiet=quiet)
     maps = Run.open(run)
+
+    from ..evaluate.sanity import maps_needed  # imports torch, as above
+    from ..evaluate.sanity import sanity as check
+    from ..method.maker import Maker
+
     classifier = _load_target(output, context, maps, model, features=maps.settings.model.features)
     images = options.read_samples(output, samples, classifier)
     count = maps_needed(maps, classifier, classes=classes)

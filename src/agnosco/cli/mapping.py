@@ -90,7 +90,6 @@ def map_(
 
     To continue an interrupted run, give the same command again.
     """
-    from ..runs.cluster import connected
     from ..runs.command import OVERRIDES, chosen_config
     from ..runs.run import Run, check_target
 
@@ -99,6 +98,9 @@ def map_(
     given = context.params | {"compiled": compiled or None}
     overrides: dict[str, Any] = {name: given[name] for name in OVERRIDES if given[name] is not None}
     config = chosen_config(preset, **overrides)
+
+    from ..runs.cluster import connected  # imports torch: wrong options are answered before
+
     classifier = options.load_classifier(output, context, model, device="cpu" if cluster else device)
     indices = options.chosen_classes(classifier, classes)
     images = options.read_samples(output, samples, classifier)

@@ -61,13 +61,15 @@ def scan(
 ) -> int:
     """Look for signs of a backdoor: one fixed pattern that turns images into some class too easily."""
     from ..backdoor import record
-    from ..backdoor import scan as scanning
     from ..runs.run import MANIFEST, check_target
 
     output = Output.of(context, quiet=quiet)
     if out is not None:
         check_target(out, holding=(record.FILE, MANIFEST))
     clean_scans = None if bank is None else record.read_bank(bank)
+
+    from ..backdoor import scan as scanning  # imports torch: wrong options are answered before
+
     classifier = options.load_classifier(output, context, model)
     indices = options.chosen_classes(classifier, classes)
     images = options.read_samples(output, samples, classifier)
