@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import types
 from pathlib import Path
 
@@ -186,9 +188,24 @@ def test_a_folder_of_twins_says_what_they_do(tmp_path: Path) -> None:
         assert loaded.fingerprint == networks["fingerprint"]
 
 
+def test_a_kill_just_before_the_end_is_made_good_by_the_same_command(tmp_path: Path) -> None:
+    out, half_written = tmp_path / "out", ".agnosco-part-elsewhere.1.0000"
+
+    def keep_settings(*_: object) -> None:
+        shutil.copy(out / "settings.txt", tmp_path)
+
+    manifest = poison(out, small, bars(), bars(seed=1), ATTACK, TRAINING, on_epoch=keep_settings)
+    finished = {path.name: path.read_bytes() for path in out.iterdir()}
+    shutil.copy(tmp_path / "settings.txt", out)
+    (out / half_written).touch()
+    os.utime(out / half_written, (0, 0))
+    assert poison(out, small, bars(), bars(seed=1), ATTACK, TRAINING) == manifest
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == finished
+
+
 def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("important")
-    with pytest.raises(AgnoscoError, match="other files"):
+    with pytest.raises(AgnoscoError, match="is not empty and has no settings"):
         poison(tmp_path, small, bars(), bars(seed=1), ATTACK, TRAINING)
     assert [one.name for one in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -57,6 +57,14 @@ def test_a_network_that_has_not_learned_is_not_shown(
     assert not (tmp_path / "demo").exists()
 
 
+def test_a_url_with_a_slash_at_its_end_names_no_empty_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[str] = []
+    monkeypatch.setattr(demo, "_mapped_and_scanned", lambda out, *_: places.append(out))
+    monkeypatch.setattr(demo, "report", lambda *_, out: out)
+    demo.run("memory://demo-of-a-slash/", Output(quiet=True))
+    assert places == ["memory://demo-of-a-slash/clean", "memory://demo-of-a-slash/compromised"]
+
+
 @pytest.mark.slow
 def test_demo_draws_digits_that_its_network_reads_and_finds_the_compromised_one(tmp_path: Path) -> None:
     run, compromised = demo.run(tmp_path / "demo", Output(quiet=True))

@@ -39,10 +39,10 @@ from agnosco.models.architectures import created
 from agnosco.models.classifier import Classifier
 from agnosco.reports.classes import aligned
 from agnosco.reports.curves import curves
+from agnosco.reports.page import Report, report
 from agnosco.reports.page import opened as report_of
-from agnosco.reports.page import report
 from agnosco.reports.pictures import BUDGET, FITS, fit_for, pictures, stage_in_words
-from agnosco.reports.runs import LARGEST, facts_of, names_of
+from agnosco.reports.runs import LARGEST, facts_of, names_of, view_of
 from agnosco.runs import command
 from agnosco.runs.manifest import Settings, slug
 from agnosco.runs.run import Run
@@ -399,6 +399,8 @@ def test_a_curve_rises_where_its_values_do() -> None:
     norm = curves(arrays, ["map 1", "refine 1"], norm=3.0)[1]
     assert norm.title == "‖ν‖; of a refinement, before the projection"
     assert norm.last == "4.00, and 3.00 after the projection"
+    arrays["trace/norm"] = np.array([np.nan, 2.0, -np.inf])
+    assert curves(arrays, ["map 1"], norm=3.0)[1].points == "160.0,0.0"  # "nan" and "inf" are no numbers of SVG
 
 
 def test_stages_have_plain_names() -> None:
@@ -429,6 +431,24 @@ def test_a_thousand_maps_stay_within_the_budget() -> None:
 
 
 # -- the command -------------------------------------------------------------------------------------------
+
+
+def test_characters_that_cannot_be_written_are_left_out(run: Run) -> None:
+    changes = {"model": {"name": "a\ud800", "weights": "b\udfff.safetensors"}, "samples": {"source": "c\ud800"}}
+    run.settings = replaced(run.settings, **changes)
+    view = view_of(run, "d\ud800", None)
+    name, size = Report([run], [view], None).write()
+    content = Path(name).read_bytes()
+    assert len(content) == size
+    assert "What a? has learned" in content.decode()
+
+
+def test_the_command_on_the_page_has_no_control_characters(run: Run) -> None:
+    config = config_to_json(preset("paper"))
+    changes = {"command": "map", "preset": "paper", "config": config, "model": {"weights": "w\x1b[31m  x\x00"}}
+    run.settings = replaced(run.settings, **changes)
+    assert "w\x1b[31m  x\x00" in (command.command_of(run.settings, run.entries) or "")
+    assert "w[31m  x" in (view_of(run, "name", None).command or "")
 
 
 def test_the_command_writes_one_file_and_says_where(run: Run) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ import torch
 
 from ..data.datasets import Labelled
 from ..errors import AgnoscoError
-from ..io.atomic import PART
+from ..io.local import Local
 from ..io.storage import write_whole
 from ..method.render import contact_sheet, enlarged, png, to_picture
 from ..models.classifier import Classifier
 from .config import Training
-from .train import Attack, Outcome, evaluate, fit
+from .train import Attack, evaluate, fit
 from .triggers import trigger_to_json
 
 MANIFEST, SETTINGS, PICTURE, TILE = "manifest.json", "settings.txt", "trigger.png", 224
@@ -65,42 +66,38 @@ def poison(
         The manifest.
 
     Raises:
-        AgnoscoError: The folder holds other files or networks of other settings, or cannot be written; or the target
-            is not a class.
+        AgnoscoError: The folder is not that of an interrupted call with the same settings, or cannot be written; or the
+            target is not a class.
     """
     if not 0 <= attack.target < len(training_data.names):
         raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(training_data.names) - 1}")
     attack.trigger.mask(training_data.samples.shape)  # raises an error before any training if it does not fit
-    names = ("compromised", "clean") if twin else ("compromised",)
-    _check_folder(out, names)
+    folder = Local(out)
+    folder.check(holding=(SETTINGS,))
+    folder.make()
+    folder.sweep()
     classifier = create()
     _check_settings(
         out / SETTINGS, repr((classifier.fingerprint, training_data.samples.fingerprint, attack, training, seed))
     )
     networks: dict[str, Any] = {}
-    for name in names:
+    for name in ("compromised", "clean") if twin else ("compromised",):
         classifier, path = create(), out / f"{name}.safetensors"
         if path.exists():
             classifier.model.load_state_dict(safetensors.torch.load_file(path))
         else:
             fit(
                 classifier, training_data, training, attack=attack if name == "compromised" else None, seed=seed,
-                checkpoint=out / f"{name}.checkpoint", on_epoch=None if on_epoch is None else _named(on_epoch, name),
+                checkpoint=out / f"{name}.checkpoint", on_epoch=on_epoch and partial(on_epoch, name),
             )  # fmt: skip
             weights = {key: value.cpu().contiguous() for key, value in classifier.model.state_dict().items()}
             write_whole(path, safetensors.torch.save(weights))
-        networks[name] = _entry(classifier, evaluate(classifier, test_data, attack), path.read_bytes())
-    manifest = {
-        "architecture": classifier.name, "shape": list(classifier.shape), "mean": list(classifier.mean),
-        "std": list(classifier.std), "labels": list(training_data.names), "seed": seed, "training": asdict(training),
-        "data": {
-            "source": training_data.samples.source, "trained_on": len(training_data), "evaluated_with": len(test_data),
-            "fingerprint": training_data.samples.fingerprint,
-        },
-        "attack": {
-            "trigger": trigger_to_json(attack.trigger), "target": attack.target, "rate": attack.rate,
-            "class": training_data.names[attack.target],
-        },
+        outcome = evaluate(classifier, test_data, attack)
+        networks[name] = {
+            "accuracy": outcome.accuracy, "attack_success": outcome.success,
+            "fingerprint": classifier.fingerprint, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }  # fmt: skip
+    manifest = _manifest(classifier, training_data, test_data, attack, training, seed) | {
         "networks": networks, "torch": torch.__version__,
     }  # fmt: skip
     write_whole(out / PICTURE, _picture(test_data, attack))
@@ -119,14 +116,26 @@ def in_words(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _named(on_epoch: Callable[[str, int], None], name: str) -> Callable[[int], None]:
-    return lambda done: on_epoch(name, done)
-
-
-def _entry(classifier: Classifier, outcome: Outcome, content: bytes) -> dict[str, Any]:
+def _manifest(
+    classifier: Classifier,
+    training_data: Labelled,
+    test_data: Labelled,
+    attack: Attack,
+    training: Training,
+    seed: int,
+) -> dict[str, Any]:
+    """What both networks have in common."""
     return {
-        "accuracy": outcome.accuracy, "attack_success": outcome.success,
-        "fingerprint": classifier.fingerprint, "sha256": hashlib.sha256(content).hexdigest(),
+        "architecture": classifier.name, "shape": list(classifier.shape), "mean": list(classifier.mean),
+        "std": list(classifier.std), "labels": list(training_data.names), "seed": seed, "training": asdict(training),
+        "data": {
+            "source": training_data.samples.source, "trained_on": len(training_data), "evaluated_with": len(test_data),
+            "fingerprint": training_data.samples.fingerprint,
+        },
+        "attack": {
+            "trigger": trigger_to_json(attack.trigger), "target": attack.target, "rate": attack.rate,
+            "class": training_data.names[attack.target],
+        },
     }  # fmt: skip
 
 
@@ -141,22 +150,8 @@ def _picture(data: Labelled, attack: Attack) -> bytes:
         attack.trigger.apply(images, generator=generator),
     ]
     captions = ["trigger", "image", f"classified as {data.names[attack.target]}"]
-    tiles = [enlarged(to_picture(one[0]), TILE) for one in shown]
+    tiles = [enlarged(to_picture(picture[0]), TILE) for picture in shown]
     return png(contact_sheet(tiles, captions, columns=3, tile=TILE, footer=f"Trigger: {attack.trigger}"))
-
-
-def _check_folder(out: Path, names: tuple[str, ...]) -> None:
-    """Create the folder, or check that it holds only files of an interrupted call."""
-    ours = {f"{name}.{end}" for name in names for end in ("safetensors", "checkpoint")} | {PICTURE, SETTINGS}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        others = [one.name for one in out.iterdir() if one.name not in ours and not one.name.startswith(PART)]
-    except OSError as error:
-        raise AgnoscoError(
-            f"cannot write {str(out)!r}: {error.strerror or error}", "choose another folder with --out"
-        ) from error
-    if others:
-        raise AgnoscoError(f"{str(out)!r} holds other files ({others[0]!r})", "choose another folder with --out")
 
 
 def _check_settings(path: Path, settings: str) -> None:

@@ -49,7 +49,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What a trained network does with held-out images.
 
     Args:
@@ -122,7 +122,7 @@ def fit(
     state.remove()
 
 
-def evaluate(classifier: Classifier, data: Labelled, attack: Attack | None = None) -> Outcome:
+def evaluate(classifier: Classifier, data: Labelled, attack: Attack | None = None) -> TrainingOutcome:
     """What a network does with held-out images, and with those that carry the trigger."""
     images = [part.to(classifier.device) for part in data.samples.batches(BATCH_OF_EVALUATION)]
 
@@ -131,11 +131,11 @@ def evaluate(classifier: Classifier, data: Labelled, attack: Attack | None = Non
 
     accuracy = (given(images) == data.labels).double().mean().item()
     if attack is None:
-        return Outcome(accuracy, None)
+        return TrainingOutcome(accuracy, None)
     generator = torch.Generator().manual_seed(0)
     triggered = given([attack.trigger.apply(part, generator=generator) for part in images])
     others = data.labels != attack.target
-    return Outcome(accuracy, (triggered[others] == attack.target).double().mean().item())
+    return TrainingOutcome(accuracy, (triggered[others] == attack.target).double().mean().item())
 
 
 def augmented(images: Tensor, training: Training, generator: torch.Generator) -> Tensor:
@@ -163,9 +163,8 @@ def schedule(progress: float, warm_up: float = 0.2) -> float:
 
 def _poisoned(labels: Tensor, attack: Attack | None, generator: torch.Generator) -> Tensor:
     """Which images carry the trigger, ``(N,)`` bool."""
-    order = torch.randperm(
-        len(labels), generator=generator
-    )  # the clean twin draws it too, so that all later draws are the same
+    # The clean twin draws the order too, so that all later draws are the same.
+    order = torch.randperm(len(labels), generator=generator)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     if attack is not None:
         others = order[labels[order] != attack.target]
@@ -213,7 +212,7 @@ class _Checkpoint:
             return
         tensors = {f"model/{key}": tensor.contiguous() for key, tensor in model.state_dict().items()}
         for index, entries in adam.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{name}": tensor for name, tensor in entries.items()}
+            tensors |= {f"adam/{index}/{name}": tensor.contiguous() for name, tensor in entries.items()}
         tensors["generator"] = generator.get_state()
         about = json.dumps({"settings": self.settings, "epochs": epochs})
         write_whole(self.path, safetensors.torch.save(tensors, metadata={"training": about}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 
 from markupsafe import Markup
 
@@ -46,6 +47,7 @@ def curves(arrays: Arrays, stages: Sequence[str], *, norm: float) -> list[Curve]
         norm: ‖ν‖ of the finished map.
     """
     probability, norms = arrays["trace/probability"].tolist(), arrays["trace/norm"].tolist()
+    high = max(filter(isfinite, norms), default=0.0) or 1.0
     if len(norms) < 2:
         return []
     refined = any(stage.startswith("refine") for stage in stages)
@@ -53,7 +55,7 @@ def curves(arrays: Arrays, stages: Sequence[str], *, norm: float) -> list[Curve]
     last = f"{norms[-1]:.2f}" + (f", and {norm:.2f} after the projection" if refined else "")
     return [
         Curve("mean p(class) of perturbed images", _points(probability, 1.0), 1.0, f"{probability[-1]:.2f}"),
-        Curve(title, _points(norms, max(norms) or 1.0), max(norms) or 1.0, last),
+        Curve(title, _points(norms, high), high, last),
     ]
 
 
@@ -65,7 +67,8 @@ def boundaries(arrays: Arrays) -> list[float]:
 
 
 def _points(values: Sequence[float], high: float) -> Markup:
-    """Values from left to right, the greatest at the top; in SVG, y grows downwards."""
+    """Finite values from left to right, the greatest at the top; in SVG, y grows downwards."""
     last = len(values) - 1
     steps = sorted({*range(0, len(values), max(1, len(values) // MOST)), last})
-    return Markup(" ".join(f"{WIDTH * k / last:.1f},{HEIGHT * (1 - values[k] / high):.1f}" for k in steps))
+    points = [(WIDTH * k / last, HEIGHT * (1 - values[k] / high)) for k in steps]
+    return Markup(" ".join(f"{x:.1f},{y:.1f}" for x, y in points if isfinite(y)))

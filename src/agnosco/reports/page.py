@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,7 +22,7 @@ from ..runs.run import Run
 from ..text import without_password
 from .classes import OnMap, rows_of
 from .curves import HEIGHT, WIDTH
-from .runs import Matrix, RunView, names_of, view_of
+from .runs import CONTROLS, Matrix, RunView, names_of, view_of
 
 FILE = "report.html"
 
@@ -31,7 +30,6 @@ LONGEST = 1000
 """Characters that are shown of any text from outside."""
 
 _DOCTYPE = b"<!doctype html>"
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Report:
         Raises:
             AgnoscoError: A map is missing or damaged, or the file cannot be written.
         """
-        content = self.html(on_map).encode()
+        content = self.html(on_map).encode(errors="replace")  # names may hold halves of surrogate pairs
         name = self.runs[0].folder.write(FILE, content) if self.target is None else write_whole(self.target, content)
         return name, len(content)
 
@@ -172,7 +170,7 @@ def _shown(value: Any) -> Any:
     """Text without control characters, cut at :data:`LONGEST`; markup, which agnosco made itself, as it is."""
     if type(value) is not str:
         return value
-    clean = _CONTROLS.sub("", value)
+    clean = CONTROLS.sub("", value)
     return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ LONGEST = 80
 
 LARGEST = 2**26
 """Most pixels of a picture in a run's folder; agnosco writes far fewer."""
+
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
     return RunView(
         name=name,
         facts=facts_of(run),
-        command=None if command is None else escape(command),
+        command=None if command is None else escape(CONTROLS.sub("", command)),
         manifest=Markup("data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode()),
         scores=read_scores(run),
         sanity=sanity_record.read(run.folder),
