@@ -19,61 +19,46 @@ OVERRIDES = (
 )  # fmt: skip
 """Options that replace a setting of a preset, in the order in which a command names them."""
 
+DIALS: dict[str, dict[str, type[Any]]] = {
+    "parameterization": PARAMETERIZATIONS, "transforms": TRANSFORMS, "ball": BALLS,
+}  # fmt: skip
 
-def chosen_config(
-    preset: str,
-    *,
-    parameterization: str | None = None,
-    transforms: str | None = None,
-    ball: str | None = None,
-    loss: str | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    radius: float | None = None,
-    precision: str | None = None,
-    compiled: bool = False,
-) -> Config:
+
+def chosen_config(preset: str, **overrides: Any) -> Config:
     """A preset with some of its settings replaced; None leaves what the preset has.
 
     Args:
         preset: Name of the preset.
-        parameterization, transforms, ball: Kind of each dial. If the preset has this kind already, its settings stay;
-            another kind comes with its own defaults.
-        loss: Loss to minimize.
-        steps: K, the steps of Algorithm 1 in every cycle.
-        batch: b, the images of a mini-batch.
-        radius: η at 3×224×224; the limit of a ball that grows.
-        precision: Arithmetic of the network.
-        compiled: Whether to run it through ``torch.compile``.
+        overrides: New values, by the names in :data:`OVERRIDES`. If the preset has a dial of the given kind already
+            (``parameterization``, ``transforms``, ``ball``), its settings stay; another kind comes with its own
+            defaults. ``radius`` is η at 3×224×224, or the limit of a ball that grows.
 
     Raises:
         AgnoscoError: No such preset, dial, loss or precision, or a radius for a ball that has none.
+        TypeError: No such setting.
     """
+    if unknown := overrides.keys() - set(OVERRIDES):
+        raise TypeError(f"no setting {min(unknown)!r}; choose from {', '.join(OVERRIDES)}")
     config = preset_config(preset)
     mapper = config.mapper
-    changes: dict[str, Any] = {
-        "parameterization": _dial(PARAMETERIZATIONS, "parameterization", parameterization, mapper.parameterization),
-        "transforms": _dial(TRANSFORMS, "transforms", transforms, mapper.transforms),
-        "ball": _with_radius(_dial(BALLS, "ball", ball, mapper.ball), radius),
-    }
-    values = {"loss": loss, "steps": steps, "batch": batch}
-    changes |= {name: value for name, value in values.items() if value is not None}
-    precision = config.precision if precision is None else precision
-    return replace(config, mapper=replace(mapper, **changes), precision=precision, compiled=compiled)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    for name, kinds in DIALS.items():
+        if name in given:
+            given[name] = _dial(kinds, name, given[name], getattr(mapper, name))
+    if "radius" in given:
+        given["ball"] = _with_radius(given.get("ball", mapper.ball), given.pop("radius"))
+    computing = {name: given.pop(name) for name in ("precision", "compiled") if name in given}
+    return replace(config, mapper=replace(mapper, **given), **computing)
 
 
-def _dial(kinds: dict[str, type[Any]], name: str, kind: str | None, current: Any) -> Any:
-    """A dial of a kind: the current one, if it is of that kind or no kind is given."""
-    if kind is None:
-        return current
+def _dial(kinds: dict[str, type[Any]], name: str, kind: str, current: Any) -> Any:
+    """A dial of a kind: the current one, if it is of that kind."""
     if kind not in kinds:
         raise AgnoscoError(f"no {name} {kind!r}", f"choose from {', '.join(kinds)}")
     return current if type(current) is kinds[kind] else kinds[kind]()
 
 
-def _with_radius(ball: Ball, radius: float | None) -> Ball:
-    if radius is None:
-        return ball
+def _with_radius(ball: Ball, radius: float) -> Ball:
     if isinstance(ball, L2):
         return replace(ball, radius=radius)
     if isinstance(ball, AutoL2):
@@ -130,7 +115,7 @@ def options_of(settings: Settings) -> dict[str, Any] | None:
         return None
     config = config_from_json(settings.config)
     try:
-        chosen = chosen_config(settings.preset, **settings.overrides)  # type: ignore[arg-type]  # compared below
+        chosen = chosen_config(settings.preset, **settings.overrides)
         if replace(chosen, precision=config.precision) != config:
             return None
     except (AgnoscoError, TypeError, ValueError):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import metadata
 from math import isfinite
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from ..io import records
 from ..io.records import Record
-from ..method.config import Config, config_from_json, config_to_json
+from ..method.config import Config, config_from_json
 from ..types import Job
 
 if TYPE_CHECKING:
@@ -64,6 +64,20 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
     classes: Index
     features: str | None
 
+    @classmethod
+    def of(cls, classifier: Classifier, weights: str | Path | None, config: Config) -> ModelRecord:
+        """That of a classifier whose weights came from this file."""
+        return cls(
+            name=classifier.name,
+            weights=Path(weights).name if weights else None,
+            fingerprint=classifier.fingerprint,
+            shape=classifier.shape,
+            mean=classifier.mean,
+            std=classifier.std,
+            classes=classifier.classes,
+            features=classifier.features if config.refine else None,
+        )
+
 
 class SamplesRecord(Record, frozen=True, forbid_unknown_fields=True):
     """The samples of a run: where they came from, how many they are, and which of them are held out."""
@@ -74,6 +88,14 @@ class SamplesRecord(Record, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Axis, Axis, Axis]
     held_out: Annotated[float, Meta(gt=0, lt=1)]
     split_seed: Seed
+
+    @classmethod
+    def of(cls, samples: Samples) -> SamplesRecord:
+        """That of all samples; see :func:`split`."""
+        return cls(
+            source=samples.source, count=len(samples), fingerprint=samples.fingerprint, shape=samples.shape,
+            held_out=HELD_OUT, split_seed=SPLIT_SEED,
+        )  # fmt: skip
 
 
 class Settings(Record, frozen=True, forbid_unknown_fields=True):
@@ -139,50 +161,6 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 def split(samples: Samples) -> tuple[Samples, Samples]:
     """The samples that a run's maps are made with, and those held out to judge them."""
     return samples.split(HELD_OUT, seed=SPLIT_SEED)
-
-
-def settings_of(
-    classifier: Classifier,
-    samples: Samples,
-    config: Config,
-    *,
-    command: str,
-    weights: str | Path | None,
-    preset: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-) -> Settings:
-    """The settings of a run made here and now; device and threads are this process's if they are not given."""
-    import torch
-
-    return Settings(
-        command=command,
-        preset=preset,
-        overrides=dict(overrides or {}),
-        device=device or str(classifier.device),
-        threads=threads or torch.get_num_threads(),
-        versions=versions(),
-        model=ModelRecord(
-            name=classifier.name,
-            weights=Path(weights).name if weights else None,
-            fingerprint=classifier.fingerprint,
-            shape=classifier.shape,
-            mean=classifier.mean,
-            std=classifier.std,
-            classes=classifier.classes,
-            features=classifier.features if config.refine else None,
-        ),
-        samples=SamplesRecord(
-            source=samples.source,
-            count=len(samples),
-            fingerprint=samples.fingerprint,
-            shape=samples.shape,
-            held_out=HELD_OUT,
-            split_seed=SPLIT_SEED,
-        ),
-        config=records.to_json(config_to_json(config)),
-    )
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.storage import Folder, Place
-from .manifest import Settings, identity, settings_of
+from .manifest import ModelRecord, SamplesRecord, Settings, identity, versions
 from .run import Run
 
 if TYPE_CHECKING:
@@ -44,8 +46,13 @@ def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings
     Raises:
         AgnoscoError: It was made with others.
     """
+    import torch
+
     before = run.settings
-    now = settings_of(classifier, samples, run.config, command=before.command, weights=before.model.weights)
+    now = replace(
+        before, device=str(classifier.device), threads=torch.get_num_threads(), versions=versions(),
+        model=ModelRecord.of(classifier, before.model.weights, run.config), samples=SamplesRecord.of(samples),
+    )  # fmt: skip
     for what, old, new in (("model", before.model, now.model), ("samples", before.samples, now.samples)):
         if (old.fingerprint, old.shape) != (new.fingerprint, new.shape):
             raise AgnoscoError(

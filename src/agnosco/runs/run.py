@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.local import Local
+from ..io.records import to_json
 from ..io.storage import MOVED, Folder, Place, at_once
-from ..method.config import Config, config_from_json
+from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
 from ..types import Job
 from . import manifest
-from .manifest import Entry, Group, Settings
+from .manifest import Entry, Group, ModelRecord, SamplesRecord, Settings
 from .sheet import page_of, write_pictures
 from .tensors import Arrays, concept_of, read_arrays, to_bytes
 
@@ -104,8 +105,6 @@ class Run:
     ) -> Run:
         """A new run, or the run in the folder if it has the same settings; nothing is written before its first map.
 
-        A run is continued with the number of threads that it began with.
-
         Args:
             path: A path or a URL: a new or empty folder, or that of a run with the same settings.
             classifier: The network whose maps these are; a module or a name is taken for images of the samples' shape.
@@ -114,11 +113,14 @@ class Run:
             preset, overrides: What the settings were built from; see :func:`agnosco.runs.command.chosen_config`.
             command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for other code.
             weights: The file of the classifier's weights; its base name is stored.
-            device, threads: What maps are made with, if not by this process: by a cluster.
+            device, threads: What maps are made with, if not by this process: by a cluster. A run that is continued
+                keeps its number of threads.
 
         Raises:
             AgnoscoError: The folder cannot be written, or holds something else.
         """
+        import torch
+
         from ..method.prepare import resolve_precision
         from ..models.loading import as_classifier
 
@@ -128,9 +130,11 @@ class Run:
             config, preset = preset_config(config), config
         classifier = as_classifier(classifier, samples.shape)
         config = replace(config, precision=resolve_precision(config.precision, classifier.device))
-        settings = manifest.settings_of(
-            classifier, samples, config, command=command, weights=weights, preset=preset, overrides=overrides,
-            device=device, threads=threads,
+        settings = Settings(
+            command=command, preset=preset, overrides=dict(overrides or {}), device=device or str(classifier.device),
+            threads=threads or torch.get_num_threads(), versions=manifest.versions(),
+            model=ModelRecord.of(classifier, weights, config), samples=SamplesRecord.of(samples),
+            config=to_json(config_to_json(config)),
         )  # fmt: skip
         if not folder.exists(MANIFEST):
             return cls(folder, settings)
@@ -174,18 +178,17 @@ class Run:
 
     def _read_new_entries(self) -> None:
         """Read the entries that the index lacks."""
-        known = {entry.stem for entry in self.entry_of.values()}
-        names = [name.removesuffix(".json") for name in self.folder.names("maps") if name.endswith(".json")]
+        stems = {name.removesuffix(".json") for name in self.folder.names("maps") if name.endswith(".json")}
+        stems -= {entry.stem for entry in self.entry_of.values()}
 
-        def read(name: str) -> None:
+        def read(name: str) -> Entry | None:
             try:
-                entry = self.stored_entry(name)
+                return self.stored_entry(name)
             except ValueError:
                 self._damaged.add(name)
-            else:
-                self.entry_of |= {} if entry is None else {entry.job: entry}
+                return None
 
-        at_once(read, [name for name in names if name not in known])
+        self.entry_of |= {entry.job: entry for entry in at_once(read, sorted(stems)) if entry is not None}
 
     def stored_entry(self, name: str) -> Entry | None:
         """The entry in the file of this stem, None if there is no file; ValueError if it is damaged."""
@@ -302,8 +305,7 @@ class Run:
         Raises:
             AgnoscoError: The run has no such map, or its file is missing or was altered.
         """
-        arrays = self.arrays(index, seed)
-        return concept_of(arrays, self.entry(index, seed))
+        return concept_of(self.arrays(index, seed), self.entry(index, seed))
 
     def arrays(self, index: int, seed: int = 0) -> Arrays:
         """The arrays in the file of a map, without PyTorch: ``nu`` and others, see :mod:`agnosco.runs.tensors`.
@@ -313,8 +315,7 @@ class Run:
         """
         entry = self.entry(index, seed)
         try:
-            content = self._content(entry)
-            return read_arrays(content, self.entry(index, seed).stages, self.settings.model.shape)
+            return read_arrays(self._content(entry), self.entry(index, seed).stages, self.settings.model.shape)
         except (OSError, ValueError) as error:
             reason = "it does not exist" if isinstance(error, FileNotFoundError) else error
             raise AgnoscoError(

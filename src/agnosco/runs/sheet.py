@@ -53,7 +53,7 @@ def write_contact_sheet(run: Run) -> str:
         "share of held-out images that the pattern moves to its class."
     )
     columns = max(5, ceil(sqrt(len(captions))))
-    pictures = [_picture(run, entry) for entry in entries]
+    pictures = [run.map(*entry.job).display() for entry in entries]
     sheet = contact_sheet(pictures, captions, columns=columns, tile=SIDE, footer=one_line(footer, limit=1000))
     return run.folder.write(SHEET, png(sheet))
 
@@ -61,7 +61,7 @@ def write_contact_sheet(run: Run) -> str:
 def page_of(run: Run) -> str:
     """The first maps of a run as HTML for a notebook, each with its class; nothing in it is executed."""
     entries = run.entries
-    tiles = [_tile(_picture(run, entry), entry) for entry in entries[:IN_NOTEBOOK]]
+    tiles = [_tile(run.map(*entry.job).display(), entry) for entry in entries[:IN_NOTEBOOK]]
     more = len(entries) - len(tiles)
     rest = f"<p>and {more} more: <code>agnosco report</code> shows all</p>" if more > 0 else ""
     return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(tiles)}</div>{rest}'
@@ -72,10 +72,6 @@ def caption(entry: Entry, *, with_seed: bool) -> str:
     moves = "" if entry.targeted_success_rate is None else f", moves {entry.targeted_success_rate:.0%}"
     figures = (f" s{entry.seed}" if with_seed else "") + f"  p {entry.probability:.2f}{moves}"
     return one_line(entry.name, limit=CAPTION - len(figures)) + figures
-
-
-def _picture(run: Run, entry: Entry) -> Image:
-    return run.map(*entry.job).display()
 
 
 def _tile(picture: Image, entry: Entry) -> str:

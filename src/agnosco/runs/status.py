@@ -45,16 +45,16 @@ def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStat
         files = {f"{inside}/{name}" for inside in ("maps", "pictures") for name in run.folder.names(inside)}
         exists = files.__contains__
     results = at_once(lambda job: _checked(run, job, names[job.label], exists), jobs)
-    missing = [job for job, result in zip(jobs, results, strict=True) if isinstance(result, str)]
+    missing = [job for job, (entry, _) in zip(jobs, results, strict=True) if entry is None]
     for job in missing:
         run.entry_of.pop(job, None)
-    entries = [result for result in results if isinstance(result, Entry)]
-    return RunStatus(entries, missing, [result for result in results if isinstance(result, str) and result])
+    entries = [entry for entry, _ in results if entry is not None]
+    return RunStatus(entries, missing, [damage for _, damage in results if damage is not None])
 
 
-def _checked(run: Run, job: Job, class_name: str, exists: Callable[[str], bool]) -> Entry | str:
-    """The entry of a finished map; otherwise what is damaged, or "" if the map was never finished."""
-    known, stored, damage = run.entry_of.get(job), None, ""
+def _checked(run: Run, job: Job, class_name: str, exists: Callable[[str], bool]) -> tuple[Entry | None, str | None]:
+    """The entry of a map, None if it is not finished; and a message if that is because it is damaged."""
+    known, stored, damage = run.entry_of.get(job), None, None
     name = stem_of(job.label, class_name, job.seed) if known is None else known.stem
     if exists(f"maps/{name}.json"):
         try:
@@ -63,13 +63,13 @@ def _checked(run: Run, job: Job, class_name: str, exists: Callable[[str], bool])
             damage = str(error)
     entry = stored or known
     if entry is None:
-        return damage
+        return None, damage
     digest = run.digest(name)
     if digest != entry.sha256:
-        return f"{name}.safetensors is {'damaged' if digest else 'missing'}"
+        return None, f"{name}.safetensors is {'damaged' if digest else 'missing'}"
     run.entry_of[job] = entry
     if stored is None:
         run.folder.write(f"maps/{name}.json", write_entry(entry))
     if not (exists(f"pictures/{name}.png") and exists(f"pictures/{name}-raw.png")):
         write_pictures(run.folder, run.map(*job), entry)
-    return entry
+    return entry, None
