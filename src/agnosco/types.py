@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -26,6 +27,12 @@ class Stage(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.cycle}"
+
+    @classmethod
+    def parse(cls, text: str) -> Stage | None:
+        """The stage of such a text; None for another text."""
+        parts = re.fullmatch(r"(map|refine) ([1-9][0-9]{0,2})", text)
+        return parts and cls("map" if parts[1] == "map" else "refine", int(parts[2]))
 
 
 class Job(NamedTuple):

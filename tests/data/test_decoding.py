@@ -17,11 +17,11 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from agnosco.data import decoding, files
-from agnosco.data import folder as reading
+from agnosco.data import samples as reading
 from agnosco.data.cache import default_cache
 from agnosco.data.decoding import Unreadable, decode, fit, stack
 from agnosco.data.files import Skipped, find_files, in_order, summary
-from agnosco.data.folder import read_folder
+from agnosco.data.samples import read_folder
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.io.atomic import PART, host_name
 
@@ -318,9 +318,9 @@ def test_folders_and_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pyt
     solid(tmp_path / "good.png")
     locked = {str(solid(tmp_path / "locked.png")), str(solid(tmp_path / "vault" / "in.png").parent)}
     refuse(monkeypatch, locked)
-    images, skipped, *_ = read_folder(tmp_path, RGB4)
+    images, folder = read_folder(tmp_path, RGB4)
     assert len(images) == 1
-    assert skipped == (Skipped("locked.png", "permission denied"), Skipped("vault", "permission denied"))
+    assert folder.skipped == [Skipped("locked.png", "permission denied"), Skipped("vault", "permission denied")]
     refuse(monkeypatch, {str(tmp_path)})
     with pytest.raises(AgnoscoError, match="permission denied"):
         read_folder(tmp_path, RGB4)
@@ -347,7 +347,7 @@ def test_strange_names_can_be_printed(tmp_path: Path, name: str) -> None:
         pytest.skip("this file system has no such names")
     solid(tmp_path / "good.png")
     for _ in range(2):  # the second from the cache
-        skipped = read_folder(tmp_path, RGB4, cache=tmp_path / ".cache").skipped
+        skipped = read_folder(tmp_path, RGB4, cache=tmp_path / ".cache")[1].skipped
         assert skipped[-1].name == name or skipped[0].name == name
         assert summary(skipped, 1).isascii()
         assert summary(skipped, 1).isprintable()
@@ -405,12 +405,12 @@ def test_nothing_is_chosen_of_as_many_as_may_be(tmp_path: Path) -> None:
 
 def test_large_images_leave_room_for_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [solid(tmp_path / f"{value}.png", value).name for value in range(9)]
-    monkeypatch.setattr(reading, "MOST_BYTES", 5 * 3 * 4 * 4 + 1)
-    found = read_folder(tmp_path, RGB4)
-    assert found.images[:, 0, 0, 0].tolist() == [int(name[0]) for name in by_hash(names, 5)]
-    assert (found.files_read, found.files_total) == (5, 9)
-    assert read_folder(tmp_path, RGB4, limit=2).files_read == 2
-    assert read_folder(tmp_path, (3, 40, 40)).files_read == 1  # rather than none
+    monkeypatch.setattr(reading, "FOLDER_BYTES", 5 * 3 * 4 * 4 + 1)
+    images, folder = read_folder(tmp_path, RGB4)
+    assert images[:, 0, 0, 0].tolist() == [int(name[0]) for name in by_hash(names, 5)]
+    assert (len(folder.files), folder.total) == (5, 9)
+    assert len(read_folder(tmp_path, RGB4, limit=2)[1].files) == 2
+    assert len(read_folder(tmp_path, (3, 40, 40))[1].files) == 1  # rather than none
 
 
 def test_no_image_among_those_chosen(tmp_path: Path) -> None:
@@ -425,10 +425,10 @@ def test_of_what_is_passed_over_the_first_are_named(tmp_path: Path) -> None:
     names = [f".{number}" for number in range(2 * files.MOST_SKIPPED + 500)]
     for name in names:
         (tmp_path / name).touch()
-    found = read_folder(tmp_path, RGB4)
-    assert [one.name for one in found.skipped] == sorted(names)[: files.MOST_SKIPPED]
-    assert found.skipped_count == 2500
-    assert summary(found.skipped, found.skipped_count).endswith("'.10' (hidden) and 2497 more")
+    _, folder = read_folder(tmp_path, RGB4)
+    assert [file.name for file in folder.skipped] == sorted(names)[: files.MOST_SKIPPED]
+    assert folder.skipped_count == 2500
+    assert summary(folder.skipped, folder.skipped_count).endswith("'.10' (hidden) and 2497 more")
 
 
 @pytest.mark.parametrize("name", ["{}.png", ".{}.png"])
@@ -456,9 +456,9 @@ def test_a_folder_in_order_with_what_it_lacks(tmp_path: Path) -> None:
     truncated(tmp_path / "07x.jpg")
     (tmp_path / "20x.jpg").write_text("text")
     seen = []
-    images, skipped, *_ = read_folder(tmp_path, RGB4, progress=lambda done, total: seen.append((done, total)))
+    images, folder = read_folder(tmp_path, RGB4, progress=lambda done, total: seen.append((done, total)))
     assert images[:, 0, 0, 0].tolist() == list(range(30))
-    assert skipped == (Skipped("07x.jpg", "truncated"), Skipped("20x.jpg", "not an image"))
+    assert folder.skipped == [Skipped("07x.jpg", "truncated"), Skipped("20x.jpg", "not an image")]
     assert seen == [(done, 32) for done in range(1, 33)]
 
 
@@ -474,9 +474,9 @@ def test_images_are_gathered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_file_is_a_folder_of_one(tmp_path: Path) -> None:
-    images, skipped, *_ = read_folder(solid(tmp_path / ".a.png", 5), RGB4)
+    images, folder = read_folder(solid(tmp_path / ".a.png", 5), RGB4)
     assert images.unique().tolist() == [5]
-    assert skipped == ()
+    assert folder.skipped == []
 
 
 @pytest.mark.parametrize(
@@ -532,16 +532,16 @@ def folder(tmp_path: Path) -> Path:
 
 def test_cache_saves_decoding_and_still_reports(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "deep" / "cache"
-    first = read_folder(folder, RGB4, cache=cache)
+    first, _ = read_folder(folder, RGB4, cache=cache)
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
-    assert torch.equal(load_file(next(cache.iterdir()))["images"], first.images)
+    assert torch.equal(load_file(next(cache.iterdir()))["images"], first)
     monkeypatch.setattr(decoding, "decode", None)
     (folder / ".new").write_text("hidden since")
     seen = []
-    again = read_folder(folder, RGB4, cache=str(cache), progress=lambda *of: seen.append(of))
-    assert torch.equal(again.images, first.images)
-    assert again.images[:, 0, 0, 0].tolist() == [10, 20]
-    assert again.skipped == (Skipped(".new", "hidden"), Skipped("text.jpg", "not an image"))
+    again, files_read = read_folder(folder, RGB4, cache=str(cache), progress=lambda *of: seen.append(of))
+    assert torch.equal(again, first)
+    assert again[:, 0, 0, 0].tolist() == [10, 20]
+    assert files_read.skipped == [Skipped(".new", "hidden"), Skipped("text.jpg", "not an image")]
     assert seen == [(3, 3)]
 
 
@@ -559,16 +559,17 @@ def test_cache_saves_decoding_and_still_reports(folder: Path, tmp_path: Path, mo
 def test_cache_knows_the_content(folder: Path, tmp_path: Path, change) -> None:
     read_folder(folder, RGB4, cache=tmp_path / "cache")
     change(folder)
-    cached, plain = read_folder(folder, RGB4, cache=tmp_path / "cache"), read_folder(folder, RGB4)
-    assert torch.equal(cached.images, plain.images)
-    assert cached.skipped == plain.skipped
+    cached, cached_files = read_folder(folder, RGB4, cache=tmp_path / "cache")
+    plain, plain_files = read_folder(folder, RGB4)
+    assert torch.equal(cached, plain)
+    assert cached_files == plain_files
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_cache_knows_shape_and_decoder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     for shape in [(3, 4, 4), (1, 4, 4), (3, 4, 5)]:
-        assert read_folder(folder, shape, cache=cache).images.shape == (2, *shape)
+        assert read_folder(folder, shape, cache=cache)[0].shape == (2, *shape)
     monkeypatch.setattr(reading, "DECODER", "another")
     read_folder(folder, (3, 4, 4), cache=cache)
     assert len(list(cache.iterdir())) == 4
@@ -580,11 +581,11 @@ def flip_last_bit(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-5], flip_last_bit, lambda _: b"", lambda _: b"{}" * 99])
 def test_damaged_cache_is_rewritten(folder: Path, tmp_path: Path, damage) -> None:
-    first = read_folder(folder, RGB4, cache=tmp_path / "cache")
+    first, _ = read_folder(folder, RGB4, cache=tmp_path / "cache")
     kept = next((tmp_path / "cache").iterdir())
     whole = kept.read_bytes()
     kept.write_bytes(damage(whole))
-    assert torch.equal(read_folder(folder, RGB4, cache=tmp_path / "cache").images, first.images)
+    assert torch.equal(read_folder(folder, RGB4, cache=tmp_path / "cache")[0], first)
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [whole]
 
 
@@ -593,7 +594,7 @@ def test_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(AgnoscoWarning, match="could not be cached"):
-        assert len(read_folder(folder, RGB4, cache=tmp_path / "file").images) == 2
+        assert len(read_folder(folder, RGB4, cache=tmp_path / "file")[0]) == 2
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -14,9 +14,8 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from agnosco.data import procedural
-from agnosco.data.files import Skipped
+from agnosco.data.files import Skipped, plain_source
 from agnosco.data.samples import Samples
-from agnosco.data.source_names import plain_source
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 
 

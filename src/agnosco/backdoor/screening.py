@@ -12,7 +12,7 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..method.config import Config
 from ..method.maker import map_classes
-from ..method.score import m_score, predictions, targeted_success_rate
+from ..method.score import m_score, predictions, probabilities_of, targeted_success_rate
 from ..models.classifier import Classifier
 from .config import FEWEST_IMAGES, ScanConfig, Tournament
 from .record import ENOUGH_REACH
@@ -137,9 +137,7 @@ def screen(
         screens.append(name if scale == 1 else f"{name} x {scale:.2f}")
         hits.append(counts)
         patterns.append(-(scale * nus)[torch.arange(len(labels)), counts.argmax(1)])
-    batches = evaluation.batches(64)
-    chances = torch.cat([classifier.probabilities(part.to(classifier.device)).cpu() for part in batches])
-    effective = m_score(chances.double()) * classifier.classes
+    effective = m_score(probabilities_of(classifier, evaluation).double()) * classifier.classes
     return Screening(
         tuple(screens), tuple(labels), torch.stack(hits), reached.movable, torch.stack(patterns), effective
     )

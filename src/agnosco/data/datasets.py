@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ..errors import AgnoscoError
 from ..types import OnProgress, Shape
 from .cache import default_cache
+from .files import DIGITS
 from .samples import Samples
-from .source_names import DIGITS
 
 SIDE, DIGIT = 32, 24
 """Width of an image of a digit in pixels, and of the digit in its middle."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,9 @@ WORKERS = min(8, os.cpu_count() or 1)
 PENDING = 4
 """Files per worker that are processed ahead of the reader; bounds memory."""
 
+DIGITS = "scikit-learn digits"
+"""What manifests call the samples of :func:`.datasets.digits`."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,13 +50,13 @@ class Skipped:
 
 
 class FolderFiles(NamedTuple):
-    """The files of a folder.
+    """The files of a folder, found or read.
 
     Args:
         files: Regular files by their relative names, sorted; if there are too many, the chosen ones.
         total: Number of regular files in the folder.
-        skipped: The first :data:`MOST_SKIPPED` that were skipped, by name.
-        skipped_count: How many were skipped.
+        skipped: Files and folders that were skipped, by name; of very many, the first ones.
+        skipped_count: How many were skipped in all.
     """
 
     files: dict[str, Path]
@@ -91,6 +95,11 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
         raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
     files = {name: root / name for name in sorted(chosen)}
     return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count)
+
+
+def plain_source(source: str) -> str:
+    """The source that was asked for: without the number of images, the seed, and the number of files."""
+    return re.sub(r"-\d+-seed0$| \([\d,]+ of [\d,]+ files\)$", "", source)
 
 
 def summary(skipped: Sequence[Skipped], count: int) -> str:

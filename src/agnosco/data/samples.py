@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,10 +17,13 @@ from torch.utils.data import Dataset
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..types import OnProgress, Shape
 from . import arrays, procedural
-from .decoding import stack
-from .files import MOST_FILES, Skipped, summary
-from .folder import read_folder
+from .cache import cache_key, read_cache, write_cache
+from .decoding import DECODER, FORMATS, decode_files, stack
+from .files import MOST_FILES, FolderFiles, Skipped, find_files, summary
 from .procedural import checked_shape
+
+FOLDER_BYTES = 2 * 2**30
+"""Decoded images of a folder; fewer files are read if theirs would take more."""
 
 
 class Samples:
@@ -88,17 +92,17 @@ class Samples:
             >>> samples.images.shape
             torch.Size([1, 3, 32, 32])
         """
-        folder = read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
+        images, folder = read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
         source = Path(os.path.abspath(Path(path).expanduser())).name or "folder"
         if folder.skipped:
             named = summary(folder.skipped, folder.skipped_count)
-            message = f"skipped in {source!r}, which gave {len(folder.images)} images: {named}"
+            message = f"skipped in {source!r}, which gave {len(images)} images: {named}"
             warnings.warn(message, AgnoscoWarning, stacklevel=2)
-        if folder.files_read < folder.files_total:
-            counts = f"{folder.files_read:,} of {folder.files_total:,} files"
+        if len(folder.files) < folder.total:
+            counts = f"{len(folder.files):,} of {folder.total:,} files"
             warnings.warn(f"{counts} in {source!r} were chosen by their names", AgnoscoWarning, stacklevel=2)
             source += f" ({counts})"
-        return cls(folder.images, source=source, skipped=folder.skipped)
+        return cls(images, source=source, skipped=folder.skipped)
 
     @classmethod
     def from_array(cls, array: Any, *, shape: Shape | None = None, source: str = "array") -> Samples:
@@ -258,3 +262,41 @@ class Samples:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def read_folder(
+    path: str | Path,
+    shape: Shape,
+    *,
+    limit: int = MOST_FILES,
+    cache: str | Path | None = None,
+    progress: OnProgress | None = None,
+) -> tuple[Tensor, FolderFiles]:
+    """Images ``(N, C, H, W)`` of a folder, and its files that were read or skipped; see :meth:`Samples.from_folder`."""
+    listing = find_files(path, limit=min(limit, max(FOLDER_BYTES // math.prod(shape), 1)))
+    files = listing.files
+    cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, DECODER)}.safetensors"
+    decoded = read_cache(cache_file, len(files), shape) if cache_file else None
+    if decoded is None:
+        decoded = decode_files(files, shape, progress)
+        if cache_file and len(decoded[0]):
+            write_cache(cache_file, *decoded)
+    elif progress:
+        progress(len(files), len(files))
+    images, undecoded = decoded
+    skipped = sorted([*listing.skipped, *undecoded], key=lambda file: file.name)
+    folder = listing._replace(skipped=skipped, skipped_count=listing.skipped_count + len(undecoded))
+    if not len(images):
+        raise _no_image(path, folder)
+    return images, folder
+
+
+def _no_image(path: str | Path, folder: FolderFiles) -> AgnoscoError:
+    if not folder.skipped:
+        return AgnoscoError(f"{str(path)!r} is empty", f"put images into it ({', '.join(FORMATS)})")
+    read, total = len(folder.files), folder.total
+    among = f" among {read:,} of its {total:,} files" if read < total else ""
+    return AgnoscoError(
+        f"no readable image in {str(path)!r}{among}: {summary(folder.skipped, folder.skipped_count)}",
+        f"give images in one of these formats: {', '.join(FORMATS)}",
+    )

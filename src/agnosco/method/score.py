@@ -107,7 +107,9 @@ def intervals(
         rows = torch.cat([g[torch.randint(len(g), (len(g),), generator=generator)] for g in groups]).tolist()
         drawn.append(score_of_logits(logits[rows], [labels[row] for row in rows]))
     ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
-    lows, highs = torch.tensor([astuple(one) for one in drawn], dtype=torch.float64).quantile(ends, dim=0).tolist()
+    lows, highs = (
+        torch.tensor([astuple(resample) for resample in drawn], dtype=torch.float64).quantile(ends, dim=0).tolist()
+    )
     return {figure.name: (low, high) for figure, low, high in zip(fields(Score), lows, highs, strict=True)}
 
 
@@ -140,10 +142,17 @@ def _fitted(pictures: Tensor, target: Classifier) -> Tensor:
     return F.interpolate(pictures, size=target.shape[1:], mode="bilinear", antialias=True)
 
 
+def probabilities_of(classifier: Classifier, images: Samples, *, nu: Tensor | None = None) -> Tensor:
+    """Softmax of a network's logits for images, perturbed by ν ``(C, H, W)`` if given: ``(N, classes)`` on the CPU."""
+    device = classifier.device
+    parts = (part.to(device) for part in images.batches(64))
+    seen = parts if nu is None else (perturbed(part, nu.to(device)) for part in parts)
+    return torch.cat([classifier.probabilities(part).cpu() for part in seen])
+
+
 def predictions(classifier: Classifier, images: Samples) -> Tensor:
     """The class that a network gives each image, ``(N,)`` on the CPU."""
-    parts = [classifier.probabilities(part.to(classifier.device)).argmax(1).cpu() for part in images.batches(64)]
-    return torch.cat(parts)
+    return probabilities_of(classifier, images).argmax(1)
 
 
 def targeted_success_rate(
@@ -162,9 +171,5 @@ def targeted_success_rate(
         A share in [0, 1]; NaN if every image has the class already.
     """
     before = predictions(classifier, images) if before is None else before
-    nu = nu.to(classifier.device)
-    hits = [
-        classifier.probabilities(perturbed(part.to(classifier.device), nu)).argmax(1).cpu() == label
-        for part in images.batches(64)
-    ]
-    return torch.cat(hits)[before != label].double().mean().item()
+    hits = probabilities_of(classifier, images, nu=nu).argmax(1) == label
+    return hits[before != label].double().mean().item()

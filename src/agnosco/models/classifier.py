@@ -17,7 +17,7 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
 from .features import feature_map, last_stage
 
-DIGITS = 9
+LONGEST_INDEX = 9
 """Digits of the longest number that can be the index of a class."""
 
 
@@ -192,10 +192,15 @@ class Classifier:
         text = str(label).strip()
         words = spelling(text)
         exact = [i for i, name in enumerate(self.labels) if spelling(name) == words]
-        if text.removeprefix("-").isdecimal() and len(text) <= DIGITS:
+        if text.removeprefix("-").isdecimal() and len(text) <= LONGEST_INDEX:
             number, named = int(text), exact if isinstance(label, str) else []
             if 0 <= number < self.classes:
-                return self._unless_named(number, named, text)
+                if others := [i for i in named if i != number]:
+                    raise AgnoscoError(
+                        f"{text!r} is the index of {self.labels[number]!r} and the name of class {others[0]}",
+                        "give the index as a number in Python, or rename the labels",
+                    )
+                return number
             if not named:
                 raise AgnoscoError(
                     f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
@@ -207,16 +212,6 @@ class Classifier:
             several = ", ".join(f"{i} ({self.labels[i]})" for i in matches[:6])
             raise AgnoscoError(f"{label!r} names several classes: {several}", "give the index")
         raise AgnoscoError(f"{self.name} has no class {label!r}", nearest(text, self.labels))
-
-    def _unless_named(self, index: int, named: list[int], text: str) -> int:
-        """An index written as a number, unless another class has that number for a name."""
-        others = [i for i in named if i != index]
-        if others:
-            raise AgnoscoError(
-                f"{text!r} is the index of {self.labels[index]!r} and the name of class {others[0]}",
-                "give the index as a number in Python, or rename the labels",
-            )
-        return index
 
     # -- which one it is ----------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from math import isfinite
 from markupsafe import Markup
 
 from ..runs.tensors import Arrays
+from ..types import Stage
 
 WIDTH, HEIGHT = 320.0, 80.0
 """Size of a plot in SVG units."""
@@ -50,7 +51,7 @@ def curves(arrays: Arrays, stages: Sequence[str], *, norm: float) -> list[Curve]
     high = max(filter(isfinite, norms), default=0.0) or 1.0
     if len(norms) < 2:
         return []
-    refined = any(stage.startswith("refine") for stage in stages)
+    refined = any(stage is not None and stage.kind == "refine" for stage in map(Stage.parse, stages))
     title = "‖ν‖; of a refinement, before the projection" if refined else "‖ν‖"
     last = f"{norms[-1]:.2f}" + (f", and {norm:.2f} after the projection" if refined else "")
     return [

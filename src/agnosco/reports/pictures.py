@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from PIL import Image
 from ..method.render import SMALL, stretched, to_picture
 from ..runs.tensors import Arrays
 from ..text import one_line
+from ..types import Stage
 
 BUDGET = 20 * 2**20
 """Bytes of all pictures of a page; base64 adds a third."""
@@ -107,12 +107,12 @@ def pictures(arrays: Arrays, stages: Sequence[str], fit: Fit) -> Pictures:
 
 
 def stage_in_words(name: str) -> str:
-    """A stage for people, which a manifest calls ``map 1``, ``refine 1``, ``map 2`` and so on."""
-    known = re.fullmatch(r"(map|refine) (\d{1,3})", name)
-    if known is None:
+    """A stage for people; a text that is no stage, as it is."""
+    stage = Stage.parse(name)
+    if stage is None:
         return one_line(name)
-    kind, cycle = {"map": "Algorithm 1", "refine": "refined"}[known[1]], int(known[2])
-    return kind + {1: "", 2: ", again"}.get(cycle, f", cycle {cycle}")
+    kind = {"map": "Algorithm 1", "refine": "refined"}[stage.kind]
+    return kind + {1: "", 2: ", again"}.get(stage.cycle, f", cycle {stage.cycle}")
 
 
 def uri(picture: Image.Image, side: int, quality: int = 85) -> Markup:

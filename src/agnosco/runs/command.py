@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..data.source_names import DIGITS, plain_source
+from ..data.files import DIGITS, plain_source
 from ..errors import AgnoscoError
 from ..method.config import Config, config_from_json
 from ..method.config import preset as preset_config
