@@ -7,12 +7,14 @@ import doctest
 import inspect
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from helpers import NET
 
 import agnosco
 
@@ -57,10 +59,24 @@ def examples_of(name: str) -> list[doctest.DocTest]:
     return [doctest.DocTestParser().get_doctest(docstring_of_constant(module, name), {}, name, None, None)]
 
 
+@pytest.fixture(scope="module")
+def network_and_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples need: a network in ``net.py``, and a run of two of its classes."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "net.py").write_text(NET)
+    classifier = agnosco.load(f"python:{folder}/net.py:build", size=16, trust_code=True)
+    samples = agnosco.Samples.noise(classifier.shape, count=10)
+    config = agnosco.Config(agnosco.MapperConfig(batch=2, steps=3), refine=None, cycles=1)
+    run = agnosco.Run.create(folder / "agnosco-run", classifier=classifier, samples=samples, config=config)
+    assert len(list(agnosco.map_runs(run, classifier, samples, [0, 1], together=1))) == 2
+    return folder
+
+
 @pytest.mark.parametrize("name", agnosco.__all__)
 def test_a_public_name_has_an_example_and_its_examples_work(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network_and_run: Path
 ) -> None:
+    shutil.copytree(network_and_run, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     tests = [test for test in examples_of(name) if test.examples]
     assert name in [test.name for test in tests], f"{name} has no example in its docstring"

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES and __all__ together
+    from .backdoor.config import ScanConfig
     from .backdoor.scan import scan
     from .data.samples import Samples
     from .errors import AgnoscoError, AgnoscoWarning
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
 __version__ = "0.1.0"
 
 _MODULES = {
+    "backdoor.config": ("ScanConfig",),
     "backdoor.scan": ("scan",),
     "data.samples": ("Samples",),
     "errors": ("AgnoscoError", "AgnoscoWarning"),
@@ -53,8 +55,9 @@ _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items()
 
 __all__ = [
     "L2", "PRESETS", "AgnoscoError", "AgnoscoWarning", "AutoL2", "Classifier", "ConceptMap", "Config", "Crops", "Data",
-    "Identity", "MapperConfig", "Pixel", "Progress", "RefineConfig", "Run", "Samples", "Sparse", "Spectral", "Step",
-    "inspect", "load", "map_class", "map_classes", "map_runs", "preset", "remake", "report", "sanity", "scan", "score",
+    "Identity", "MapperConfig", "Pixel", "Progress", "RefineConfig", "Run", "Samples", "ScanConfig", "Sparse",
+    "Spectral", "Step", "inspect", "load", "map_class", "map_classes", "map_runs", "preset", "remake", "report",
+    "sanity", "scan", "score",
 ]  # fmt: skip
 
 

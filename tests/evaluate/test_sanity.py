@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from agnosco.evaluate import checks
 from agnosco.evaluate.sanity import sanity
 from agnosco.evaluate.sanity_record import FILE, SHEET, table
 from agnosco.io.records import to_json
+from agnosco.method import prepare
 from agnosco.method.config import Config, MapperConfig, RefineConfig
 from agnosco.method.dials import L2, Identity, Pixel
 from agnosco.method.maker import map_classes
@@ -278,6 +280,27 @@ def test_check_compares_maps_that_share_no_chance(tmp_path: Path) -> None:
     seeds: list[int] = []
     sanity(run, network(), samples(), classes=2, on_step=lambda progress: seeds.append(progress.seed))
     assert set(seeds) == {2}  # neither of the run's
+
+
+def test_check_announces_its_maps_and_prepares_the_network_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, fingerprint = made(tmp_path / "run", seeds=(0,)), network().fingerprint
+    prepared: list[str] = []
+    events: list[object] = []
+
+    def counted(classifier: Classifier, **options: Any) -> Classifier:
+        prepared.append(classifier.fingerprint)
+        return prepare.prepared(classifier, **options)
+
+    monkeypatch.setattr("agnosco.method.maker.prepared", counted)
+    sanity(
+        run, network(), samples(), classes=2, on_step=lambda step: events.append((step.seed, step.label)),
+        on_estimate=lambda _, count: events.append(count),
+    )  # fmt: skip
+    assert events[0] == 2 * (1 + 4)  # another seed, and four levels of random weights
+    assert events.count(events[0]) == 1
+    assert prepared.count(fingerprint) == 1
 
 
 def test_check_wants_two_classes_before_it_works(tmp_path: Path) -> None:

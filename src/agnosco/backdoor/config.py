@@ -66,6 +66,11 @@ class ScanConfig:
         steps, batch: K and b of a screening map.
         seeds: Maps of every class and ball; the one with the greatest reach counts.
         evaluation: Most images that patterns are evaluated on; no map is made with them.
+
+    Example:
+        >>> from agnosco import ScanConfig
+        >>> list(ScanConfig(pixels=0.02, seeds=1).screens((3, 32, 32)))
+        ['20 pixels', 'windows', 'L2 3.4']
     """
 
     pixels: float = 0.009

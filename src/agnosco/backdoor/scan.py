@@ -148,8 +148,8 @@ def scan(
 
     Example:
         >>> import torch
-        >>> from agnosco import Samples, scan
-        >>> from agnosco.backdoor.config import ScanConfig, Tournament
+        >>> from agnosco import Samples, ScanConfig, scan
+        >>> from agnosco.backdoor.config import Tournament
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
         >>> samples = Samples.noise((3, 8, 8), count=60)
         >>> short = ScanConfig(steps=2, seeds=1, windows=Tournament(grid=2, steps=2, longer_steps=2))

@@ -86,17 +86,15 @@ def sanity(
     output = Output.of(context, quiet=quiet)
     maps = Run.open(run)
 
-    from ..evaluate.sanity import maps_needed  # imports torch, as above
-    from ..evaluate.sanity import sanity as check
-    from ..method.maker import Maker
+    from ..evaluate.sanity import sanity as check  # imports torch, as above
 
     classifier = _load_target(output, context, maps, model, features=maps.settings.model.features)
     images = options.read_samples(output, samples, classifier)
-    count = maps_needed(maps, classifier, classes=classes)
-    seconds = Maker(classifier, images, maps.config).seconds_per_map(classes)
-    output.say_how_long(seconds, count, "Results are written at the end")
     with output.steps() as on_step:
-        results = check(maps, classifier, images, classes=classes, on_step=on_step)
+        results = check(
+            maps, classifier, images, classes=classes, on_step=on_step,
+            on_estimate=lambda seconds, count: output.say_how_long(seconds, count, "Results are written at the end"),
+        )  # fmt: skip
     output.result(to_json(results) if as_json else sanity_record.table(results))
     output.say(f"Wrote {maps.folder.at(sanity_record.FILE)}. Look at {maps.folder.at(sanity_record.SHEET)}")
     output.say(f"Next: agnosco report {run}")

@@ -9,12 +9,13 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..io import records
 from ..method.concept import ConceptMap
-from ..method.maker import map_classes
+from ..method.maker import Maker, groups_of
 from ..method.render import SIDE, contact_sheet, enlarged, png, stretched, to_picture
 from ..models.classifier import Classifier
+from ..runs.jobs import OnEstimate
 from ..runs.origin import check_origin, classifier_of
 from ..runs.run import Run, check_target
-from ..types import OnStep
+from ..types import Job, OnStep
 from .checks import cascade, depths, labels_check, metrics, planted, seeds_check, stages_of
 from .sanity_record import FILE, SHEET, Level, SanityRecord
 
@@ -26,6 +27,7 @@ def sanity(
     *,
     classes: int = 3,
     on_step: OnStep | None = None,
+    on_estimate: OnEstimate | None = None,
 ) -> SanityRecord:
     """Run all four checks of :mod:`agnosco.evaluate.checks`; writes ``sanity.json`` and ``sanity.png`` into the run.
 
@@ -35,6 +37,7 @@ def sanity(
         samples: Its samples, all of them, read again.
         classes: How many of its classes are mapped again at every level of the cascade.
         on_step: Called after every step of every map.
+        on_estimate: Called before the first step, as by :func:`~agnosco.runs.jobs.map_runs`.
 
     Returns:
         The results, as written.
@@ -44,20 +47,11 @@ def sanity(
             written; or scikit-image or SciPy is not installed.
 
     Example:
-        >>> import tempfile, torch
-        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_classes, sanity
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
-        >>> classifier = Classifier(model, size=8, features="0")
-        >>> samples = Samples.noise((3, 8, 8), count=10)
-        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
-        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
-        >>> for concept in map_classes(classifier, [0, 1], samples, config):
-        ...     entry = run.add(concept, targeted_success_rate=0.5)
-        >>> results = sanity(run, classifier, samples, classes=2)
+        >>> from agnosco import Run, Samples, load, sanity
+        >>> classifier = load("python:net.py:build", size=16, trust_code=True)
+        >>> results = sanity(Run.open("agnosco-run"), classifier, Samples.noise(classifier.shape, count=10))
         >>> [level.title for level in results.cascade]
-        ['randomized: 2 alone', 'randomized: 0 and all above']
-        >>> results.seeds.other_class.ssim < 1
-        True
+        ['randomized: 3 alone', 'randomized: 0 and all above']
     """
     metrics()  # what is missing is reported before hours of work
     classifier = classifier_of(run, model)
@@ -72,8 +66,14 @@ def sanity(
     first = [next(concept for concept in maps if concept.label == label) for label in chosen]  # of the lowest seed
     others = [concept for concept in maps if concept.label in chosen and all(concept is not one for one in first)]
     new_seed = 1 + max(concept.seed for concept in maps)
+    maker = Maker(classifier, mapping, run.config)
+    if on_estimate is not None:
+        count = len(chosen) * (len(depths(len(stages_of(classifier.model)))) + (not others))
+        on_estimate(maker.seconds_per_map(len(chosen)), count)
     if not others:
-        others = list(map_classes(classifier, chosen, mapping, run.config, seeds=[new_seed], on_step=on_step))
+        groups = groups_of([Job(label, new_seed) for label in chosen], maker.together)
+        others = [concept for group in groups for concept in maker.make(group, on_step=on_step)]
+    del maker  # its copy of the network may fill the device
     pictures = _pictures(first)
     seeds = seeds_check(classifier, _pictures([*first, *others]), [concept.label for concept in [*first, *others]])
     templates = planted(mapping, run.config, seed=new_seed, on_step=on_step)
@@ -88,14 +88,6 @@ def sanity(
     records.write(run.folder, FILE, record)
     run.folder.write(SHEET, _sheet(classifier.name, record, pictures, levels))
     return record
-
-
-def maps_needed(run: Run, classifier: Classifier, *, classes: int = 3) -> int:
-    """How many maps of the run's classifier :func:`sanity` will make."""
-    labels = {entry.index for entry in run.entries}
-    levels = len(depths(len(stages_of(classifier.model))))
-    one_seed = len(run.entries) == len(labels)  # then each class is mapped with another
-    return min(classes, len(labels)) * (levels + one_seed)
 
 
 def _pictures(maps: list[ConceptMap]) -> Tensor:

@@ -21,7 +21,7 @@ from .score_record import Intervals, Judgement, digest_of
 
 
 def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | None = None) -> Judgement:
-    """Let a network judge all maps of a run; :func:`~.score_record.add_scores` writes the result into the run.
+    """Let a network judge all maps of a run. Writes nothing: :func:`~.score_record.add_scores` stores the result.
 
     Args:
         run: The run, of at least two classes.
@@ -36,17 +36,9 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
         AgnoscoError: The target lacks a class of the run, or the run has fewer than two.
 
     Example:
-        >>> import tempfile, torch
-        >>> from agnosco import Config, MapperConfig, Run, Samples, map_classes, score
-        >>> from agnosco import load
-        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-        >>> samples = Samples.noise((3, 8, 8), count=10)
-        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
-        >>> classifier = load(model, size=8)
-        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
-        >>> for concept in map_classes(classifier, [0, 1], samples, config):
-        ...     entry = run.add(concept, targeted_success_rate=0.5)
-        >>> judgement = score(run, model)
+        >>> from agnosco import Run, load, score
+        >>> classifier = load("python:net.py:build", size=16, trust_code=True)
+        >>> judgement = score(Run.open("agnosco-run"), classifier)
         >>> judgement.source, judgement.maps, 0.5 <= judgement.m_score <= 1
         (True, 2, True)
     """

@@ -97,18 +97,9 @@ def report(
             the file to write exists and is not an HTML page.
 
     Example:
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from agnosco import Config, MapperConfig, Run, Samples, map_class, report
-        >>> from agnosco import load
-        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-        >>> classifier = load(model, size=8)
-        >>> samples = Samples.noise((3, 8, 8), count=10)
-        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
-        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
-        >>> entry = run.add(map_class(classifier, 1, samples, config), targeted_success_rate=0.5)
-        >>> Path(report(run)).name
-        'report.html'
+        >>> from agnosco import report
+        >>> report("agnosco-run")
+        'agnosco-run/report.html'
     """
     folders = [run.folder if isinstance(run, Run) else run for run in runs]
     return opened(folders, out=out, scans=scans).write(on_map)[0]

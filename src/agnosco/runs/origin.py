@@ -83,16 +83,10 @@ def remake(
         AgnoscoError: The run has no such map, or was made with another classifier or other samples.
 
     Example:
-        >>> import tempfile, torch
-        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_class, remake
-        >>> classifier = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)), size=8)
-        >>> samples = Samples.noise(classifier.shape, count=10)
-        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
-        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
-        >>> made_with, held_out = samples.split(0.2, seed=0)
-        >>> first = map_class(classifier, 1, made_with, config, seed=5)
-        >>> entry = run.add(first, targeted_success_rate=0.5)
-        >>> torch.equal(remake(run.folder, 1, 5, classifier, samples).nu, first.nu)
+        >>> from agnosco import Run, Samples, load, remake
+        >>> classifier = load("python:net.py:build", size=16, trust_code=True)
+        >>> concept = remake("agnosco-run", 1, 0, classifier, Samples.noise(classifier.shape, count=10))
+        >>> concept.nu.equal(Run.open("agnosco-run").map(1).nu)
         True
     """
     from ..method.maker import map_class
