@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
-    from ..types import OnStep, Progress
+    from ..types import Progress
 
 ShowProgress = Callable[..., None]
 """Called with a title, how much is done and of how much; and, if that says too little, with a ``state``."""
@@ -60,8 +60,6 @@ class Output:
         from rich.console import Console
 
         return Console(stderr=True, soft_wrap=True, highlight=False)
-
-    # -- lines ---------------------------------------------------------------------------------
 
     def result(self, data: Any) -> None:
         """Print the command's result: text as it is, anything else as one JSON object."""
@@ -118,8 +116,6 @@ class Output:
         self._stderr.print(Text.assemble((label, style), one_line(text, limit=LONGEST)))
         sys.stderr.flush()
 
-    # -- progress ------------------------------------------------------------------------------
-
     @contextmanager
     def bar(self) -> Iterator[ShowProgress]:
         """A progress bar on a terminal; nothing elsewhere. Yields the function that updates it."""
@@ -143,12 +139,6 @@ class Output:
                 live.update(task, description=one_line(title, limit=40), completed=done, total=total, state=state)
 
             yield show
-
-    @contextmanager
-    def steps(self) -> Iterator[OnStep]:
-        """A progress bar for one map after another."""
-        with self.bar() as show:
-            yield lambda step: show(f"class {step.label}", step.done, step.total, step_in_words(step))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from .. import __version__
-from .options import AsJson
+from .options import JsonOption
 
 EXTRAS = {
     "demo": "agnosco demo and agnosco poison --data digits",
@@ -54,7 +54,7 @@ def doctor(
     devices: Annotated[
         bool, typer.Option("--devices", help="Also list devices; this loads PyTorch, which takes a few seconds.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the versions of installed packages, and which are missing or too old."""
     facts = environment(devices=devices)

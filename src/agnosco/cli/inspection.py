@@ -11,7 +11,7 @@ import typer
 
 from ..text import one_line
 from .console import Output
-from .options import AsJson, Quiet
+from .options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
     from ..models.inspection import Inspection
@@ -29,8 +29,8 @@ def inspect(
         Path, typer.Argument(metavar="FILE", help="Weights file of any format and origin.", show_default=False)
     ],
     finite: Annotated[bool, typer.Option("--finite", help="Also read the values, to find NaN and Inf.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Show what a weights file contains, without running anything in it."""
     from ..models.inspection import inspect as inspect_file

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .console import Output
+from .console import Output, step_in_words
 from .options import model_option, samples_option
 
 if TYPE_CHECKING:
@@ -19,18 +19,18 @@ def score(
     context: typer.Context,
     run: options.RunFolder,
     target: Annotated[list[str], model_option(metavar="MODEL[=WEIGHTS]", help="Network to test; may be repeated.")],
-    labels: options.Labels = None,
+    labels: options.LabelsOption = None,
     size: Annotated[int | None, model_option(min=1, help="Input size of the networks (default: the run's).")] = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    trust_code: options.TrustCode = False,
-    allow_pickle: options.AllowPickle = False,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    trust_code: options.TrustCodeOption = False,
+    allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[
         str | None, samples_option(help="Images to perturb (default: those that the run held out).")
     ] = None,
-    device: options.Device = "auto",
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Test whether other networks recognise the classes in the pictures of a run.
 
@@ -63,16 +63,16 @@ def sanity(
     context: typer.Context,
     run: options.RunFolder,
     model: Annotated[str, model_option(metavar="MODEL[=WEIGHTS]", help="Network that the run was made with.")],
-    labels: options.Labels = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    trust_code: options.TrustCode = False,
-    allow_pickle: options.AllowPickle = False,
+    labels: options.LabelsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    trust_code: options.TrustCodeOption = False,
+    allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[str, samples_option(help="Images that the run was made with.")] = "leaves",
     classes: Annotated[int, typer.Option(min=2, help="Number of classes to map in each check.")] = 3,
-    device: options.Device = "auto",
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Check that the maps of a run depend on what the network has learned.
 
@@ -90,9 +90,10 @@ def sanity(
 
     classifier = _load_target(output, context, maps, model, features=maps.settings.model.features)
     images = options.read_samples(output, samples, classifier)
-    with output.steps() as on_step:
+    with output.bar() as show:
         results = check(
-            maps, classifier, images, classes=classes, on_step=on_step,
+            maps, classifier, images, classes=classes,
+            on_step=lambda step: show(f"class {step.label}", step.done, step.total, step_in_words(step)),
             on_estimate=lambda seconds, count: output.say_how_long(seconds, count, "Results are written at the end"),
         )  # fmt: skip
     output.result(to_json(results) if as_json else sanity_record.table(results))

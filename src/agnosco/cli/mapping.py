@@ -27,18 +27,18 @@ def map_(
         typer.Argument(metavar="CLASS", help="Class indices or names (default: all).", show_default=False),
     ] = None,
     *,
-    weights: options.Weights = None,
-    labels: options.Labels = None,
-    size: options.Size = None,
-    channels: options.Channels = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
+    weights: options.WeightsOption = None,
+    labels: options.LabelsOption = None,
+    size: options.SizeOption = None,
+    channels: options.ChannelsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
     features: Annotated[
         str | None,
         model_option(help="Layer that guides the refinement, Eq. 2 (default: the last convolutional stage)."),
     ] = None,
-    trust_code: options.TrustCode = False,
-    allow_pickle: options.AllowPickle = False,
+    trust_code: options.TrustCodeOption = False,
+    allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[
         str, samples_option(help="Images to perturb: a folder, or synthetic (leaves: overlapping discs).")
     ] = "leaves",
@@ -61,7 +61,7 @@ def map_(
     ] = None,
     seeds: Annotated[int, method_option(min=1, help="Number of seeds: each gives one map of every class.")] = 1,
     seed: Annotated[int, method_option(min=0, help="First seed.")] = 0,
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     precision: Annotated[
         str | None,
         choice(PRECISIONS, "Precision of the network; auto: bfloat16 if the device supports it.", "Computing"),
@@ -83,8 +83,8 @@ def map_(
     out: Annotated[
         str, typer.Option(metavar="DIR", help="Run folder: a path, or a URL such as s3://bucket/run.")
     ] = "agnosco-run",
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Make a map of each class: a picture of what the model has learned to recognise as that class.
 

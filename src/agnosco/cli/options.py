@@ -41,21 +41,29 @@ Model = Annotated[
 RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder made by agnosco map, or its URL.", show_default=False)
 ]
-Weights = Annotated[Path | None, model_option(help="Weights file, as safetensors (default: the model's own weights).")]
-Size = Annotated[int | None, model_option(min=1, help="Height and width of the input (default: the model's own).")]
-Mean = Annotated[str | None, model_option(metavar="R,G,B", help="Mean for normalizing (default: the model's own).")]
-Std = Annotated[
+WeightsOption = Annotated[
+    Path | None, model_option(help="Weights file, as safetensors (default: the model's own weights).")
+]
+SizeOption = Annotated[
+    int | None, model_option(min=1, help="Height and width of the input (default: the model's own).")
+]
+MeanOption = Annotated[
+    str | None, model_option(metavar="R,G,B", help="Mean for normalizing (default: the model's own).")
+]
+StdOption = Annotated[
     str | None, model_option(metavar="R,G,B", help="Standard deviation for normalizing (default: the model's own).")
 ]
-Labels = Annotated[Path | None, model_option(help="Class names: a text file with one per line, or a JSON list.")]
-Channels = Annotated[int | None, model_option(min=1, max=3, help="Colour channels: 1 for grey, 3 for RGB.")]
-TrustCode = Annotated[bool, model_option("--trust-code", help="Allow models named python:FILE.py; this runs the file.")]
-AllowPickle = Annotated[
+LabelsOption = Annotated[Path | None, model_option(help="Class names: a text file with one per line, or a JSON list.")]
+ChannelsOption = Annotated[int | None, model_option(min=1, max=3, help="Colour channels: 1 for grey, 3 for RGB.")]
+TrustCodeOption = Annotated[
+    bool, model_option("--trust-code", help="Allow models named python:FILE.py; this runs the file.")
+]
+AllowPickleOption = Annotated[
     bool, model_option("--allow-pickle", help="Also open .pt files, in a restricted process; see docs/security.md.")
 ]
-Device = Annotated[str, computing_option(metavar="auto|cpu|cuda|mps", help="Device to compute on.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output: one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show warnings and errors only.")]
+DeviceOption = Annotated[str, computing_option(metavar="auto|cpu|cuda|mps", help="Device to compute on.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output: one JSON object on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show warnings and errors only.")]
 
 
 def load_classifier(output: Output, context: typer.Context, model: str, **changes: Any) -> Classifier:

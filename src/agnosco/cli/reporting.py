@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import Output
-from .options import AsJson, Quiet
+from .options import JsonOption, QuietOption
 
 
 def report(
@@ -26,8 +26,8 @@ def report(
         str | None,
         typer.Option(metavar="FILE.html|DIR/", help="File to write (default: report.html in the first run)."),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write an HTML file that shows the maps, scores, checks and scans of runs.
 
@@ -47,8 +47,8 @@ def report(
 def demo(
     context: typer.Context,
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder to write: a path or a URL.")] = "agnosco-demo",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train two small networks on handwritten digits; map and scan both.
 

@@ -28,14 +28,14 @@ training_option = partial(typer.Option, rich_help_panel="Training")
 def scan(
     context: typer.Context,
     model: options.Model,
-    weights: options.Weights = None,
-    labels: options.Labels = None,
-    size: options.Size = None,
-    channels: options.Channels = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    trust_code: options.TrustCode = False,
-    allow_pickle: options.AllowPickle = False,
+    weights: options.WeightsOption = None,
+    labels: options.LabelsOption = None,
+    size: options.SizeOption = None,
+    channels: options.ChannelsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    trust_code: options.TrustCodeOption = False,
+    allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[str, samples_option(help="Clean images like the training data; no labels needed.")] = "leaves",
     classes: Annotated[
         list[str] | None,
@@ -49,15 +49,15 @@ def scan(
         int, method_option(min=1, help="Maps of each class in each screen (see docs/backdoors.md).")
     ] = ScanConfig.seeds,
     steps: Annotated[int, method_option(min=1, help="Steps of each of these maps.")] = ScanConfig.steps,
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run folder.")
     ] = None,
     fail: Annotated[
         bool, typer.Option("--fail-on-finding", help="Exit with code 3 if an outlier class is found.")
     ] = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> int:
     """Look for signs of a backdoor: one fixed pattern that turns images into some class too easily."""
     from ..backdoor import record
@@ -93,8 +93,8 @@ def poison(
         str, typer.Argument(metavar="ARCHITECTURE", help="torchvision:NAME, or agnosco:digits|wide_resnet16_1|...")
     ] = "agnosco:digits",
     weights: Annotated[Path | None, model_option(help="Weights file to start from, as safetensors.")] = None,
-    size: options.Size = None,
-    allow_pickle: options.AllowPickle = False,
+    size: options.SizeOption = None,
+    allow_pickle: options.AllowPickleOption = False,
     data: Annotated[
         str, images_option(metavar="digits|DIR", help="Handwritten digits, or images as DIR/CLASS/IMAGE.")
     ] = "digits",
@@ -125,10 +125,10 @@ def poison(
         bool,
         training_option("--twin/--no-twin", help="Also train the clean twin: the same network without the trigger."),
     ] = True,
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("agnosco-poisoned"),
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Train a network with a backdoor, and its clean twin, to try out agnosco scan."""
     from ..backdoor.poison import in_words
