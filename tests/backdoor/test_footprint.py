@@ -40,7 +40,7 @@ def test_its_opposite_has_a_cosine_of_minus_one() -> None:
 
 
 def test_a_pattern_of_another_size_is_refused() -> None:
-    with pytest.raises(AgnoscoError, match="a pattern of"):
+    with pytest.raises(AgnoscoError, match="the pattern has the shape"):
         footprint(torch.zeros(1, 8, 8), TRIGGER, IMAGES)
 
 

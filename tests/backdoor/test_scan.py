@@ -39,12 +39,14 @@ def test_a_planted_square_is_found_and_its_pattern_is_the_square() -> None:
     found = scan(planted(TARGET), samples(), QUICK)
     assert (found.verdict.outcome, found.verdict.label) == (FOUND, TARGET)
     candidate = found.candidates[0]
-    assert candidate.label == TARGET
+    assert candidate.record.index == TARGET
     assert footprint(candidate.pattern, Patch(3), samples().images.float() / 255).energy > 10
     k90 = found.record.classes[0].k90
     assert k90 is not None
     assert k90 <= 9
-    assert candidate.evidence["reach_shifted"] < candidate.evidence["reach"]
+    assert candidate.record.reach is not None
+    assert candidate.record.reach_shifted is not None
+    assert candidate.record.reach_shifted < candidate.record.reach
 
 
 def test_its_clean_twin_has_no_outlier() -> None:
@@ -215,8 +217,8 @@ def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at
     judged = scanning.judge
     monkeypatch.setattr(scanning, "judge", lambda *a, **o: scanning.replace(judged(*a, **o), label=2))
     found = scan(planted(TARGET), samples(), QUICK)
-    assert [found.candidates[0].label, found.record.classes[0].index] == [2, 2]
-    assert f"Class 2 ({found.candidates[0].name})" in scan_record.conclusion(found.record)[0]
+    assert [found.candidates[0].record.index, found.record.classes[0].index] == [2, 2]
+    assert f"Class 2 ({found.candidates[0].record.name})" in scan_record.conclusion(found.record)[0]
     hits = torch.zeros(3, 10, 1)
     hits[0, 4], hits[1, 4], hits[1, 5:] = 30, 60, 50  # the first screen: far from the others, and few images
     blank = torch.zeros(3, 10, *SHAPE)

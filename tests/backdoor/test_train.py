@@ -170,6 +170,17 @@ def test_what_cannot_be_trained_is_said(wrong) -> None:
         wrong()
 
 
+def test_a_setting_out_of_range_is_named() -> None:
+    with pytest.raises(AgnoscoError, match="epochs must be at least 1, not 0"):
+        Training(epochs=0)
+    with pytest.raises(AgnoscoError, match="batch must be at least 1, not 0"):
+        Training(batch=0)
+    with pytest.raises(AgnoscoError, match="shift must be at least 0, not -1"):
+        Training(shift=-1)
+    with pytest.raises(AgnoscoError, match="rate must be positive and finite, not inf"):
+        Training(rate=float("inf"))
+
+
 # -- a folder of twins ---------------------------------------------------------------------------------
 
 

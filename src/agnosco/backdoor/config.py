@@ -84,10 +84,9 @@ class ScanConfig:
     def __post_init__(self) -> None:
         if not 0 < self.pixels < 1:
             raise AgnoscoError(f"pixels must be a share of the image, not {self.pixels}", "give one between 0 and 1")
-        if self.seeds < 1 or self.evaluation < FEWEST_IMAGES:
-            raise AgnoscoError(
-                f"{self.seeds} seeds and {self.evaluation} images", f"give at least 1 seed and {FEWEST_IMAGES} images"
-            )
+        for name, value, least in (("seeds", self.seeds, 1), ("evaluation", self.evaluation, FEWEST_IMAGES)):
+            if value < least:
+                raise AgnoscoError(f"{name} must be at least {least}, not {value}", f"give {least} or more")
 
     def screens(self, shape: Shape) -> dict[str, Config | Tournament]:
         """What maps of every class are made with, by the name of the screen; the L2 ball comes last."""
@@ -140,5 +139,8 @@ class Training:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch) < 1 or not 0 < self.rate < math.inf or self.shift < 0:
-            raise AgnoscoError(f"no training with {self}", "give at least 1 epoch and image, and a positive rate")
+        for name, value, least in (("epochs", self.epochs, 1), ("batch", self.batch, 1), ("shift", self.shift, 0)):
+            if value < least:
+                raise AgnoscoError(f"{name} must be at least {least}, not {value}", f"give {least} or more")
+        if not 0 < self.rate < math.inf:
+            raise AgnoscoError(f"rate must be positive and finite, not {self.rate:g}", "give a rate such as 0.005")

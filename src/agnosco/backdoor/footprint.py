@@ -49,7 +49,8 @@ def footprint(pattern: Tensor, trigger: Trigger, images: Tensor) -> Footprint:
     """
     if pattern.shape != images.shape[1:]:
         raise AgnoscoError(
-            f"a pattern of {tuple(pattern.shape)} and images of {tuple(images.shape[1:])}", "give both the same shape"
+            f"the pattern has the shape {tuple(pattern.shape)}, but the images have {tuple(images.shape[1:])}",
+            "give images of the pattern's shape",
         )
     channels, height, width = pattern.shape
     mask = trigger.mask((channels, height, width)).view(height, width)
@@ -71,7 +72,7 @@ def percentile(value: float, null: Sequence[float]) -> float:
     """
     if not null:
         raise AgnoscoError("there are no values to compare with", "give those of other classes or of a clean twin")
-    return sum(one < value for one in null) / len(null)
+    return sum(other < value for other in null) / len(null)
 
 
 def figure(
@@ -94,6 +95,6 @@ def figure(
     captions = ["trigger", "image", f"classified as {name}"]
     captions += [f"compromised, {kind}" for kind in compromised] + [f"clean twin, {kind}" for kind in clean]
     return contact_sheet(
-        [enlarged(one, TILE) for one in pictures], captions, columns=len(pictures), tile=TILE,
+        [enlarged(picture, TILE) for picture in pictures], captions, columns=len(pictures), tile=TILE,
         footer=f"Maps of {name}, made without the trigger; only the compromised network has seen it.",
     )  # fmt: skip

@@ -29,6 +29,7 @@ from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
 from ..models.loading import load
+from ..types import OnStep
 from .config import FULL_SEEDS, ScanConfig
 from .evidence import MARGIN_STARTS, MARGIN_STEPS, cut_out, final_layer, margin_p_value, margins, of_pattern
 from .record import (
@@ -47,7 +48,7 @@ from .record import (
     Verdict,
     greatest_z_of,
 )
-from .screening import Clock, OnProgress, Screening, halves, screen
+from .screening import Clock, OnScan, Screening, halves, screen
 from .verdict import judge, wilson
 
 CANDIDATES = 3
@@ -75,24 +76,14 @@ class Candidate:
     """A leading class that was examined more closely.
 
     Args:
-        label, name: Index and name of the class.
-        screen: The screen in which it stands out most.
+        record: The class, the screen in which it stands out most, and evidence; as it is written.
         pattern: −ν of that screen.
         full: See :func:`full_map`.
-        evidence: See :func:`agnosco.backdoor.evidence.of_pattern`.
     """
 
-    label: int
-    name: str
-    screen: str
+    record: CandidateRecord
     pattern: Tensor
     full: Tensor
-    evidence: dict[str, float]
-
-    def record(self) -> CandidateRecord:
-        """The candidate without its tensors."""
-        finite = {key: value if isfinite(value) else None for key, value in self.evidence.items()}
-        return CandidateRecord(index=self.label, name=self.name, screen=self.screen, **finite)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ def scan(
     size: int | tuple[int, int] | None = None,
     bank: Sequence[Measured] | None = None,
     classes: Sequence[int | str] | None = None,
-    on_progress: OnProgress = None,
+    on_progress: OnScan = None,
 ) -> Scan:
     """Scan a network for backdoors: which classes does one fixed pattern reach too easily?
 
@@ -176,10 +167,10 @@ def scan(
     for place, column in enumerate(order[:LEADING]):
         rows[place] = _with_smallest(rows[place], classifier, screened, column, evaluation, config)
     record = ScanRecord(
-        **{field: getattr(measured, field) for field in measured.__struct_fields__},
+        **msgspec.structs.asdict(measured),
         verdict=replace(verdict, label=screened.classes[verdict.label]),
         effective_classes=screened.effective_classes,
-        candidates=[candidate.record() for candidate in candidates],
+        candidates=[candidate.record for candidate in candidates],
         classes=rows,
         other_signs=_other_signs(classifier),
     )
@@ -192,7 +183,7 @@ def full_map(
     samples: Samples,
     config: ScanConfig | None = None,
     *,
-    on_step: Callable[[object], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """What longer maps of several seeds within the L2 ball have in common: the mean of their −ν, ``(C, H, W)``.
 
@@ -203,7 +194,7 @@ def full_map(
         label: Index of the class.
         samples: Images to map with.
         config: Settings.
-        on_step: Called after every step of every map.
+        on_step: Called after every step of every map, with where it stands.
     """
     config = config or ScanConfig()
     maps = map_classes(classifier, [label], samples, config.full, seeds=range(FULL_SEEDS), on_step=on_step)
@@ -236,10 +227,14 @@ def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     Raises:
         AgnoscoError: The folder cannot be written.
     """
-    pictures = [picture for one in scan.candidates for picture in (stretched(one.pattern), stretched(one.full))]
-    captions = [name for one in scan.candidates for name in (f"{one.name}: {one.screen}", f"{one.name}: full, L2")]
+    patterns = [pattern for candidate in scan.candidates for pattern in (candidate.pattern, candidate.full)]
+    captions = [
+        f"{candidate.record.name}: {kind}"
+        for candidate in scan.candidates
+        for kind in (candidate.record.screen, "full, L2")
+    ]
     sheet = contact_sheet(
-        [enlarged(to_picture(picture), TILE) for picture in pictures], captions, columns=2, tile=TILE,
+        [enlarged(to_picture(stretched(pattern)), TILE) for pattern in patterns], captions, columns=2, tile=TILE,
         footer=f"{scan.record.model.name}. {scan.verdict.outcome}.",
     )  # fmt: skip
     folder = Folder.of(place)
@@ -268,11 +263,12 @@ def _candidate(
     clock: Clock,
 ) -> Candidate:
     label, row = screened.classes[column], screened.showing(column)
-    pattern = screened.patterns[row, column]
-    on_step = clock.step_counter(f"class {classifier.labels[label]}", config.full.mapper.batch)
-    full = full_map(classifier, label, mapping, config, on_step=on_step)
+    name, pattern, batch = classifier.labels[label], screened.patterns[row, column], config.full.mapper.batch
+    full = full_map(classifier, label, mapping, config, on_step=lambda _: clock.count(f"class {name}", batch))
     evidence = of_pattern(classifier, -pattern, label, evaluation)
-    return Candidate(label, classifier.labels[label], screened.screens[row], pattern, full, evidence)
+    finite: dict[str, Any] = {key: value if isfinite(value) else None for key, value in evidence.items()}
+    record = CandidateRecord(index=label, name=name, screen=screened.screens[row], **finite)
+    return Candidate(record, pattern, full)
 
 
 def _class_record(classifier: Classifier, screened: Screening, column: int) -> ClassRecord:

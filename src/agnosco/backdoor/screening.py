@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ CROWDED, SHRINK, LEAST_SCALE = 0.15, 0.8, 0.1
 """Median reach above which all maps of a screen are scaled down, by how much at a time, and where that ends: patterns
 of one size reach every class of one network, and none of another."""
 
-OnProgress = Callable[[str, int, int], None] | None
+OnScan = Callable[[str, int, int], None] | None
 """Called with what is being done, how many images the maps have taken so far, and how many they take in all."""
 
 
@@ -108,7 +109,7 @@ def screen(
     config: ScanConfig | None = None,
     *,
     classes: Sequence[int | str] | None = None,
-    on_progress: OnProgress = None,
+    on_progress: OnScan = None,
 ) -> Screening:
     """Screen all classes of a network, or some.
 
@@ -166,14 +167,16 @@ def _maps(
 ) -> Tensor:
     """ν of all maps of a screen, ``(classes, seeds, C, H, W)``."""
     if isinstance(settings, Tournament):
-        on_images = clock.counter(title)
-        return torch.stack(
-            [
-                patches_in_windows(classifier, label, samples, settings, finalists=seeds, on_images=on_images)
-                for label in labels
-            ]
-        )
-    on_step = clock.step_counter(title, settings.mapper.batch)
+        on_images = partial(clock.count, title)
+        patches = [
+            patches_in_windows(classifier, label, samples, settings, finalists=seeds, on_images=on_images)
+            for label in labels
+        ]
+        return torch.stack(patches)
+
+    def on_step(_: object) -> None:
+        clock.count(title, settings.mapper.batch)
+
     maps = map_classes(classifier, labels, samples, settings, seeds=range(seeds), on_step=on_step)
     return torch.stack([concept.nu for concept in maps]).unflatten(0, (len(labels), seeds))
 
@@ -199,25 +202,15 @@ class _Reached:
 class Clock:
     """Counts the images that the maps of a scan have taken, over several screens."""
 
-    def __init__(self, on_progress: OnProgress, total: int) -> None:
-        self.on_progress = on_progress
+    def __init__(self, on_progress: OnScan, total: int) -> None:
+        self.on_progress = on_progress or (lambda *_: None)
         self.total = total
         self.done = 0
 
-    def counter(self, title: str) -> Callable[[int], None]:
-        """A function that adds images and reports them under a title."""
-
-        def count(images: int) -> None:
-            self.done += images
-            if self.on_progress is not None:
-                self.on_progress(title, self.done, self.total)
-
-        return count
-
-    def step_counter(self, title: str, batch: int) -> Callable[[object], None]:
-        """The same, called after every step of a map."""
-        count = self.counter(title)
-        return lambda _: count(batch)
+    def count(self, title: str, images: int) -> None:
+        """Add images and report them under a title."""
+        self.done += images
+        self.on_progress(title, self.done, self.total)
 
 
 def _crowded(hits: Tensor, movable: Tensor) -> bool:

@@ -96,8 +96,8 @@ def fit(
         labels[poisoned] = attack.target
     adam = torch.optim.AdamW(model.parameters(), training.rate, weight_decay=training.decay)
     steps = math.ceil(len(labels) / training.batch)
-    start = (classifier.fingerprint, data.samples.fingerprint)
-    state = _Checkpoint(checkpoint, repr((training, attack, seed, *start)))
+    settings = repr((training, attack, seed, classifier.fingerprint, data.samples.fingerprint))
+    state = _Checkpoint(checkpoint, settings)
     finished = state.read(model, adam, generator)
     augment = augment or (lambda images, _, generator: augmented(images, training, generator))
     model.train()
@@ -109,17 +109,21 @@ def fit(
             seen = augment(batch, batch_labels, generator)
             if attack is not None and poisoned[rows].any():
                 seen[poisoned[rows]] = attack.trigger.apply(seen[poisoned[rows]], generator=generator)
-            adam.param_groups[0]["lr"] = training.rate * schedule(
-                (epoch * steps + step + 1) / (training.epochs * steps)
-            )
-            adam.zero_grad()
-            F.cross_entropy(logits_in(model(classifier.normalised(seen))), batch_labels).backward()
-            adam.step()
+            progress = (epoch * steps + step + 1) / (training.epochs * steps)
+            adam.param_groups[0]["lr"] = training.rate * schedule(progress)
+            _descend(classifier, adam, seen, batch_labels)
         state.write(epoch + 1, model, adam, generator)
         if on_epoch is not None:
             on_epoch(epoch + 1)
     model.eval()
     state.remove()
+
+
+def _descend(classifier: Classifier, adam: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    """One step down the cross-entropy."""
+    adam.zero_grad()
+    F.cross_entropy(logits_in(classifier.model(classifier.normalised(images))), labels).backward()
+    adam.step()
 
 
 def evaluate(classifier: Classifier, data: Labelled, attack: Attack | None = None) -> TrainingOutcome:

@@ -53,7 +53,7 @@ def simulated_cutoff(classes: int, screens: int, *, level: float = LEVEL, draws:
 
 def p_value(observed: float, clean: Sequence[float]) -> float:
     """Share of networks as clean as those of a bank in which something stands out as much: (1 + #) / (N + 1)."""
-    return (1 + sum(one >= observed for one in clean)) / (len(clean) + 1)
+    return (1 + sum(z >= observed for z in clean)) / (len(clean) + 1)
 
 
 def wilson(hits: int, total: int, *, deviations: float = 1.96) -> tuple[float, float]:

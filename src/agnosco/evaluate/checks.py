@@ -66,9 +66,9 @@ def similarity(judge: Classifier, first: Tensor, second: Tensor) -> Similarity:
     side = min(7, *(n - (n + 1) % 2 for n in first.shape[2:]))  # of its window: odd, and inside the picture
     ssim = [structural_similarity(a, b, channel_axis=0, data_range=1.0, win_size=side) for a, b in pairs]
     rank = [np.corrcoef(rankdata(a), rankdata(b))[0, 1] if np.ptp(a) and np.ptp(b) else 0.0 for a, b in pairs]
-    one, other = (judge.activations(part.to(judge.device)).mean((2, 3)).cpu() for part in (first, second))
+    ours, theirs = (judge.activations(part.to(judge.device)).mean((2, 3)).cpu() for part in (first, second))
     return Similarity(
-        ssim=float(np.mean(ssim)), rank=float(np.mean(rank)), features=F.cosine_similarity(one, other).mean().item()
+        ssim=float(np.mean(ssim)), rank=float(np.mean(rank)), features=F.cosine_similarity(ours, theirs).mean().item()
     )
 
 

@@ -64,7 +64,9 @@ def sanity(
     mapping, _ = samples.split(run.settings.samples.held_out, seed=run.settings.samples.split_seed)
     chosen = sorted(names)[:classes]
     first = [next(concept for concept in maps if concept.label == label) for label in chosen]  # of the lowest seed
-    others = [concept for concept in maps if concept.label in chosen and all(concept is not one for one in first)]
+    others = [
+        concept for concept in maps if concept.label in chosen and all(concept is not another for another in first)
+    ]
     new_seed = 1 + max(concept.seed for concept in maps)
     maker = Maker(classifier, mapping, run.config)
     if on_estimate is not None:

@@ -100,7 +100,9 @@ def add_scores(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
         if earlier is not None and judgement.targeted_success_rate is None:
             judgement = msgspec.structs.replace(judgement, targeted_success_rate=earlier.targeted_success_rate)
         by_network[judgement.network] = judgement
-    ordered = sorted(by_network.values(), key=lambda one: (not one.source, one.target, one.shape))
+    ordered = sorted(
+        by_network.values(), key=lambda judgement: (not judgement.source, judgement.target, judgement.shape)
+    )
     records.write(run.folder, FILE, Scores(targets=ordered))
     return ordered
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ..backdoor.record import FOUND
 from ..runs.manifest import Entry, slug
 from ..runs.run import Run
-from ..runs.tensors import Arrays
 from ..text import one_line, spelling
 from .curves import Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures
@@ -34,10 +33,7 @@ class MapView:
     """A map as the page shows it; ``run`` is the number of its run."""
 
     run: int
-    seed: int
-    probability: float
-    targeted_success_rate: float | None
-    norm: float
+    entry: Entry
     pictures: Pictures
     curves: list[Curve]
     boundaries: list[float]
@@ -78,11 +74,12 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> lis
     def drawn(part: Part) -> MapView:
         nonlocal done
         place, entry = part
-        view = _map_view(place, runs[place].arrays(entry.index, entry.seed), entry, fit)
+        arrays, stages = runs[place].arrays(entry.index, entry.seed), entry.stages
+        drawings = pictures(arrays, stages, fit), curves(arrays, stages, norm=entry.norm), boundaries(arrays)
         done += 1
         if on_map is not None:
             on_map(done, total)
-        return view
+        return MapView(place, entry, *drawings)
 
     rows: dict[str, ClassView] = {}
     for (index, name), parts in sorted(aligned(runs).items(), key=lambda item: item[0][0]):
@@ -90,7 +87,7 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> lis
         anchor = f"{index}-{slug(name)}"
         while anchor in rows:
             anchor += "-"
-        first = {one.run: one for one in reversed(maps)}
+        first = {view.run: view for view in reversed(maps)}
         slots = [first.get(place) for place in range(len(runs))]
         z, outlier_in = _standing(views, parts)
         rows[anchor] = ClassView(anchor, index, one_line(name, limit=LONGEST), maps, slots, z, outlier_in)
@@ -126,12 +123,13 @@ def aligned(runs: Sequence[Run]) -> dict[Class, list[Part]]:
 
 def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class]:
     """The row of each class of a run, no row twice; rows with the same index are given away first."""
-    homes = {one: row for one in classes for row in rows if row[0] == one[0] and spelling(row[1]) == spelling(one[1])}
-    for one in classes:
-        if one not in homes:
+    same = {(index, spelling(name)): (index, name) for index, name in rows}
+    homes = {key: same[key[0], spelling(key[1])] for key in classes if (key[0], spelling(key[1])) in same}
+    for key in classes:
+        if key not in homes:
             taken = set(homes.values())
-            alike = [row for row in rows if spelling(row[1]) == spelling(one[1]) and row not in taken]
-            homes[one] = alike[0] if len(alike) == 1 else one
+            alike = [row for row in rows if spelling(row[1]) == spelling(key[1]) and row not in taken]
+            homes[key] = alike[0] if len(alike) == 1 else key
     return homes
 
 
@@ -146,16 +144,3 @@ def _fit(runs: Sequence[Run], total: int) -> Fit:
         for entry in run.entries[:: max(1, len(run.entries) // TRIED)][:TRIED]
     ]
     return fit_for(tried, total)
-
-
-def _map_view(place: int, arrays: Arrays, entry: Entry, fit: Fit) -> MapView:
-    return MapView(
-        run=place,
-        seed=entry.seed,
-        probability=entry.probability,
-        targeted_success_rate=entry.targeted_success_rate,
-        norm=entry.norm,
-        pictures=pictures(arrays, entry.stages, fit),
-        curves=curves(arrays, entry.stages, norm=entry.norm),
-        boundaries=boundaries(arrays),
-    )

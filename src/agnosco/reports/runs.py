@@ -203,12 +203,14 @@ class Matrix:
     @classmethod
     def of(cls, views: Sequence[RunView]) -> Matrix:
         """The matrix of some runs."""
-        judged = [(view.name, {one.target: one for one in view.scores}) for view in views if view.scores]
+        judged = [
+            (view.name, {judgement.target: judgement for judgement in view.scores}) for view in views if view.scores
+        ]
         targets = list(dict.fromkeys(target for _, scores in judged for target in scores))
-        scores = [one for view in views for one in view.scores]
+        judgements = [judgement for view in views for judgement in view.scores]
         return cls(
             targets,
             rows=[(name, [of.get(target) for target in targets]) for name, of in judged],
-            perturbed=any(one.targeted_success_rate is not None for one in scores),
-            diverse=any(one.diversity is not None for one in scores),
+            perturbed=any(judgement.targeted_success_rate is not None for judgement in judgements),
+            diverse=any(judgement.diversity is not None for judgement in judgements),
         )
