@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from agnosco.io.safetensors_header import Entry
+from agnosco.io.safetensors_header import TensorEntry
 from agnosco.models.architectures import ARCHITECTURES
 from agnosco.models.filling import WithoutMemory
 from agnosco.models.fitting import TABLE, signature
@@ -38,10 +38,10 @@ def row(name: str, create: Callable[..., nn.Module]) -> dict[str, Any]:
     return {"name": name, "tensors": len(few), "heads": heads, "sha256": signature(few, heads)}
 
 
-def entries(model: nn.Module) -> dict[str, Entry]:
+def entries(model: nn.Module) -> dict[str, TensorEntry]:
     """A network's tensors as the header of a safetensors file lists them, but for the counters."""
     return {
-        key: Entry("F32" if tensor.is_floating_point() else "I64", tuple(tensor.shape), 0, 0)
+        key: TensorEntry("F32" if tensor.is_floating_point() else "I64", tuple(tensor.shape), 0, 0)
         for key, tensor in model.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from common import (
     RESULTS,
     TRIAL_CLASSES,
@@ -64,7 +65,7 @@ def measure(only: str) -> None:
 
 def table(key: str, checks: dict[str, Any]) -> str:
     """The checks of one run as Markdown."""
-    record = records.convert(checks, SanityRecord)
+    record = msgspec.convert(checks, SanityRecord)
     labels, planted = record.labels, record.planted
     cells = [
         [name, f"{alike.ssim:.3f}", f"{alike.rank:.3f}", f"{alike.features:.3f}", "" if p is None else f"{p:.3f}"]

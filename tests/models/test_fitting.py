@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from agnosco.io.safetensors_header import Entry
+from agnosco.io.safetensors_header import TensorEntry
 from agnosco.models.architectures import ARCHITECTURES
 from agnosco.models.filling import WithoutMemory
 from agnosco.models.fitting import TABLE, find_architecture, table
@@ -22,11 +22,11 @@ architecture_table = pytest.importorskip("architecture_table")
 QUICK = {"torchvision:squeezenet1_1", "torchvision:googlenet", "torchvision:mnasnet0_5", "torchvision:regnet_y_400mf"}
 
 
-def floats(shapes: dict[str, tuple[int, ...]]) -> dict[str, Entry]:
-    return {name: Entry("F32", shape, 0, 0) for name, shape in shapes.items()}
+def floats(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorEntry]:
+    return {name: TensorEntry("F32", shape, 0, 0) for name, shape in shapes.items()}
 
 
-def entries(model: nn.Module) -> dict[str, Entry]:
+def entries(model: nn.Module) -> dict[str, TensorEntry]:
     return floats({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
 
 
@@ -72,14 +72,14 @@ def test_whatever_differs_is_not_that_architecture() -> None:
     good = entries(ARCHITECTURES["badnets"][0](10))
     bias, weight = good["9.bias"], good["9.weight"]
     for name, changes in {
-        "another shape": {"0.weight": Entry("F32", (16, 3, 5, 4), 0, 0)},
-        "integers": {"0.weight": Entry("I32", good["0.weight"].shape, 0, 0)},
+        "another shape": {"0.weight": TensorEntry("F32", (16, 3, 5, 4), 0, 0)},
+        "integers": {"0.weight": TensorEntry("I32", good["0.weight"].shape, 0, 0)},
         "one more": {"extra": bias},
-        "two numbers of classes": {"9.bias": Entry("F32", (11,), 0, 0)},
-        "no classes": {"9.bias": Entry("F32", (0,), 0, 0), "9.weight": Entry("F32", (0, 512), 0, 0)},
-        "too many": {"9.bias": Entry("F32", (10**6,), 0, 0), "9.weight": Entry("F32", (10**6, 512), 0, 0)},
-        "a scalar": {"9.bias": Entry("F32", (), 0, 0)},
-        "a head of another rank": {"9.weight": Entry("F32", (*weight.shape, 1), 0, 0)},
+        "two numbers of classes": {"9.bias": TensorEntry("F32", (11,), 0, 0)},
+        "no classes": {"9.bias": TensorEntry("F32", (0,), 0, 0), "9.weight": TensorEntry("F32", (0, 512), 0, 0)},
+        "too many": {"9.bias": TensorEntry("F32", (10**6,), 0, 0), "9.weight": TensorEntry("F32", (10**6, 512), 0, 0)},
+        "a scalar": {"9.bias": TensorEntry("F32", (), 0, 0)},
+        "a head of another rank": {"9.weight": TensorEntry("F32", (*weight.shape, 1), 0, 0)},
     }.items():
         assert find_architecture(good | changes) is None, name
     assert find_architecture({}) is find_architecture(floats({"stem": (9,)})) is None

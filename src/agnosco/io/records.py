@@ -50,8 +50,12 @@ def write(folder: Folder, name: str, record: Any) -> str:
 
 
 def decode(content: bytes, kind: type[T]) -> T:
-    """The record in the content of a JSON file; ValueError if there is none."""
-    return convert(parse(content), kind)
+    """The record in the content of a JSON file.
+
+    Raises:
+        ValueError: There is none. A text is not a number, and a fraction not an integer.
+    """
+    return msgspec.convert(parse(content), kind)
 
 
 def parse(content: bytes) -> Any:
@@ -66,11 +70,6 @@ def parse(content: bytes) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     return data
-
-
-def convert(data: Any, kind: type[T]) -> T:
-    """JSON values as a record; ValueError if they are of other types: a text is no number, a fraction no integer."""
-    return msgspec.convert(data, kind)
 
 
 def encode(record: Any) -> bytes:

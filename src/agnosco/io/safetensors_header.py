@@ -51,9 +51,6 @@ class HeaderLimits:
     total: int = 16 << 30
 
 
-HEADER_LIMITS = HeaderLimits()
-
-
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong with a file.
@@ -78,7 +75,7 @@ class Suspicious(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor as the header describes it; ``begin`` and ``end`` count bytes after the header."""
 
     dtype: str
@@ -113,13 +110,13 @@ class Header:
         findings: What is wrong with names and metadata; the tensors can be read all the same.
     """
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     metadata: dict[str, str]
     data_start: int
     findings: tuple[Finding, ...]
 
 
-def read_header(file: IO[bytes], limits: HeaderLimits = HEADER_LIMITS) -> Header:
+def read_header(file: IO[bytes], limits: HeaderLimits = HeaderLimits()) -> Header:
     """The header of a safetensors file; for bytes, pass ``io.BytesIO(content)``.
 
     Raises:
@@ -155,7 +152,7 @@ def _parsed(text: bytes, limits: HeaderLimits) -> dict[str, Any]:
         if depth > limits.depth:
             raise Suspicious("limit", "json-depth", f"its header is nested more than {limits.depth} deep")
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        header = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise _bad_header("its header is not JSON") from error
     if not isinstance(header, dict):
@@ -170,15 +167,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
 def _bad_header(detail: str) -> Suspicious:
     return Suspicious("malformed", "bad-header", detail)
 
 
-def _entry(name: str, value: Any, limits: HeaderLimits) -> Entry:
+def _entry(name: str, value: Any, limits: HeaderLimits) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _bad_header("its header describes a tensor by something other than dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -190,7 +183,7 @@ def _entry(name: str, value: Any, limits: HeaderLimits) -> Entry:
         raise Suspicious("limit", "rank", f"one of its tensors has {len(shape)} axes (at most {limits.rank})")
     if prod(max(axis, 1) for axis in shape) > limits.total:  # also where the tensor is empty: strides would overflow
         raise Suspicious("limit", "shape", f"one of its tensors has the shape {str(shape)[:100]}")
-    entry = Entry(dtype, tuple(shape), *offsets)
+    entry = TensorEntry(dtype, tuple(shape), *offsets)
     if entry.end - entry.begin != entry.numbers * DTYPES[dtype][1]:
         detail = f"{name[:80]!r}, {dtype} {str(shape)[:100]}, is given {entry.end - entry.begin:,} bytes"
         raise Suspicious("malformed", "size-mismatch", detail)
@@ -201,7 +194,7 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def _check_layout(entries: dict[str, Entry], data_bytes: int) -> None:
+def _check_layout(entries: dict[str, TensorEntry], data_bytes: int) -> None:
     """Tensors must lie end to end, from the end of the header to the end of the file."""
     reached = 0
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
@@ -217,7 +210,7 @@ def _check_layout(entries: dict[str, Entry], data_bytes: int) -> None:
         raise Suspicious("malformed", "trailing-bytes", f"{data_bytes - reached:,} bytes follow its last tensor")
 
 
-def _odd_text(entries: dict[str, Entry], metadata: dict[str, str], limits: HeaderLimits) -> Iterator[Finding]:
+def _odd_text(entries: dict[str, TensorEntry], metadata: dict[str, str], limits: HeaderLimits) -> Iterator[Finding]:
     for name in entries:
         if not name.isprintable() or _MARKUP.search(name):
             yield Finding("text", "odd-name", f"a tensor's name holds control characters or markup: {name[:80]!r}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import AgnoscoError
-from ..io.safetensors_header import Entry
+from ..io.safetensors_header import TensorEntry
 from .fitting import find_architecture
 from .weights.limits import CODES, HINTS, LIMITS
 from .weights.opening import Weights
@@ -37,7 +37,7 @@ def count_classes(model: nn.Module) -> int:
     return len(model.get_parameter(last_layer(model)))
 
 
-def with_classes_of(entries: Mapping[str, Entry], create: Callable[..., nn.Module]) -> nn.Module:
+def with_classes_of(entries: Mapping[str, TensorEntry], create: Callable[..., nn.Module]) -> nn.Module:
     """A network whose last layer has as many classes as the same layer in a file.
 
     Args:
@@ -80,7 +80,7 @@ def fill(model: nn.Module, weights: Weights, name: str, *, keep: Collection[str]
     model.load_state_dict(state, assign=True)
 
 
-def _differences(model: nn.Module, entries: Mapping[str, Entry], keep: Collection[str]) -> str:
+def _differences(model: nn.Module, entries: Mapping[str, TensorEntry], keep: Collection[str]) -> str:
     """How a file differs from a network's weights, in words; empty if it does not."""
     state = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     shared = [key for key in state if key in entries and key not in keep]
@@ -95,7 +95,7 @@ def _differences(model: nn.Module, entries: Mapping[str, Entry], keep: Collectio
     return "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in differences.items() if keys)
 
 
-def _hint(entries: Mapping[str, Entry]) -> str:
+def _hint(entries: Mapping[str, TensorEntry]) -> str:
     architecture = find_architecture(entries)
     if architecture is not None:
         return f"they are the weights of {architecture.name}"

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..io.safetensors_header import Entry
+from ..io.safetensors_header import TensorEntry
 from .weights.limits import LIMITS
 
 FORMS = "torchvision:NAME, timm:NAME, agnosco:NAME or python:FILE.py:FACTORY"
@@ -30,7 +30,7 @@ class Architecture(NamedTuple):
     classes: int
 
 
-def find_architecture(entries: Mapping[str, Entry]) -> Architecture | None:
+def find_architecture(entries: Mapping[str, TensorEntry]) -> Architecture | None:
     """The architecture whose weights these tensors are; None if there is none in the table."""
     tensors = _without_counters(entries)
     for row in table():
@@ -48,7 +48,7 @@ def table() -> list[dict[str, Any]]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def signature(entries: Mapping[str, Entry], heads: Sequence[str]) -> str:
+def signature(entries: Mapping[str, TensorEntry], heads: Sequence[str]) -> str:
     """SHA-256 over names, kinds and shapes of tensors, but not over the number of classes of the ``heads``."""
     lines = [
         f"{key}:{'float' if entry.is_floating_point else 'integer'}:"
@@ -58,6 +58,6 @@ def signature(entries: Mapping[str, Entry], heads: Sequence[str]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _without_counters(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def _without_counters(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
     """All tensors but the counters of batch normalization, which files may lack."""
     return {key: entry for key, entry in entries.items() if not key.endswith("num_batches_tracked")}

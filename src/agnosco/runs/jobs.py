@@ -224,12 +224,7 @@ class Worker:
 
 
 class Checkpoint:
-    """The checkpoint of a group, written from time to time while the group is made.
-
-    Args:
-        run: The run.
-        group: The group.
-    """
+    """The checkpoint of a group of a run, written from time to time while the group is made."""
 
     def __init__(self, run: Run, group: Sequence[Job]) -> None:
         self.folder = run.folder

@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import Meta
+from msgspec import Meta, convert
 from msgspec.structs import replace
 
 from ..io import records
@@ -193,9 +193,9 @@ def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]]
     data = records.parse(content)
     if not isinstance(data, dict):
         raise ValueError("it is not an object")
-    entries = records.convert(data.pop("maps", None), list[Entry])
-    groups = records.convert(data.pop("groups", []), list[list[tuple[Index, Seed]]])
-    settings = records.convert(data, Settings)
+    entries = convert(data.pop("maps", None), list[Entry])
+    groups = convert(data.pop("groups", []), list[list[tuple[Index, Seed]]])
+    settings = convert(data, Settings)
     config_from_json(settings.config)
     return settings, groups, [entry for entry in entries if entry.check in (None, _digest(entry))]
 

@@ -113,8 +113,7 @@ class Run:
             preset, overrides: What the settings were built from; see :func:`agnosco.runs.command.chosen_config`.
             command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for other code.
             weights: The file of the classifier's weights; its base name is stored.
-            device, threads: What maps are made with, if not by this process: by a cluster. A run that is continued
-                keeps its number of threads.
+            device, threads: What a cluster makes the maps with. A run that is continued keeps its number of threads.
 
         Raises:
             AgnoscoError: The folder cannot be written, or holds something else.

@@ -34,11 +34,7 @@ def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStat
     """Which of some maps are finished: each is checked against its digest.
 
     Maps that another process has finished meanwhile count too. Lost pictures and entries are written again.
-
-    Args:
-        run: The run.
-        jobs: The maps.
-        names: The class names of the classifier, by index.
+    The names are the classifier's, by index.
     """
     exists = run.folder.exists
     if len(jobs) > LISTED:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...errors import AgnoscoError
-from ...io.safetensors_header import Entry, Finding, HeaderLimits
+from ...io.safetensors_header import Finding, HeaderLimits, TensorEntry
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Contents:
     format: str
     size: int
     findings: tuple[Finding, ...] = ()
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, TensorEntry] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     imports: tuple[str, ...] = ()
     tensors: int = 0
