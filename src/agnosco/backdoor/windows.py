@@ -6,7 +6,6 @@ contrast in a window over the patch is near enough.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..data.samples import Samples
 from ..method.ball import BallState
 from ..method.config import MapperConfig
+from ..method.maker import generator_for
 from ..method.mapper import Mapper
 from ..method.prepare import images_at_once, prepared
 from ..models.classifier import Classifier
@@ -78,14 +78,14 @@ def patches_in_windows(
     """
     first = MapperConfig(config.batch, config.steps, step=0.2, direction="plus")
     masks = windows(classifier.shape, config).to(classifier.device)
-    generator = _generator(label, seed, -1)
+    generator = generator_for("window", label, seed, -1)
     noise = 2 * torch.randint(2, (len(masks), *classifier.shape), generator=generator) - 1.0
     faster = prepared(classifier)
     basis = first.parameterization.fit(samples, classifier.device)
     micro_batch = images_at_once(faster)
 
     def maps(start: Tensor, masks: Tensor, settings: MapperConfig, round_: int) -> tuple[Tensor, Tensor]:
-        generators = [_generator(label, seed, round_ * 1000 + i) for i in range(len(masks))]
+        generators = [generator_for("window", label, seed, round_ * 1000 + i) for i in range(len(masks))]
         mapper = Mapper(
             faster, [label] * len(masks), samples, settings, basis=basis, project=Within(masks, classifier.shape[0]),
             generators=generators, micro_batch=micro_batch,
@@ -106,8 +106,3 @@ def patches_in_windows(
 
 def _starts(free: int, count: int) -> list[int]:
     return torch.linspace(0, free, count).round().long().tolist()
-
-
-def _generator(label: int, seed: int, number: int) -> torch.Generator:
-    digest = hashlib.sha256(f"window:{label}:{seed}:{number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

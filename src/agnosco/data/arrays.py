@@ -115,9 +115,6 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(crop, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
-# -- datasets -----------------------------------------------------------------------------------
-
-
 def items_of(dataset: Any, limit: int | None) -> tuple[Iterable[Any], int]:
     """The items to take, and their greatest number."""
     if limit is not None and limit < 1:

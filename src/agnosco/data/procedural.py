@@ -90,9 +90,6 @@ def _images(make: Callable[[Shape, Generator], Image.Image], count: int, shape: 
     return images.permute(0, 3, 1, 2).contiguous()
 
 
-# -- leaves -------------------------------------------------------------------------------------
-
-
 def _polygon(corners: int, turn: float = 0.0) -> np.ndarray:
     """A regular polygon around the origin with area π, the unit circle's, ``(corners, 2)``."""
     angles = 2 * np.pi * np.arange(corners) / corners + turn
@@ -153,9 +150,6 @@ def _placed(radii: np.ndarray, centres: np.ndarray, generator: Generator) -> lis
         for index, points in zip(chosen.tolist(), corners.reshape(len(chosen), -1).tolist(), strict=True):
             placed[index] = points
     return placed
-
-
-# -- noise --------------------------------------------------------------------------------------
 
 
 def _noise(shape: Shape, generator: Generator) -> Image.Image:

@@ -115,7 +115,9 @@ class RefineConfig:
     def __post_init__(self) -> None:
         if not (self.steps >= 1 and 0 <= self.weight < math.inf and 0 < self.rate < math.inf):
             raise AgnoscoError(
-                f"{self} is no refinement", "give at least 1 step, a weight of at least 0 and a positive rate"
+                "a refinement needs at least 1 step, a weight of at least 0 and a positive rate, "
+                f"not {self.steps}, {self.weight} and {self.rate}",
+                "the defaults are 150, 50 and 0.01",
             )
 
 

@@ -254,7 +254,11 @@ class AutoL2:
 
     def __post_init__(self) -> None:
         if not (0 < self.start <= self.limit < inf and 0 <= self.success < inf and 1 <= self.growth < inf):
-            raise AgnoscoError(f"{self} is no growing ball", "give 0 < start <= limit, and a growth of at least 1")
+            raise AgnoscoError(
+                f"a ball cannot grow from {self.start} to {self.limit} by a factor of {self.growth} per step, "
+                f"until a share of {self.success} is given the class",
+                "give 0 < start <= limit, a growth of at least 1, and a success of at least 0",
+            )
 
     def projector(self, basis: Basis) -> Projector:
         from .ball import GrowingL2
@@ -285,7 +289,10 @@ class Sparse:
 
     def __post_init__(self) -> None:
         if not (0 < self.start <= 1 and 0 <= self.hold <= 1):
-            raise AgnoscoError(f"{self} is no sparse ball", "give a start in (0, 1] and a hold in [0, 1]")
+            raise AgnoscoError(
+                f"start must be above 0 and at most 1, and hold between 0 and 1, not {self.start} and {self.hold}",
+                "both are shares; the defaults are 1.0 and 0.3",
+            )
 
     def projector(self, basis: Basis) -> Projector:
         from .ball import FewPixels

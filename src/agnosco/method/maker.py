@@ -167,9 +167,9 @@ class Maker:
         steps = list(self.config.stages.values())
         if state is None or not fits(state, steps, count=len(group), basis=self.basis, project=self.project):
             state = GroupState.begin(generators, self.project.begin())
-        begun = state
+        first = state
         with self.network.frozen():
-            for state in self._states(group, begun, generators):
+            for state in self._states(group, first, generators):
                 if on_step is not None:
                     self._report(group, state, on_step)
                 if on_state is not None:
@@ -182,8 +182,8 @@ class Maker:
     def seconds_per_map(self, count: int = 1) -> float:
         """Estimate of the seconds that each of ``count`` maps takes on this machine, from a few measured steps."""
         group = [Job(0, seed) for seed in range(min(count, self.together))]
-        mapper = self._mapper(group, replace(self.config.mapper, steps=TIMED), [generator_for(*job) for job in group])
-        mapper.classifier = self.prepared  # compiling would take longer than the measurement
+        generators, few_steps = [generator_for(*job) for job in group], replace(self.config.mapper, steps=TIMED)
+        mapper = self._mapper(self.prepared, group, few_steps, generators)  # compiling would take longer than this
         ends = []
         with self.prepared.frozen():
             for _ in mapper.steps(mapper.begin(self._black(len(group)))):
@@ -196,21 +196,23 @@ class Maker:
         """The states of the group after every step that is left, and after every stage."""
         for generator, saved in zip(generators, state.generators, strict=True):
             generator.set_state(saved)
-        mapper = self._mapper(group, self.config.mapper, generators)
+        mapper = self._mapper(self.network, group, self.config.mapper, generators)
         for stage in list(self.config.stages)[len(state.finished) :]:
             loop = self._loop(stage, mapper)
             nu = state.finished[-1].to(self.basis.device) if state.finished else self._black(len(group))
-            running = begun = state.loop or loop.begin(nu, state.ball)
-            for running in loop.steps(begun):
-                state = state.at(running, generators)
+            loop_state = first = state.loop or loop.begin(nu, state.ball)
+            for loop_state in loop.steps(first):
+                state = state.at(loop_state, generators)
                 yield state
-            running = loop.end(running)
-            state = state.after(self.basis.pixels(running.w), running, generators)
+            loop_state = loop.end(loop_state)
+            state = state.after(self.basis.pixels(loop_state.w), loop_state, generators)
             yield state
 
-    def _mapper(self, group: Sequence[Job], config: MapperConfig, generators: Sequence[torch.Generator]) -> Mapper:
+    def _mapper(
+        self, network: Classifier, group: Sequence[Job], config: MapperConfig, generators: Sequence[torch.Generator]
+    ) -> Mapper:
         return Mapper(
-            self.network, [job.label for job in group], self.samples, config, basis=self.basis, project=self.project,
+            network, [job.label for job in group], self.samples, config, basis=self.basis, project=self.project,
             generators=generators, micro_batch=self.micro_batch,
         )  # fmt: skip
 
@@ -269,7 +271,7 @@ def _attention(classifier: Classifier, nu: Tensor) -> Tensor | None:
         return None
 
 
-def generator_for(label: int, seed: int) -> torch.Generator:
-    """The generator of a map, which depends on its label and seed only."""
-    digest = hashlib.sha256(f"{label}:{seed}".encode()).digest()
+def generator_for(*key: int | str) -> torch.Generator:
+    """A generator that depends on its key only; that of a map is the label and the seed."""
+    digest = hashlib.sha256(":".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -109,8 +109,6 @@ class Mapper:
         """The state after the last step, as it is."""
         return state
 
-    # -- one step ------------------------------------------------------------------------------
-
     def _step(self, state: LoopState) -> LoopState:
         config, basis, k = self.config, self.basis, len(state.trace) + 1
         images = self.mini_batches()

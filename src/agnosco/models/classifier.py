@@ -176,7 +176,7 @@ class Classifier:
         if grid is None:
             answer = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise AgnoscoError(
-                f"{self.features!r} of {self.name} answers {answer if outputs else 'nothing'}, which is no feature map",
+                f"{self.features!r} of {self.name} answers {answer if outputs else 'nothing'}, not a feature map",
                 "name a submodule whose output is (N, D, h, w) or tokens (N, T, D)",
             )
         return grid.float()

@@ -72,7 +72,12 @@ def load(
     if isinstance(model, Classifier):
         options = {"weights": weights, "size": size, "mean": mean, "std": std, "channels": channels}
         options |= {"labels": labels, "features": features, "device": device}
-        return _unchanged(model, [name for name, value in options.items() if value is not None])
+        if given := [name for name, value in options.items() if value is not None]:
+            raise AgnoscoError(
+                f"{model.name} is already a Classifier: {', '.join(given)} cannot be changed",
+                "pass its module, classifier.model, with these options; or move it with Classifier.to(device)",
+            )
+        return model
     network = _network(model, weights, trust_code, allow_pickle)
     if network.assumed and None in (size, mean, std):
         warnings.warn(
@@ -150,16 +155,6 @@ def as_classifier(model: str | nn.Module | Classifier, shape: Shape) -> Classifi
     """A classifier as it is; of a name or a module, one for images of a shape ``(C, H, W)``."""
     channels, height, width = shape
     return model if isinstance(model, Classifier) else load(model, size=(height, width), channels=channels)
-
-
-def _unchanged(classifier: Classifier, options: Sequence[str]) -> Classifier:
-    """A classifier as it is; an error if there are options, which would change it."""
-    if options:
-        raise AgnoscoError(
-            f"{classifier.name} is already a Classifier: {', '.join(options)} cannot be changed",
-            "pass its module, classifier.model, with these options; or move it with Classifier.to(device)",
-        )
-    return classifier
 
 
 def _network(model: str | nn.Module, weights: Path | str | None, trust_code: bool, allow_pickle: bool) -> Network:

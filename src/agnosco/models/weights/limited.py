@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from ...io.safetensors_header import Suspicious
 from .limits import CODES, Limits
@@ -33,16 +33,9 @@ GET_DUMPABLE, SET_DUMPABLE = 3, 4
 _DUMPABLE_LOCK = threading.Lock()
 
 
-class Converted(NamedTuple):
-    """A safetensors file, and remarks on how its tensors were found in the pickle."""
-
-    path: Path
-    remarks: list[str]
-
-
 @contextmanager
-def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
-    """A pickle's tensors as a safetensors file, which is removed afterwards.
+def converted(file: IO[bytes], limits: Limits) -> Iterator[tuple[Path, list[str]]]:
+    """A pickle's tensors as a safetensors file, which is removed afterwards, and remarks on how they were found.
 
     Args:
         file: The pickle, open, as it was examined.
@@ -61,7 +54,7 @@ def converted(file: IO[bytes], limits: Limits) -> Iterator[Converted]:
         path = scratch / "weights.safetensors"
         if path.is_symlink() or not path.is_file():
             raise Suspicious("malformed", "torch-load", "the process that opened it left no weights")
-        yield Converted(path, answer["remarks"])
+        yield path, answer["remarks"]
 
 
 def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:

@@ -73,16 +73,12 @@ def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits
         if finding.kind != "pickle" or not allow_pickle:
             raise refusal(path.name, finding)
         try:
-            with limited.converted(file, limits) as converted, open_file(converted.path) as safe:
+            with limited.converted(file, limits) as (safe_path, remarks), open_file(safe_path) as safe:
                 contents = contents_of(safe, limits)
                 if contents.findings:
                     raise refusal(path.name, worst(contents.findings))
-                _warn(path.name, converted.remarks)
+                caution = "it is a pickle, opened in a limited process, which is no real barrier (docs/security.md)"
+                warnings.warn(f"{path.name}: {'; '.join([caution, *remarks])}", AgnoscoWarning, stacklevel=4)
                 yield Weights(path.name, safe, contents)
         except Suspicious as error:
             raise refusal(path.name, error.finding) from error
-
-
-def _warn(name: str, remarks: list[str]) -> None:
-    remarks = ["it is a pickle, opened in a limited process, which is no real barrier (docs/security.md)", *remarks]
-    warnings.warn(f"{name}: {'; '.join(remarks)}", AgnoscoWarning, stacklevel=5)

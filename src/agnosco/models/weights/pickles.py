@@ -59,7 +59,7 @@ def program_of(data: bytes) -> Program:
     """Disassembles a pickle.
 
     Raises:
-        ValueError: It is no pickle, does not end, or has more than a million operations.
+        ValueError: It is not a pickle, does not end, or has more than a million operations.
         Suspicious: It imports more than a thousand names.
     """
     with warnings.catch_warnings():
@@ -116,7 +116,7 @@ def _by_imports(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
 
 
 def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | None:
-    """A pickle without a zip around it, as ``torch.save`` wrote until 1.6; None if the file is no pickle."""
+    """A pickle without a zip around it, as ``torch.save`` wrote until 1.6; None if the file is not one."""
     file.seek(0)
     data = file.read(min(size, limits.header))
     tagged = data[:1] == b"\x80" and data[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")
@@ -133,7 +133,7 @@ def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | Non
     except _UNREADABLE:
         if not tagged:
             return None
-        findings.append(Finding("malformed", "bad-pickle", "it begins like a pickle, but is none"))
+        findings.append(Finding("malformed", "bad-pickle", "it begins like a pickle, but is not one"))
     except Suspicious as error:
         findings.append(error.finding)
     findings += _too_large(size, limits)
@@ -181,7 +181,7 @@ def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Contents:
     except Suspicious as error:
         return Contents("zip", size, (error.finding,))
     except _UNREADABLE:
-        return Contents("zip", size, (Finding("malformed", "bad-zip", "it begins like a zip, but is none"),))
+        return Contents("zip", size, (Finding("malformed", "bad-zip", "it begins like a zip, but is not one"),))
 
 
 def _examine_members(archive: zipfile.ZipFile, size: int, findings: list[Finding], limits: Limits) -> Contents:
@@ -199,7 +199,7 @@ def _examine_members(archive: zipfile.ZipFile, size: int, findings: list[Finding
     except zipfile.BadZipFile as error:
         raise Suspicious("malformed", "bad-crc", "a checksum of the zip is wrong") from error
     except _UNREADABLE as error:
-        raise Suspicious("malformed", "bad-pickle", "its data.pkl is no pickle") from error
+        raise Suspicious("malformed", "bad-pickle", "its data.pkl is not a pickle") from error
     if program.storages > limits.tensors:
         raise Suspicious("limit", "tensor-count", f"it holds {program.storages:,} tensors (at most {limits.tensors:,})")
     all_findings = (*_by_imports(program.imports), *_unique(_checksums(archive)))
