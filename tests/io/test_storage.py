@@ -337,7 +337,7 @@ def test_a_file_has_no_more_bytes_than_its_kind(name: str, most: int, tmp_path: 
 
 
 def test_a_file_of_the_largest_size_is_read(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(storage.MOST, ".json", 5)
+    monkeypatch.setitem(storage.SIZE_LIMITS, ".json", 5)
     folder.write("a.json", b"12345")
     folder.write("b.json", b"123456")
     assert folder.read("a.json") == b"12345"

@@ -11,7 +11,7 @@ from ..errors import AgnoscoError
 from ..io import records
 from ..io.records import Record
 from ..io.regular import read_regular
-from ..io.storage import MOST, Folder
+from ..io.storage import SIZE_LIMITS, Folder
 from ..types import Shape
 from .config import ScanConfig
 
@@ -181,7 +181,7 @@ def read_bank(folder: str | Path) -> list[Measured]:
 
 def _read_member(path: Path) -> Measured:
     try:
-        return records.decode(read_regular(path, most=MOST[".json"]), Measured)
+        return records.decode(read_regular(path, most=SIZE_LIMITS[".json"]), Measured)
     except (OSError, ValueError) as error:
         raise AgnoscoError(
             f"{str(path)!r} is not a scan", "keep only outputs of agnosco scan CLEAN --json in the bank"

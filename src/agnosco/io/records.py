@@ -10,7 +10,7 @@ import msgspec
 from ..errors import AgnoscoError
 from .storage import Folder
 
-LARGEST = 1e300
+NUMBER_LIMIT = 1e300
 """Larger numbers are refused: JSON knows infinity, and whole numbers that no float holds."""
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def parse(content: bytes) -> Any:
     """The values in the content of a JSON file.
 
     Raises:
-        ValueError: It is not JSON, is nested too deeply, or has a number beyond :data:`LARGEST`.
+        ValueError: It is not JSON, is nested too deeply, or has a number beyond :data:`NUMBER_LIMIT`.
     """
     try:
         data = json.loads(content.decode())
@@ -86,5 +86,5 @@ def _check_numbers(data: Any) -> None:
     if isinstance(data, dict | list):
         for value in data.values() if isinstance(data, dict) else data:
             _check_numbers(value)
-    elif isinstance(data, int | float) and not abs(data) < LARGEST:  # true for NaN as well
+    elif isinstance(data, int | float) and not abs(data) < NUMBER_LIMIT:  # true for NaN as well
         raise ValueError(f"{str(data)[:20]} is out of bounds")

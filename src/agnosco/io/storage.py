@@ -19,7 +19,7 @@ ELSEWHERE = "choose another folder with --out"
 MOVED = "check whether it was moved or deleted, then give the same command again"
 """Hints for folders that cannot be written."""
 
-MOST = {".json": 64 << 20, ".safetensors": 4 << 30, ".png": 256 << 20, ".html": 1 << 30}
+SIZE_LIMITS = {".json": 64 << 20, ".safetensors": 4 << 30, ".png": 256 << 20, ".html": 1 << 30}
 """Largest files that are read, in bytes, by suffix: records, maps and checkpoints, pictures, pages."""
 
 THREADS = 16
@@ -91,8 +91,8 @@ class Folder(ABC):
 
         Raises:
             FileNotFoundError: It does not exist.
-            AgnoscoError: It cannot be read, is larger than :data:`MOST`, is not a regular file, or is a link that
-                leads out of the folder.
+            AgnoscoError: It cannot be read, is larger than :data:`SIZE_LIMITS`, is not a regular file, or is a
+                link that leads out of the folder.
         """
 
     @abstractmethod
@@ -139,7 +139,7 @@ def at_once(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 def size_limit(name: str) -> int:
     """Bytes that a file of this name may have."""
-    return MOST.get(os.path.splitext(name)[1].lower(), MOST[".json"])
+    return SIZE_LIMITS.get(os.path.splitext(name)[1].lower(), SIZE_LIMITS[".json"])
 
 
 def reason_of(error: Exception) -> str:
