@@ -124,8 +124,8 @@ def test_the_poison_is_a_share_of_all_and_none_of_the_target() -> None:
 def test_success_leaves_out_images_of_the_target() -> None:
     class Constant(nn.Module):
         def forward(self, images: Tensor) -> Tensor:  # class 1 where the last corner is white, else class 0
-            stamped = (images[:, 0, -2:, -2:].mean((1, 2)) > 0.99).float()
-            return torch.stack([2 - 2 * stamped, 2 * stamped, 0 * stamped], 1)
+            triggered = (images[:, 0, -2:, -2:].mean((1, 2)) > 0.99).float()
+            return torch.stack([2 - 2 * triggered, 2 * triggered, 0 * triggered], 1)
 
     images = Samples(torch.zeros(6, *SHAPE, dtype=torch.uint8), source="black")
     data = Labelled(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"))
@@ -221,7 +221,7 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_target_or_a_stamp_that_does_not_fit_is_said_first(tmp_path: Path) -> None:
+def test_a_target_or_a_trigger_that_does_not_fit_is_said_first(tmp_path: Path) -> None:
     for attack in (Attack(Patch(2), target=3), Attack(Patch(9), target=0)):
         with pytest.raises(AgnoscoError):
             poison(tmp_path / "out", small, bars(), bars(seed=1), attack, TRAINING)

@@ -25,11 +25,11 @@ IMAGES = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_grid_of_badnets_lies_in_the_corner() -> None:
-    stamped = Patch(3, pattern="checker").apply(IMAGES)
+    triggered = Patch(3, pattern="checker").apply(IMAGES)
     grid = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
-    assert (stamped[..., -3:, -3:] == grid).all()
-    stamped[..., -3:, -3:] = IMAGES[..., -3:, -3:]
-    assert torch.equal(stamped, IMAGES)
+    assert (triggered[..., -3:, -3:] == grid).all()
+    triggered[..., -3:, -3:] = IMAGES[..., -3:, -3:]
+    assert torch.equal(triggered, IMAGES)
 
 
 def test_images_stay_as_they_are() -> None:
@@ -49,7 +49,7 @@ def test_images_stay_as_they_are() -> None:
         ("center", (6, 8)),
     ],
 )
-def test_a_stamp_lies_at_its_place(place: str, corner: tuple[int, int]) -> None:
+def test_a_trigger_lies_at_its_place(place: str, corner: tuple[int, int]) -> None:
     mask = Patch(4, place=place).mask(SHAPE)
     expected = torch.zeros(16, 20, dtype=torch.bool)
     expected[corner[0] : corner[0] + 4, corner[1] : corner[1] + 4] = True
@@ -57,16 +57,16 @@ def test_a_stamp_lies_at_its_place(place: str, corner: tuple[int, int]) -> None:
 
 
 def test_half_opacity_is_half_way_to_white() -> None:
-    stamped = Patch(2, place="top-left", opacity=0.5).apply(IMAGES)
-    torch.testing.assert_close(stamped[..., :2, :2], (IMAGES[..., :2, :2] + 1) / 2)
+    triggered = Patch(2, place="top-left", opacity=0.5).apply(IMAGES)
+    torch.testing.assert_close(triggered[..., :2, :2], (IMAGES[..., :2, :2] + 1) / 2)
 
 
 def test_a_random_place_is_another_in_every_image_and_whole() -> None:
     black = torch.zeros(3000, 1, 16, 20)
-    stamped = Patch(5, place="random").apply(black, generator=torch.Generator().manual_seed(0))
-    assert (stamped.flatten(1).sum(1) == 25).all()
-    assert len({tuple(one.nonzero()[0].tolist()) for one in stamped[:, 0]}) > 100  # of 12 x 16 = 192 places
-    assert stamped.amax(0).min() == 1  # every pixel can be reached
+    triggered = Patch(5, place="random").apply(black, generator=torch.Generator().manual_seed(0))
+    assert (triggered.flatten(1).sum(1) == 25).all()
+    assert len({tuple(one.nonzero()[0].tolist()) for one in triggered[:, 0]}) > 100  # of 12 x 16 = 192 places
+    assert triggered.amax(0).min() == 1  # every pixel can be reached
     assert Patch(5, place="random").mask(SHAPE).all()
     with pytest.raises(ValueError, match="generator"):
         Patch(5, place="random").apply(black)
@@ -76,12 +76,12 @@ def test_a_random_place_is_another_in_every_image_and_whole() -> None:
 def test_a_logo_covers_some_of_its_square_in_its_own_colour(name: str) -> None:
     logo = Logo(40, "top-left", name=name)
     black = torch.zeros(1, 3, 60, 60)
-    stamped = logo.apply(black)
+    triggered = logo.apply(black)
     cover = logo.drawn(3)[1]
     assert 0.05 < cover.mean() < 0.8
-    assert stamped[..., 40:, :].sum() == 0
-    assert stamped[..., :, 40:].sum() == 0
-    colours = stamped[0, :, :40, :40][:, cover == 1]
+    assert triggered[..., 40:, :].sum() == 0
+    assert triggered[..., :, 40:].sum() == 0
+    colours = triggered[0, :, :40, :40][:, cover == 1]
     assert torch.equal(colours, colours[:, :1].expand_as(colours))
     assert not torch.equal(cover, cover.flip(1))  # none of them is its mirror image
 

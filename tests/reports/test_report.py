@@ -141,7 +141,7 @@ def test_the_pictures_are_those_of_the_maps(run: Run) -> None:
         r'class="stage-picture" data-stage="[^"]+"[^>]*? src="data:image/png;base64,([^"]+)"', anchor
     )[:2]
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L"), dtype=int) for one in (first, last)]
-    assert (shown[1][:, -1] < shown[1][:, 0]).all()  # samples are nudged by −ν, so that more of ν is darker
+    assert (shown[1][:, -1] < shown[1][:, 0]).all()  # perturbed images are x − ν: more of ν is darker
     assert (shown[0] == shown[1][:, ::-1]).all()
 
 

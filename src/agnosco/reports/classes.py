@@ -13,7 +13,7 @@ from .curves import Curve, boundaries, curves
 from .pictures import Fit, Pictures, fit_for, pictures
 from .runs import RunView
 
-LONGEST = 200
+NAME_LIMIT = 200
 """Most characters of a class name on the page."""
 
 TRIED = 6
@@ -90,7 +90,7 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> lis
         first = {view.run: view for view in reversed(maps)}
         slots = [first.get(place) for place in range(len(runs))]
         z, outlier_in = _standing(views, parts)
-        rows[anchor] = ClassView(anchor, index, one_line(name, limit=LONGEST), maps, slots, z, outlier_in)
+        rows[anchor] = ClassView(anchor, index, one_line(name, limit=NAME_LIMIT), maps, slots, z, outlier_in)
     return list(rows.values())
 
 

@@ -26,7 +26,7 @@ from .runs import CONTROLS, Matrix, RunView, names_of, view_of
 
 FILE = "report.html"
 
-LONGEST = 1000
+TEXT_LIMIT = 1000
 """Characters that are shown of any text from outside."""
 
 _DOCTYPE = b"<!doctype html>"
@@ -158,11 +158,11 @@ def _environment() -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """Text without control characters, cut at :data:`LONGEST`; markup, which agnosco made itself, as it is."""
+    """Text without control characters, cut at :data:`TEXT_LIMIT`; markup, which agnosco made itself, as it is."""
     if type(value) is not str:
         return value
     clean = CONTROLS.sub("", value)
-    return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
+    return clean if len(clean) <= TEXT_LIMIT else clean[: TEXT_LIMIT - 1] + "…"
 
 
 def _policy(style: str, script: str) -> str:

@@ -122,10 +122,12 @@ def uri(picture: Image.Image, side: int, quality: int = 85) -> Markup:
         picture = picture.copy()
         picture.thumbnail((side, side))
     if max(picture.size) < SMALL and picture.mode != "RGBA":
-        picture.save(content, "PNG", optimize=True)
-        return _uri("png", content)
-    picture.save(content, "WEBP", quality=quality, method=4)
-    return _uri("webp", content)
+        kind = "png"
+        picture.save(content, kind, optimize=True)
+    else:
+        kind = "webp"
+        picture.save(content, kind, quality=quality, method=4)
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}")
 
 
 def _glow(arrays: Arrays) -> Image.Image:
@@ -135,7 +137,3 @@ def _glow(arrays: Arrays) -> Image.Image:
     rgba[..., :3] = GLOW
     rgba[..., 3] = (255 * (np.float32(0.7) * xi)).round()
     return Image.fromarray(rgba, "RGBA")
-
-
-def _uri(kind: str, content: io.BytesIO) -> Markup:
-    return Markup(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}")

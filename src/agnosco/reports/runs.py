@@ -26,7 +26,7 @@ from ..runs.run import MANIFEST, Run
 from ..text import one_line, without_password
 from .pictures import uri
 
-LONGEST = 80
+SHORT_NAME_LIMIT = 80
 """Most characters of the name of a network, its weights or a folder."""
 
 LARGEST = 2**26
@@ -85,8 +85,8 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
 
 def names_of(runs: Sequence[Run]) -> list[str]:
     """A name for each run: its network; if two are the same, with the weights; or else with the folder."""
-    plain = [one_line(run.settings.model.name, limit=LONGEST) for run in runs]
-    weights = [one_line(run.settings.model.weights or "own weights", limit=LONGEST) for run in runs]
+    plain = [one_line(run.settings.model.name, limit=SHORT_NAME_LIMIT) for run in runs]
+    weights = [one_line(run.settings.model.weights or "own weights", limit=SHORT_NAME_LIMIT) for run in runs]
     weighted = [", ".join(both) for both in zip(plain, weights, strict=True)]
     places = [without_password(run.folder.absolute("")).replace(os.sep, "/").split("/") for run in runs]
     depths = range(1, max(map(len, places)) + 1)
