@@ -199,5 +199,5 @@ def test_defaults_are_the_papers() -> None:
     ],
 )
 def test_settings_without_sense_are_refused(steps: int, weight: float, rate: float) -> None:
-    with pytest.raises(AgnoscoError, match="no refinement"):
+    with pytest.raises(AgnoscoError, match=r"a refinement needs at least 1 step, .* and a positive rate"):
         RefineConfig(steps, weight, rate)
