@@ -14,10 +14,10 @@ from torch import Tensor
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
+from agnosco.method.algorithm1 import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed
 from agnosco.method.ball import BallState, Projector
 from agnosco.method.config import LOSSES, MapperConfig
 from agnosco.method.dials import L2, AutoL2, Ball, Crops, Data, Parameterization, Pixel, Spectral
-from agnosco.method.formulas import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed
 from agnosco.method.parameterization import Basis, FourierBasis
 from agnosco.method.reference import loss_gradient, saliency_map
 from agnosco.models.classifier import Classifier

@@ -31,7 +31,7 @@ from agnosco.models.inspection import inspect
 from agnosco.models.labels import read_labels
 from agnosco.models.weights.limits import CODES
 from agnosco.models.weights.opening import open_weights
-from agnosco.models.weights.pickles import program_of
+from agnosco.models.weights.pickle_scan import program_of
 
 SHAPE = (3, 8, 8)
 STATE = {"conv.weight": torch.arange(24.0).view(2, 3, 2, 2), "fc.bias": torch.tensor([1.0, -2.0]), "n": torch.tensor(3)}

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.io.safetensors_header import Finding, Suspicious
-from agnosco.models.weights import child, limited
+from agnosco.models.weights import restricted, restricted_child
 from agnosco.models.weights.contents import read_contents
-from agnosco.models.weights.limited import CHILD
 from agnosco.models.weights.limits import CODES, SEVERITY, Limits, worst
 from agnosco.models.weights.opening import open_weights, read_weights
-from agnosco.models.weights.pickles import PLAIN, program_of
+from agnosco.models.weights.pickle_scan import PLAIN, program_of
+from agnosco.models.weights.restricted import CHILD
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
 
@@ -268,10 +268,10 @@ def test_a_pickle_gives_the_same_tensors(tmp_path: Path) -> None:
 )
 def test_what_is_stored_is_what_counts(tensor: Tensor, size: int, words: str | None) -> None:
     if words is None:
-        child.check_sizes({"a": tensor}, size, 1000)
+        restricted_child.check_sizes({"a": tensor}, size, 1000)
     else:
-        with pytest.raises(child.Refused, match=words) as caught:
-            child.check_sizes({"a": tensor}, size, 1000)
+        with pytest.raises(restricted_child.Refused, match=words) as caught:
+            restricted_child.check_sizes({"a": tensor}, size, 1000)
         assert caught.value.kind == "limit"
 
 
@@ -420,10 +420,10 @@ def test_the_system_itself_refuses_where_it_has_landlock(attempt: str, let: bool
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux alone")
 def test_our_variables_are_out_of_reach_while_the_process_lives() -> None:
     prctl = ctypes.CDLL(None).prctl
-    before = prctl(limited.GET_DUMPABLE, 0, 0, 0, 0)
-    with limited._undumpable():
-        assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == 0
-    assert prctl(limited.GET_DUMPABLE, 0, 0, 0, 0) == before
+    before = prctl(restricted.GET_DUMPABLE, 0, 0, 0, 0)
+    with restricted._undumpable():
+        assert prctl(restricted.GET_DUMPABLE, 0, 0, 0, 0) == 0
+    assert prctl(restricted.GET_DUMPABLE, 0, 0, 0, 0) == before
 
 
 def listening(use: Callable[[int], str]) -> str:
@@ -487,9 +487,9 @@ def run_instead(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, second
     (folder / "instead.py").write_text(code)
     (folder / "scratch").mkdir()
     (folder / "w.pt").write_bytes(b"")
-    monkeypatch.setattr(limited, "CHILD", folder / "instead.py")
+    monkeypatch.setattr(restricted, "CHILD", folder / "instead.py")
     with (folder / "w.pt").open("rb") as file:
-        return limited._run(file, folder, folder / "scratch", Limits(seconds=seconds))
+        return restricted._run(file, folder, folder / "scratch", Limits(seconds=seconds))
 
 
 def told_first(answer: Path) -> type[subprocess.Popen]:
@@ -550,7 +550,7 @@ def test_a_process_that_writes_more_than_it_should_is_ended(tmp_path: Path, monk
     assert run_instead(code, tmp_path, monkeypatch) == -signal.SIGXFSZ
     assert (tmp_path / "scratch" / "weights.safetensors").stat().st_size == 2000 + (1 << 20)
     with pytest.raises(Suspicious, match=f"ended by signal {signal.SIGXFSZ.value}"):
-        limited._answer(-signal.SIGXFSZ, tmp_path)
+        restricted._answer(-signal.SIGXFSZ, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -582,14 +582,14 @@ def test_what_torch_refuses_is_told_by_its_words(said: str, kind: str, words: st
         def load(*_args: object, **_options: object) -> None:
             raise RuntimeError(said)
 
-    with pytest.raises(child.Refused, match=r"torch\.load refuses it") as caught:
-        child.converted(10, 10, Torch, None)
+    with pytest.raises(restricted_child.Refused, match=r"torch\.load refuses it") as caught:
+        restricted_child.converted(10, 10, Torch, None)
     assert (caught.value.kind, str(caught.value)) == (kind, f"torch.load refuses it: {words}")
 
 
 def test_a_global_that_only_torch_refuses_is_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should agnosco be wrong about what a pickle imports, torch is asked too, and what it says is code."""
-    monkeypatch.setattr("agnosco.models.weights.pickles.PLAIN", PLAIN | {"datetime.timedelta"})
+    monkeypatch.setattr("agnosco.models.weights.pickle_scan.PLAIN", PLAIN | {"datetime.timedelta"})
     torch.save({"a": torch.ones(2), "b": timedelta(3)}, tmp_path / "w.pt")
     assert [one.kind for one in read_contents(tmp_path / "w.pt").findings] == ["pickle"]
     error = refused(tmp_path / "w.pt", allow_pickle=True)

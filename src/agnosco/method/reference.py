@@ -28,9 +28,9 @@ from torch import Tensor
 from ..data.samples import Samples
 from ..models.classifier import Classifier
 from ..types import Step
+from .algorithm1 import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
 from .ball import BallState, Projector
 from .config import MapperConfig, RefineConfig
-from .formulas import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
 from .parameterization import Basis, each
 from .refine import attention
 from .transforms import transformed

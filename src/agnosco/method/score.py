@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
-from .formulas import perturbed
+from .algorithm1 import perturbed
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def load(
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the fastest of this machine; None leaves the
             model where it is (a named one: on the CPU).
         trust_code: Allow ``python:``, which runs the file.
-        allow_pickle: Allow weights that are a pickle of tensors (``.pt``, ``.pth``), opened by a limited process.
+        allow_pickle: Allow weights that are a pickle of tensors (``.pt``, ``.pth``), opened by a restricted process.
 
     Raises:
         AgnoscoError: There is no such name or device; :func:`agnosco.models.weights.opening.open_weights` refuses the

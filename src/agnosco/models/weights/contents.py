@@ -15,7 +15,7 @@ from ...errors import AgnoscoError
 from ...io.regular import open_regular
 from ...io.safetensors_header import DTYPES, Finding, Suspicious, read_header
 from .limits import LIMITS, Contents, Limits
-from .pickles import examine_pickle, examine_zip
+from .pickle_scan import examine_pickle, examine_zip
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -62,7 +62,7 @@ SEVERITY = ("code", "limit", "malformed", "text", "not-finite", "unknown", "pick
 
 _SAVE = "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 HINTS = {
-    "pickle": "ask for safetensors; or add --allow-pickle, which opens it in a limited process (docs/security.md)",
+    "pickle": "ask for safetensors; or add --allow-pickle, which opens it in a restricted process (docs/security.md)",
     "code": f"ask for safetensors; if you trust it, load it elsewhere and write {_SAVE} (docs/security.md)",
     "malformed": "get the file again from whoever made it; agnosco inspect tells more",
     "limit": "no sound weights come near this limit; docs/security.md lists all limits",

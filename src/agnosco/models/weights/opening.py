@@ -1,7 +1,7 @@
 """Opens weights files; all of them are opened here.
 
 Safetensors are read directly. A pickle of nothing but tensors is opened if that is allowed, by another process with few
-rights (:mod:`.limited`). All else is refused.
+rights (:mod:`.restricted`). All else is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from ...errors import AgnoscoError, AgnoscoWarning
 from ...io.safetensors_header import Suspicious
-from . import limited
+from . import restricted
 from .contents import Contents, contents_of, open_file, read_tensor
 from .limits import LIMITS, Limits, refusal, worst
 
@@ -73,11 +73,11 @@ def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits
         if finding.kind != "pickle" or not allow_pickle:
             raise refusal(path.name, finding)
         try:
-            with limited.converted(file, limits) as (safe_path, remarks), open_file(safe_path) as safe:
+            with restricted.converted(file, limits) as (safe_path, remarks), open_file(safe_path) as safe:
                 contents = contents_of(safe, limits)
                 if contents.findings:
                     raise refusal(path.name, worst(contents.findings))
-                caution = "it is a pickle, opened in a limited process, which is no real barrier (docs/security.md)"
+                caution = "it is a pickle, opened in a restricted process, which is no real barrier (docs/security.md)"
                 warnings.warn(f"{path.name}: {'; '.join([caution, *remarks])}", AgnoscoWarning, stacklevel=4)
                 yield Weights(path.name, safe, contents)
         except Suspicious as error:

@@ -1,4 +1,4 @@
-"""The lines of Algorithm 1 as small functions: what the mapper that runs and the reference share.
+"""Algorithm 1, line by line, as small functions; :mod:`.reference` has the loop to read, :mod:`.mapper` as it runs.
 
 All of them work on one map ``(C, H, W)``, or on several with leading axes.
 """

@@ -1,4 +1,4 @@
-"""Converts pickles of tensors to safetensors, in a process with few rights (:mod:`.child`).
+"""Converts pickles of tensors to safetensors, in a process with few rights (:mod:`.restricted_child`).
 
 This limits damage; it is not a security boundary. Open files that you do not trust at all in a container or a virtual
 machine.
@@ -22,7 +22,7 @@ from typing import IO
 from ...io.safetensors_header import Suspicious
 from .limits import CODES, Limits
 
-CHILD = Path(__file__).with_name("child.py")
+CHILD = Path(__file__).with_name("restricted_child.py")
 ANSWER = 64 << 10
 """Bytes that are read of the process's answer."""
 

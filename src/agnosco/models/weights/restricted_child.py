@@ -1,4 +1,4 @@
-"""Opens a pickle of tensors: a script, which :mod:`.limited` runs.
+"""Opens a pickle of tensors: a script, which :mod:`.restricted` runs.
 
 Its standard input is the pickle. It starts in an empty folder, where it writes ``weights.safetensors``, and prints one
 line of JSON. Before it reads a byte it gives up what it does not need: the network, other processes, memory, time, and
@@ -177,7 +177,7 @@ def converted(size: int, most: int, torch: Any, save_file: Any) -> list[str]:
 
 
 def main() -> None:
-    """``child.py SECONDS BYTES``: limits of time and tensors; ``AGNOSCO_PATH`` lists the folders of libraries."""
+    """``... SECONDS BYTES``: limits of time and tensors; ``AGNOSCO_PATH`` lists the folders of libraries."""
     isolate()
     libraries = json.loads(os.environ.pop("AGNOSCO_PATH"))
     sys.path[:] = libraries

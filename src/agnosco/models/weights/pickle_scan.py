@@ -2,7 +2,7 @@
 
 A pickle is a program. ``pickletools`` disassembles it without running it, and the names that it would import show
 whether it is a pickle of tensors. This only recognizes files; what protects from them is that most are not opened at
-all, and others by ``torch.load(weights_only=True)`` in a limited process (:mod:`.limited`).
+all, and others by ``torch.load(weights_only=True)`` in a restricted process (:mod:`.restricted`).
 """
 
 from __future__ import annotations
