@@ -402,8 +402,8 @@ def test_a_whole_radius_is_a_step() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 0}, "batch 0 and 650 steps"),
-        ({"steps": 0}, "batch 128 and 0 steps"),
+        ({"batch": 0}, "batch and steps must be at least 1, not 0 and 650"),
+        ({"steps": 0}, "batch and steps must be at least 1, not 128 and 0"),
         ({"direction": "minus"}, "no direction 'minus'"),
         ({"loss": "hinge"}, "no loss 'hinge'"),
         ({"clip": "none"}, "no clip 'none'"),
@@ -413,7 +413,7 @@ def test_a_whole_radius_is_a_step() -> None:
         ({"decay": 1.5}, "decay must be between 0 and 1, not 1.5"),
         ({"decay": float("nan")}, "decay must be between 0 and 1, not nan"),
         ({"contrast": (0.5, 0.2)}, "contrast"),
-        ({"beta1": 1.0}, "no moments"),
+        ({"beta1": 1.0}, "must lie in .0, 1., not 1.0 and 0.999"),
         ({"step": 0.0}, r"no step 0\.0"),
     ],
 )
