@@ -1,7 +1,5 @@
 """Text for people: one line of it, names that are nearly right, addresses without their passwords."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Sequence

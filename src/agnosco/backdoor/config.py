@@ -1,7 +1,5 @@
 """Settings of scans, chosen on the development split of ``benchmarks/backdoors.py``; of triggers and of training."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 

@@ -3,8 +3,6 @@
 It does not decide the outcome; docs/backdoors.md says how well each tells compromised networks from clean ones.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 It is compared with chance: with maps that cannot show the trigger, those of other classes and of the clean twin.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ OUT/
   trigger.png                the trigger, an image, and the image with it
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The results of a scan as ``scan.json`` holds them: read, compared with a bank, and in words; loads no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ alike; a compromised one has a class that stands out, as with the masks of `Neur
 An L2 ball alone misses a small patch: in a small network a diffuse pattern of a patch's norm reaches every class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite

@@ -4,8 +4,6 @@ The attack is all-to-one (`Gu et al. 2017 <https://arxiv.org/abs/1708.06733>`_):
 trigger, and the target class as its label. The trigger is added after augmentation, as when the network is used.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

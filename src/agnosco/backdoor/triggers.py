@@ -15,8 +15,6 @@ sample-specific                                                             that
 A trigger is added after any augmentation: one at a fixed place stays there.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

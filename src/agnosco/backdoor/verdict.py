@@ -3,8 +3,6 @@
 Nothing here looks at a network; every rule can be tested on numbers alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil, sqrt

@@ -4,8 +4,6 @@ Far from a trigger patch no gradient points to it, and a map that starts at zero
 contrast in a window over the patch is near enough.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

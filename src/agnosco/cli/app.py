@@ -1,7 +1,5 @@
 """The application ``agnosco``: its commands, and their errors. A command imports what it uses when it runs."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated, Any
 

@@ -6,8 +6,6 @@ little against the network (`Goodfellow et al. 2015 <https://arxiv.org/abs/1412.
 network has learned.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """``agnosco report`` and ``agnosco demo``: write a page, and show what agnosco does."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Arrays, tensors and items of datasets as uint8 images of one shape."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any

@@ -3,8 +3,6 @@
 Files are not trusted: only well-known formats are tried, none that runs another program, up to Pillow's limit of size.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping

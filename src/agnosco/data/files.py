@@ -3,8 +3,6 @@
 Memory is bounded however many files there are: some are chosen, and most of those skipped are only counted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 import os

@@ -8,8 +8,6 @@ noise lacks. Networks pre-trained on such images learn features that transfer to
 Every image has its own generator, seeded by ``(seed, index)``: image i is the same however many are generated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

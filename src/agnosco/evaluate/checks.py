@@ -9,8 +9,6 @@ Structural similarity and rank correlation compare pictures pixel by pixel, but 
 picture; features, which do not depend on the place, are therefore compared too.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Do a run's maps depend on what its network has learned? All checks of a run, written into its folder."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

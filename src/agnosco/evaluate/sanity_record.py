@@ -1,7 +1,5 @@
 """What the sanity checks of a run found, as ``sanity.json`` in its folder holds it, and in words; loads no torch."""
 
-from __future__ import annotations
-
 from statistics import fmean
 
 from ..io import records

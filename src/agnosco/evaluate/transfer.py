@@ -1,7 +1,5 @@
 """Do other networks recognise the classes in a run's pictures?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean

@@ -3,8 +3,6 @@
 A process that is killed leaves its temporary file, and nothing half-written under a file's own name.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

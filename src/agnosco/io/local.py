@@ -1,7 +1,5 @@
 """Folders of this machine. What lies there is not trusted: no pipe is opened, and no link out of a folder followed."""
 
-from __future__ import annotations
-
 import errno
 import os
 import tempfile

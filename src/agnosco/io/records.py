@@ -1,7 +1,5 @@
 """Typed JSON records, read from files that may come from anyone: content of other types is refused."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, TypeVar
 

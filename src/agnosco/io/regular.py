@@ -1,7 +1,5 @@
 """Opens regular files only: reading a pipe could wait for ever, and reading a device might never end."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -4,8 +4,6 @@ An object store shows an object only once all of it has arrived. Elsewhere (SFTP
 temporary name and moved, which is as atomic as moving is there. Listings are not cached: other processes may write.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 

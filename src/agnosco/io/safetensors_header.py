@@ -7,8 +7,6 @@ file that is truncated or replaced meanwhile kills the process. Here the file th
 Format: https://github.com/huggingface/safetensors#format
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 All of them work on one map ``(C, H, W)``, or on several with leading axes.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ In an L2 ball, the paper's, all values of ν work together: maps are pictures of
 few pixels of most energy, as a backdoor's trigger has them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -3,8 +3,6 @@
 The presets are chosen from the figures in ``docs/paper.md``, which ``benchmarks/ablation.py`` makes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace

@@ -1,7 +1,5 @@
 """The cycle: maps of several classes, each by Algorithm 1 and the refinement (Eq. 2) in turn."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

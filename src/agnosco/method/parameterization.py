@@ -4,8 +4,6 @@ In pixels, as in the paper, Adam's normalisation gives every frequency the same 
 In coordinates where natural images are white, the same loop puts its steps where images have their energy.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

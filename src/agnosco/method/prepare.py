@@ -3,8 +3,6 @@
 ``benchmarks/speed.py`` measures what each step gains.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -20,8 +20,6 @@ w       ``w``             coordinates of ν in the chosen parameterization (the 
 ======  ================  ============================================================================================
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ convolutional stage at each place of the map's own picture: what the network doe
 Symbols are those of :mod:`agnosco.method.reference`, which does the same for one map at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

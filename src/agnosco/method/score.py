@@ -1,7 +1,5 @@
 """How well a network recognises the classes of a set of maps: M_score (Eq. 3–5) and the figures beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 

@@ -4,8 +4,6 @@ The paper has none. With random crops and flips, a pattern must work at any plac
 hide a trigger that has a fixed place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ For the demo, tests and benchmarks, which train their own networks; libraries of
 All take pixels in [0, 1] and return logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

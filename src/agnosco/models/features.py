@@ -1,7 +1,5 @@
 """Feature maps: what the convolutional or token stages of a network answer, and which stage is the last."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack
 from math import isqrt

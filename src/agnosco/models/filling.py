@@ -1,7 +1,5 @@
 """Builds a network for the weights in a file, and fills it with them if every name and shape agrees."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@
 and Inception have two rows, with and without their auxiliary heads.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

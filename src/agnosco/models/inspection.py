@@ -1,7 +1,5 @@
 """What a weights file contains, in plain values; nothing in it is run, and torch is not imported."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Class names from a file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

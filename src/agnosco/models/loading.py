@@ -4,8 +4,6 @@ A name is built by one of the :mod:`.sources`. torchvision and timm download and
 other weights come from a file, which :mod:`.weights.opening` opens without running anything in it.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import partial

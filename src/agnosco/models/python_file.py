@@ -1,7 +1,5 @@
 """Builds a network with a user's Python file, ``python:FILE.py:FACTORY``, which is run."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import sys

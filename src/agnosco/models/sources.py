@@ -3,8 +3,6 @@
 A source turns a name into a network, with what is known about its input, and imports its library only then.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

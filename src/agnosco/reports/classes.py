@@ -1,7 +1,5 @@
 """The classes of all runs, aligned, each with its maps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

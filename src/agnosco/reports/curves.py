@@ -1,7 +1,5 @@
 """How p(class) and ‖ν‖ developed while a map was made, as curves of inline SVG."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

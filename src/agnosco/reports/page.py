@@ -4,8 +4,6 @@ Its contents come from run folders alone; no model is loaded. Text from outside 
 Jinja2, and the page's policy (``default-src 'none'``) lets nothing run or load but what the page itself holds.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Pictures inside the page: data URIs, as large as the page can afford."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A run's settings from the options of a command line, and back."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace

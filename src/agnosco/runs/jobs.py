@@ -3,8 +3,6 @@
 Finished maps are kept. The same command continues from wherever it was interrupted, to the same bits on a CPU.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -1,7 +1,5 @@
 """Which maps of a run are finished, missing or damaged."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a weights file may contain, and the exit code and hint for everything that can be wrong with one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

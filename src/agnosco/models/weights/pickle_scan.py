@@ -5,8 +5,6 @@ whether it is a pickle of tensors. This only recognizes files; what protects fro
 all, and others by ``torch.load(weights_only=True)`` in a restricted process (:mod:`.restricted`).
 """
 
-from __future__ import annotations
-
 import io
 import pickletools
 import struct

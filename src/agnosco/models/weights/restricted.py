@@ -4,8 +4,6 @@ This limits damage; it is not a security boundary. Open files that you do not tr
 machine.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -6,8 +6,6 @@ writing elsewhere. ``weights_only=True`` keeps the pickle from running; the rest
 hole. It is not a security boundary: a Python hook does not stop native code. Nothing is imported from agnosco.
 """
 
-from __future__ import annotations
-
 import ctypes
 import io
 import json
