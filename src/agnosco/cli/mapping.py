@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -99,12 +100,12 @@ def map_(
     overrides: dict[str, Any] = {name: given[name] for name in OVERRIDES if given[name] is not None}
     config = chosen_config(preset, **overrides)
 
-    from ..runs.cluster import connected  # imports torch: wrong options are answered before
+    from ..runs.cluster import Cluster  # imports torch: wrong options are answered before
 
     classifier = options.load_classifier(output, context, model, device="cpu" if cluster else device)
     indices = options.chosen_classes(classifier, classes)
     images = options.read_samples(output, samples, classifier)
-    with connected(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
+    with nullcontext() if cluster is None else Cluster(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
         create = Run.create if workers is None else workers.run
         run = create(
             out, classifier=classifier, samples=images, config=config, preset=preset, overrides=overrides,

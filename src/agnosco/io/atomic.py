@@ -74,9 +74,7 @@ def host_name() -> str:
 def is_abandoned(name: str, modified: Callable[[], float]) -> bool:
     """Whether a file is a temporary one that no process will finish.
 
-    Args:
-        name: Its name.
-        modified: Returns when it was written, in seconds since 1970; that decides for files of other machines.
+    For files of other machines, ``modified`` decides: it returns when the file was written, in seconds since 1970.
     """
     if not name.startswith(PART):
         return False

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import AgnoscoError
 from .atomic import PART, atomic_file, flush_folder, is_abandoned
 from .regular import read_regular
-from .storage import ELSEWHERE, MOVED, Folder, not_empty, reason_of, size_limit
+from .storage import ELSEWHERE, MOVED, Folder, reason_of, size_limit
 
 WRITABLE = f"make it writable, or {ELSEWHERE}"
 FULL = "free some space, then give the same command again: it continues from what is there"
@@ -34,13 +34,10 @@ class Local(Folder):
         with _errors(self.name):
             if self.path.exists() and not self.path.is_dir():
                 raise AgnoscoError(f"{self.name!r} is a file, not a folder", ELSEWHERE)
-            if self._holds_something() and not any(self.exists(name) for name in holding):
-                raise not_empty(self.name, holding)
+            # A kill at the very first write leaves nothing but temporary files.
+            if self.path.is_dir() and any(not entry.name.startswith(PART) for entry in self.path.iterdir()):
+                self._check_holding(holding)
             self._try_to_write()
-
-    def _holds_something(self) -> bool:
-        """Whether anything lies there but temporary files, which a kill at the very first write leaves."""
-        return self.path.is_dir() and any(not entry.name.startswith(PART) for entry in self.path.iterdir())
 
     def _try_to_write(self) -> None:
         new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]

@@ -25,14 +25,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def read(folder: Folder, name: str, kind: type[T], *, hint: str) -> T | None:
     """The record in a file of a folder; None if there is no such file.
 
-    Args:
-        folder: The folder.
-        name: The file's path inside it.
-        kind: A :class:`Record`, or any type of them that msgspec knows.
-        hint: What to do about a file that is damaged or of another version.
-
     Raises:
-        AgnoscoError: The file holds no such record, or cannot be read.
+        AgnoscoError: The file cannot be read or holds no such record: ``hint`` says what to do about it.
     """
     try:
         return decode(folder.read(name), kind)
@@ -48,11 +42,7 @@ def write(folder: Folder, name: str, record: Any) -> str:
 
 
 def decode(content: bytes, kind: type[T]) -> T:
-    """The record in the content of a JSON file.
-
-    Raises:
-        ValueError: There is none. A text is not a number, and a fraction not an integer.
-    """
+    """The record in the content of a JSON file; ValueError if there is none. Texts are not taken for numbers."""
     return msgspec.convert(parse(content), kind)
 
 

@@ -10,12 +10,7 @@ from typing import IO
 def open_regular(path: Path | str, *, links: int = 0) -> IO[bytes]:
     """A regular file, open for reading; the file that is checked is the file that is read.
 
-    Args:
-        path: The file, or a link to one.
-        links: ``os.O_NOFOLLOW`` refuses a link.
-
-    Raises:
-        OSError: It cannot be read, or is not a regular file.
+    With ``os.O_NOFOLLOW`` for ``links``, a link is refused. OSError if it cannot be read, or is not a regular file.
     """
     waiting = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, os.O_RDONLY | waiting | links)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from ..errors import AgnoscoError
 from ..text import without_password
 from .atomic import PART, is_abandoned, part_name
-from .storage import Folder, not_empty, reason_of, size_limit
+from .storage import Folder, reason_of, size_limit
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
 """Protocols of stores in which an object is there whole or not at all."""
@@ -46,8 +46,8 @@ class Remote(Folder):
         return f"{self.url}/{name}".rstrip("/")
 
     def check(self, *, holding: Sequence[str]) -> None:
-        if self.names("") and not any(self.exists(name) for name in holding):
-            raise not_empty(self.name, holding)
+        if self.names(""):
+            self._check_holding(holding)
         probe = part_name()
         self.write(probe, b"")
         self.remove(probe)

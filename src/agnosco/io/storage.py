@@ -77,6 +77,10 @@ class Folder(ABC):
             AgnoscoError: It is a file, is not empty and holds none of these files, or cannot be written.
         """
 
+    def _check_holding(self, holding: Sequence[str]) -> None:
+        if not any(self.exists(name) for name in holding):
+            raise AgnoscoError(f"{self.name!r} is not empty and has no {holding[0]}", ELSEWHERE)
+
     @abstractmethod
     def make(self) -> None:
         """Create the folder, where a store has folders; AgnoscoError if that is impossible."""
@@ -119,8 +123,7 @@ class Folder(ABC):
 def write_whole(place: Place, content: bytes) -> str:
     """Write a file at a path or a URL, whole or not at all, and create its folder; returns its full name.
 
-    Raises:
-        AgnoscoError: It cannot be written.
+    Raises AgnoscoError if that is impossible.
     """
     folder, name = os.path.split(os.fspath(place))
     if folder.endswith(":/"):
@@ -146,8 +149,3 @@ def reason_of(error: Exception) -> str:
     """Why something failed, in a few words."""
     text = without_password(getattr(error, "strerror", None) or first_line(error))
     return text[:1].lower() + text[1:]
-
-
-def not_empty(name: str, holding: Sequence[str]) -> AgnoscoError:
-    """The error for a folder that holds something else."""
-    return AgnoscoError(f"{name!r} is not empty and has no {holding[0]}", ELSEWHERE)

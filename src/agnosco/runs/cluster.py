@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -52,13 +52,7 @@ STOP_TIMEOUT = 20.0
 
 @dataclass(frozen=True)
 class Machine:
-    """What a worker of the cluster computes with.
-
-    Args:
-        precision: The settings' precision, resolved there.
-        together: Maps that fit side by side.
-        versions: Of the packages that decide the bits of a map.
-    """
+    """What a worker computes with: the resolved precision, how many maps fit side by side, versions of packages."""
 
     precision: str
     together: int
@@ -131,11 +125,8 @@ class Cluster:
     ) -> Iterator[Finished]:
         """Make maps and store them: the ``backend`` of :func:`agnosco.runs.jobs.map_runs`; each group is a task.
 
-        Args:
-            run: Where the maps are stored: a folder that all machines reach.
-            classifier, samples: Sent to the cluster, unless they are what was sent last.
-            jobs: The maps to make.
-            on_step: Called from time to time, for every map.
+        The run's folder must be one that all machines reach. The network and the samples are sent to the cluster,
+        unless they are what was sent last. ``on_step`` is called from time to time, for every map.
         """
         if self._sent is None or self._sent[0] != _key_of(classifier, samples, run.config, self._sent[2]):
             self.send(classifier, samples, run.config)
@@ -202,13 +193,6 @@ class Cluster:
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=True)
         return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # it must not die with a worker
-
-
-def connected(
-    address: str | None, *, cpus: int = 1, gpus: float | None = None
-) -> AbstractContextManager[Cluster | None]:
-    """A context manager: the cluster at an address, or None for None."""
-    return nullcontext() if address is None else Cluster(address, cpus=cpus, gpus=gpus)
 
 
 def _key_of(classifier: Classifier, samples: Samples, config: Config, machine: Machine) -> tuple[Any, ...]:

@@ -67,14 +67,8 @@ def _with_radius(ball: Ball, radius: float) -> Ball:
 def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
     """The command line that makes a run's maps again, from what its manifest says.
 
-    Files are named as in the manifest, without their folders; a file of class names is not in it.
-
-    Args:
-        settings: The run's settings.
-        entries: Its maps' entries in the manifest.
-
-    Returns:
-        None for settings that no command line can give, or that Python code gave.
+    Files are named as in the manifest, without their folders; a file of class names is not in it. None for settings
+    that no command line can give, or that Python code gave.
     """
     if settings.command == "demo":  # which takes no settings
         return "agnosco demo"
@@ -103,11 +97,8 @@ def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
 def options_of(settings: Settings) -> dict[str, Any] | None:
     """The options of ``agnosco map`` that give a run's configuration: ``preset``, then its overrides.
 
-    ``precision`` is among them if it is not the preset's: what ``auto`` was on the run's device.
-
-    Returns:
-        None if there is no preset, or if preset and overrides do not give the configuration in the manifest, because
-        another version or a human wrote it.
+    ``precision`` is among them if it is not the preset's: what ``auto`` was on the run's device. None if there is no
+    preset, or if both do not give the configuration in the manifest, because another version or a human wrote it.
     """
     if settings.preset is None:
         return None

@@ -18,7 +18,6 @@ from ..errors import AgnoscoError
 from ..io.atomic import DAY
 from ..io.records import to_json
 from ..method.checkpoint import GroupState, packed, unpacked
-from ..method.concept import ConceptMap
 from ..method.maker import Maker, groups_of
 from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
@@ -88,17 +87,11 @@ def map_runs(
         AgnoscoError: The folder has vanished or cannot be written any more; finished maps are kept.
 
     Example:
-        >>> import tempfile, torch
-        >>> from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_runs
-        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-        >>> classifier = Classifier(model, size=8, labels=("cat", "dog"))
+        >>> from agnosco import Run, Samples, load, map_runs
+        >>> run, classifier = Run.open("agnosco-run"), load("python:net.py:build", size=16, trust_code=True)
         >>> samples = Samples.noise(classifier.shape, count=10)
-        >>> config = Config(MapperConfig(batch=2, steps=3), refine=None, cycles=1)
-        >>> run = Run.create(tempfile.mkdtemp(), classifier=classifier, samples=samples, config=config)
-        >>> [finished.entry.name for finished in map_runs(run, classifier, samples, ["dog"])]
-        ['dog']
-        >>> [finished.entry.name for finished in map_runs(run, classifier, samples, ["cat", "dog"])]
-        ['cat']
+        >>> [finished.entry.seed for finished in map_runs(run, classifier, samples, [1], seeds=[0, 1])]  # it has seed 0
+        [1]
     """
     classifier = classifier_of(run, classifier)
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
@@ -145,18 +138,10 @@ def _with_threads(count: int, maps: Iterator[Finished]) -> Iterator[Finished]:
 
 
 def store_groups(run: Run, jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Store which maps are made side by side, before they are made.
+    """Store which maps are made side by side, before they are made; returns the groups that hold these jobs.
 
     The maps of a group have the same bits only if all of it is made: whatever happens to this process, the next one
-    makes the same groups.
-
-    Args:
-        run: The run.
-        jobs: The maps to make.
-        together: How many maps to make side by side at most, of those that are in no group yet.
-
-    Returns:
-        The groups that hold these jobs.
+    makes the same groups. Jobs that are in no group yet are put into groups of at most ``together``.
     """
     run.merge()
     grouped = {job for group in run.groups for job in group}
@@ -172,13 +157,7 @@ def store_groups(run: Run, jobs: Sequence[Job], together: int) -> list[list[Job]
 
 
 class Worker:
-    """Makes the maps of a run and stores them; the network is prepared once.
-
-    Args:
-        run: The run.
-        classifier: Its classifier, on the device to compute on.
-        samples: All its samples.
-    """
+    """Makes the maps of a run and stores them, on the classifier's device; the network is prepared once."""
 
     def __init__(self, run: Run, classifier: Classifier, samples: Samples) -> None:
         made_with, self.held_out = split(samples)
@@ -210,15 +189,14 @@ class Worker:
                     share = (time.perf_counter() - start) / len(missing)
                 start = time.perf_counter()
                 if (concept.label, concept.seed) in missing:
-                    entry = self.run.add(concept, targeted_success_rate=self._success_rate(concept))
+                    label, held_out = concept.label, self.held_out
+                    rate = targeted_success_rate(self.classifier, concept.nu, label, held_out, before=self.before)
+                    entry = self.run.add(concept, targeted_success_rate=rate)
                     yield Finished(entry, share + time.perf_counter() - start)
         except KeyboardInterrupt:
             checkpoint.interrupt()
             raise
         self.run.folder.remove(checkpoint.name)
-
-    def _success_rate(self, concept: ConceptMap) -> float:
-        return targeted_success_rate(self.classifier, concept.nu, concept.label, self.held_out, before=self.before)
 
 
 class Checkpoint:
