@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,20 +41,22 @@ from common import (
 from neural_cleanse import neural_cleanse
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from agnosco.backdoor.config import PLACES, ScanConfig, Training
 from agnosco.backdoor.evidence import final_layer, margin_p_value, margins
-from agnosco.backdoor.footprint import figure as trigger_figure
-from agnosco.backdoor.footprint import footprint, percentile
+from agnosco.backdoor.footprint import footprint
 from agnosco.backdoor.record import FOUND, LEVEL
 from agnosco.backdoor.scan import full_map
 from agnosco.backdoor.screening import screen
 from agnosco.backdoor.train import Attack, evaluate, fit
-from agnosco.backdoor.triggers import LOGOS, Blended, Logo, Patch, Trigger, trigger_from_json, trigger_to_json
+from agnosco.backdoor.triggers import LOGOS, Blended, Logo, Patch, Sinusoid, Trigger, trigger_to_json
 from agnosco.backdoor.verdict import judge
 from agnosco.backdoor.windows import patches_in_windows
 from agnosco.data.datasets import Labelled, digits, from_class_folders
 from agnosco.data.samples import Samples
+from agnosco.errors import AgnoscoError
+from agnosco.method.render import contact_sheet, enlarged, stretched, to_picture
 from agnosco.models.architectures import ARCHITECTURES, created
 from agnosco.models.classifier import Classifier
 
@@ -73,6 +75,11 @@ MARGIN_STEPS = 60
 ATTEMPTS = 4
 SUCCESS, DROP = 0.95, 0.02
 """A compromised network is admitted with at least this attack success rate and at most this loss of accuracy."""
+
+TRIGGER_TYPES: dict[str, type[Trigger]] = {kind.__name__: kind for kind in (Patch, Logo, Blended, Sinusoid)}
+
+TILE = 224
+"""Side of a picture in the figure, in pixels."""
 
 CORNERS = [place for place in PLACES if place != "center"]
 
@@ -296,6 +303,33 @@ def footprints(pool: Pool, split: str) -> list[dict[str, Any]]:
     return rows
 
 
+def trigger_from_json(data: dict[str, Any]) -> Trigger:
+    """The trigger that :func:`.triggers.trigger_to_json` wrote.
+
+    Raises:
+        AgnoscoError: This version knows no such trigger.
+    """
+    try:
+        settings = dict(data)
+        return TRIGGER_TYPES[settings.pop("type")](**settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AgnoscoError(
+            f"this version does not know the trigger: {error}", "use the version that wrote it"
+        ) from error
+
+
+def percentile(value: float, null: Sequence[float]) -> float:
+    """Share of a null that a value exceeds, in [0, 1].
+
+    Args:
+        value: That of the target class's map.
+        null: Those of maps that cannot show the trigger.
+    """
+    if not null:
+        raise AgnoscoError("there are no values to compare with", "give those of other classes or of a clean twin")
+    return sum(other < value for other in null) / len(null)
+
+
 def figure(seed: int = 0, target: int = 3) -> Image.Image:
     """The paper's Fig. 4 on digits: three triggers, with the maps of their networks and those of a clean network."""
     pool = pool_named("digits")
@@ -308,13 +342,38 @@ def figure(seed: int = 0, target: int = 3) -> Image.Image:
         patch = -patches_in_windows(classifier, target, pool.test_images.samples, ScanConfig().windows, finalists=1)[0]
         patterns.append({"L2 ball": l2_pattern, "window": patch})
     rows = [
-        trigger_figure(attack.trigger, images, own, patterns[0], name=pool.train_images.names[target])
+        figure_row(attack.trigger, images, own, patterns[0], name=pool.train_images.names[target])
         for attack, own in zip(attacks, patterns[1:], strict=True)
     ]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * row.height))
     return sheet
+
+
+def figure_row(
+    trigger: Trigger, images: Tensor, compromised: Mapping[str, Tensor], clean: Mapping[str, Tensor], *, name: str
+) -> Image.Image:
+    """A row of the figure: trigger, triggered picture, and maps of the target class of both twins.
+
+    Args:
+        trigger: The trigger.
+        images: Clean images ``(N, C, H, W)`` in [0, 1]; the first is shown with the trigger.
+        compromised, clean: Patterns −ν ``(C, H, W)`` of the target class, of the compromised network and its twin, by
+            what they are.
+        name: Of the target class.
+    """
+    generator = torch.Generator().manual_seed(0)
+    alone = trigger.apply(torch.full_like(images[:1], 0.5), generator=generator)[0]
+    triggered = trigger.apply(images[:1], generator=generator)[0]
+    pictures = [to_picture(alone), to_picture(images[0]), to_picture(triggered)]
+    pictures += [to_picture(stretched(pattern)) for pattern in (*compromised.values(), *clean.values())]
+    captions = ["trigger", "image", f"classified as {name}"]
+    captions += [f"compromised, {kind}" for kind in compromised] + [f"clean twin, {kind}" for kind in clean]
+    return contact_sheet(
+        [enlarged(picture, TILE) for picture in pictures], captions, columns=len(pictures), tile=TILE,
+        footer=f"Maps of {name}, made without the trigger; only the compromised network has seen it.",
+    )  # fmt: skip
 
 
 def intervals(clean: list[float], compromised: list[float], draws: int = 2000) -> tuple[float, float, float]:

@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from helpers import TARGET, planted, samples
+from torch import Tensor
 
+from agnosco.backdoor.config import TRIGGERS
+from agnosco.backdoor.triggers import Patch, trigger_of, trigger_to_json
+from agnosco.errors import AgnoscoError
 from agnosco.runs.manifest import read_manifest
 
 ablation = pytest.importorskip("ablation")
@@ -60,6 +66,41 @@ def test_attacks_of_other_seeds_have_other_triggers_and_targets() -> None:
     assert len({attack.trigger for attack in attacks}) > 10
     assert backdoors.attack_of("patch", 3) == backdoors.attack_of("patch", 3)
     assert backdoors.attack_of("clean", 3) is None
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_trigger_comes_back_from_json(name: str) -> None:
+    trigger = trigger_of(name, opacity=0.3)
+    assert backdoors.trigger_from_json(trigger_to_json(trigger)) == trigger
+
+
+@pytest.mark.parametrize("wrong", [{"type": "WaNet"}, {"type": "Patch", "colour": 3}, {}])
+def test_an_unknown_trigger_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(AgnoscoError, match="does not know the trigger"):
+        backdoors.trigger_from_json(wrong)
+
+
+def test_percentile_is_the_share_that_is_exceeded() -> None:
+    assert backdoors.percentile(3.0, [1, 2, 3, 4]) == 0.5
+    with pytest.raises(AgnoscoError, match="no values to compare"):
+        backdoors.percentile(3.0, [])
+
+
+def test_the_figure_shows_trigger_image_both_and_the_maps_of_both_twins() -> None:
+    trigger, images = Patch(4), torch.full((2, 1, 16, 16), 0.25)
+    change = trigger.difference(images)
+
+    def tiles(compromised: Tensor) -> list[np.ndarray]:
+        sheet = np.asarray(
+            backdoors.figure_row(trigger, images, {"L2": compromised}, {"L2": 0 * change}, name="3"), dtype=float
+        )
+        return [part[: part.shape[1]] for part in np.array_split(sheet, 5, axis=1)]  # without captions
+
+    first, second = tiles(change), tiles(0 * change)
+    assert [bool((a != b).any()) for a, b in zip(first, second, strict=True)] == [False, False, False, True, False]
+    alone, image, triggered = first[:3]
+    assert (triggered != image).any()
+    assert (alone != image).any()
 
 
 def test_maps_leave_no_hooks_files_threads_or_tensors_behind(tmp_path: Path) -> None:

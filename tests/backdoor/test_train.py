@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from agnosco.backdoor.config import Training
 from agnosco.backdoor.poison import poison
 from agnosco.backdoor.train import Attack, _poisoned, augmented, evaluate, fit, schedule
-from agnosco.backdoor.triggers import Patch, trigger_from_json
+from agnosco.backdoor.triggers import Patch, trigger_to_json
 from agnosco.data.datasets import Labelled
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
@@ -190,7 +190,7 @@ def test_a_folder_of_twins_says_what_they_do(tmp_path: Path) -> None:
     assert {one.name for one in (tmp_path / "out").iterdir()} == {
         "manifest.json", "compromised.safetensors", "clean.safetensors", "trigger.png",
     }  # fmt: skip
-    assert trigger_from_json(made["attack"]["trigger"]) == ATTACK.trigger
+    assert made["attack"]["trigger"] == trigger_to_json(ATTACK.trigger)
     for name, networks in made["networks"].items():
         loaded = small(seed=9)
         loaded.model.load_state_dict(safetensors.torch.load_file(tmp_path / "out" / f"{name}.safetensors"))

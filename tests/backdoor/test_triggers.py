@@ -14,9 +14,7 @@ from agnosco.backdoor.triggers import (
     Logo,
     Patch,
     Sinusoid,
-    trigger_from_json,
     trigger_of,
-    trigger_to_json,
 )
 from agnosco.errors import AgnoscoError
 
@@ -123,12 +121,6 @@ def test_the_mean_difference_of_a_white_patch_is_what_images_lack_of_white() -> 
     torch.testing.assert_close(difference, expected)
 
 
-@pytest.mark.parametrize("name", TRIGGERS)
-def test_a_trigger_comes_back_from_json(name: str) -> None:
-    trigger = trigger_of(name, opacity=0.3)
-    assert trigger_from_json(trigger_to_json(trigger)) == trigger
-
-
 def test_settings_of_the_command_line_reach_the_trigger() -> None:
     assert trigger_of("checker", size=5, place="center", opacity=0.5) == Patch(5, "center", 0.5, "checker")
     assert trigger_of("apple", size=40) == Logo(40, name="apple")
@@ -151,9 +143,6 @@ def test_settings_of_the_command_line_reach_the_trigger() -> None:
         lambda: trigger_of("wanet"),
         lambda: trigger_of("blended", size=3),
         lambda: trigger_of("sig", place="center"),
-        lambda: trigger_from_json({"type": "WaNet"}),
-        lambda: trigger_from_json({"type": "Patch", "colour": 3}),
-        lambda: trigger_from_json({}),
     ],
 )
 def test_what_cannot_be_is_said(wrong) -> None:

@@ -3,20 +3,14 @@
 It is compared with chance: with maps that cannot show the trigger, those of other classes and of the clean twin.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AgnoscoError
 from ..method.ball import top_energy_mask
-from ..method.render import contact_sheet, enlarged, stretched, to_picture
 from .triggers import Trigger
-
-TILE = 224
 
 
 @dataclass(frozen=True)
@@ -59,40 +53,3 @@ def footprint(pattern: Tensor, trigger: Trigger, images: Tensor) -> Footprint:
     inside = energy[mask].sum() / energy.sum().clamp_min(1e-30)
     cosine = F.cosine_similarity(pattern.flatten(), trigger.difference(images).flatten(), dim=0)
     return Footprint(both / (2 * count - both), inside.item() * mask.numel() / count, cosine.item())
-
-
-def percentile(value: float, null: Sequence[float]) -> float:
-    """Share of a null that a value exceeds, in [0, 1].
-
-    Args:
-        value: That of the target class's map.
-        null: Those of maps that cannot show the trigger.
-    """
-    if not null:
-        raise AgnoscoError("there are no values to compare with", "give those of other classes or of a clean twin")
-    return sum(other < value for other in null) / len(null)
-
-
-def figure(
-    trigger: Trigger, images: Tensor, compromised: Mapping[str, Tensor], clean: Mapping[str, Tensor], *, name: str
-) -> Image.Image:
-    """The paper's Fig. 4: trigger, triggered picture, and maps of the target class of both twins.
-
-    Args:
-        trigger: The trigger.
-        images: Clean images ``(N, C, H, W)`` in [0, 1]; the first is shown with the trigger.
-        compromised, clean: Patterns −ν ``(C, H, W)`` of the target class, of the compromised network and its twin, by
-            what they are.
-        name: Of the target class.
-    """
-    generator = torch.Generator().manual_seed(0)
-    alone = trigger.apply(torch.full_like(images[:1], 0.5), generator=generator)[0]
-    triggered = trigger.apply(images[:1], generator=generator)[0]
-    pictures = [to_picture(alone), to_picture(images[0]), to_picture(triggered)]
-    pictures += [to_picture(stretched(pattern)) for pattern in (*compromised.values(), *clean.values())]
-    captions = ["trigger", "image", f"classified as {name}"]
-    captions += [f"compromised, {kind}" for kind in compromised] + [f"clean twin, {kind}" for kind in clean]
-    return contact_sheet(
-        [enlarged(picture, TILE) for picture in pictures], captions, columns=len(pictures), tile=TILE,
-        footer=f"Maps of {name}, made without the trigger; only the compromised network has seen it.",
-    )  # fmt: skip

@@ -261,8 +261,6 @@ def _polygon(picture: Image.Image, points: Sequence[Point]) -> None:
 
 # -- by name ------------------------------------------------------------------------------------------
 
-_KINDS: dict[str, type[Trigger]] = {kind.__name__: kind for kind in (Patch, Logo, Blended, Sinusoid)}
-
 
 def trigger_of(
     name: str, *, size: int | None = None, place: str | None = None, opacity: float | None = None, seed: int = 0
@@ -295,18 +293,3 @@ def trigger_of(
 def trigger_to_json(trigger: Trigger) -> dict[str, Any]:
     """A trigger as plain JSON values."""
     return {"type": type(trigger).__name__, **asdict(trigger)}  # type: ignore[call-overload]
-
-
-def trigger_from_json(data: dict[str, Any]) -> Trigger:
-    """The trigger that :func:`trigger_to_json` wrote.
-
-    Raises:
-        AgnoscoError: This version knows no such trigger.
-    """
-    try:
-        settings = dict(data)
-        return _KINDS[settings.pop("type")](**settings)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AgnoscoError(
-            f"this version does not know the trigger: {error}", "use the version that wrote it"
-        ) from error
