@@ -135,10 +135,10 @@ def image_of(item: Any, shape: Shape, number: int) -> Tensor:
             return fit(image, shape)
         if isinstance(image, Tensor | np.ndarray):
             return _converted(_plain(image[None]), shape)[0]
-    except (AgnoscoError, Unreadable) as error:
-        hint = error.hint if isinstance(error, AgnoscoError) else "convert it to RGB in the dataset"
-        reason = error.message if isinstance(error, AgnoscoError) else str(error)
-        raise AgnoscoError(f"sample {number} of the dataset: {reason}", hint) from error
+    except AgnoscoError as error:
+        raise AgnoscoError(f"sample {number} of the dataset: {error.message}", error.hint) from error
+    except Unreadable as error:
+        raise AgnoscoError(f"sample {number} of the dataset: {error}", "convert it to RGB in the dataset") from error
     raise AgnoscoError(
         f"sample {number} of the dataset is {type(image).__name__}, not an image",
         "give PIL images, tensors or arrays, alone or first in a tuple",

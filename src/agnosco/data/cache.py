@@ -28,10 +28,9 @@ CACHE_LIMITS = HeaderLimits(header=64 << 20)
 
 
 def default_cache() -> Path:
-    """Where decoded images are kept: ``$AGNOSCO_CACHE``, or else ``agnosco`` in the user's cache folder.
+    """``$AGNOSCO_CACHE``, or else ``agnosco`` in ``$XDG_CACHE_HOME``, if it is an absolute path, or in ``~/.cache``.
 
-    That folder is ``$XDG_CACHE_HOME``, if it is an absolute path, or ``~/.cache``
-    (https://specifications.freedesktop.org/basedir-spec/latest/).
+    See https://specifications.freedesktop.org/basedir-spec/latest/.
     """
     if chosen := os.environ.get("AGNOSCO_CACHE"):
         return Path(chosen).expanduser()

@@ -74,11 +74,8 @@ def digits() -> Labelled:
 def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress | None = None) -> Labelled:
     """The images of a folder that holds one folder per class, in the order of the classes' names.
 
-    If they would take more than :data:`MOST_BYTES`, some of each class are chosen, and a warning says so.
-
-    Args:
-        path, shape: See :meth:`Samples.from_folder`.
-        progress: Called with the number of classes read and their total.
+    If they would take more than :data:`MOST_BYTES`, some of each class are chosen, and a warning says so. ``progress``
+    is called with the number of classes read and their total.
 
     Raises:
         AgnoscoError: There are fewer than two such folders, or one has no readable image.

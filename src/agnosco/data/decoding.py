@@ -34,11 +34,7 @@ class Unreadable(Exception):
 
 
 def decode(path: Path, shape: Shape) -> Tensor:
-    """One file as a uint8 image.
-
-    Raises:
-        Unreadable: It cannot be opened, is no image, is damaged, or is too large.
-    """
+    """One file as a uint8 image; Unreadable if it cannot be opened, is no image, is damaged, or is too large."""
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -54,17 +50,12 @@ def fit(image: Image.Image, shape: Shape) -> Tensor:
 
     It is resized (bicubic, antialiased) to cover the shape, and cropped at the centre. 16-bit grey is scaled to 8 bits,
     transparent parts become white, colour profiles are ignored; colours become grey, if C is 1, by luma (`ITU-R BT.601
-    <https://www.itu.int/rec/R-REC-BT.601>`_).
-
-    Raises:
-        Unreadable: Its pixels cannot be interpreted as grey or colour.
+    <https://www.itu.int/rec/R-REC-BT.601>`_). Unreadable if its pixels cannot be interpreted as grey or colour.
     """
     channels, height, width = shape
     if not image.width * image.height:
         raise Unreadable("no pixels")
-    plain = _rgb(image)
-    if channels == 1:
-        plain = plain.convert("L")
+    plain = _rgb(image).convert("L") if channels == 1 else _rgb(image)
     pixels = np.array(ImageOps.fit(plain, (width, height), Image.Resampling.BICUBIC))
     return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).contiguous()
 
@@ -75,17 +66,15 @@ def _open(file: IO[bytes], head: bytes, side: int) -> Image.Image:
         image = Image.open(file, formats=_formats())
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice that
-            raise Unreadable(_too_large())
+            raise Image.DecompressionBombError
         # Twice the size, so that bicubic resizing determines the sharpness, not the JPEG decoder.
         image.draft(None, (2 * side, 2 * side))
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Unreadable(_too_large()) from error
+        raise Unreadable(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
         known = any(accept and accept(head) is True for _, accept in (Image.OPEN[name] for name in _formats()))
         raise Unreadable("damaged or truncated" if known else "not an image") from error
-    except Unreadable:
-        raise
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         reason = str(error) or type(error).__name__
         raise Unreadable("truncated" if "truncated" in reason.lower() else f"damaged: {reason}") from error
@@ -97,10 +86,6 @@ def _open(file: IO[bytes], head: bytes, side: int) -> Image.Image:
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # a Pillow may be built without some
-
-
-def _too_large() -> str:
-    return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -48,13 +48,9 @@ class Skipped:
 
 
 class FolderFiles(NamedTuple):
-    """The files of a folder, found or read.
+    """The files of a folder by relative name, sorted; of too many, the chosen ones; ``total`` counts all.
 
-    Args:
-        files: Regular files by their relative names, sorted; if there are too many, the chosen ones.
-        total: Number of regular files in the folder.
-        skipped: Files and folders that were skipped, by name; of very many, the first ones.
-        skipped_count: How many were skipped in all.
+    Skipped files and folders are sorted, too; of very many, they are the first ones, and ``skipped_count`` counts all.
     """
 
     files: dict[str, Path]
@@ -67,12 +63,9 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
     """The regular files in a folder and its subfolders; or the one file, if the path is a file.
 
     Hidden files and folders are skipped. So are links to folders, which may form a loop, and links to files outside the
-    folder: somebody else's folder could otherwise point to any file of yours.
-
-    Args:
-        path: Folder or file.
-        limit: If there are more files, this many are chosen by a hash of their names: at random, but always the same
-            ones, wherever the folder lies and in whatever order it is listed.
+    folder: somebody else's folder could otherwise point to any file of yours. If there are more files than the limit,
+    that many are chosen by a hash of their names: at random, but always the same ones, wherever the folder lies and in
+    whatever order it is listed.
 
     Raises:
         AgnoscoError: There is no such folder, it cannot be read, or the limit is below 1.

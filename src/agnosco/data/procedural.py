@@ -58,10 +58,7 @@ def leaves(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
 
 
 def noise(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
-    """Gaussian noise with a 1/f amplitude spectrum and ImageNet's colours, clipped to [0, 1].
-
-    Arguments, result and errors are as for :func:`leaves`.
-    """
+    """Gaussian noise with a 1/f amplitude spectrum and ImageNet's colours, clipped to [0, 1]; as for :func:`leaves`."""
     return _images(_noise, count, shape, seed)
 
 
@@ -82,9 +79,8 @@ def _images(make: Callable[[Shape, Generator], Image.Image], count: int, shape: 
         raise AgnoscoError(f"cannot make {count} images from seed {seed}", "give a count from 1 and a seed from 0")
     images = torch.empty((count, height, width, channels), dtype=torch.uint8)
     for index in range(count):
-        image = make(shape, np.random.default_rng((seed, index)))
-        plain = image.convert("L" if channels == 1 else "RGB")
-        images[index] = torch.from_numpy(np.array(plain)).view(height, width, channels)
+        image = make(shape, np.random.default_rng((seed, index))).convert("L" if channels == 1 else "RGB")
+        images[index] = torch.from_numpy(np.array(image)).view(height, width, channels)
     return images.permute(0, 3, 1, 2).contiguous()
 
 
@@ -105,7 +101,7 @@ def _leaves(shape: Shape, generator: Generator) -> Image.Image:
     side = max(height, width)
     radii, centres = _scattered((width / side, height / side), generator)
     colours = _bytes(generator.standard_normal((len(radii) + 1, 3)) @ COLOUR_FACTOR.T + COLOUR_MEAN)
-    fills = list(map(tuple, colours.tolist()))
+    fills = [tuple(colour) for colour in colours.tolist()]
     image = Image.new("RGB", (width, height), fills.pop())
     draw = ImageDraw.Draw(image)
     for outline, fill in zip(_placed(side * radii, side * centres, generator), fills, strict=True):

@@ -36,11 +36,8 @@ class Samples:
 
     Example:
         >>> from agnosco import Samples
-        >>> samples = Samples.leaves((3, 32, 32), count=10)
-        >>> samples
+        >>> Samples.leaves((3, 32, 32), count=10)
         Samples('leaves-10-seed0', 10 of shape (3, 32, 32))
-        >>> samples.images.dtype
-        torch.uint8
     """
 
     def __init__(self, images: Tensor, *, source: str, skipped: Iterable[Skipped] = ()) -> None:
@@ -82,15 +79,11 @@ class Samples:
             AgnoscoError: There is no such folder, it has no readable image, or the shape or the limit is invalid.
 
         Example:
-            >>> import tempfile
-            >>> from pathlib import Path
             >>> from PIL import Image
             >>> from agnosco import Samples
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     Image.new("RGB", (640, 480), "red").save(Path(folder) / "red.png")
-            ...     samples = Samples.from_folder(folder, (3, 32, 32))
-            >>> samples.images.shape
-            torch.Size([1, 3, 32, 32])
+            >>> Image.new("RGB", (640, 480), "red").save("red.png")
+            >>> Samples.from_folder("red.png", (3, 32, 32))
+            Samples('red.png', 1 of shape (3, 32, 32))
         """
         images, folder = read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
         source = Path(os.path.abspath(Path(path).expanduser())).name or "folder"
@@ -128,12 +121,7 @@ class Samples:
 
     @classmethod
     def from_dataset(
-        cls,
-        dataset: Dataset,
-        shape: Shape,
-        *,
-        limit: int | None = None,
-        progress: OnProgress | None = None,
+        cls, dataset: Dataset, shape: Shape, *, limit: int | None = None, progress: OnProgress | None = None
     ) -> Samples:
         """The images of a torch ``Dataset``; labels are ignored.
 
@@ -150,9 +138,8 @@ class Samples:
 
         Example:
             >>> import torch
-            >>> from torch.utils.data import TensorDataset
             >>> from agnosco import Samples
-            >>> dataset = TensorDataset(torch.rand(100, 3, 32, 32), torch.zeros(100))
+            >>> dataset = torch.utils.data.TensorDataset(torch.rand(100, 3, 32, 32))
             >>> Samples.from_dataset(dataset, (3, 32, 32), limit=20)
             Samples('TensorDataset', 20 of shape (3, 32, 32))
         """
@@ -220,9 +207,7 @@ class Samples:
             yield part.float() / 255
 
     def split(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Samples, Samples]:
-        """Two disjoint sets: images to make maps with, and held-out images to judge the maps by.
-
-        Only the first set keeps ``skipped``.
+        """Two disjoint sets: images to make maps with, which keep ``skipped``, and held-out images to judge them by.
 
         Args:
             held_out: Share of the images in the second set, in (0, 1).
@@ -238,10 +223,8 @@ class Samples:
             (8, 2)
         """
         used, others = self.split_indices(held_out, seed=seed)
-        return (
-            Samples(self.images[used], source=self.source, skipped=self.skipped),
-            Samples(self.images[others], source=self.source),
-        )
+        first = Samples(self.images[used], source=self.source, skipped=self.skipped)
+        return first, Samples(self.images[others], source=self.source)
 
     def split_indices(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Indices of the images in each of the two sets of :meth:`split`, in order."""

@@ -53,10 +53,8 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """A residual network of pre-activation blocks for RGB images of 32×32.
 
-    Args:
-        blocks: Blocks of each stage; every stage after the first halves the image and doubles the channels.
-        width: Channels of the first stage.
-        classes: Number of logits.
+    ``blocks`` counts those of each stage. The first stage has ``width`` channels; each other halves the image and
+    doubles the channels.
     """
 
     def __init__(self, blocks: tuple[int, ...], width: int, classes: int = 10) -> None:

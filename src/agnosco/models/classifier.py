@@ -67,7 +67,8 @@ class Classifier:
         self.model = model
         self.name = name or type(model).__name__
         height, width = _input_size(model, size)
-        self.shape = (channels or _input_channels(model), height, width)
+        convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+        self.shape = (channels or next((module.in_channels for module in convolutions), 3), height, width)
         self.mean = _per_channel(mean, 0.0, self.shape[0], "mean")
         self.std = _per_channel(std, 1.0, self.shape[0], "std")
         if min(self.std) <= 0:
@@ -94,13 +95,10 @@ class Classifier:
     # -- running it ---------------------------------------------------------------------------
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Logits of images.
+        """Logits ``(N, classes)``, float32, differentiable in the images.
 
         Args:
             pixels: ``(N, C, H, W)`` in [0, 1], float; any size that the model itself takes.
-
-        Returns:
-            ``(N, classes)`` float32 logits, differentiable in ``pixels``.
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
@@ -257,13 +255,6 @@ def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[i
     if min(height, width) < 1:
         raise AgnoscoError(f"an input of {height} x {width} pixels is empty", "pass a size of at least 1")
     return height, width
-
-
-def _input_channels(model: nn.Module) -> int:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
 
 
 def _per_channel(values: Sequence[float] | None, default: float, channels: int, name: str) -> tuple[float, ...]:

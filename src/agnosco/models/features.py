@@ -42,11 +42,7 @@ def _stretch(ratio: float, other: float) -> float:
 def last_stage(model: nn.Module, image: Shape, classes: int, run: Callable[[], object]) -> str | None:
     """Name of the last module to answer with a feature map that is neither class scores nor pooled; None without one.
 
-    Args:
-        model: The network.
-        image: ``(C, H, W)`` of its input.
-        classes: Number of its classes.
-        run: Sends an image through it.
+    ``image`` is the shape ``(C, H, W)`` of the input; ``run`` sends one through the network.
     """
     names = {module: name for name, module in model.named_modules() if name}
     stages: list[str] = []

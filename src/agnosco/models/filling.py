@@ -36,11 +36,7 @@ def count_classes(model: nn.Module) -> int:
 
 
 def with_classes_of(entries: Mapping[str, TensorEntry], create: Callable[..., nn.Module]) -> nn.Module:
-    """A network whose last layer has as many classes as the same layer in a file.
-
-    Args:
-        entries: Tensors of the file.
-        create: Builds the network; takes ``num_classes``.
+    """A network whose last layer has as many classes as the same layer in a file; ``create`` takes ``num_classes``.
 
     Raises:
         AgnoscoError: The file has more classes than :data:`LIMITS` allow.
@@ -59,11 +55,7 @@ def with_classes_of(entries: Mapping[str, TensorEntry], create: Callable[..., nn
 def fill(model: nn.Module, weights: Weights, name: str, *, keep: Collection[str] = ()) -> None:
     """Give a network its weights from a file, which is read only if every name and shape agrees.
 
-    Args:
-        model: The network.
-        weights: The file.
-        name: What messages call the network.
-        keep: Tensors of the network that stay as they are, such as a new last layer.
+    ``keep`` names tensors of the network that stay as they are, such as a new last layer.
 
     Raises:
         AgnoscoError: The file does not hold exactly the other tensors of the network, or cannot be read.
@@ -71,7 +63,9 @@ def fill(model: nn.Module, weights: Weights, name: str, *, keep: Collection[str]
     differences = _differences(model, weights.entries, keep)
     if differences:
         message = f"{weights.name} does not hold the weights of {name}: {differences}"
-        raise AgnoscoError(message, _hint(weights.entries))
+        architecture = find_architecture(weights.entries)
+        saved_from = f"name the architecture that they were saved from; they hold {_some(sorted(weights.entries))}"
+        raise AgnoscoError(message, f"they are the weights of {architecture.name}" if architecture else saved_from)
     state = model.state_dict()  # has the versions of layers, which MNASNet asks for and a file lacks
     state.update({key: torch.tensor(0) for key in state if key.endswith("num_batches_tracked")})  # for training only
     state.update({key: tensor for key, tensor in weights.read().items() if key not in keep})
@@ -91,13 +85,6 @@ def _differences(model: nn.Module, entries: Mapping[str, TensorEntry], keep: Col
         "with integers": [k for k in shared if state[k].is_floating_point() and not entries[k].is_floating_point],
     }
     return "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in differences.items() if keys)
-
-
-def _hint(entries: Mapping[str, TensorEntry]) -> str:
-    architecture = find_architecture(entries)
-    if architecture is not None:
-        return f"they are the weights of {architecture.name}"
-    return f"name the architecture that they were saved from; they hold {_some(sorted(entries))}"
 
 
 def _some(keys: Sequence[str]) -> str:

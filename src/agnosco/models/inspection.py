@@ -28,11 +28,9 @@ class Inspection:
     """What a weights file contains. Texts from the file are cut and without control characters.
 
     Args:
-        file: Name of the file.
-        bytes: Its size.
+        file, bytes: Name and size of the file.
         format: Its format by its content, such as ``"safetensors"``.
-        tensors: Number of tensors, as far as known.
-        tensor_bytes: Bytes of all tensors.
+        tensors, tensor_bytes: Number of tensors, as far as known, and bytes of all of them.
         numbers: Number of numbers in all tensors; safetensors only.
         types: Number of tensors of each type, the most frequent first; safetensors only.
         largest: The three tensors with the most numbers; safetensors only.

@@ -112,12 +112,11 @@ def untrained(
 
     Args:
         name: ``"torchvision:NAME"`` or ``"agnosco:NAME"``.
-        classes: Number of classes.
+        classes: Number of logits.
         seed: Seed of the random weights.
         weights: A file to start from; its last layer is used only if it has as many classes.
         size: Height and width of the images in pixels; None for the architecture's own.
-        labels: One name per class.
-        device, allow_pickle: See :func:`load`.
+        labels, device, allow_pickle: See :func:`load`.
 
     Raises:
         AgnoscoError: There is no such architecture or device, or the weights do not fit it.

@@ -16,11 +16,7 @@ from ..text import first_line, nearest
 
 
 def split_name(name: str) -> tuple[Path, str]:
-    """The file and the factory of ``FILE.py:FACTORY``.
-
-    Raises:
-        AgnoscoError: The name does not have that form.
-    """
+    """The file and the factory of ``FILE.py:FACTORY``; AgnoscoError for another form."""
     stem, separator, factory = name.partition(".py:")
     if not separator:
         raise AgnoscoError(f"'python:{name}' does not name a file and a factory", "give python:FILE.py:FACTORY")
@@ -28,11 +24,9 @@ def split_name(name: str) -> tuple[Path, str]:
 
 
 def build(path: Path, factory: str) -> nn.Module:
-    """The network that a factory in a Python file returns.
+    """The network that a factory in a Python file returns; the file is run.
 
-    Args:
-        path: The file, which is run.
-        factory: Name of a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``.
+    The factory is a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``.
 
     Raises:
         AgnoscoError: There is no such file or factory, it fails, or it does not return an ``nn.Module``.
@@ -41,9 +35,9 @@ def build(path: Path, factory: str) -> nn.Module:
     module = _import_file(path.expanduser())
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise AgnoscoError(
-            f"{path.name} has no factory {function_name!r}", nearest(function_name, _own_callables(module))
-        )
+        names = [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
+        factories = [name for name in names if getattr(vars(module)[name], "__module__", None) == module.__name__]
+        raise AgnoscoError(f"{path.name} has no factory {function_name!r}", nearest(function_name, factories))
     model = _run(partial(function, *args, **options), f"{function_name} of {path.name}")
     if not isinstance(model, nn.Module):
         raise AgnoscoError(
@@ -89,9 +83,3 @@ def _run(action: Callable[[], Any], what: str) -> Any:
     except (Exception, SystemExit) as error:
         message = f"{what} raised {type(error).__name__}: {first_line(error)}"
         raise AgnoscoError(message, "correct the file, or the call") from error
-
-
-def _own_callables(module: ModuleType) -> list[str]:
-    """Public callables that the file defines, not those that it imports."""
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_") and callable(value)}
-    return [name for name, value in public.items() if getattr(value, "__module__", None) == module.__name__]

@@ -27,14 +27,10 @@ OpenWeights = Callable[[], AbstractContextManager[Weights]]
 
 @dataclass(frozen=True)
 class Network:
-    """A network from a source.
+    """A network, and arguments of :class:`agnosco.models.classifier.Classifier`, as far as the source knows them.
 
-    Args:
-        model: The network.
-        name: What reports call it.
-        size, mean, std, labels: See :class:`agnosco.models.classifier.Classifier`; None if the source does not know.
-        assumed: Whether size, mean and std are those of the architecture's own weights, while these weights have other
-            classes: probably right, since most networks are fine-tuned from the architecture's own weights.
+    ``assumed`` says that size, mean and std are those of the architecture's own weights, while these weights have other
+    classes: probably right, since most networks are fine-tuned from the architecture's own weights.
     """
 
     model: nn.Module
@@ -139,7 +135,11 @@ class Timm(Source):
                 model = with_classes_of(file.entries, partial(timm.create_model, name))
                 fill(model, file, full_name)
         known = count_classes(model) == config.num_classes
-        labels = _imagenet_labels() if known and config.num_classes == 1000 else None
+        labels = None
+        if known and config.num_classes == 1000:
+            from torchvision import models
+
+            labels = models.ResNet18_Weights.DEFAULT.meta["categories"]
         return Network(
             model.to(memory_format=torch.channels_last), full_name, size=config.input_size[-2:], mean=config.mean,
             std=config.std, labels=labels, assumed=not known,
@@ -190,12 +190,7 @@ class PythonFile(Source):
         return Network(model, full_name)
 
 
-SOURCES: dict[str, Source] = {
-    "torchvision": Torchvision(),
-    "timm": Timm(),
-    "agnosco": Own(),
-    "python": PythonFile(),
-}
+SOURCES: dict[str, Source] = {"torchvision": Torchvision(), "timm": Timm(), "agnosco": Own(), "python": PythonFile()}
 """By the first part of a name, before the colon."""
 
 
@@ -214,12 +209,6 @@ def torchvision_architecture(name: str, *, auxiliary: bool = False) -> Callable[
     if name in ("googlenet", "inception_v3"):  # as torchvision does when it loads its own weights
         options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
     return partial(models.get_model, name, weights=None, **options)
-
-
-def _imagenet_labels() -> list[str]:
-    from torchvision import models
-
-    return models.ResNet18_Weights.DEFAULT.meta["categories"]
 
 
 def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:

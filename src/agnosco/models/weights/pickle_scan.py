@@ -135,7 +135,8 @@ def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | Non
     except Suspicious as error:
         findings.append(error.finding)
     findings += _too_large(size, limits)
-    if _ends_as_zip(file, size):
+    file.seek(max(size - 22, 0))
+    if file.read(4) == b"PK\5\6":
         findings.append(Finding("malformed", "polyglot", "it is a pickle and a zip at once"))
     if legacy or imports - PLAIN:
         findings += _by_imports(imports)
@@ -153,11 +154,6 @@ def _too_large(size: int, limits: Limits) -> Iterator[Finding]:
     if size > limits.total + limits.header:
         detail = f"it is {size:,} bytes long (its tensors may have {limits.total:,})"
         yield Finding("limit", "total-size", detail)
-
-
-def _ends_as_zip(file: IO[bytes], size: int) -> bool:
-    file.seek(max(size - 22, 0))
-    return file.read(4) == b"PK\5\6"
 
 
 # -- pickles in a zip --------------------------------------------------------------------------------
