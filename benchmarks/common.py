@@ -22,7 +22,7 @@ from torch import Tensor
 import agnosco
 from agnosco import Classifier, Config, Samples
 from agnosco.method.config import config_from_json
-from agnosco.method.score import predictions, score, targeted_success_rate
+from agnosco.method.score import logits_of, predictions, score_of_logits, targeted_success_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -107,8 +107,8 @@ def judged(
     ]
     return {
         "targeted_success_rate": fmean(rates),
-        "own": asdict(score(source, pictures, labels)),
-        "others": {name: asdict(score(judge, pictures, labels)) for name, judge in judges.items()},
+        "own": asdict(score_of_logits(logits_of(source, pictures), labels)),
+        "others": {name: asdict(score_of_logits(logits_of(judge, pictures), labels)) for name, judge in judges.items()},
     }
 
 

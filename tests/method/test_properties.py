@@ -58,8 +58,8 @@ from agnosco.method.dials import (
     Transforms,
 )
 from agnosco.method.maker import map_class
+from agnosco.method.reference import transformed
 from agnosco.method.render import contact_sheet, enlarged, png, stretched, to_picture
-from agnosco.method.transforms import transformed
 from agnosco.models.classifier import Classifier
 from agnosco.reports import classes as report_classes
 from agnosco.runs.command import chosen_config, command_of

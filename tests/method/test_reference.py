@@ -17,7 +17,7 @@ from agnosco.errors import AgnoscoError
 from agnosco.method.algorithm1 import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed
 from agnosco.method.ball import BallState, Projector
 from agnosco.method.config import LOSSES, MapperConfig
-from agnosco.method.dials import L2, AutoL2, Ball, Crops, Data, Parameterization, Pixel, Spectral
+from agnosco.method.dials import L2, AutoL2, Ball, Crops, Data, Identity, Parameterization, Pixel, Spectral
 from agnosco.method.parameterization import Basis, FourierBasis
 from agnosco.method.reference import loss_gradient, saliency_map
 from agnosco.models.classifier import Classifier
@@ -226,7 +226,7 @@ def test_both_probes_are_seen_under_the_same_transforms() -> None:
     seen: list[float] = []
 
     @dataclass(frozen=True)
-    class Noting:
+    class Noting(Identity):
         def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
             return (torch.rand(shape[0], generator=generator),)
 

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.method.score import diversity, intervals, logits_of, m_score, predictions, score, targeted_success_rate
+from agnosco.method.score import (
+    diversity,
+    intervals,
+    logits_of,
+    m_score,
+    predictions,
+    score_of_logits,
+    targeted_success_rate,
+)
 from agnosco.models.classifier import Classifier
 
 
@@ -46,7 +54,7 @@ def test_m_score_is_the_formula() -> None:
 
 def test_score_tells_concepts_from_all_classes(brightness: Classifier) -> None:
     # Dark, bright, and bright though it should be class 0: two of three right; class 2 is not among the concepts.
-    found = score(brightness, grey(0.2, 0.9, 0.6), [0, 1, 0])
+    found = score_of_logits(logits_of(brightness, grey(0.2, 0.9, 0.6)), [0, 1, 0])
     assert found.top1 == pytest.approx(2 / 3)
     assert found.top1_of_concepts == pytest.approx(2 / 3)
     # Log-odds between classes 0 and 1 are 20 per unit: 6 for the first, 8 for the second, -2 for the third.
@@ -56,13 +64,13 @@ def test_score_tells_concepts_from_all_classes(brightness: Classifier) -> None:
 
 def test_concepts_leave_other_classes_out(brightness: Classifier) -> None:
     # Among classes 1 and 2 alone a dark picture is still class 1, whose logit is greater; among all it is class 0.
-    found = score(brightness, grey(0.2, 0.2), [1, 2])
+    found = score_of_logits(logits_of(brightness, grey(0.2, 0.2)), [1, 2])
     assert (found.top1_of_concepts, found.top1) == (0.5, 0.0)
 
 
 def test_score_needs_two_classes(brightness: Classifier) -> None:
     with pytest.raises(AgnoscoError, match="at least two classes"):
-        score(brightness, grey(0.2, 0.3), [1, 1])
+        score_of_logits(logits_of(brightness, grey(0.2, 0.3)), [1, 1])
 
 
 def test_intervals_are_those_of_other_seeds() -> None:

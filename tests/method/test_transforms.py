@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agnosco.errors import AgnoscoError
 from agnosco.method.dials import Crops, Identity
-from agnosco.method.transforms import transformed
+from agnosco.method.reference import transformed
 
 SIDE = 32
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AgnoscoError
 from ..types import Shape
@@ -35,17 +35,6 @@ def scaled_radius(radius: float, shape: Shape) -> float:
     return radius * (prod(shape) / REFERENCE_VALUES) ** 0.5
 
 
-# -- dial 1: parameterization -----------------------------------------------------------------------
-
-
-class Parameterization(Protocol):
-    """Coordinates w in which the map ν is optimized: moments, steps and the radius are of w."""
-
-    def fit(self, samples: Samples, device: torch.device) -> Basis:
-        """The linear map ν = A·w for the shape and, where it needs them, the statistics of samples."""
-        ...
-
-
 @dataclass(frozen=True)
 class Pixel:
     """Pixels, as in the paper.
@@ -56,6 +45,7 @@ class Pixel:
     """
 
     def fit(self, samples: Samples, device: torch.device) -> Basis:
+        """The linear map ν = A·w for the shape and, where it needs them, the statistics of samples."""
         from .parameterization import Basis
 
         return Basis(samples.shape, device)
@@ -123,24 +113,6 @@ def _check_exponent(exponent: float) -> None:
         )
 
 
-# -- dial 2: random transforms ----------------------------------------------------------------------
-
-
-class Transforms(Protocol):
-    """Random transforms of perturbed images, before the network sees them.
-
-    Random numbers are drawn for each map with its own generator, and applied to all maps in one pass.
-    """
-
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The random numbers for images ``(N, C, H, W)``: tensors of N rows, on the CPU."""
-        ...
-
-    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
-        """The transformed images ``(N, C, H, W)``, differentiable with respect to ``images``."""
-        ...
-
-
 @dataclass(frozen=True)
 class Identity:
     """No transform, as in the paper.
@@ -151,9 +123,11 @@ class Identity:
     """
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The random numbers for images ``(N, C, H, W)`` of one map: tensors of N rows, on the CPU."""
         return ()
 
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        """The transformed images ``(N, C, H, W)`` of all maps, differentiable with respect to ``images``."""
         return images
 
 
@@ -196,17 +170,6 @@ class Crops:
         return cropped(images, *drawn)
 
 
-# -- dial 3: norm ball ------------------------------------------------------------------------------
-
-
-class Ball(Protocol):
-    """The bounded set onto which Ψ projects ν after every step (line 15 of Algorithm 1)."""
-
-    def projector(self, basis: Basis) -> Projector:
-        """Ψ for maps in this parameterization."""
-        ...
-
-
 @dataclass(frozen=True)
 class L2:
     """‖ν‖₂ ≤ η, as in the paper.
@@ -227,6 +190,7 @@ class L2:
             raise AgnoscoError(f"radius must be positive and finite, not {self.radius}", "the paper's is 30")
 
     def projector(self, basis: Basis) -> Projector:
+        """Ψ for maps in this parameterization."""
         from .ball import WithinL2
 
         return WithinL2(basis, scaled_radius(self.radius, basis.shape))
@@ -300,7 +264,14 @@ class Sparse:
         return FewPixels(basis, self)
 
 
-# -- names ------------------------------------------------------------------------------------------
+Parameterization = Pixel | Data | Spectral
+"""Coordinates w in which the map ν is optimized: moments, steps and the radius are of w."""
+
+Transforms = Identity | Crops
+"""Random transforms: numbers are drawn for each map with its own generator, and applied to all maps in one pass."""
+
+Ball = L2 | AutoL2 | Sparse
+"""The bounded set onto which Ψ projects ν after every step (line 15 of Algorithm 1)."""
 
 PARAMETERIZATIONS: dict[str, type[Parameterization]] = {"pixel": Pixel, "data": Data, "spectral": Spectral}
 TRANSFORMS: dict[str, type[Transforms]] = {"identity": Identity, "crops": Crops}

@@ -29,9 +29,9 @@ from ..types import Step
 from .algorithm1 import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
 from .ball import BallState, Projector
 from .config import MapperConfig, RefineConfig
+from .dials import Transforms
 from .parameterization import Basis, each
 from .refine import attention
-from .transforms import transformed
 
 
 def saliency_map(
@@ -49,9 +49,7 @@ def saliency_map(
     """The map ν of one class, by Algorithm 1.
 
     Args:
-        classifier: The network K.
-        label: Index ℓ of the class.
-        samples: The sample set Ī.
+        classifier, label, samples: K, ℓ and Ī.
         config: Settings.
         basis: ``config.parameterization`` fitted to the samples.
         project: Ψ, the projector of ``config.ball`` for this basis.
@@ -100,8 +98,7 @@ def refine(
 
     Args:
         nu: The map that Algorithm 1 found, ``(C, H, W)``.
-        config: Settings of the refinement.
-        mapper: Settings of the Algorithm 1 that it follows.
+        config, mapper: Settings of the refinement, and of the Algorithm 1 that it follows.
         classifier, label, samples, basis, project, generator, ball: As in :func:`saliency_map`.
 
     Returns:
@@ -147,6 +144,11 @@ def loss_gradient(
         gradient = gradient * (clipped == images - nu)
     probability, success = logits.softmax(1)[:, label], logits.argmax(1) == label
     return gradient.mean(0), probability.mean().item(), success.float().mean().item()
+
+
+def transformed(transforms: Transforms, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images ``(N, C, H, W)``, transformed at random."""
+    return transforms.apply(images, *(part.to(images.device) for part in transforms.draw(images.shape, generator)))
 
 
 def _direction(

@@ -83,12 +83,7 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image],
-    captions: Sequence[str],
-    *,
-    columns: int = 5,
-    tile: int = 160,
-    footer: str = "",
+    pictures: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 5, tile: int = 160, footer: str = ""
 ) -> Image.Image:
     """Pictures in a grid, each with a caption below, and a footer that says how they were made.
 

@@ -33,25 +33,17 @@ class Score:
     probability: float
 
 
-def score(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> Score:
-    """How well a target network recognises pictures.
-
-    Args:
-        target: The network.
-        pictures: ``(N, C, H, W)`` in [0, 1]: raw pictures (``ConceptMap.pixels``), never the display ones.
-        labels: The class of each, as indices of the target. The L concepts are the distinct ones.
-    """
-    return score_of_logits(logits_of(target, pictures), labels)
-
-
 def logits_of(target: Classifier, pictures: Tensor) -> Tensor:
-    """A network's logits for pictures ``(N, C, H, W)``, resized to its input: ``(N, classes)`` on the CPU."""
+    """A network's logits for pictures ``(N, C, H, W)``, resized to its input: ``(N, classes)`` on the CPU.
+
+    Pictures are raw ones in [0, 1] (``ConceptMap.pixels``), never those for display.
+    """
     with torch.no_grad():
         return torch.cat([target(_fitted(part, target).to(target.device)).cpu() for part in pictures.split(64)])
 
 
 def score_of_logits(logits: Tensor, labels: Sequence[int]) -> Score:
-    """The same as :func:`score`, from the target's logits ``(N, classes)`` for the pictures."""
+    """The score of a target by its logits ``(N, classes)`` for pictures of classes ``labels``, L of them distinct."""
     if len(logits) != len(labels):
         raise AgnoscoError(f"{len(labels)} labels for {len(logits)} pictures", "give one label for each picture")
     if len(set(labels)) < 2:
@@ -90,8 +82,7 @@ def intervals(
         logits: The target's, ``(N, classes)``.
         labels: The class of each map.
         share: Share of resamples inside an interval.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
+        resamples, seed: Of the bootstrap.
 
     Returns:
         Lower and upper end for each figure; None if a class has a single map.

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dials import Transforms
-
 
 def draw_crops(
     shape: Sequence[int], generator: torch.Generator, *, area: tuple[float, float], flip: bool, noise: float
@@ -37,8 +35,3 @@ def cropped(images: Tensor, *drawn: Tensor) -> Tensor:
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return seen + noise[0] if noise else seen
-
-
-def transformed(transforms: Transforms, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images ``(N, C, H, W)``, transformed at random."""
-    return transforms.apply(images, *(part.to(images.device) for part in transforms.draw(images.shape, generator)))
