@@ -36,13 +36,10 @@ class Terminated(KeyboardInterrupt):
 
 
 class Output:
-    """Where a command prints, and how.
+    """Where a command prints, and how; if it is quiet, no remarks and no progress.
 
     Lines on stderr are never wrapped, so that an error has two lines on every terminal. Text from outside (class names,
     paths) is printed without its control characters.
-
-    Args:
-        quiet: Print no remarks and no progress, only warnings and errors.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -76,11 +73,7 @@ class Output:
             self.say(f"{count} maps of about {duration(each)}: {duration(each * count)} in all. {rest}")
 
     def run(self, command: Callable[[], Any]) -> int:
-        """Call a command. Its :class:`AgnoscoError` is printed in two lines; a bug keeps its traceback.
-
-        Returns:
-            The exit code.
-        """
+        """Call a command; returns the exit code. An AgnoscoError is printed in two lines; a bug keeps its traceback."""
         try:
             with self._warnings(), _terminable():
                 code = command()

@@ -69,15 +69,8 @@ FOLDERS = ("clean", "compromised")
 def run(out: Place, output: Output) -> list[Run]:
     """Train two networks, one of them with a backdoor, map and scan both, and write a report.
 
-    Args:
-        out: The folder to write, a path or a URL: a run folder for each network, and ``report.html``.
-        output: Where progress goes.
-
-    Returns:
-        The clean network's run, and the compromised one's.
-
-    Raises:
-        AgnoscoError: scikit-learn is missing, the folder cannot be written, or training failed.
+    The folder gets a run folder for each network, and ``report.html``. Returns the clean network's run, then the
+    compromised one's. AgnoscoError if scikit-learn is missing, the folder cannot be written, or training failed.
     """
     check_target(out, holding=(REPORT, f"{FOLDERS[0]}/{MANIFEST}"))
     data = digits()

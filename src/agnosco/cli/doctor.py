@@ -64,21 +64,15 @@ def doctor(
 def environment(*, devices: bool = False) -> dict[str, Any]:
     """Versions of packages, what is missing or too old, cores and the cache folder, as plain JSON values.
 
-    Args:
-        devices: Also import torch, for devices and threads; they are None otherwise.
+    Devices and threads, for which torch is imported, are None unless asked for.
     """
     from importlib import metadata
 
     from ..data.cache import default_cache
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
+    from ..runs.manifest import version_of
 
     requirements = [Requirement.parsed(text) for text in metadata.requires("agnosco") or ()]
-    versions = {each.name: version(each.name) for each in requirements}
+    versions = {each.name: version_of(each.name) for each in requirements}
     return {
         "agnosco": __version__,
         "python": platform.python_version(),

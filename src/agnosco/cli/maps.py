@@ -28,11 +28,7 @@ def make_maps(
     seeds: Sequence[int] = (0,),
     backend: Backend | None = None,
 ) -> list[Finished]:
-    """Make the maps that a run lacks, under a progress bar, with a line for each.
-
-    Args:
-        output: Where to show the bar and the lines.
-        run, classifier, samples, classes, seeds, backend: See :func:`agnosco.runs.jobs.map_runs`.
+    """Make the maps that a run lacks, as :func:`agnosco.runs.jobs.map_runs`, with a progress bar and a line for each.
 
     Returns:
         All of these maps, in the order of classes and seeds; then those that were made side by side with them.

@@ -69,11 +69,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Show warnings and er
 def load_classifier(output: Output, context: typer.Context, model: str, **changes: Any) -> Classifier:
     """The classifier that a model's name and a command's options stand for; a download is announced.
 
-    Args:
-        output: Where to announce it.
-        context: The command, with its options.
-        model: Name of the model.
-        changes: Options of :func:`agnosco.load` that replace those of the command.
+    ``changes`` are options of :func:`agnosco.load` that replace those of the command.
     """
     from ..models import loading
 

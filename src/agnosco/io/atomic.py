@@ -29,10 +29,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A new file, open for writing, which replaces the one at the path once the block ends without an error.
 
     The content is flushed before it is renamed, and the folder afterwards: a loss of power leaves the old file or the
-    new one.
-
-    Raises:
-        OSError: It cannot be written.
+    new one. OSError if it cannot be written.
     """
     part = path.with_name(part_name())
     _in_use.add(part.name)

@@ -30,23 +30,14 @@ _MARKUP = re.compile(r"<[A-Za-z/!?]")
 
 @dataclass(frozen=True)
 class HeaderLimits:
-    """Limits that sound files stay far below; all are checked before any memory is allocated.
+    """Limits that sound files stay far below; all are checked before any memory is allocated."""
 
-    Args:
-        header: Bytes of the header.
-        depth: Levels of nesting in the header's JSON; the format needs three.
-        tensors: Number of tensors.
-        rank: Axes of one tensor.
-        name: Characters of a tensor's name.
-        total: Bytes of all tensors once loaded, as float32.
-    """
-
-    header: int = 4 << 20
-    depth: int = 4
+    header: int = 4 << 20  # bytes of the header
+    depth: int = 4  # levels of nesting in the header's JSON; the format needs three
     tensors: int = 20_000
-    rank: int = 8
-    name: int = 500
-    total: int = 16 << 30
+    rank: int = 8  # axes of one tensor
+    name: int = 500  # characters of a tensor's name
+    total: int = 16 << 30  # bytes of all tensors once loaded, as float32
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ R = TypeVar("R")
 class Folder(ABC):
     """A folder, named by a path or a URL; files in it are named by their path inside it, with slashes.
 
-    Args:
-        name: As it was given, without a password: for people.
+    Its ``name`` is for people: as it was given, without a password.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,11 +41,7 @@ class Folder(ABC):
 
     @staticmethod
     def of(place: Place | Folder) -> Folder:
-        """The folder at a path, or at a URL such as ``s3://bucket/run``.
-
-        Raises:
-            AgnoscoError: fsspec does not know this kind of URL, or lacks a library for it.
-        """
+        """The folder at a path, or at a URL such as ``s3://bucket/run``; AgnoscoError if fsspec cannot open it."""
         from .local import Local
         from .remote import Remote
 
@@ -70,11 +65,8 @@ class Folder(ABC):
     def check(self, *, holding: Sequence[str]) -> None:
         """Check, before long work, that the folder can be written; nothing is changed.
 
-        Args:
-            holding: Files of which a folder that is not empty must hold at least one.
-
         Raises:
-            AgnoscoError: It is a file, is not empty and holds none of these files, or cannot be written.
+            AgnoscoError: It is a file, is not empty and has none of the files ``holding``, or cannot be written.
         """
 
     def _check_holding(self, holding: Sequence[str]) -> None:

@@ -231,11 +231,7 @@ def entry_for(concept: ConceptMap, content: bytes, *, targeted_success_rate: flo
 
 
 def read_entry(content: bytes, name: str) -> Entry:
-    """The entry in the file of this stem.
-
-    Raises:
-        ValueError: The file is damaged, or another map's.
-    """
+    """The entry in the file of this stem; ValueError if it is damaged, or another map's."""
     with suppress(ValueError):
         entry = records.decode(content, Entry)
         if write_entry(entry) == content and entry.stem == name:
@@ -279,10 +275,11 @@ def versions() -> dict[str, str | None]:
     """Versions of the packages that decide the bits of a map."""
     import torch
 
-    return {"agnosco": _version("agnosco"), "torch": str(torch.__version__), "torchvision": _version("torchvision")}
+    return {"agnosco": version_of("agnosco"), "torch": str(torch.__version__), "torchvision": version_of("torchvision")}
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of a package that is installed; None if it is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

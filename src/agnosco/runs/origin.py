@@ -33,18 +33,10 @@ def classifier_of(run: Run, model: Classifier | nn.Module | str) -> Classifier:
 
 
 def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings:
-    """Check that a run was made with this classifier and these samples.
-
-    Args:
-        run: The run.
-        classifier: Its classifier, loaded again.
-        samples: All its samples, read again.
+    """Check that a run was made with this classifier and all of these samples; AgnoscoError if not.
 
     Returns:
         The settings that a run with them would have here and now.
-
-    Raises:
-        AgnoscoError: It was made with others.
     """
     import torch
 
@@ -74,8 +66,7 @@ def remake(
 
     Args:
         path: The run folder.
-        index: Class of the map.
-        seed: Its seed.
+        index, seed: Class and seed of the map.
         classifier: The run's network, loaded again; see :func:`classifier_of`.
         samples: All the run's samples, read again.
 

@@ -72,8 +72,6 @@ class Run:
         >>> run = Run.create(folder, classifier=classifier, samples=samples, config=config)
         >>> entry = run.add(map_class(classifier, "dog", samples, config), targeted_success_rate=0.5)
         >>> run.end()
-        >>> [(entry.index, entry.name, entry.seed) for entry in Run.open(folder).entries]
-        [(1, 'dog', 0)]
         >>> Run.open(folder).map(1).nu.shape
         torch.Size([3, 8, 8])
     """
@@ -148,11 +146,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Place | Folder) -> Run:
-        """The run at a path or a URL, finished or interrupted.
-
-        Raises:
-            AgnoscoError: There is none.
-        """
+        """The run at a path or a URL, finished or interrupted; AgnoscoError if there is none."""
         run = cls._read_manifest(Folder.of(path))
         run._read_new_entries()
         if run._damaged:
@@ -205,11 +199,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The folder as a path.
-
-        Raises:
-            AgnoscoError: The folder is not on this machine.
-        """
+        """The folder as a path; AgnoscoError if it is not on this machine."""
         if isinstance(self.folder, Local):
             return self.folder.path
         raise AgnoscoError(f"{self.folder.name!r} is not a folder on this machine", "use Run.folder")
@@ -238,9 +228,7 @@ class Run:
     def add(self, concept: ConceptMap, *, targeted_success_rate: float) -> Entry:
         """Write a map, its pictures and, last of all, its entry, which is returned.
 
-        Args:
-            concept: The map.
-            targeted_success_rate: Share of held-out images that its pattern moves to its class; NaN if there are none.
+        The targeted success rate is that on held-out images; NaN if there are none.
         """
         content = to_bytes(concept)
         entry = manifest.entry_for(concept, content, targeted_success_rate=targeted_success_rate)
@@ -307,11 +295,7 @@ class Run:
         return concept_of(self.arrays(index, seed), self.entry(index, seed))
 
     def arrays(self, index: int, seed: int = 0) -> Arrays:
-        """The arrays in the file of a map, without PyTorch: ``nu`` and others, see :mod:`agnosco.runs.tensors`.
-
-        Raises:
-            AgnoscoError: As for :meth:`map`.
-        """
+        """The arrays in the file of a map, without PyTorch; see :mod:`agnosco.runs.tensors`. Raises as :meth:`map`."""
         entry = self.entry(index, seed)
         try:
             return read_arrays(self._content(entry), self.entry(index, seed).stages, self.settings.model.shape)

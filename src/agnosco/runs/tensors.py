@@ -51,12 +51,7 @@ def write_tensors(folder: Folder, name: str, tensors: dict[str, Tensor]) -> str:
 
 
 def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
-    """The arrays in the file of a map, checked to be those of a map.
-
-    Args:
-        content: The file.
-        stages: Names of the stages that its entry gives.
-        shape: ``(C, H, W)`` of the run's images.
+    """The arrays in the file of a map with these stages, for images of shape ``(C, H, W)``; all are checked.
 
     Raises:
         ValueError: The file is damaged, or an array is missing or has another shape or type.
