@@ -90,19 +90,12 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything before the tensors.
+    """Everything before the tensors."""
 
-    Args:
-        entries: The tensors by name.
-        metadata: Texts by name.
-        data_start: Bytes of the file before the first tensor.
-        findings: What is wrong with names and metadata; the tensors can be read all the same.
-    """
-
-    entries: dict[str, TensorEntry]
-    metadata: dict[str, str]
-    data_start: int
-    findings: tuple[Finding, ...]
+    entries: dict[str, TensorEntry]  # the tensors by name
+    metadata: dict[str, str]  # texts by name
+    data_start: int  # bytes of the file before the first tensor
+    findings: tuple[Finding, ...]  # what is wrong with names and metadata; the tensors can be read all the same
 
 
 def read_header(file: IO[bytes], limits: HeaderLimits = HeaderLimits()) -> Header:

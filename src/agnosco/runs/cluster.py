@@ -37,17 +37,11 @@ from .status import status_of
 RETRIES = 5
 """How often a group is given to another worker when one dies."""
 
-REPORT_INTERVAL = 1.0
-"""Seconds between two reports of a worker's progress."""
+REPORT_INTERVAL, POLL_INTERVAL = 1.0, 0.2
+"""Seconds between two reports of a worker's progress, and between two looks at what the workers have done."""
 
-POLL_INTERVAL = 0.2
-"""Seconds between two looks at what the workers have reported and finished."""
-
-CONNECT_TIMEOUT = 10.0
-"""Seconds within which the head of a cluster must answer."""
-
-STOP_TIMEOUT = 20.0
-"""Seconds that workers have to write a checkpoint when they are stopped."""
+CONNECT_TIMEOUT, STOP_TIMEOUT = 10.0, 20.0
+"""Seconds that the head of a cluster has to answer, and that stopped workers have to write a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +89,7 @@ class Cluster:
     def send(self, classifier: Classifier, samples: Samples, config: Config) -> Machine:
         """Send the network and the samples to the cluster, and ask what a worker there computes with.
 
-        Raises:
-            AgnoscoError: The network cannot be sent, or the workers have other versions.
+        AgnoscoError if the network cannot be sent, or if the workers have other versions.
         """
         _by_value(self.ray, classifier)
         try:

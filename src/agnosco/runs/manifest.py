@@ -105,8 +105,7 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
         command: What made the run: ``"map"``, ``"demo"`` or ``"python"``.
         preset: Name of the preset that the configuration is based on; None if Python code built it.
         overrides: Options that replaced settings of the preset; see :func:`agnosco.runs.command.chosen_config`.
-        device, threads, versions: What the maps are made with.
-        model, samples: What they are made from.
+        device, threads, versions, model, samples: What the maps are made with.
         config: The configuration, as :func:`~agnosco.method.config.config_to_json` wrote it.
     """
 
@@ -125,8 +124,7 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     """A map of a run.
 
     Args:
-        index, name: Its class.
-        seed: Its seed.
+        index, name, seed: Its class and seed.
         stages: Names of the stages it went through.
         probability: Of its class, for its picture.
         targeted_success_rate: Share of held-out images that its pattern moves to its class; None if there were none.

@@ -255,8 +255,7 @@ class Run:
     def merge(self) -> None:
         """Take over the groups and entries that other processes have written; their groups come first.
 
-        Raises:
-            AgnoscoError: The folder has vanished; another run is not begun in its place.
+        AgnoscoError if the folder has vanished: another run is not begun in its place.
         """
         self._check_folder()
         if self.folder.exists(MANIFEST):

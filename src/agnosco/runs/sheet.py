@@ -24,11 +24,8 @@ SHEET = "contact-sheet.png"
 ON_SHEET = 400
 """Maps on a contact sheet at most. The report shows all."""
 
-IN_NOTEBOOK = 40
-"""Maps of a run that a notebook shows at most."""
-
-THUMBNAIL = 128
-"""Size of a map in a notebook, in pixels."""
+IN_NOTEBOOK, THUMBNAIL = 40, 128
+"""Maps of a run that a notebook shows at most, and the size of each in pixels."""
 
 CAPTION = 31
 """Longest caption under a map."""

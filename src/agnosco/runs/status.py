@@ -15,17 +15,11 @@ LISTED = 50
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Which of some maps a run has.
+    """Which of some maps a run has."""
 
-    Args:
-        entries: Entries of the finished ones, in the order of the jobs.
-        missing: The other jobs.
-        damaged: Messages about the damaged ones among them.
-    """
-
-    entries: list[Entry]
+    entries: list[Entry]  # of the finished ones, in the order of the jobs
     missing: list[Job]
-    damaged: list[str]
+    damaged: list[str]  # messages about the damaged ones among the missing
 
 
 def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStatus:
