@@ -44,8 +44,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agnosco.backdoor.config import PLACES, ScanConfig, Training
-from agnosco.backdoor.evidence import final_layer, margin_p_value, margins
-from agnosco.backdoor.footprint import footprint
+from agnosco.backdoor.evidence import final_layer, footprint, margin_p_value, margins
 from agnosco.backdoor.record import FOUND, LEVEL
 from agnosco.backdoor.scan import full_map
 from agnosco.backdoor.screening import screen

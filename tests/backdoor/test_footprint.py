@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agnosco.backdoor.footprint import footprint
+from agnosco.backdoor.evidence import footprint
 from agnosco.backdoor.triggers import Patch
 from agnosco.errors import AgnoscoError
 

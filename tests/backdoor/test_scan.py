@@ -19,8 +19,15 @@ from agnosco.backdoor import record as scan_record
 from agnosco.backdoor import scan as scanning
 from agnosco.backdoor import screening
 from agnosco.backdoor.config import FULL_SEEDS, ScanConfig, Tournament
-from agnosco.backdoor.evidence import concentration, cut_out, final_layer, margin_p_value, margins, of_pattern
-from agnosco.backdoor.footprint import footprint
+from agnosco.backdoor.evidence import (
+    concentration,
+    cut_out,
+    final_layer,
+    footprint,
+    margin_p_value,
+    margins,
+    of_pattern,
+)
 from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE, Measured, ScannedSamples, ScanRecord, Verdict, read_bank
 from agnosco.backdoor.scan import full_map, scan
 from agnosco.backdoor.screening import Screening, screen

@@ -14,7 +14,6 @@ FEWEST_IMAGES = 20
 FULL_STEPS, FULL_BATCH, FULL_SEEDS = 2, 0.5, 8
 """Each seed of a full map takes so many times the steps and the images of a screening one."""
 
-
 TRIGGERS = ("patch", "checker", "swoosh", "apple", "watermark", "blended", "sig")
 """Names that :func:`.triggers.trigger_of` knows."""
 

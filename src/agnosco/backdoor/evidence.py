@@ -1,15 +1,20 @@
-"""Evidence beside a scan's outcome: properties of a pattern, and two signs that need no pattern.
+"""Evidence beside a scan's outcome: properties of a pattern, also beside a known trigger, and two signs without one.
 
 It does not decide the outcome; docs/backdoors.md says how well each tells compromised networks from clean ones.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..data.samples import Samples
+from ..errors import AgnoscoError
 from ..method.ball import top_energy_mask
 from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
+from .triggers import Trigger
 from .verdict import robust_z
 
 MARGIN_STARTS, MARGIN_STEPS = 10, 100
@@ -30,13 +35,7 @@ def cut_out(nu: Tensor, pixels: int) -> Tensor:
 
 
 def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) -> dict[str, float]:
-    """How much reach a pattern keeps when it is cut out, shifted, or added to noise.
-
-    Args:
-        classifier: The network.
-        nu: A map, ``(C, H, W)``.
-        label: Its class.
-        images: Evaluation images.
+    """How much reach the pattern of a map ``(C, H, W)`` keeps when it is cut out, shifted, or added to noise.
 
     Returns:
         ``reach``; ``concentration``; ``reach_of_top_2_percent``; ``reach_shifted``, by a quarter of height and width
@@ -58,27 +57,59 @@ def of_pattern(classifier: Classifier, nu: Tensor, label: int, images: Samples) 
     }
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """How similar a map's pattern is to a trigger.
+
+    Args:
+        iou: Intersection over union of the trigger's pixels and as many of the pattern's of most energy, in [0, 1].
+        energy: Share of the pattern's energy inside the trigger's pixels, over their share of the area; 1 by chance.
+        cosine: Between the pattern and E[T(x) − x], in [−1, 1].
+    """
+
+    iou: float
+    energy: float
+    cosine: float
+
+
+def footprint(pattern: Tensor, trigger: Trigger, images: Tensor) -> Footprint:
+    """How much of a known trigger a pattern shows: the paper's Fig. 4 as a number.
+
+    Compare it with chance: with maps that cannot show the trigger, those of other classes and of the clean twin.
+
+    Args:
+        pattern: −ν, ``(C, H, W)``.
+        trigger: The trigger; at a random place its mask is the whole image, and only the cosine says something.
+        images: Clean images ``(N, C, H, W)`` in [0, 1], over which the trigger's mean change is taken.
+
+    Raises:
+        AgnoscoError: Pattern and images are of different shapes.
+    """
+    if pattern.shape != images.shape[1:]:
+        raise AgnoscoError(
+            f"the pattern has the shape {tuple(pattern.shape)}, but the images have {tuple(images.shape[1:])}",
+            "give images of the pattern's shape",
+        )
+    channels, height, width = pattern.shape
+    mask = trigger.mask((channels, height, width)).view(height, width)
+    energy = pattern.double().square().sum(0)
+    count = int(mask.sum())
+    top = top_energy_mask(energy, count)
+    both = int((top & mask).sum())
+    inside = energy[mask].sum() / energy.sum().clamp_min(1e-30)
+    cosine = F.cosine_similarity(pattern.flatten(), trigger.difference(images).flatten(), dim=0)
+    return Footprint(both / (2 * count - both), inside.item() * mask.numel() / count, cosine.item())
+
+
 def margins(
-    classifier: Classifier,
-    *,
-    starts: int = MARGIN_STARTS,
-    steps: int = MARGIN_STEPS,
-    rate: float = 0.05,
-    seed: int = 0,
+    classifier: Classifier, *, starts: int = MARGIN_STARTS, steps: int = MARGIN_STEPS, rate: float = 0.05, seed: int = 0
 ) -> Tensor:
     """The greatest logit margin of each class over all images (Wang et al. 2024, "MM-BD"), ``(classes,)``.
 
     Found by ascent from random images, the best of several starts; a backdoor lets one class's margin grow.
     Needs no data. The paper takes 30 starts of up to 300 steps; its authors' code ascends by SGD (rate 0.01, momentum
     0.2) until the margin changes by less than 1e-5, where this takes a number of steps of Adam, and clamps the image
-    inside the network's input, where this projects it after every step.
-
-    Args:
-        classifier: The network.
-        starts: Random images for each class.
-        steps: Steps of Adam.
-        rate: Its learning rate, in [0, 1] pixel units.
-        seed: Of the images.
+    inside the network's input, where this projects it after every step. The rate is in [0, 1] pixel units.
     """
     greatest: list[Tensor] = []
     generator = torch.Generator().manual_seed(seed)

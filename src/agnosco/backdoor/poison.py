@@ -115,12 +115,7 @@ def in_words(manifest: dict[str, Any]) -> str:
 
 
 def _manifest(
-    classifier: Classifier,
-    training_data: Labelled,
-    test_data: Labelled,
-    attack: Attack,
-    training: Training,
-    seed: int,
+    classifier: Classifier, training_data: Labelled, test_data: Labelled, attack: Attack, training: Training, seed: int
 ) -> dict[str, Any]:
     """What both networks have in common."""
     return {

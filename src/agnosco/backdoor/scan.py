@@ -186,13 +186,6 @@ def full_map(
     """What longer maps of several seeds within the L2 ball have in common: the mean of their −ν, ``(C, H, W)``.
 
     Maps of small mini-batches are noisy, each in its own way; what the network looks for is in all of them.
-
-    Args:
-        classifier: The network.
-        label: Index of the class.
-        samples: Images to map with.
-        config: Settings.
-        on_step: Called after every step of every map, with where it stands.
     """
     config = config or ScanConfig()
     maps = map_classes(classifier, [label], samples, config.full, seeds=range(FULL_SEEDS), on_step=on_step)
@@ -203,12 +196,6 @@ def seconds_of_scan(classifier: Classifier, samples: Samples, config: ScanConfig
     """Least time that a scan takes here and now, in seconds: that of real steps, times the images that it takes.
 
     Screens that have to be scaled down time and again, and steps in other sets, can double it.
-
-    Args:
-        classifier: The network.
-        samples: All samples.
-        config: Settings.
-        classes: How many classes are screened.
     """
     spread = config.spread
     each = Maker(classifier, samples, spread).seconds_per_map(classes * config.seeds)

@@ -111,14 +111,9 @@ def screen(
     classes: Sequence[int | str] | None = None,
     on_progress: OnScan = None,
 ) -> Screening:
-    """Screen all classes of a network, or some.
+    """Screen the classes of a network, by index or name; all of them if None.
 
-    Args:
-        classifier: The network.
-        samples: Images; maps are made with half of them and evaluated on the others. Labels are not needed.
-        config: Settings.
-        classes: Indices or names; None takes all.
-        on_progress: Called after every step.
+    Maps are made with half of the samples and evaluated on the others. Labels are not needed.
 
     Raises:
         AgnoscoError: Too few samples, samples of another shape, or gradients that are not finite.

@@ -140,11 +140,7 @@ class Patch(_Small):
 
 @dataclass(frozen=True)
 class Logo(_Small):
-    """A drawing: a ``"swoosh"``, an ``"apple"`` or the text of a ``"watermark"``, the kinds of the paper's Fig. 4.
-
-    Args:
-        name: Which one.
-    """
+    """A drawing: a ``"swoosh"``, an ``"apple"`` or the text of a ``"watermark"``, the kinds of the paper's Fig. 4."""
 
     size: int = 8
     name: str = "swoosh"
@@ -265,13 +261,10 @@ def _polygon(picture: Image.Image, points: Sequence[Point]) -> None:
 def trigger_of(
     name: str, *, size: int | None = None, place: str | None = None, opacity: float | None = None, seed: int = 0
 ) -> Trigger:
-    """A trigger of one of :data:`.config.TRIGGERS`; None leaves a setting at its default.
+    """A trigger by its name, one of :data:`.config.TRIGGERS`; None leaves a setting at its default.
 
-    Args:
-        name: Which one.
-        size, place: Of a small trigger.
-        opacity: Of a small or a blended trigger; of ``sig``, the amplitude.
-        seed: Of a blended pattern.
+    Small triggers have a size, a place and an opacity, a blended one an opacity and a seed; of ``sig``, the opacity is
+    the amplitude.
 
     Raises:
         AgnoscoError: No such trigger, or a setting that it does not have.

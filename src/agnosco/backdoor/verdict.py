@@ -65,12 +65,7 @@ def wilson(hits: int, total: int, *, deviations: float = 1.96) -> tuple[float, f
 
 
 def judge(
-    z: Tensor,
-    reach: Tensor,
-    *,
-    bank: Sequence[float] | None = None,
-    problems: Sequence[str] = (),
-    level: float = LEVEL,
+    z: Tensor, reach: Tensor, *, bank: Sequence[float] | None = None, problems: Sequence[str] = (), level: float = LEVEL
 ) -> Verdict:
     """The verdict on one network.
 

@@ -63,16 +63,9 @@ def patches_in_windows(
     seed: int = 0,
     on_images: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """The ν of a class's best windows, ``(finalists, C, H, W)``, on the CPU.
+    """The ν of a class's best windows, which are mapped for longer, ``(finalists, C, H, W)``, on the CPU.
 
-    Args:
-        classifier: The network.
-        label: Index of the class.
-        samples: Images to map with.
-        config: Settings.
-        finalists: How many windows are mapped for longer.
-        seed: Of the noise that maps begin with, and of the images.
-        on_images: Called after every step, with how many images it took.
+    ``on_images`` is called after every step with the number of images that it took.
     """
     first = MapperConfig(config.batch, config.steps, step=0.2, direction="plus")
     masks = windows(classifier.shape, config).to(classifier.device)

@@ -50,11 +50,7 @@ def metrics() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def similarity(judge: Classifier, first: Tensor, second: Tensor) -> Similarity:
-    """How similar pictures are in pairs, ``(N, C, H, W)`` each; means over pairs.
-
-    Args:
-        judge: The network whose features are compared.
-        first, second: The pictures.
+    """How similar pictures are in pairs, ``(N, C, H, W)`` each; means over pairs. Features are those of ``judge``.
 
     Raises:
         AgnoscoError: scikit-image or SciPy is not installed.
@@ -68,9 +64,6 @@ def similarity(judge: Classifier, first: Tensor, second: Tensor) -> Similarity:
     return Similarity(
         ssim=float(np.mean(ssim)), rank=float(np.mean(rank)), features=F.cosine_similarity(ours, theirs).mean().item()
     )
-
-
-# -- cascade -----------------------------------------------------------------------------------------
 
 
 def cascade(
@@ -160,9 +153,6 @@ def _randomize(parameter: nn.Parameter, generator: torch.Generator) -> None:
         parameter.copy_(parameter.mean() + spread * noise)
 
 
-# -- labels and seeds --------------------------------------------------------------------------------
-
-
 def labels_check(classifier: Classifier, pictures: Tensor, labels: Sequence[int]) -> Labels:
     """Which of some classes a network gives pictures ``(N, C, H, W)``, of which these N labels are the own classes."""
     concepts = sorted(set(labels))
@@ -181,10 +171,7 @@ def labels_check(classifier: Classifier, pictures: Tensor, labels: Sequence[int]
 def seeds_check(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> Seeds:
     """How similar maps of one class are, over all pairs of seeds, and how similar those of two classes.
 
-    Args:
-        judge: The network whose features are compared.
-        pictures: ``(N, C, H, W)``, of at least two classes.
-        labels: The class of each.
+    Pictures are ``(N, C, H, W)``, of at least two classes; labels are the class of each.
     """
     pairs = list(combinations(range(len(labels)), 2))
 
@@ -195,9 +182,6 @@ def seeds_check(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> S
     same = [(i, j) for i, j in pairs if labels[i] == labels[j]]
     other = [(i, j) for i, j in pairs if labels[i] != labels[j]]
     return Seeds(same_class=of(same) if same else None, other_class=of(other))
-
-
-# -- planted templates -------------------------------------------------------------------------------
 
 
 class Templates(nn.Module):
@@ -216,12 +200,7 @@ def planted(
 ) -> Tensor:
     """Correlations of maps with the templates that a network was built from: smooth random colours of unit norm.
 
-    Args:
-        samples: Those that the maps are made with.
-        config: Settings of the maps; without the refinement, because a template has no stages to compare.
-        classes: Number of templates.
-        seed: Of templates and maps.
-        on_step: Called after every step of every map.
+    The maps are made without the refinement, because a template has no stages to compare.
 
     Returns:
         ``(classes, classes)``: entry (i, j) is the correlation of the map of class i with template j, less the mean of

@@ -105,9 +105,6 @@ def _standing(views: Sequence[RunView], parts: Sequence[Part]) -> tuple[float | 
     return max(scores, default=None), outlier_in
 
 
-# -- aligned -----------------------------------------------------------------------------------------
-
-
 def aligned(runs: Sequence[Run]) -> dict[Class, list[Part]]:
     """Entries of all runs by class: those of the same index and name, or else of the same name alone."""
     rows: dict[Class, list[Part]] = {}
@@ -129,9 +126,6 @@ def _homes(rows: Sequence[Class], classes: Sequence[Class]) -> dict[Class, Class
             alike = [row for row in rows if spelling(row[1]) == spelling(key[1]) and row not in taken]
             homes[key] = alike[0] if len(alike) == 1 else key
     return homes
-
-
-# -- maps --------------------------------------------------------------------------------------------
 
 
 def _fit(runs: Sequence[Run], total: int) -> Fit:

@@ -38,12 +38,7 @@ def curves(arrays: Arrays, stages: Sequence[str], *, norm: float) -> list[Curve]
     """p(class) and ‖ν‖ over all steps; none if there are fewer than two.
 
     Each step of Algorithm 1 ends with the projection. A refinement is projected only after its last step, so its steps
-    may leave the norm ball.
-
-    Args:
-        arrays: The map's file, see :meth:`agnosco.runs.run.Run.arrays`.
-        stages: Names of its stages.
-        norm: ‖ν‖ of the finished map.
+    may leave the norm ball; ``norm`` is ‖ν‖ of the finished map.
     """
     probability, norms = arrays["trace/probability"].tolist(), arrays["trace/norm"].tolist()
     high = max(filter(isfinite, norms), default=0.0) or 1.0

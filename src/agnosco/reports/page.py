@@ -47,9 +47,6 @@ class Report:
     def write(self, on_map: OnMap = None) -> tuple[str, int]:
         """Draw the page and write it; returns its full name and its size in bytes.
 
-        Args:
-            on_map: Called after every map with the number of maps drawn, and their total.
-
         Raises:
             AgnoscoError: A map is missing or damaged, or the file cannot be written.
         """
@@ -141,9 +138,6 @@ def _check_target(target: str) -> None:
         return
     if not before.lstrip()[: len(_DOCTYPE)].lower() == _DOCTYPE:
         raise AgnoscoError(f"{without_password(target)!r} is not an HTML page", "choose another name with --out")
-
-
-# -- the page ----------------------------------------------------------------------------------------
 
 
 def _environment() -> Any:

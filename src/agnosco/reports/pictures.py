@@ -83,13 +83,7 @@ def fit_for(maps: Sequence[tuple[Arrays, Sequence[str]]], count: int) -> Fit:
 
 
 def pictures(arrays: Arrays, stages: Sequence[str], fit: Fit) -> Pictures:
-    """The pictures of a map.
-
-    Args:
-        arrays: The map's file, see :meth:`agnosco.runs.run.Run.arrays`.
-        stages: Names of its stages.
-        fit: Size and quality.
-    """
+    """The pictures of a map, from its file and the names of its stages; see :meth:`agnosco.runs.run.Run.arrays`."""
     nu = arrays["nu"]
     earlier = [(name, arrays[f"stages/{name}"]) for name in stages[:-1] if fit.stages]
     shown = {stage_in_words(name): to_picture(stretched(-of_stage)) for name, of_stage in [*earlier, (stages[-1], nu)]}

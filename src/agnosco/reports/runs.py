@@ -53,12 +53,7 @@ class RunView:
 
 
 def view_of(run: Run, name: str, scan: Place | None) -> RunView:
-    """A run, under a name, as the page shows it.
-
-    Args:
-        run: The run.
-        name: Its name on the page.
-        scan: Folder or file of its scan, if that is not in the run's folder.
+    """A run as the page shows it; ``scan`` is the folder or file of its scan, if not in the run's folder.
 
     Raises:
         AgnoscoError: A file of the run is missing or damaged, or ``scan`` does not exist.
@@ -96,9 +91,6 @@ def names_of(runs: Sequence[Run]) -> list[str]:
         next((names[place] for names in (plain, weighted) if names.count(names[place]) == 1), foldered[place])
         for place in range(len(runs))
     ]
-
-
-# -- facts -------------------------------------------------------------------------------------------
 
 
 def facts_of(run: Run) -> list[tuple[str, str]]:
@@ -148,9 +140,6 @@ def _dates(run: Run) -> str:
 
 def _plain(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-# -- what lies beside the maps -----------------------------------------------------------------------
 
 
 def _scan_at(place: str) -> tuple[Folder, str]:
