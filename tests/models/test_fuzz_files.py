@@ -28,7 +28,7 @@ from agnosco.cli.inspection import in_words, what_next
 from agnosco.data.decoding import Unreadable, decode
 from agnosco.errors import AgnoscoError
 from agnosco.models.inspection import inspect
-from agnosco.models.labels import read_labels
+from agnosco.models.loading import read_labels
 from agnosco.models.weights.limits import CODES
 from agnosco.models.weights.opening import open_weights
 from agnosco.models.weights.pickle_scan import program_of

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
-from agnosco.models import devices, loading
+from agnosco.models import loading
 from agnosco.models.classifier import Classifier
 from agnosco.models.fitting import FORMS
 from agnosco.models.weights.opening import read_weights
@@ -520,8 +520,8 @@ def test_no_labels_file(factories: Path, tmp_path: Path) -> None:
 def test_auto_device(cuda: int, mps: bool, fastest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert devices.resolve_device("auto") == torch.device(fastest)
-    assert devices.resolve_device("cpu") == torch.device("cpu")
+    assert loading.resolve_device("auto") == torch.device(fastest)
+    assert loading.resolve_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

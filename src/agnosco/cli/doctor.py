@@ -109,7 +109,7 @@ def _devices() -> dict[str, Any]:
     """The devices that maps can be made on, the fastest first, and torch's threads."""
     import torch
 
-    from ..models.devices import resolve_device
+    from ..models.loading import resolve_device
 
     names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     names += ["mps"] * torch.backends.mps.is_available() + ["cpu"]

@@ -44,10 +44,8 @@ def _plain(array: Any) -> np.ndarray | Tensor:
     elif len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
         array = array.permute(0, 3, 1, 2) if isinstance(array, Tensor) else array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape:
-        raise AgnoscoError(
-            f"an array of shape {shape} is not a set of images",
-            "give (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or grey images (N, H, W)",
-        )
+        message = f"an array of shape {shape} is not a set of images"
+        raise AgnoscoError(message, "give (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or grey images (N, H, W)")
     return array
 
 
@@ -139,7 +137,5 @@ def image_of(item: Any, shape: Shape, number: int) -> Tensor:
         raise AgnoscoError(f"sample {number} of the dataset: {error.message}", error.hint) from error
     except Unreadable as error:
         raise AgnoscoError(f"sample {number} of the dataset: {error}", "convert it to RGB in the dataset") from error
-    raise AgnoscoError(
-        f"sample {number} of the dataset is {type(image).__name__}, not an image",
-        "give PIL images, tensors or arrays, alone or first in a tuple",
-    )
+    message = f"sample {number} of the dataset is {type(image).__name__}, not an image"
+    raise AgnoscoError(message, "give PIL images, tensors or arrays, alone or first in a tuple")

@@ -50,25 +50,20 @@ class Labelled:
 def digits() -> Labelled:
     """scikit-learn's handwritten digits: 1797 images of 1×32×32, white on black.
 
-    They are 8×8 pixels enlarged to 24×24 (`Alpaydin and Kaynak 1998 <https://doi.org/10.24432/C50P49>`_).
-
-    Raises:
-        AgnoscoError: scikit-learn is not installed.
+    They are 8×8 pixels enlarged to 24×24 (`Alpaydin and Kaynak 1998 <https://doi.org/10.24432/C50P49>`_). AgnoscoError
+    if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise AgnoscoError(
-            "the handwritten digits come with scikit-learn, which is not installed",
-            "pip install '.[demo]' in the clone of agnosco",
-        ) from error
+        message = "the handwritten digits come with scikit-learn, which is not installed"
+        raise AgnoscoError(message, "pip install '.[demo]' in the clone of agnosco") from error
     data: Any = load_digits()
     images = torch.from_numpy(np.asarray(data["images"])).float()[:, None] / 16
     large = F.interpolate(images, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False)
     framed = F.pad(large, [(SIDE - DIGIT) // 2] * 4)
-    samples = Samples.from_array(framed, source=DIGITS)
     labels = torch.from_numpy(np.asarray(data["target"])).long()
-    return Labelled(samples, labels, tuple(f"digit {i}" for i in range(10)))
+    return Labelled(Samples.from_array(framed, source=DIGITS), labels, tuple(f"digit {i}" for i in range(10)))
 
 
 def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress | None = None) -> Labelled:

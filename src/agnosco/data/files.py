@@ -65,10 +65,7 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
     Hidden files and folders are skipped. So are links to folders, which may form a loop, and links to files outside the
     folder: somebody else's folder could otherwise point to any file of yours. If there are more files than the limit,
     that many are chosen by a hash of their names: at random, but always the same ones, wherever the folder lies and in
-    whatever order it is listed.
-
-    Raises:
-        AgnoscoError: There is no such folder, it cannot be read, or the limit is below 1.
+    whatever order it is listed. AgnoscoError if there is no such folder, it cannot be read, or the limit is below 1.
     """
     if limit < 1:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")

@@ -50,9 +50,7 @@ def leaves(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
     <https://doi.org/10.1023/A:1011109015675>`_). The leaves are ellipses, rectangles and triangles of random elongation
     and direction, as in `Baradad et al. 2021 <https://arxiv.org/abs/2106.05963>`_, each of one colour from a normal
     distribution with ImageNet's mean and covariance. Grey images (C = 1) are the luma of the coloured ones.
-
-    Raises:
-        AgnoscoError: The count, shape or seed is invalid.
+    AgnoscoError if the count, shape or seed is invalid.
     """
     return _images(_leaves, count, shape, seed)
 
@@ -65,10 +63,8 @@ def noise(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
 def checked_shape(shape: Shape) -> Shape:
     """A shape, which must be ``(1, H, W)`` or ``(3, H, W)`` with sides of at least 1."""
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
-        raise AgnoscoError(
-            f"images cannot have the shape {tuple(shape)}",
-            "give (C, H, W): C is 1 (grey) or 3 (RGB), H and W are in pixels",
-        )
+        message = f"images cannot have the shape {tuple(shape)}"
+        raise AgnoscoError(message, "give (C, H, W): C is 1 (grey) or 3 (RGB), H and W are in pixels")
     channels, height, width = shape
     return channels, height, width
 

@@ -42,10 +42,8 @@ class Samples:
 
     def __init__(self, images: Tensor, *, source: str, skipped: Iterable[Skipped] = ()) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-            raise AgnoscoError(
-                f"samples must be a non-empty uint8 array (N, C, H, W), not {images.dtype} {tuple(images.shape)}",
-                "use Samples.from_array, which converts floats in [0, 1]",
-            )
+            message = f"samples must be a non-empty uint8 array (N, C, H, W), not {images.dtype} {tuple(images.shape)}"
+            raise AgnoscoError(message, "use Samples.from_array, which converts floats in [0, 1]")
         self.images = images
         self.source = source
         self.skipped = tuple(skipped)
@@ -159,24 +157,12 @@ class Samples:
 
     @classmethod
     def leaves(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
-        """Dead leaves, which need no data: see :func:`.procedural.leaves`.
-
-        Example:
-            >>> from agnosco import Samples
-            >>> Samples.leaves((1, 16, 16), count=4)
-            Samples('leaves-4-seed0', 4 of shape (1, 16, 16))
-        """
+        """Dead leaves, which need no data: see :func:`.procedural.leaves`."""
         return cls(procedural.leaves(count, shape, seed=seed), source=f"leaves-{count}-seed{seed}")
 
     @classmethod
     def noise(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
-        """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`.
-
-        Example:
-            >>> from agnosco import Samples
-            >>> Samples.noise((3, 16, 16), count=4, seed=1)
-            Samples('noise-4-seed1', 4 of shape (3, 16, 16))
-        """
+        """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`."""
         return cls(procedural.noise(count, shape, seed=seed), source=f"noise-{count}-seed{seed}")
 
     # -- using them ---------------------------------------------------------------------------
@@ -232,10 +218,8 @@ class Samples:
             raise AgnoscoError(f"held_out must be between 0 and 1, not {held_out}", "the default is 0.2")
         count = round(held_out * len(self))
         if not 0 < count < len(self):
-            raise AgnoscoError(
-                f"{len(self)} images cannot be split: a share of {held_out} is {count} of them",
-                "give more images, or another share",
-            )
+            message = f"{len(self)} images cannot be split: a share of {held_out} is {count} of them"
+            raise AgnoscoError(message, "give more images, or another share")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return order[count:].sort().values, order[:count].sort().values
 

@@ -83,11 +83,9 @@ class Classifier:
         self.classes = _checked_classes(self._probe())
         self.labels = _checked_labels(labels, self.classes)
         self._features = features
-        if features is not None and features not in dict(model.named_modules()):
-            raise AgnoscoError(
-                f"{self.name} has no submodule {features!r}",
-                nearest(features, [n for n, _ in model.named_modules() if n]),
-            )
+        submodules = dict(model.named_modules())  # the first is the model itself
+        if features is not None and features not in submodules:
+            raise AgnoscoError(f"{self.name} has no submodule {features!r}", nearest(features, list(submodules)[1:]))
 
     def __repr__(self) -> str:
         return f"Classifier({self.name!r}, shape={self.shape}, classes={self.classes})"
@@ -158,10 +156,8 @@ class Classifier:
     def activations(self, pixels: Tensor) -> Tensor:
         """What the last convolutional stage answers to images: ``(N, D, h, w)``, without gradients.
 
-        Tokens of a transformer are laid out on their grid; class and register tokens are dropped.
-
-        Raises:
-            AgnoscoError: The stage, or the one named as ``features``, does not answer with a feature map.
+        Tokens of a transformer are laid out on their grid; class and register tokens are dropped. AgnoscoError if the
+        stage, or the one named as ``features``, does not answer with a feature map.
         """
         outputs: list[object] = []
         hook = self.model.get_submodule(self.features).register_forward_hook(
@@ -173,10 +169,8 @@ class Classifier:
         grid = feature_map(output, self.shape)
         if grid is None:
             answer = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise AgnoscoError(
-                f"{self.features!r} of {self.name} answers {answer if outputs else 'nothing'}, not a feature map",
-                "name a submodule whose output is (N, D, h, w) or tokens (N, T, D)",
-            )
+            message = f"{self.features!r} of {self.name} answers {answer if outputs else 'nothing'}, not a feature map"
+            raise AgnoscoError(message, "name a submodule whose output is (N, D, h, w) or tokens (N, T, D)")
         return grid.float()
 
     # -- its classes --------------------------------------------------------------------------
@@ -184,8 +178,7 @@ class Classifier:
     def index(self, label: int | str) -> int:
         """The index of a class given by index, name or unique word (or words) of a name.
 
-        Raises:
-            AgnoscoError: There is no such class (the nearest are offered), or several.
+        AgnoscoError if there is no such class (the nearest are offered), or several.
         """
         text = str(label).strip()
         words = spelling(text)
@@ -194,10 +187,8 @@ class Classifier:
             number, named = int(text), exact if isinstance(label, str) else []
             if 0 <= number < self.classes:
                 if others := [i for i in named if i != number]:
-                    raise AgnoscoError(
-                        f"{text!r} is the index of {self.labels[number]!r} and the name of class {others[0]}",
-                        "give the index as a number in Python, or rename the labels",
-                    )
+                    message = f"{text!r} is the index of {self.labels[number]!r} and the name of class {others[0]}"
+                    raise AgnoscoError(message, "give the index as a number in Python, or rename the labels")
                 return number
             if not named:
                 raise AgnoscoError(
@@ -236,10 +227,8 @@ class Classifier:
             if self._layout is torch.channels_last:  # faster, but a view(N, -1) inside the model cannot read it
                 self._layout = torch.contiguous_format
                 return self._probe()
-            raise AgnoscoError(
-                f"{self.name} does not run on images of shape {self.shape}: {first_line(error)}",
-                "pass the size and channels that it was trained with",
-            ) from error
+            message = f"{self.name} does not run on images of shape {self.shape}: {first_line(error)}"
+            raise AgnoscoError(message, "pass the size and channels that it was trained with") from error
 
 
 def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -277,17 +266,13 @@ def logits_in(output: object) -> Tensor:
 def _checked_classes(logits: Tensor) -> int:
     """Number of classes, from the logits of two images, which are checked for the usual mistakes."""
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
-        raise AgnoscoError(
-            f"the model answers shape {tuple(logits.shape)} to two images, not (2, classes)",
-            "wrap it so that it returns one row of logits per image",
-        )
+        message = f"the model answers shape {tuple(logits.shape)} to two images, not (2, classes)"
+        raise AgnoscoError(message, "wrap it so that it returns one row of logits per image")
     if not logits.isfinite().all():
         raise AgnoscoError("the model's logits are not finite (NaN or Inf)", "check its weights and its mean and std")
     if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2, device=logits.device), atol=1e-4):
-        raise AgnoscoError(
-            "the model ends in a softmax: it answers probabilities, not logits",
-            "pass it without its last layer; the gradients of probabilities vanish",
-        )
+        message = "the model ends in a softmax: it answers probabilities, not logits"
+        raise AgnoscoError(message, "pass it without its last layer; the gradients of probabilities vanish")
     return logits.shape[1]
 
 

@@ -38,8 +38,7 @@ def count_classes(model: nn.Module) -> int:
 def with_classes_of(entries: Mapping[str, TensorEntry], create: Callable[..., nn.Module]) -> nn.Module:
     """A network whose last layer has as many classes as the same layer in a file; ``create`` takes ``num_classes``.
 
-    Raises:
-        AgnoscoError: The file has more classes than :data:`LIMITS` allow.
+    AgnoscoError if the file has more classes than :data:`LIMITS` allow.
     """
     model = create()
     key = last_layer(model)
@@ -55,10 +54,8 @@ def with_classes_of(entries: Mapping[str, TensorEntry], create: Callable[..., nn
 def fill(model: nn.Module, weights: Weights, name: str, *, keep: Collection[str] = ()) -> None:
     """Give a network its weights from a file, which is read only if every name and shape agrees.
 
-    ``keep`` names tensors of the network that stay as they are, such as a new last layer.
-
-    Raises:
-        AgnoscoError: The file does not hold exactly the other tensors of the network, or cannot be read.
+    ``keep`` names tensors of the network that stay as they are, such as a new last layer. AgnoscoError if the file does
+    not hold exactly the others, or cannot be read.
     """
     differences = _differences(model, weights.entries, keep)
     if differences:

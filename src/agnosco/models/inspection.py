@@ -61,11 +61,9 @@ class Inspection:
 
 
 def inspect(path: Path | str, *, finite: bool = False) -> Inspection:
-    """What a weights file contains, found out without running anything in it.
+    """What a weights file, from anywhere, contains, found out without running anything in it.
 
-    Args:
-        path: Any file, from anywhere.
-        finite: Also read the numbers of a safetensors file, to find NaN and Inf.
+    With ``finite``, the numbers of a safetensors file are read, too, to find NaN and Inf.
 
     Raises:
         AgnoscoError: There is no such file, or it cannot be read.

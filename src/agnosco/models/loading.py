@@ -4,6 +4,7 @@ A name is built by one of the :mod:`.sources`. torchvision and timm download and
 other weights come from a file, which :mod:`.weights.opening` opens without running anything in it.
 """
 
+import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +14,15 @@ import torch
 from torch import nn
 
 from ..errors import AgnoscoError, AgnoscoWarning
+from ..io.regular import read_regular
+from ..text import first_line
 from ..types import Shape
 from .architectures import ARCHITECTURES
 from .classifier import Classifier
-from .devices import resolve_device
 from .filling import fill, last_layer
 from .fitting import FORMS, table
-from .labels import read_labels
 from .sources import SOURCES, Network
+from .weights.limits import LIMITS
 from .weights.opening import open_weights
 
 
@@ -126,10 +128,8 @@ def untrained(
         torch.manual_seed(seed)
         network = SOURCES[source].untrained(short_name, classes) if source in SOURCES else None
     if network is None:
-        raise AgnoscoError(
-            f"{name!r} is not an architecture that can be trained",
-            f"give torchvision:NAME, or agnosco:{'|'.join(ARCHITECTURES)}",
-        )
+        message = f"{name!r} is not an architecture that can be trained"
+        raise AgnoscoError(message, f"give torchvision:NAME, or agnosco:{'|'.join(ARCHITECTURES)}")
     if weights is not None:
         with open_weights(weights, allow_pickle=allow_pickle) as file:
             head = last_layer(network.model)
@@ -152,6 +152,38 @@ def as_classifier(model: str | nn.Module | Classifier, shape: Shape) -> Classifi
     """A classifier as it is; of a name or a module, one for images of a shape ``(C, H, W)``."""
     channels, height, width = shape
     return model if isinstance(model, Classifier) else load(model, size=(height, width), channels=channels)
+
+
+def resolve_device(name: torch.device | str) -> torch.device:
+    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the fastest of this machine.
+
+    AgnoscoError if this machine has no such device.
+    """
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    available = [kind for kind, count in counts.items() if count]
+    if str(name) == "auto":
+        return torch.device(available[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise AgnoscoError(f"no device {name!r}", "choose auto, cpu, cuda or mps") from error
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise AgnoscoError(f"this machine has no {str(device)!r}", f"choose auto, or one of: {', '.join(available)}")
+    return device
+
+
+def read_labels(path: Path) -> list[str]:
+    """Class names from a UTF-8 file: a JSON list, or one name per line; AgnoscoError for anything else."""
+    hint = "give one name per line, or a JSON list"
+    try:
+        text = read_regular(path, most=LIMITS.labels).decode("utf-8-sig").strip()
+        names = json.loads(text) if text.startswith("[") else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise AgnoscoError(f"cannot read labels from {str(path)!r}: {first_line(error)}", hint) from error
+    texts = bool(names) and all(isinstance(name, str) for name in names)
+    if not texts or any("\ud800" <= character <= "\udfff" for character in "".join(names)):  # halves, as JSON can hold
+        raise AgnoscoError(f"{path.name} does not hold a list of names", hint)
+    return names
 
 
 def _network(model: str | nn.Module, weights: Path | str | None, trust_code: bool, allow_pickle: bool) -> Network:

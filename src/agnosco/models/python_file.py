@@ -26,10 +26,8 @@ def split_name(name: str) -> tuple[Path, str]:
 def build(path: Path, factory: str) -> nn.Module:
     """The network that a factory in a Python file returns; the file is run.
 
-    The factory is a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``.
-
-    Raises:
-        AgnoscoError: There is no such file or factory, it fails, or it does not return an ``nn.Module``.
+    The factory is a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``. AgnoscoError
+    if there is no such file or factory, it fails, or it does not return an ``nn.Module``.
     """
     function_name, args, options = _parse_call(factory)
     module = _import_file(path.expanduser())

@@ -48,8 +48,7 @@ class Source:
     def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
         """A network with the weights of a file, or with its own for None.
 
-        Raises:
-            AgnoscoError: There is no such network, the weights do not fit, or they cannot be downloaded.
+        AgnoscoError if there is no such network, the weights do not fit, or they cannot be downloaded.
         """
         raise NotImplementedError
 

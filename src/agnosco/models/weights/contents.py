@@ -46,11 +46,7 @@ def read_contents(path: Path | str, *, values: bool = False, limits: Limits = LI
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A regular file, open for reading.
-
-    Raises:
-        AgnoscoError: There is no such file, or it cannot be read.
-    """
+    """A regular file, open for reading; AgnoscoError if there is no such file, or it cannot be read."""
     try:
         return open_regular(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -61,11 +57,7 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def contents_of(file: IO[bytes], limits: Limits) -> Contents:
-    """What an open file contains.
-
-    Raises:
-        AgnoscoError: The disk cannot be read.
-    """
+    """What an open file contains; AgnoscoError if the disk cannot be read."""
     try:
         size = file.seek(0, 2)
         file.seek(0)
@@ -104,8 +96,7 @@ def _safetensors(file: IO[bytes], size: int, limits: Limits) -> Contents:
 def read_tensor(file: IO[bytes], contents: Contents, name: str) -> Tensor:
     """One tensor of a safetensors file; floating-point numbers become float32.
 
-    Raises:
-        Suspicious: It holds NaN or Inf, the file ends before it does, or it does not fit into memory.
+    Suspicious if it holds NaN or Inf, the file ends before it does, or it does not fit into memory.
     """
     import torch
 

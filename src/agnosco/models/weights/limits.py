@@ -13,7 +13,6 @@ class Limits(HeaderLimits):
 
     Args:
         header: Bytes of a safetensors header, of a zip's directory, and of the program of a pickle.
-        depth, tensors, rank, name, total: As for any header.
         classes: Rows of the last layer, when a network is built to fit them.
         labels: Bytes of a file of class names.
         seconds: Time for opening a pickle.
@@ -31,14 +30,8 @@ LIMITS = Limits()
 class Contents:
     """What a file contains, as far as can be told without reading the tensors.
 
-    Args:
-        format: Name of the file's format.
-        size: Bytes of the file.
-        findings: What is wrong; empty for a sound safetensors file.
-        entries, metadata: Tensors and texts by name; of safetensors only.
-        imports: Names that a pickle imports.
-        tensors, tensor_bytes: Number of tensors, and bytes of all of them, as far as known.
-        data_start: Bytes of the file before the first tensor; of safetensors only.
+    Only a sound safetensors file has no findings. ``entries``, ``metadata`` and ``data_start``, the bytes before the
+    first tensor, are of safetensors; ``imports`` are of pickles. The number and bytes of all tensors may not be known.
     """
 
     format: str

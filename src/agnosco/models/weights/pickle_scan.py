@@ -54,11 +54,9 @@ class Program:
 
 
 def program_of(data: bytes) -> Program:
-    """Disassembles a pickle.
+    """Disassembles a pickle; ValueError if it is none, does not end, or has more than a million operations.
 
-    Raises:
-        ValueError: It is not a pickle, does not end, or has more than a million operations.
-        Suspicious: It imports more than a thousand names.
+    Suspicious if it imports more than a thousand names.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from Python, about odd escapes in a text

@@ -35,12 +35,8 @@ _DUMPABLE_LOCK = threading.Lock()
 def converted(file: IO[bytes], limits: Limits) -> Iterator[tuple[Path, list[str]]]:
     """A pickle's tensors as a safetensors file, which is removed afterwards, and remarks on how they were found.
 
-    Args:
-        file: The pickle, open, as it was examined.
-        limits: How long the process may run, and how many bytes the tensors may have.
-
-    Raises:
-        Suspicious: It is no dictionary of tensors, cannot be read, or takes too much memory or time.
+    ``file`` is the pickle, open, as it was examined. Suspicious if it is no dictionary of tensors, cannot be read, or
+    takes too much memory or time.
     """
     with tempfile.TemporaryDirectory(prefix="agnosco-") as name:
         folder = Path(name)
