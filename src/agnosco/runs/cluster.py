@@ -173,12 +173,9 @@ class Cluster:
 
     def _workers(self) -> int:
         """How many workers fit into the cluster at once."""
-        workers = 0
-        for resources in (node["Resources"] for node in self.ray.nodes() if node["Alive"]):
-            fits = [resources.get("CPU", 0) // self.cpus]
-            fits += [resources.get("GPU", 0) // self.gpus] if self.gpus else []
-            workers += int(min(fits))
-        return workers
+        needs = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return sum(int(min(resources.get(name, 0) // need for name, need in needs.items())) for resources in nodes)
 
     def _queue(self) -> Any:
         from ray.util.queue import Queue
@@ -224,8 +221,7 @@ def _machine(refs: tuple[Any, Any], config: Config, device: str) -> Machine:
     """What this process computes with."""
     classifier, _ = _receive(refs, device)
     precision = resolve_precision(config.precision, torch.device(device))
-    together = maps_together(classifier, replace(config, precision=precision))
-    return Machine(precision, together, versions())
+    return Machine(precision, maps_together(classifier, replace(config, precision=precision)), versions())
 
 
 def _make_group(

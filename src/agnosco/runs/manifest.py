@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from ..method.concept import ConceptMap
     from ..models.classifier import Classifier
 
-HELD_OUT = 0.2
-"""Share of the samples that no map is made with, and that every map is judged with."""
-
-SPLIT_SEED = 0
-"""Seed of the random choice of these samples."""
+HELD_OUT, SPLIT_SEED = 0.2, 0
+"""Share of the samples that no map is made with, and that every map is judged with; seed of their random choice."""
 
 NOT_COMPARED = {"preset", "overrides", "threads"}
 """Settings that may differ when a run is continued: names of other settings, and a number that the run decides."""

@@ -65,7 +65,6 @@ def remake(
     """A map of a run, made again from its manifest, alone: the same except for the rounding of sums.
 
     Args:
-        path: The run folder.
         index, seed: Class and seed of the map.
         classifier: The run's network, loaded again; see :func:`classifier_of`.
         samples: All the run's samples, read again.

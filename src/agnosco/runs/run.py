@@ -56,7 +56,6 @@ class Run:
     """A run folder, made by :meth:`create` or :meth:`open`.
 
     Args:
-        folder: The folder.
         settings: What all its maps have in common, as in the manifest.
         groups: Maps that are made side by side.
         entries: One for each finished map.
