@@ -79,9 +79,8 @@ def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress |
     entries = path.iterdir() if path.is_dir() else ()
     folders = sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if len(folders) < 2:
-        raise AgnoscoError(
-            f"{str(path)!r} does not hold a folder per class", "give a folder DIR with images DIR/CLASS/IMAGE"
-        )
+        message = f"{str(path)!r} does not hold a folder per class"
+        raise AgnoscoError(message, "give a folder DIR with images DIR/CLASS/IMAGE")
     limit = max(MOST_BYTES // math.prod(shape) // len(folders), 1)
     parts = []
     for done, folder in enumerate(folders, start=1):

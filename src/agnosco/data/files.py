@@ -76,9 +76,8 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
         listing = _Listing(root)
         chosen = heapq.nsmallest(limit, listing.names(), key=_name_hash)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise AgnoscoError(
-            f"no folder {str(path)!r}", "check the path; 'leaves' and 'noise' are samples that need no folder"
-        ) from error
+        message = f"no folder {str(path)!r}"
+        raise AgnoscoError(message, "check the path; 'leaves' and 'noise' are samples that need no folder") from error
     except OSError as error:
         raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
     files = {name: root / name for name in sorted(chosen)}

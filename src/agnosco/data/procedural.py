@@ -48,9 +48,8 @@ def leaves(count: int, shape: Shape, *, seed: int = 0) -> Tensor:
 
     With a density of radii r⁻³ the images look alike at every scale (`Lee, Mumford and Huang 2001
     <https://doi.org/10.1023/A:1011109015675>`_). The leaves are ellipses, rectangles and triangles of random elongation
-    and direction, as in `Baradad et al. 2021 <https://arxiv.org/abs/2106.05963>`_, each of one colour from a normal
-    distribution with ImageNet's mean and covariance. Grey images (C = 1) are the luma of the coloured ones.
-    AgnoscoError if the count, shape or seed is invalid.
+    and direction, as in Baradad et al., each of one colour from a normal distribution with ImageNet's mean and
+    covariance. Grey images (C = 1) are the luma of the coloured ones. AgnoscoError if an argument is invalid.
     """
     return _images(_leaves, count, shape, seed)
 

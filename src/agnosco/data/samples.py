@@ -195,9 +195,7 @@ class Samples:
     def split(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Samples, Samples]:
         """Two disjoint sets: images to make maps with, which keep ``skipped``, and held-out images to judge them by.
 
-        Args:
-            held_out: Share of the images in the second set, in (0, 1).
-            seed: Decides which images these are.
+        ``held_out`` is the second set's share of the images, in (0, 1); the seed decides which these are.
 
         Raises:
             AgnoscoError: The share is not in (0, 1), or one of the sets would be empty.

@@ -72,9 +72,8 @@ class Classifier:
         self.mean = _per_channel(mean, 0.0, self.shape[0], "mean")
         self.std = _per_channel(std, 1.0, self.shape[0], "std")
         if min(self.std) <= 0:
-            raise AgnoscoError(
-                f"std must be positive, not {self.std}", "pass the std used in training, in [0, 1] units"
-            )
+            message = f"std must be positive, not {self.std}"
+            raise AgnoscoError(message, "pass the std used in training, in [0, 1] units")
         tensors = [*model.parameters(), *model.buffers()]
         self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
@@ -191,9 +190,8 @@ class Classifier:
                     raise AgnoscoError(message, "give the index as a number in Python, or rename the labels")
                 return number
             if not named:
-                raise AgnoscoError(
-                    f"no class {text}: {self.name} has {self.classes}", f"give 0 to {self.classes - 1}, or a name"
-                )
+                message = f"no class {text}: {self.name} has {self.classes}"
+                raise AgnoscoError(message, f"give 0 to {self.classes - 1}, or a name")
         matches = exact or [i for i, name in enumerate(self.labels) if f" {words} " in f" {spelling(name)} "]
         if len(matches) == 1:
             return matches[0]
@@ -237,9 +235,8 @@ def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[i
         is_timm = isinstance(settings, dict)
         size = settings.get("input_size", (None,))[-1] if is_timm else getattr(model, "image_size", None)
     if size is None:
-        raise AgnoscoError(
-            f"the input size of {type(model).__name__} is unknown", "pass it: size=224 (height and width in pixels)"
-        )
+        message = f"the input size of {type(model).__name__} is unknown"
+        raise AgnoscoError(message, "pass it: size=224 (height and width in pixels)")
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise AgnoscoError(f"an input of {height} x {width} pixels is empty", "pass a size of at least 1")
@@ -257,9 +254,8 @@ def logits_in(output: object) -> Tensor:
     """The logits in a model's answer, which may wrap them as Hugging Face and torchvision do."""
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
-        raise AgnoscoError(
-            f"the model answers a {type(output).__name__}, not logits", "wrap it so that it returns (N, classes)"
-        )
+        message = f"the model answers a {type(output).__name__}, not logits"
+        raise AgnoscoError(message, "wrap it so that it returns (N, classes)")
     return logits
 
 

@@ -15,14 +15,6 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest
 
 
-def split_name(name: str) -> tuple[Path, str]:
-    """The file and the factory of ``FILE.py:FACTORY``; AgnoscoError for another form."""
-    stem, separator, factory = name.partition(".py:")
-    if not separator:
-        raise AgnoscoError(f"'python:{name}' does not name a file and a factory", "give python:FILE.py:FACTORY")
-    return Path(f"{stem}.py"), factory
-
-
 def build(path: Path, factory: str) -> nn.Module:
     """The network that a factory in a Python file returns; the file is run.
 
@@ -38,9 +30,8 @@ def build(path: Path, factory: str) -> nn.Module:
         raise AgnoscoError(f"{path.name} has no factory {function_name!r}", nearest(function_name, factories))
     model = _run(partial(function, *args, **options), f"{function_name} of {path.name}")
     if not isinstance(model, nn.Module):
-        raise AgnoscoError(
-            f"{function_name} of {path.name} returns {type(model).__name__}", "it must return an nn.Module"
-        )
+        message = f"{function_name} of {path.name} returns {type(model).__name__}"
+        raise AgnoscoError(message, "it must return an nn.Module")
     return model
 
 
@@ -57,9 +48,8 @@ def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             raise ValueError("** in a call")
         return call.func.id, args, options
     except (SyntaxError, ValueError, TypeError) as error:
-        raise AgnoscoError(
-            f"{text!r} is neither a name nor a call with plain values", "write it like build or Net(20, classes=10)"
-        ) from error
+        message = f"{text!r} is neither a name nor a call with plain values"
+        raise AgnoscoError(message, "write it like build or Net(20, classes=10)") from error
 
 
 def _import_file(path: Path) -> ModuleType:

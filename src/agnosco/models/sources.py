@@ -124,9 +124,8 @@ class Timm(Source):
             raise AgnoscoError(f"timm has no model {name!r}", nearest(name, names))
         full_name, config = f"timm:{name}", timm.get_pretrained_cfg(name)
         if config is None or not config.num_classes:
-            raise AgnoscoError(
-                f"{full_name} outputs features: it has no classes", "choose a model with a classification head"
-            )
+            message = f"{full_name} outputs features: it has no classes"
+            raise AgnoscoError(message, "choose a model with a classification head")
         if weights is None:
             model = _downloaded(full_name, partial(timm.create_model, name, pretrained=True))
         else:
@@ -155,9 +154,8 @@ class Own(Source):
         if name not in ARCHITECTURES:
             raise AgnoscoError(f"agnosco has no architecture {name!r}", nearest(name, list(ARCHITECTURES)))
         if weights is None:
-            raise AgnoscoError(
-                f"agnosco:{name} has no weights of its own", "pass a file of them: weights=FILE.safetensors (--weights)"
-            )
+            message = f"agnosco:{name} has no weights of its own"
+            raise AgnoscoError(message, "pass a file of them: weights=FILE.safetensors (--weights)")
         create, shape = ARCHITECTURES[name]
         with weights() as file:
             model = with_classes_of(file.entries, lambda num_classes=10: create(num_classes))
@@ -175,11 +173,13 @@ class PythonFile(Source):
     """Networks that a user's Python file builds."""
 
     def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
-        path, factory = python_file.split_name(name)
+        stem, separator, factory = name.partition(".py:")
+        if not separator:
+            raise AgnoscoError(f"'python:{name}' does not name a file and a factory", "give python:FILE.py:FACTORY")
+        path = Path(f"{stem}.py")
         if not trust_code:
-            raise AgnoscoError(
-                f"'python:{name}' runs the code of {path.name}", "if you trust that file, add --trust-code"
-            )
+            message = f"'python:{name}' runs the code of {path.name}"
+            raise AgnoscoError(message, "if you trust that file, add --trust-code")
         model = python_file.build(path, factory)
         absolute = path.expanduser().is_absolute()
         full_name = f"python:{path.name}:{factory}" if absolute else f"python:{name}"  # no folder of this machine

@@ -35,10 +35,8 @@ def read_contents(path: Path | str, *, values: bool = False, limits: Limits = LI
     """
     with open_file(Path(path)) as file:
         contents = contents_of(file, limits)
-        if not values or not contents.entries:
-            return contents
         try:
-            for name in contents.entries:
+            for name in contents.entries if values else ():
                 read_tensor(file, contents, name)
         except Suspicious as error:
             return replace(contents, findings=(*contents.findings, error.finding))

@@ -33,8 +33,7 @@ class Weights:
     def read(self) -> dict[str, Tensor]:
         """The tensors by name, floating-point ones as float32.
 
-        Raises:
-            AgnoscoError: One holds NaN or Inf, or the file has changed meanwhile.
+        AgnoscoError if one holds NaN or Inf, or the file has changed meanwhile.
         """
         try:
             return {name: read_tensor(self._file, self._contents, name) for name in self.entries}

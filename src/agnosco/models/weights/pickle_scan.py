@@ -58,29 +58,26 @@ def program_of(data: bytes) -> Program:
 
     Suspicious if it imports more than a thousand names.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from Python, about odd escapes in a text
-        return _program(io.BytesIO(data))
-
-
-def _program(stream: io.BytesIO) -> Program:
+    stream = io.BytesIO(data)
     imports: set[str] = set()
     memo: dict[Any, str | None] = {}
     last: list[str | None] = [None, None]  # top of the stack, where it is certainly a text
     storages = 0
-    for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
-        name = operation.name
-        if count > _OPERATIONS:
-            raise ValueError("too many operations")
-        if name in _MEMO:
-            memo[len(memo) if name == "MEMOIZE" else argument] = last[1]
-            continue
-        imports |= _imported(name, argument, last)
-        if len(imports) > _IMPORTS:
-            raise Suspicious("limit", "imports", f"it is a pickle that imports more than {_IMPORTS:,} names")
-        storages += name in ("PERSID", "BINPERSID")
-        text = memo.get(argument) if name in _RECALL else _cut(str(argument)) if name in _STRINGS else None
-        last = [last[1] if text is not None else None, text]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from Python, about odd escapes in a text
+        for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+            name = operation.name
+            if count > _OPERATIONS:
+                raise ValueError("too many operations")
+            if name in _MEMO:
+                memo[len(memo) if name == "MEMOIZE" else argument] = last[1]
+                continue
+            imports |= _imported(name, argument, last)
+            if len(imports) > _IMPORTS:
+                raise Suspicious("limit", "imports", f"it is a pickle that imports more than {_IMPORTS:,} names")
+            storages += name in ("PERSID", "BINPERSID")
+            text = memo.get(argument) if name in _RECALL else _cut(str(argument)) if name in _STRINGS else None
+            last = [last[1] if text is not None else None, text]
     return Program(frozenset(imports), storages, stream.tell())
 
 
@@ -166,9 +163,8 @@ def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Contents:
             kind = _kind(members)
             if kind != "torch.save":
                 return Contents(kind, size, (_by_kind(kind),))
-            findings = (
-                [*_too_large(size, limits)] or _unique(_members(members, limits)) or _unique(_layout(file, archive))
-            )
+            findings = [*_too_large(size, limits)] or _unique(_members(members, limits))
+            findings = findings or _unique(_layout(file, archive))
             return _examine_members(archive, size, findings, limits)
     except Suspicious as error:
         return Contents("zip", size, (error.finding,))
