@@ -72,7 +72,6 @@ class Progress:
 
     Args:
         label, seed: The map being made.
-        stage: Its stage.
         done: Steps done of this map, all stages together.
         total: Steps that this map takes.
         last: What the last step saw and did.

@@ -38,12 +38,9 @@ def at_contrasts(images: Tensor, contrasts: Tensor | None) -> Tensor:
 
 
 def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
-    """The loss to minimize, summed over images (line 4).
+    """The loss to minimize, of logits ``(N, classes)`` and classes ``(N,)``, summed over images (line 4).
 
-    Args:
-        logits: ``(N, classes)``.
-        targets: Index of each image's class, ``(N,)``.
-        loss: One of :data:`agnosco.method.config.LOSSES`; see :class:`agnosco.method.config.MapperConfig`.
+    The losses are those of :class:`agnosco.method.config.MapperConfig`.
     """
     if loss == "cross-entropy":
         return F.cross_entropy(logits, targets, reduction="sum")
@@ -57,16 +54,9 @@ def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
 def adam_step(
     x: Tensor, mu: Tensor, sigma: Tensor, k: int, *, beta1: float, beta2: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Lines 5–7: the step v from x, after both moments have taken note of x.
+    """Lines 5–7: the step v and the moments μ and σ, from the mean gradient x of step k and the moments before.
 
-    Args:
-        x: Mean gradient of step k.
-        mu, sigma: First and second moments of the steps before; zeros before the first.
-        k: From 1: at 0, line 7 is 0 / 0.
-        beta1, beta2: Decay of the moments.
-
-    Returns:
-        v, μ and σ.
+    The moments are zeros before the first step, and k counts from 1: at 0, line 7 is 0 / 0.
     """
     mu = beta1 * mu + (1 - beta1) * x  # line 5
     sigma = beta2 * sigma + (1 - beta2) * x * x  # line 6

@@ -40,16 +40,12 @@ class Projector(Protocol):
         ...
 
     def __call__(self, w: Tensor, ball: BallState, *, progress: float, success: Numbers) -> tuple[Tensor, BallState]:
-        """Project a map.
+        """The projected coordinates of a map, or of several along leading axes, and what the next projection needs.
 
         Args:
-            w: Coordinates of the map, or of several along leading axes.
             ball: What the last projection returned.
             progress: Share of the steps done, in (0, 1].
             success: Share of this step's mini-batch that was given the class before the step.
-
-        Returns:
-            The projected coordinates, and what the next projection needs.
         """
         ...
 
@@ -78,9 +74,8 @@ class GrowingL2:
     @property
     def radii(self) -> tuple[float, float]:
         """The least and the greatest η."""
-        return scaled_radius(self.settings.start, self.basis.shape), scaled_radius(
-            self.settings.limit, self.basis.shape
-        )
+        shape = self.basis.shape
+        return scaled_radius(self.settings.start, shape), scaled_radius(self.settings.limit, shape)
 
     def begin(self) -> BallState:
         return BallState(self.radii[0])
@@ -125,12 +120,7 @@ class FewPixels:
 
 
 def top_energy_mask(energy: Tensor, pixels: int) -> Tensor:
-    """Where the pixels of most energy are: a boolean mask of the shape of ``energy``.
-
-    Args:
-        energy: ``(..., H, W)``, such as ``nu.square().sum(-3)``.
-        pixels: How many; all of them if there are no more.
-    """
+    """Where the ``pixels`` pixels of most energy ``(..., H, W)`` are: a boolean mask; all if there are no more."""
     flat = energy.flatten(-2)
     top = flat.topk(min(pixels, flat.shape[-1])).indices
     return torch.zeros_like(flat, dtype=torch.bool).scatter(-1, top, True).view_as(energy)

@@ -155,23 +155,15 @@ def _state(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.dev
     if header["loop"]:
         parts = {name: tensors[f"loop/{name}"].to(device) for name in _LOOP}
         loop = LoopState(**parts, ball=ball, trace=_steps(tensors["loop/trace"]))
-    return GroupState(
-        [tensors[f"finished/{place}"] for place in range(header["finished"])],
-        _steps(tensors["traces"]),
-        loop,
-        [_valid(row.clone()) for row in tensors["generators"]],  # a copy: set_state ignores where a view begins
-        ball,
-    )
+    generators = [row.clone() for row in tensors["generators"]]  # copies: set_state ignores where a view begins
+    for generator in generators:
+        torch.Generator().set_state(generator)  # RuntimeError or TypeError if it is no generator's state
+    finished = [tensors[f"finished/{place}"] for place in range(header["finished"])]
+    return GroupState(finished, _steps(tensors["traces"]), loop, generators, ball)
 
 
 def _states(generators: Sequence[torch.Generator]) -> list[Tensor]:
     return [generator.get_state() for generator in generators]
-
-
-def _valid(state: Tensor) -> Tensor:
-    """A generator's state, if it is one; RuntimeError or TypeError where not."""
-    torch.Generator().set_state(state)
-    return state
 
 
 def _columns(rows: list[list[Step]]) -> Tensor:

@@ -15,7 +15,7 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..models.classifier import Classifier
 from ..models.loading import load
-from ..types import Job, OnStep, Progress, Stage
+from ..types import Job, OnStep, Progress
 from .checkpoint import GroupState, fits
 from .concept import ConceptMap
 from .config import Config, MapperConfig, preset
@@ -196,7 +196,8 @@ class Maker:
             generator.set_state(saved)
         mapper = self._mapper(self.network, group, self.config.mapper, generators)
         for stage in list(self.config.stages)[len(state.finished) :]:
-            loop = self._loop(stage, mapper)
+            refine = self.config.refine if stage.kind == "refine" else None
+            loop = Refiner(mapper, refine, self.classifier) if refine else mapper
             nu = state.finished[-1].to(self.basis.device) if state.finished else self._black(len(group))
             loop_state = first = state.loop or loop.begin(nu, state.ball)
             for loop_state in loop.steps(first):
@@ -213,12 +214,6 @@ class Maker:
             network, [job.label for job in group], self.samples, config, basis=self.basis, project=self.project,
             generators=generators, micro_batch=self.micro_batch,
         )  # fmt: skip
-
-    def _loop(self, stage: Stage, mapper: Mapper) -> Mapper | Refiner:
-        """The loop of a stage."""
-        if stage.kind == "map" or self.config.refine is None:
-            return mapper
-        return Refiner(mapper, self.config.refine, self.classifier)
 
     def _black(self, maps: int) -> Tensor:
         """Line 1: ν of the black image, ``(maps, C, H, W)``."""
@@ -239,7 +234,10 @@ class Maker:
         stages = {str(stage): nu for stage, nu in zip(self.config.stages, maps, strict=True)}
         nu = maps[-1].to(self.classifier.device)
         probability = self.classifier.probabilities((0.5 - nu).clamp(0, 1)[None])[0, label].item()
-        xi = _attention(self.classifier, nu)
+        try:
+            xi = attention(self.classifier, nu).cpu()
+        except AgnoscoError:  # a network without a feature map
+            xi = None
         name, trace = self.classifier.labels[label], tuple(state.traces[place])
         return ConceptMap(nu.cpu().clone(), label, name, seed, probability, stages, trace, xi)
 
@@ -259,14 +257,6 @@ def _check_norm(label: int, norm: float) -> None:
         )
     if norm == 0:
         warnings.warn(f"the gradients of class {label} vanish: its map is empty", AgnoscoWarning, stacklevel=3)
-
-
-def _attention(classifier: Classifier, nu: Tensor) -> Tensor | None:
-    """Ξ of a finished map, on the CPU; None for a network without a feature map."""
-    try:
-        return attention(classifier, nu).cpu()
-    except AgnoscoError:
-        return None
 
 
 def generator_for(*key: int | str) -> torch.Generator:

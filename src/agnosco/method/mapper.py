@@ -66,7 +66,6 @@ class Mapper:
         classifier: The network; its weights must be frozen by the caller.
         labels: The class ℓ of each of the M maps.
         samples: The sample set Ī; fastest where its bytes lie on the device.
-        config: Settings of Algorithm 1.
         basis: ``config.parameterization`` fitted to the samples.
         project: Ψ, for all of them.
         generators: One CPU generator for each map.
@@ -87,11 +86,9 @@ class Mapper:
         self.targets = torch.tensor(self.labels, device=self.basis.device).repeat_interleave(self.config.batch)
 
     def begin(self, nu: Tensor, ball: BallState | None = None) -> LoopState:
-        """The state before the first step.
+        """The state before the first step: maps ν ``(M, C, H, W)``, and what projections left of the ball.
 
-        Args:
-            nu: ν to begin with, ``(M, C, H, W)``; zeros are line 1's black image.
-            ball: What the projections of the stage before left; a fresh start if None.
+        Zeros are line 1's black image; the ball is a fresh one if None.
         """
         no_xi = torch.zeros(len(nu), 1, *self.basis.shape[1:], device=nu.device)
         return LoopState.begin(self.basis.coordinates(nu), no_xi, ball or self.project.begin())

@@ -12,13 +12,9 @@ from ..types import Shape
 
 
 class Basis:
-    """The linear map ν = A·w for images of one shape; this one is the identity.
+    """The linear map ν = A·w for images of one shape ``(C, H, W)``, on a device; this one is the identity.
 
     ν and w may have leading axes, for several maps at once.
-
-    Args:
-        shape: ``(C, H, W)`` of ν.
-        device: Device of ν and w.
     """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:

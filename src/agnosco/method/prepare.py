@@ -4,6 +4,7 @@
 """
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,11 +44,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
         raise AgnoscoError(f"no precision {name!r}", f"choose from {', '.join(PRECISIONS)}")
     if name != "auto":
         return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    if device.type == "cpu":
-        return "bfloat16" if _cpu_has_bfloat16() else "float32"
-    return "float32"
+    gpu_has_it = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if gpu_has_it or (device.type == "cpu" and _cpu_has_bfloat16()) else "float32"
 
 
 def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifier:
@@ -60,7 +58,8 @@ def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifie
     faster.model = _folded(classifier)
     on_gpu, halved = faster.device.type == "cuda", precision == "bfloat16"
     if faster.model is classifier.model and (on_gpu or halved):
-        faster.model = _copied(classifier.model)
+        with suppress(Exception):  # foreign code may raise anything, and the copy only saves time
+            faster.model = copy.deepcopy(classifier.model)
     if faster.model is not classifier.model:
         if on_gpu:
             faster.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -129,14 +128,6 @@ class _Autocast(nn.Module):
     def forward(self, images: Tensor) -> Any:
         with torch.autocast(images.device.type, torch.bfloat16):
             return self.model(images)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy of a network; itself if it cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except Exception:  # foreign code may raise anything, and the copy only saves time
-        return model
 
 
 def _halve_weights(model: nn.Module) -> None:

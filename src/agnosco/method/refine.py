@@ -24,7 +24,6 @@ class Refiner:
 
     Args:
         mapper: Their Algorithm 1, whose mini-batches, loss and projection are used.
-        config: Settings of the refinement.
         classifier: The network whose activations Ξ is made of.
     """
 

@@ -85,14 +85,9 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
 def contact_sheet(
     pictures: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 5, tile: int = 160, footer: str = ""
 ) -> Image.Image:
-    """Pictures in a grid, each with a caption below, and a footer that says how they were made.
+    """Pictures in a grid, each with a caption below, and a footer that says what they have in common.
 
-    Args:
-        pictures: Of any sizes; small ones are enlarged to about ``tile`` pixels.
-        captions: One for each picture, cut to the width of its tile.
-        columns: Pictures in a row.
-        tile: Side of a tile in pixels.
-        footer: What the pictures have in common.
+    Small pictures are enlarged to about ``tile`` pixels, and captions are cut to the width of a tile.
     """
     if not pictures or len(pictures) != len(captions):
         raise AgnoscoError(

@@ -150,9 +150,7 @@ def targeted_success_rate(
     """Share of images that a network gives a class once they are perturbed, of those that it did not give it before.
 
     Args:
-        classifier: The network.
-        nu: A map, ``(C, H, W)``.
-        label: Its class.
+        nu, label: A map, ``(C, H, W)``, and its class.
         images: Held-out samples, not those that the map was made with.
         before: Their :func:`predictions`, if known already.
 
