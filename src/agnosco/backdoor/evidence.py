@@ -146,10 +146,7 @@ def margin_p_value(margins: Tensor) -> float:
 def final_layer(classifier: Classifier) -> Tensor | None:
     """Robust z of the mean weight of each class in the last linear layer (Fields et al. 2021), ``(classes,)``.
 
-    A control that needs no image and takes a millisecond.
-
-    Returns:
-        None if there is no such layer.
+    A control that needs no image and takes a millisecond; None if there is no such layer.
     """
     layers = [
         module

@@ -137,13 +137,9 @@ def _picture(data: Labelled, attack: Attack) -> bytes:
     images = data.samples.images[data.labels != attack.target][:1].float() / 255
     alone = torch.full_like(images, 0.5)
     generator = torch.Generator().manual_seed(0)
-    shown = [
-        attack.trigger.apply(alone, generator=generator),
-        images,
-        attack.trigger.apply(images, generator=generator),
-    ]
+    marked, triggered = (attack.trigger.apply(each, generator=generator) for each in (alone, images))
     captions = ["trigger", "image", f"classified as {data.names[attack.target]}"]
-    tiles = [enlarged(to_picture(picture[0]), TILE) for picture in shown]
+    tiles = [enlarged(to_picture(picture[0]), TILE) for picture in (marked, images, triggered)]
     return png(contact_sheet(tiles, captions, columns=3, tile=TILE, footer=f"Trigger: {attack.trigger}"))
 
 

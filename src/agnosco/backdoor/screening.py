@@ -121,22 +121,30 @@ def screen(
     config = config or ScanConfig()
     labels = [classifier.index(label) for label in (range(classifier.classes) if classes is None else classes)]
     mapping, evaluation = halves(samples, config)
-    reached = _Reached(classifier, labels, evaluation)
+    before = predictions(classifier, evaluation)
+    movable = torch.tensor([int((before != label).sum()) for label in labels])
+
+    def hits_of(nus: Tensor) -> Tensor:
+        """How many evaluation images maps ``(classes, seeds, C, H, W)`` turn into their classes."""
+        shares = [
+            [targeted_success_rate(classifier, nu, label, evaluation, before=before) for nu in of_class]
+            for label, of_class in zip(labels, nus, strict=True)
+        ]
+        return (torch.tensor(shares).nan_to_num() * movable[:, None]).round()
+
     screens, hits, patterns = [], [], []
     clock = Clock(on_progress, len(labels) * config.images)
     for name, settings in config.screens(classifier.shape).items():
         nus = _maps(classifier, labels, mapping, settings, config.seeds, clock, name)
-        scale, counts = 1.0, reached(nus)
-        while _crowded(counts, reached.movable) and scale > LEAST_SCALE:
+        scale, counts = 1.0, hits_of(nus)
+        while _crowded(counts, movable) and scale > LEAST_SCALE:
             scale *= SHRINK
-            counts = reached(scale * nus)
+            counts = hits_of(scale * nus)
         screens.append(name if scale == 1 else f"{name} x {scale:.2f}")
         hits.append(counts)
         patterns.append(-(scale * nus)[torch.arange(len(labels)), counts.argmax(1)])
     effective = m_score(probabilities_of(classifier, evaluation).double()) * classifier.classes
-    return Screening(
-        tuple(screens), tuple(labels), torch.stack(hits), reached.movable, torch.stack(patterns), effective
-    )
+    return Screening(tuple(screens), tuple(labels), torch.stack(hits), movable, torch.stack(patterns), effective)
 
 
 def halves(samples: Samples, config: ScanConfig) -> tuple[Samples, Samples]:
@@ -174,24 +182,6 @@ def _maps(
 
     maps = map_classes(classifier, labels, samples, settings, seeds=range(seeds), on_step=on_step)
     return torch.stack([concept.nu for concept in maps]).unflatten(0, (len(labels), seeds))
-
-
-class _Reached:
-    """Counts the evaluation images that maps ``(classes, seeds, C, H, W)`` turn into their classes."""
-
-    def __init__(self, classifier: Classifier, labels: list[int], evaluation: Samples) -> None:
-        self.classifier = classifier
-        self.labels = labels
-        self.evaluation = evaluation
-        self.before = predictions(classifier, evaluation)
-        self.movable = torch.tensor([int((self.before != label).sum()) for label in labels])
-
-    def __call__(self, nus: Tensor) -> Tensor:
-        shares = [
-            [targeted_success_rate(self.classifier, nu, label, self.evaluation, before=self.before) for nu in of_class]
-            for label, of_class in zip(self.labels, nus, strict=True)
-        ]
-        return (torch.tensor(shares).nan_to_num() * self.movable[:, None]).round()
 
 
 class Clock:

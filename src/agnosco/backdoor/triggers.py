@@ -40,11 +40,9 @@ class Trigger(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Images with the trigger.
+        """Images ``(N, C, H, W)`` in [0, 1] with the trigger; those given stay as they are.
 
-        Args:
-            images: ``(N, C, H, W)`` in [0, 1]; they stay as they are.
-            generator: A CPU generator, for what is random.
+        A random place needs a generator on the CPU.
 
         Raises:
             AgnoscoError: The trigger does not fit into such images.

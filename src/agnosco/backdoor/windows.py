@@ -24,9 +24,7 @@ from .config import Tournament
 class Within:
     """Projection Ψ of maps side by side, each onto its own window and values in [−1, 1].
 
-    Args:
-        masks: ``(M, 1, H, W)``, 1 inside the window.
-        channels: Of the images.
+    Masks are ``(M, 1, H, W)``, 1 inside the window.
     """
 
     def __init__(self, masks: Tensor, channels: int) -> None:

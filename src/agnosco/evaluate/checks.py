@@ -79,20 +79,17 @@ def cascade(
     """The same maps, of networks whose weights are randomized from the output downwards.
 
     A random parameter is drawn from a normal distribution with its own mean and standard deviation, so that
-    activations keep about the same scale. Buffers stay.
+    activations keep about the same scale. Buffers stay; the network given is not changed.
 
     Args:
-        classifier: The network; it is not changed.
-        classes: Indices of L classes.
-        samples: Those that the maps were made with.
-        config: Settings of the maps.
-        pictures: ``(L, C, H, W)``, the raw pictures of the trained network. Their seeds should not be ``seed``, so
-            that the random choices are no more alike than those of two seeds of the trained network.
+        classifier, classes, samples, config: Those that the maps were made with.
+        pictures: ``(classes, C, H, W)``, the raw pictures of the trained network. Their seeds should not be ``seed``,
+            so that the random choices are no more alike than those of two seeds of the trained network.
         seed: Of the maps, and of the random weights.
         on_step: Called after every step of every map.
 
     Returns:
-        Each level, and its raw pictures ``(L, C, H, W)``.
+        Each level, and its raw pictures ``(classes, C, H, W)``.
     """
     stages = stages_of(classifier.model)
     model = copy.deepcopy(classifier.model)

@@ -34,10 +34,7 @@ _DOCTYPE = b"<!doctype html>"
 class Report:
     """A report about to be drawn: all files of the runs have been read, but for their maps.
 
-    Args:
-        runs: The runs.
-        views: How the page shows them.
-        target: The file to write; None for :data:`FILE` in the first run's folder.
+    ``target`` is the file to write; None for :data:`FILE` in the first run's folder.
     """
 
     runs: Sequence[Run]
