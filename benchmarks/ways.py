@@ -50,7 +50,8 @@ def module_of(frame):
     return path[len(package) + 1 : -3].replace("/", ".") if path.startswith(package) else None
 
 def watch(frame, event, _):
-    if event != "call" or (callee := module_of(frame)) is None or frame.f_code.co_name.startswith("<"):
+    inner = frame.f_code.co_name in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
+    if event != "call" or inner or (callee := module_of(frame)) is None:
         return
     code = frame.f_code
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
