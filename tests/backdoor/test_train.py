@@ -221,6 +221,15 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("other", ["thesis.txt", "clean.safetensors"])  # there is no clean network without a twin
+def test_an_interrupted_folder_with_files_of_others_is_left_alone(other: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.txt").write_text("of an interrupted call")
+    (tmp_path / other).write_text("important")
+    with pytest.raises(AgnoscoError, match=f"holds other files .'{other}'"):
+        poison(tmp_path, small, bars(), bars(seed=1), ATTACK, TRAINING, twin=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.txt", other}
+
+
 def test_a_target_or_a_trigger_that_does_not_fit_is_said_first(tmp_path: Path) -> None:
     for attack in (Attack(Patch(2), target=3), Attack(Patch(9), target=0)):
         with pytest.raises(AgnoscoError):

@@ -21,8 +21,9 @@ import torch
 
 from ..data.datasets import Labelled
 from ..errors import AgnoscoError
+from ..io.atomic import PART
 from ..io.local import Local
-from ..io.storage import write_whole
+from ..io.storage import ELSEWHERE, write_whole
 from ..method.render import contact_sheet, enlarged, png, to_picture
 from ..models.classifier import Classifier
 from .config import Training
@@ -70,16 +71,17 @@ def poison(
     if not 0 <= attack.target < len(training_data.names):
         raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(training_data.names) - 1}")
     attack.trigger.mask(training_data.samples.shape)  # raises an error before any training if it does not fit
-    folder = Local(out)
+    folder, names = Local(out), ("compromised", "clean") if twin else ("compromised",)
     folder.check(holding=(SETTINGS,))
     folder.make()
+    _check_files(out, names)
     folder.sweep()
     classifier = create()
     _check_settings(
         out / SETTINGS, repr((classifier.fingerprint, training_data.samples.fingerprint, attack, training, seed))
     )
     networks: dict[str, Any] = {}
-    for name in ("compromised", "clean") if twin else ("compromised",):
+    for name in names:
         classifier, path = create(), out / f"{name}.safetensors"
         if path.exists():
             classifier.model.load_state_dict(safetensors.torch.load_file(path))
@@ -141,6 +143,14 @@ def _picture(data: Labelled, attack: Attack) -> bytes:
     captions = ["trigger", "image", f"classified as {data.names[attack.target]}"]
     tiles = [enlarged(to_picture(picture[0]), TILE) for picture in (marked, images, triggered)]
     return png(contact_sheet(tiles, captions, columns=3, tile=TILE, footer=f"Trigger: {attack.trigger}"))
+
+
+def _check_files(out: Path, names: tuple[str, ...]) -> None:
+    """Check that a folder holds nothing but the files of an interrupted call."""
+    ours = {f"{name}.{end}" for name in names for end in ("safetensors", "checkpoint")} | {PICTURE, MANIFEST, SETTINGS}
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith(PART))
+    if others:
+        raise AgnoscoError(f"{str(out)!r} holds other files ({others[0]!r})", ELSEWHERE)
 
 
 def _check_settings(path: Path, settings: str) -> None:

@@ -4,6 +4,7 @@ A source turns a name into a network, with what is known about its input, and im
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,15 +43,15 @@ class Network:
     assumed: bool = False
 
 
-class Source:
+class Source(ABC):
     """What every source can do; names are given without the source's own, such as ``resnet18``."""
 
+    @abstractmethod
     def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
         """A network with the weights of a file, or with its own for None.
 
         AgnoscoError if there is no such network, the weights do not fit, or they cannot be downloaded.
         """
-        raise NotImplementedError
 
     def untrained(self, name: str, classes: int) -> Network | None:
         """An architecture with random weights; None if there is no such architecture."""
