@@ -36,6 +36,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from common import (
@@ -58,6 +59,7 @@ from torch import nn
 
 import agnosco
 from agnosco import Classifier, Config, MapperConfig, Samples
+from agnosco.method import prepare
 from agnosco.method.maker import generator_for
 from agnosco.method.mapper import Mapper
 from agnosco.method.prepare import activation_bytes, compiled, images_at_once, placed, prepared, resolve_precision
@@ -154,9 +156,11 @@ def side_by_side(
     together: int | None = None,
     micro_batch: int | None = None,
     through_compiler: bool = False,
+    fold: bool = True,
 ) -> Steps:
     """The fast path: as agnosco runs it, or with something changed."""
-    faster = prepared(network, precision=resolve_precision(config.precision, network.device))
+    with contextlib.nullcontext() if fold else patch.object(prepare, "_folded", lambda classifier: classifier.model):
+        faster = prepared(network, precision=resolve_precision(config.precision, network.device))
     basis = config.mapper.parameterization.fit(samples, network.device)
     at_once = micro_batch or images_at_once(faster)
     faster = compiled(faster) if through_compiler else faster
@@ -305,26 +309,30 @@ def paths(device: torch.device, toy: bool) -> dict[str, Any]:
     results: dict[str, Any] = {}
     names = ("resnet20, 32 px, quick", "resnet18, 112 px, quick", "resnet18, 112 px, paper")
     for case in (case for case in cases(full=False) if case.name in names):
-        network = classifier(case, device)
-        config = config_of(case)
-        samples = photographs(network)
-        contiguous = copy.copy(network)
-        contiguous._layout = torch.contiguous_format
-        make = partial(side_by_side, network, samples)
-        ways = {"agnosco": make(config), "one map at a time": make(config, together=1)}
-        ways["reference"] = reference(network, samples, config)
-        ways["without channels-last"] = side_by_side(contiguous, samples, config)
-        if case.settings == "paper":
-            ways["direction gradient"] = make(replace(config, mapper=replace(config.mapper, direction="gradient")))
-            ways["direction plus"] = make(replace(config, mapper=replace(config.mapper, direction="plus")))
-        for at_once in (8, 16, 32, 64):
-            maps = max(at_once // case.batch, 1)
-            ways[f"{at_once} images at once"] = make(config, together=maps, micro_batch=at_once)
-        if not toy:
-            ways["compiled"] = make(config, through_compiler=True)
-        results[case.name] = rounds(ways, device, toy)
+        results[case.name] = rounds(variants(case, classifier(case, device), toy), device, toy)
         print(case.name, {name: round(median(values), 1) for name, values in results[case.name].items()})
     return results
+
+
+def variants(case: Case, network: Classifier, toy: bool) -> dict[str, Steps]:
+    """The fast path of a case as agnosco runs it, without each of its parts, and with other numbers of images."""
+    config, samples = config_of(case), photographs(network)
+    contiguous = copy.copy(network)
+    contiguous._layout = torch.contiguous_format
+    make = partial(side_by_side, network, samples)
+    ways = {"agnosco": make(config), "one map at a time": make(config, together=1)}
+    ways["reference"] = reference(network, samples, config)
+    ways["without channels-last"] = side_by_side(contiguous, samples, config)
+    ways["batch norms not folded"] = make(config, fold=False)
+    if case.settings == "paper":
+        ways["direction gradient"] = make(replace(config, mapper=replace(config.mapper, direction="gradient")))
+        ways["direction plus"] = make(replace(config, mapper=replace(config.mapper, direction="plus")))
+    for at_once in (8, 16, 32, 64):
+        maps = max(at_once // case.batch, 1)
+        ways[f"{at_once} images at once"] = make(config, together=maps, micro_batch=at_once)
+    if not toy:
+        ways["compiled"] = make(config, through_compiler=True)
+    return ways
 
 
 def _peak(device: torch.device) -> int:

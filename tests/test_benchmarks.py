@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import TARGET, planted, samples
-from torch import Tensor
+from torch import Tensor, nn
 
+from agnosco import Classifier, Samples
 from agnosco.backdoor.config import TRIGGERS
 from agnosco.backdoor.triggers import Patch, trigger_of, trigger_to_json
 from agnosco.errors import AgnoscoError
@@ -22,6 +23,7 @@ backdoors = pytest.importorskip("backdoors")
 cleanse = pytest.importorskip("neural_cleanse")
 common = pytest.importorskip("common")
 long_run = pytest.importorskip("long_run")
+speed = pytest.importorskip("speed")
 
 
 def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
@@ -166,3 +168,28 @@ def test_text_between_the_markers_is_replaced(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(common, "ROOT", tmp_path)
     common.fill("page.md", "name", common.markdown(["head"], [["cell"]]))
     assert page.read_text() == "before\n<!-- name -->\n| head |\n| --- |\n| cell |\n<!-- /name -->\nafter\n"
+
+
+@pytest.mark.skipif(not common.ASSETS.exists(), reason="there are no assets")
+def test_every_row_of_the_parts_of_the_fast_path_can_be_measured_again() -> None:
+    case = next(case for case in speed.cases(full=False) if case.name == "resnet20, 32 px, quick")
+    network = speed.classifier(case, torch.device("cpu"))
+    stored = common.read_results(speed.RESULTS / "speed-cpu.json")["paths"][case.name]
+    assert speed.variants(case, network, toy=False).keys() == stored.keys()
+
+
+def test_a_network_is_measured_with_its_batch_norms_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, measured = Classifier(model, size=8), []
+    monkeypatch.setattr(speed, "Mapper", lambda classifier, *_, **__: measured.append(classifier) or _NoSteps())
+    for fold in (True, False):
+        speed.side_by_side(network, Samples.noise(network.shape, count=4), speed.Config(), fold=fold)(1)
+    norms = [any(isinstance(part, nn.BatchNorm2d) for part in each.model.modules()) for each in measured]
+    assert norms == [False, True]
+
+
+class _NoSteps:
+    def begin(self, start: object) -> None: ...
+
+    def steps(self, state: object) -> list[object]:
+        return []

@@ -46,8 +46,8 @@ def write_contact_sheet(run: Run) -> str:
     model, samples = run.settings.model, run.settings.samples
     footer = (
         f"{some}{model.name} at {model.shape[2]} px. {describe(run.config, model.shape)}. "
-        f"Samples: {samples.source}, {samples.count}. p: probability that the model gives the picture's class; moves: "
-        "share of held-out images that the pattern moves to its class."
+        f"Samples: {samples.source}, {samples.count}. p: probability that the model gives the picture's class; "
+        "success: targeted success rate on held-out images."
     )
     columns = max(5, ceil(sqrt(len(captions))))
     pictures = [run.map(*entry.job).display() for entry in entries]
@@ -65,9 +65,9 @@ def page_of(run: Run) -> str:
 
 
 def caption(entry: Entry, *, with_seed: bool) -> str:
-    """A map's class, its seed if needed, and its figures: ``goldfish  p 0.99, moves 80%``."""
-    moves = "" if entry.targeted_success_rate is None else f", moves {entry.targeted_success_rate:.0%}"
-    figures = (f" s{entry.seed}" if with_seed else "") + f"  p {entry.probability:.2f}{moves}"
+    """A map's class, its seed if needed, and its figures: ``goldfish  p 0.99, success 80%``."""
+    success = "" if entry.targeted_success_rate is None else f", success {entry.targeted_success_rate:.0%}"
+    figures = (f" s{entry.seed}" if with_seed else "") + f"  p {entry.probability:.2f}{success}"
     return one_line(entry.name, limit=CAPTION - len(figures)) + figures
 
 
