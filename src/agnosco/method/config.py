@@ -171,8 +171,6 @@ class Config:
         return self.steps * self.mapper.batch
 
 
-# -- presets ----------------------------------------------------------------------------------------
-
 _QUICK = MapperConfig(
     batch=4,
     steps=480,
@@ -220,9 +218,6 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-# -- JSON -------------------------------------------------------------------------------------------
-
-
 def config_to_json(config: Config) -> dict[str, Any]:
     """Settings as plain JSON values; each dial carries its name as ``type``."""
 
@@ -257,9 +252,6 @@ def config_from_json(data: dict[str, Any]) -> Config:
         raise AgnoscoError(
             f"this version does not know these settings: {error}", "use the version that wrote them"
         ) from error
-
-
-# -- words ------------------------------------------------------------------------------------------
 
 
 def describe(config: Config, shape: Shape) -> str:

@@ -4,8 +4,7 @@
 2. ``transforms``: of perturbed images, at random (:class:`Identity`, :class:`Crops`).
 3. ``ball``: onto which ν is projected after every step (:class:`L2`, :class:`AutoL2`, :class:`Sparse`).
 
-Settings only, which load no torch; :mod:`agnosco.method.parameterization`, :mod:`agnosco.method.transforms` and
-:mod:`agnosco.method.ball` work with tensors.
+Settings load no torch; :mod:`agnosco.method.parameterization` and :mod:`agnosco.method.ball` work with tensors.
 """
 
 from __future__ import annotations
@@ -135,6 +134,8 @@ class Identity:
 class Crops:
     """A random crop of each image, resized back (bilinear), mirrored half the time, with some noise.
 
+    So a pattern must work at any place and scale. A scan does without: crops hide a trigger that has a fixed place.
+
     Args:
         area: Least and greatest area of a crop, as a share of the image's. A crop above 1 is the whole image made
             smaller, with the colours of its borders around it.
@@ -160,14 +161,29 @@ class Crops:
             raise AgnoscoError(f"noise must be at least 0, not {self.noise}", "0 adds none")
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
-        from .transforms import draw_crops
+        """The affine map of each crop, ``(N, 2, 3)``, and its noise where there is any."""
+        import torch
 
-        return draw_crops(shape, generator, area=self.area, flip=self.flip, noise=self.noise)
+        count = shape[0]
+        low, high = self.area
+        share, *place = torch.rand(3, count, generator=generator)
+        scale = (low + (high - low) * share).sqrt()
+        mirror = torch.ones(count)
+        if self.flip:
+            mirror = 1 - 2 * torch.randint(2, (count,), generator=generator).float()
+        affine = torch.zeros(count, 2, 3)
+        affine[:, 0, 0] = scale * mirror
+        affine[:, 1, 1] = scale
+        affine[:, :, 2] = (1 - scale)[:, None] * (2 * torch.stack(place, 1) - 1)
+        return (affine, self.noise * torch.randn(*shape, generator=generator)) if self.noise else (affine,)
 
     def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
-        from .transforms import cropped
+        from torch.nn import functional as F
 
-        return cropped(images, *drawn)
+        affine, *noise = drawn
+        grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+        seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return seen + noise[0] if noise else seen
 
 
 @dataclass(frozen=True)

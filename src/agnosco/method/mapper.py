@@ -46,12 +46,6 @@ class LoopState:
     success: Tensor
     trace: list[list[Step]]
 
-    @classmethod
-    def begin(cls, w: Tensor, xi: Tensor, ball: BallState) -> LoopState:
-        """Before the first step."""
-        zeros = torch.zeros_like(w)
-        return cls(w, zeros, zeros, xi, ball, torch.zeros(len(w), device=w.device), [])
-
     @property
     def steps_by_map(self) -> list[list[Step]]:
         """The steps of each map."""
@@ -90,8 +84,9 @@ class Mapper:
 
         Zeros are line 1's black image; the ball is a fresh one if None.
         """
-        no_xi = torch.zeros(len(nu), 1, *self.basis.shape[1:], device=nu.device)
-        return LoopState.begin(self.basis.coordinates(nu), no_xi, ball or self.project.begin())
+        w, no_xi = self.basis.coordinates(nu), torch.zeros_like(nu[:, :1])
+        zeros, no_success = torch.zeros_like(w), torch.zeros(len(nu), device=nu.device)
+        return LoopState(w, zeros, zeros, no_xi, ball or self.project.begin(), no_success, [])
 
     def steps(self, state: LoopState) -> Iterator[LoopState]:
         """Lines 2–15: the state after every step, until all are done.

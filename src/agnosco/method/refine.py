@@ -33,8 +33,8 @@ class Refiner:
 
     def begin(self, nu: Tensor, ball: BallState) -> LoopState:
         """The state before the first step, of maps ν ``(M, C, H, W)``."""
-        xi = torch.stack([attention(self.classifier, one) for one in nu])
-        return LoopState.begin(self.mapper.basis.coordinates(nu), xi, ball)
+        xi = torch.stack([attention(self.classifier, each_map) for each_map in nu])
+        return replace(self.mapper.begin(nu, ball), xi=xi)
 
     def steps(self, state: LoopState) -> Iterator[LoopState]:
         """Adam: the state after every step, until all are done."""

@@ -191,9 +191,6 @@ def _key_of(classifier: Classifier, samples: Samples, config: Config, machine: M
     return classifier.fingerprint, samples.fingerprint, replace(config, precision=precision)
 
 
-# -- on a worker ---------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=1)
 def _receive(refs: tuple[Any, Any], device: str) -> tuple[Classifier, Samples]:
     """The network, on a device, and the samples; unpacked once in a process."""
@@ -263,9 +260,6 @@ def _forward(queue: Any, on_step: OnStep | None) -> None:
         reported = queue.get_nowait_batch(queue.qsize())
     for progress in reported:
         on_step(progress)
-
-
-# -- Ray -----------------------------------------------------------------------------------------------
 
 
 def _ray() -> Any:

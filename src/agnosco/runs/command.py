@@ -9,13 +9,11 @@ from ..data.files import DIGITS, plain_source
 from ..errors import AgnoscoError
 from ..method.config import Config, config_from_json
 from ..method.config import preset as preset_config
-from ..method.dials import BALLS, L2, PARAMETERIZATIONS, TRANSFORMS, AutoL2, Ball
+from ..method.dials import DIALS, L2, AutoL2, Ball
 from .manifest import Entry, SamplesRecord, Settings
 
 OVERRIDES = ("parameterization", "transforms", "ball", "loss", "steps", "batch", "radius", "precision", "compiled")
 """Options that replace a setting of a preset, in the order in which a command names them."""
-
-DIALS: dict[str, dict[str, type]] = {"parameterization": PARAMETERIZATIONS, "transforms": TRANSFORMS, "ball": BALLS}
 
 
 def chosen_config(preset: str, **overrides: Any) -> Config:

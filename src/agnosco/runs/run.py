@@ -217,8 +217,6 @@ class Run:
         """How a notebook shows it: the first pictures, with their classes."""
         return page_of(self)
 
-    # -- writing ------------------------------------------------------------------------------
-
     def end(self) -> None:
         """Write the manifest with an index of all maps, including those of other processes."""
         self.merge()
@@ -277,8 +275,6 @@ class Run:
             self.folder.make()
         elif not self.folder.exists(MANIFEST):
             raise AgnoscoError(f"{self.folder.name!r} has no {MANIFEST} any more", MOVED)
-
-    # -- reading ------------------------------------------------------------------------------
 
     def maps(self) -> Iterator[ConceptMap]:
         """Every map, by index and seed; raises what :meth:`map` does."""
