@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -20,7 +19,7 @@ from agnosco.data import decoding, files
 from agnosco.data import samples as reading
 from agnosco.data.cache import default_cache
 from agnosco.data.decoding import Unreadable, decode, fit, stack
-from agnosco.data.files import Skipped, find_files, in_order, summary
+from agnosco.data.files import Skipped, find_files, summary
 from agnosco.data.samples import read_folder
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.io.atomic import PART, host_name
@@ -500,23 +499,6 @@ def test_a_long_list_is_counted() -> None:
     skipped = [Skipped(f"{i}.txt", "not an image") for i in range(12)]
     assert summary(skipped, 12) == ("'0.txt' (not an image), '1.txt' (not an image), '2.txt' (not an image) and 9 more")
     assert "more" not in summary(skipped[:3], 3)
-
-
-def test_order_is_kept_whoever_finishes_first() -> None:
-    def work(item: int) -> int:
-        time.sleep(0.002 * (item % 3))
-        return item * item
-
-    assert list(in_order(work, range(60), workers=3)) == [item * item for item in range(60)]
-
-
-def test_little_is_pending() -> None:
-    """What is handed to the threads, and not only what they have begun, stays within a window."""
-    handed = []
-    results = in_order(str, (handed.append(item) or item for item in range(60)), workers=3)
-    ahead = [len(handed) - taken for taken, _ in enumerate(results)]
-    assert max(ahead) == 3 * files.PENDING
-    assert len(ahead) == len(handed) == 60
 
 
 # -- the cache ----------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_a_record_is_readable_json_and_comes_back(folder: Folder) -> None:
-    assert records.write(folder, "line.json", LINE) == folder.at("line.json")
+    assert folder.write("line.json", records.encode(LINE)) == folder.at("line.json")
     assert folder.read("line.json") == TEXT
     assert records.read(folder, "line.json", Figure, hint="draw it again") == LINE
     assert records.read(folder, "none.json", Figure, hint="draw it again") is None
@@ -106,5 +106,5 @@ def test_unknown_keys_are_ignored(folder: Folder) -> None:
 
 def test_nothing_that_is_not_finite_is_written(folder: Folder) -> None:
     with pytest.raises(ValueError, match="Out of range"):
-        records.write(folder, "point.json", Point(x=float("nan"), y=0.0))
+        folder.write("point.json", records.encode(Point(x=float("nan"), y=0.0)))
     assert not folder.exists("point.json")

@@ -22,7 +22,7 @@ from agnosco.io import atomic, local, storage
 from agnosco.io.atomic import PART
 from agnosco.io.local import Local
 from agnosco.io.remote import Remote
-from agnosco.io.storage import Folder, at_once, write_whole
+from agnosco.io.storage import PENDING, Folder, in_order, write_whole
 from agnosco.text import without_password
 
 
@@ -252,8 +252,23 @@ def test_many_writers_of_one_file_leave_one_of_theirs_whole(tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["a"]
 
 
-def test_at_once_keeps_the_order() -> None:
-    assert at_once(lambda number: (time.sleep(0.01 * (5 - number)), number)[1], range(5)) == [0, 1, 2, 3, 4]
+def test_order_is_kept_whoever_finishes_first() -> None:
+    def work(item: int) -> int:
+        time.sleep(0.002 * (item % 3))
+        return item * item
+
+    assert list(in_order(work, range(60), threads=3)) == [item * item for item in range(60)]
+    results = in_order(lambda number: (time.sleep(0.01 * (5 - number)), number)[1], range(5))
+    assert list(results) == [0, 1, 2, 3, 4]
+
+
+def test_little_is_pending() -> None:
+    """What is handed to the threads, and not only what they have begun, stays within a window."""
+    handed = []
+    results = in_order(str, (handed.append(item) or item for item in range(60)), threads=3)
+    ahead = [len(handed) - taken for taken, _ in enumerate(results)]
+    assert max(ahead) == 3 * PENDING
+    assert len(ahead) == len(handed) == 60
 
 
 def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(

@@ -225,7 +225,7 @@ def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     folder = Folder.of(place)
     folder.make()
     picture = folder.write(PICTURE, png(sheet))
-    return records.write(folder, FILE, scan.record), picture
+    return folder.write(FILE, records.encode(scan.record)), picture
 
 
 def _measured(classifier: Classifier, samples: Samples, config: ScanConfig, screened: Screening) -> Measured:

@@ -36,7 +36,7 @@ def stored(array: Any, shape: Shape | None) -> Tensor:
 
 
 def _plain(array: Any) -> np.ndarray | Tensor:
-    """A tensor on the CPU, or a NumPy array, with axes (N, C, H, W)."""
+    """A tensor on the CPU, or a NumPy array, with axes (N, C, H, W), of bytes or floats."""
     array = array.detach().cpu() if isinstance(array, Tensor) else np.asarray(array)
     shape = tuple(array.shape)
     if len(shape) == 3:
@@ -46,32 +46,27 @@ def _plain(array: Any) -> np.ndarray | Tensor:
     if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape:
         message = f"an array of shape {shape} is not a set of images"
         raise AgnoscoError(message, "give (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or grey images (N, H, W)")
+    is_float = array.is_floating_point() if isinstance(array, Tensor) else np.issubdtype(array.dtype, np.floating)
+    dtype = str(array.dtype).removeprefix("torch.")
+    if not is_float and dtype != "uint8":
+        raise AgnoscoError(f"pixels cannot be {dtype}", "give uint8 in [0, 255] or float in [0, 1]")
     return array
 
 
 def _converted(chunk: np.ndarray | Tensor, shape: Shape) -> Tensor:
     """Some images of such an array as uint8 of a shape."""
-    images = chunk if isinstance(chunk, Tensor) else _tensor(chunk)
-    if images.dtype == torch.uint8 and images.shape[1:] == shape:
-        return images
-    pixels = _resized(_recoloured(_unit_floats(images), shape[0]), shape[1:])
+    if isinstance(chunk, np.ndarray):  # floats of any width or byte order
+        chunk = torch.from_numpy(np.array(chunk, dtype=np.uint8 if chunk.dtype == np.uint8 else np.float32))
+    if chunk.dtype == torch.uint8 and chunk.shape[1:] == shape:
+        return chunk
+    pixels = _resized(_recoloured(_unit_floats(chunk), shape[0]), shape[1:])
     return (pixels * 255).round().to(torch.uint8)
-
-
-def _tensor(chunk: np.ndarray) -> Tensor:
-    if chunk.dtype == np.uint8:
-        return torch.from_numpy(np.array(chunk))
-    if np.issubdtype(chunk.dtype, np.floating):
-        return torch.from_numpy(np.array(chunk, dtype=np.float32))  # of any width or byte order
-    raise _wrong_type(chunk.dtype)
 
 
 def _unit_floats(images: Tensor) -> Tensor:
     """Pixels in [0, 1]."""
     if images.dtype == torch.uint8:
         return images.float() / 255
-    if not images.is_floating_point():
-        raise _wrong_type(images.dtype)
     low, high = (value.item() for value in images.aminmax())
     if low != low:
         raise AgnoscoError("the array holds NaN", "remove the images that hold it")
@@ -82,12 +77,6 @@ def _unit_floats(images: Tensor) -> Tensor:
             "divide by 255, or pass uint8" if bytes_like else "undo the normalisation of the pixels first",
         )
     return images.float().clamp(0, 1)
-
-
-def _wrong_type(dtype: Any) -> AgnoscoError:
-    return AgnoscoError(
-        f"pixels cannot be {str(dtype).removeprefix('torch.')}", "give uint8 in [0, 255] or float in [0, 1]"
-    )
 
 
 def _recoloured(pixels: Tensor, channels: int) -> Tensor:

@@ -17,8 +17,9 @@ from ..io.atomic import atomic_file
 from ..io.local import Local
 from ..io.regular import open_regular
 from ..io.safetensors_header import HeaderLimits, Suspicious, read_header
+from ..io.storage import in_order, reason_of
 from ..types import Shape
-from .files import Skipped, in_order, reason_of
+from .files import THREADS, Skipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ def default_cache() -> Path:
 def cache_key(files: Mapping[str, Path], shape: Shape, decoder: str) -> str:
     """SHA-256 over names and contents of files, the shape of the images, and the version of the decoder."""
     digest = hashlib.sha256(json.dumps([decoder, shape, list(files)]).encode())
-    for content_digest in in_order(_content_digest, files.values()):
+    for content_digest in in_order(_content_digest, files.values(), threads=THREADS):
         digest.update(content_digest)
     return digest.hexdigest()
 

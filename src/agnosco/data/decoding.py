@@ -16,8 +16,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..io.storage import in_order, reason_of
 from ..types import OnProgress, Shape
-from .files import Skipped, in_order, reason_of
+from .files import THREADS, Skipped
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are tried; Pillow knows others, but some run external programs (EPS) or look like text."""
@@ -125,7 +126,8 @@ def decode_files(
     skipped = []
 
     def images() -> Iterator[Tensor]:
-        for done, (name, result) in enumerate(zip(files, in_order(attempt, files.values()), strict=True), start=1):
+        results = in_order(attempt, files.values(), threads=THREADS)
+        for done, (name, result) in enumerate(zip(files, results, strict=True), start=1):
             if isinstance(result, Tensor):
                 yield result
             else:

@@ -7,14 +7,13 @@ import hashlib
 import heapq
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..errors import AgnoscoError
+from ..io.storage import reason_of
 
 MOST_FILES = 10_000
 """Files of a folder that are read by default: ten times what a map needs (800 to 1000 in the paper)."""
@@ -25,15 +24,11 @@ MOST_SKIPPED = 1000
 MOST_NAMED = 3
 """Skipped files that a message names; the rest are counted."""
 
-WORKERS = min(8, os.cpu_count() or 1)
-PENDING = 4
-"""Files per worker that are processed ahead of the reader; bounds memory."""
+THREADS = min(8, os.cpu_count() or 1)
+"""Files that are read and decoded at a time: most of that is computing."""
 
 DIGITS = "scikit-learn digits"
 """What manifests call the samples of :func:`.datasets.digits`."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -93,23 +88,6 @@ def summary(skipped: Sequence[Skipped], count: int) -> str:
     """The first few of ``count`` skipped files by name, and the number of the others."""
     rest = f" and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
     return ", ".join(map(str, skipped[:MOST_NAMED])) + rest
-
-
-def reason_of(error: OSError) -> str:
-    """Why a file cannot be read, in a few words."""
-    return (error.strerror or str(error)).lower()
-
-
-def in_order(function: Callable[[T], R], items: Iterable[T], *, workers: int = WORKERS) -> Iterator[R]:
-    """Like ``map``, but in several threads, each at most :data:`PENDING` items ahead of the reader."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= PENDING * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _name_hash(name: str) -> bytes:

@@ -85,7 +85,7 @@ def sanity(
         planted=templates.tolist(),
         cascade=[level for level, _ in levels],
     )
-    records.write(run.folder, FILE, record)
+    run.folder.write(FILE, records.encode(record))
     run.folder.write(SHEET, _sheet(classifier.name, record, pictures, levels))
     return record
 

@@ -103,7 +103,7 @@ def add_scores(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     ordered = sorted(
         by_network.values(), key=lambda judgement: (not judgement.source, judgement.target, judgement.shape)
     )
-    records.write(run.folder, FILE, Scores(targets=ordered))
+    run.folder.write(FILE, records.encode(Scores(targets=ordered)))
     return ordered
 
 

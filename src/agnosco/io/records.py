@@ -36,11 +36,6 @@ def read(folder: Folder, name: str, kind: type[T], *, hint: str) -> T | None:
         raise AgnoscoError(f"cannot read {folder.at(name)!r}: it is damaged, or of another version", hint) from error
 
 
-def write(folder: Folder, name: str, record: Any) -> str:
-    """Write a record as JSON, whole or not at all; returns the file's full name. Raises what ``encode`` raises."""
-    return folder.write(name, encode(record))
-
-
 def decode(content: bytes, kind: type[T]) -> T:
     """The record in the content of a JSON file; ValueError if there is none. Texts are not taken for numbers."""
     return msgspec.convert(parse(content), kind)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,9 @@ SIZE_LIMITS = {".json": 64 << 20, ".safetensors": 4 << 30, ".png": 256 << 20, ".
 
 THREADS = 16
 """Files that are read at a time: a store takes a while to answer."""
+
+PENDING = 4
+"""Items per thread that are processed ahead of the reader; bounds memory."""
 
 Place = str | os.PathLike[str]
 T = TypeVar("T")
@@ -126,10 +130,16 @@ def write_whole(place: Place, content: bytes) -> str:
     return os.fspath(place)
 
 
-def at_once(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Results of a function for each item, in order, computed in several threads: most of its time is waiting."""
-    with ThreadPoolExecutor(min(THREADS, len(items) or 1)) as pool:
-        return list(pool.map(function, items))
+def in_order(function: Callable[[T], R], items: Iterable[T], *, threads: int = THREADS) -> Iterator[R]:
+    """Like ``map``, but in several threads, each at most :data:`PENDING` items ahead of the reader."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= PENDING * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def size_limit(name: str) -> int:

@@ -19,7 +19,7 @@ from ..errors import AgnoscoError
 from ..evaluate import sanity_record
 from ..evaluate.score_record import Judgement, read_scores
 from ..io.local import Local
-from ..io.storage import Folder, Place, at_once
+from ..io.storage import Folder, Place, in_order
 from ..method.config import describe
 from ..runs.command import command_of, options_of
 from ..runs.run import MANIFEST, Run
@@ -128,7 +128,7 @@ def _preset(run: Run) -> str:
 def _dates(run: Run) -> str:
     """First and last date of the maps' files; a manifest holds none."""
     try:
-        times = sorted(at_once(lambda entry: run.folder.modified(f"maps/{entry.stem}.safetensors"), run.entries))
+        times = sorted(in_order(lambda entry: run.folder.modified(f"maps/{entry.stem}.safetensors"), run.entries))
     except FileNotFoundError as error:
         raise AgnoscoError(
             f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.local import Local
 from ..io.records import to_json
-from ..io.storage import MOVED, Folder, Place, at_once
+from ..io.storage import MOVED, Folder, Place, in_order
 from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
 from ..types import Job
@@ -180,7 +180,7 @@ class Run:
                 self._damaged.add(name)
                 return None
 
-        self.entry_of |= {entry.job: entry for entry in at_once(read, sorted(stems)) if entry is not None}
+        self.entry_of |= {entry.job: entry for entry in in_order(read, sorted(stems)) if entry is not None}
 
     def stored_entry(self, name: str) -> Entry | None:
         """The entry in the file of this stem, None if there is no file; ValueError if it is damaged."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..io.storage import at_once
+from ..io.storage import in_order
 from ..types import Job
 from .manifest import Entry, stem_of, write_entry
 from .run import Run
@@ -32,7 +32,7 @@ def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStat
     if len(jobs) > LISTED:
         files = {f"{inside}/{name}" for inside in ("maps", "pictures") for name in run.folder.names(inside)}
         exists = files.__contains__
-    results = at_once(lambda job: _checked(run, job, names[job.label], exists), jobs)
+    results = list(in_order(lambda job: _checked(run, job, names[job.label], exists), jobs))
     missing = [job for job, (entry, _) in zip(jobs, results, strict=True) if entry is None]
     for job in missing:
         run.entry_of.pop(job, None)

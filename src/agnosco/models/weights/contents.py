@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 from ...errors import AgnoscoError
 from ...io.regular import open_regular
 from ...io.safetensors_header import DTYPES, Finding, Suspicious, read_header
+from ...io.storage import reason_of
 from .limits import LIMITS, Contents, Limits
 from .pickle_scan import examine_pickle, examine_zip
 
@@ -50,8 +51,8 @@ def open_file(path: Path) -> IO[bytes]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise AgnoscoError(f"there is no weights file {str(path)!r}", "check the path") from error
     except (OSError, ValueError) as error:  # a ValueError is a path with a null byte
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise AgnoscoError(f"cannot read {path.name}: {reason}", "give a regular file that you may read") from error
+        hint = "give a regular file that you may read"
+        raise AgnoscoError(f"cannot read {path.name}: {reason_of(error)}", hint) from error
 
 
 def contents_of(file: IO[bytes], limits: Limits) -> Contents:

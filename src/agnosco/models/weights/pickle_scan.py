@@ -94,18 +94,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= _TEXT else f"{text[:_TEXT]}…"
 
 
-def _by_imports(imports: frozenset[str] | set[str]) -> Iterator[Finding]:
+def _by_imports(imports: frozenset[str] | set[str]) -> Finding:
     """The finding for the names that a pickle imports."""
     others = sorted(imports - PLAIN)
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        detail = f"it is a pickle that runs {', '.join(name[:60] for name in others[:3])}{more} when it is opened"
-        yield Finding("code", "imports", detail)
-    else:
-        yield Finding("pickle", "pickle", "it is a pickle of tensors (torch.save), not safetensors")
-
-
-# -- pickles without a zip ---------------------------------------------------------------------------
+    if not others:
+        return Finding("pickle", "pickle", "it is a pickle of tensors (torch.save), not safetensors")
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    detail = f"it is a pickle that runs {', '.join(name[:60] for name in others[:3])}{more} when it is opened"
+    return Finding("code", "imports", detail)
 
 
 def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | None:
@@ -134,7 +130,7 @@ def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | Non
     if file.read(4) == b"PK\5\6":
         findings.append(Finding("malformed", "polyglot", "it is a pickle and a zip at once"))
     if legacy or imports - PLAIN:
-        findings += _by_imports(imports)
+        findings.append(_by_imports(imports))
     elif not findings:
         findings.append(Finding("unknown", "plain-pickle", "it is a pickle, but not one that torch.save wrote"))
     kind = "torch.save (legacy)" if legacy else "pickle"
@@ -149,9 +145,6 @@ def _too_large(size: int, limits: Limits) -> Iterator[Finding]:
     if size > limits.total + limits.header:
         detail = f"it is {size:,} bytes long (its tensors may have {limits.total:,})"
         yield Finding("limit", "total-size", detail)
-
-
-# -- pickles in a zip --------------------------------------------------------------------------------
 
 
 def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Contents:
@@ -190,7 +183,7 @@ def _examine_members(archive: zipfile.ZipFile, size: int, findings: list[Finding
         raise Suspicious("malformed", "bad-pickle", "its data.pkl is not a pickle") from error
     if program.storages > limits.tensors:
         raise Suspicious("limit", "tensor-count", f"it holds {program.storages:,} tensors (at most {limits.tensors:,})")
-    all_findings = (*_by_imports(program.imports), *_unique(_checksums(archive)))
+    all_findings = (_by_imports(program.imports), *_checksums(archive))
     return Contents(
         "torch.save", size, all_findings, imports=tuple(sorted(program.imports)), tensors=program.storages,
         tensor_bytes=tensor_bytes,
