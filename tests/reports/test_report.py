@@ -38,10 +38,9 @@ from agnosco.method.config import Config, MapperConfig, config_to_json, preset
 from agnosco.models.architectures import created
 from agnosco.models.classifier import Classifier
 from agnosco.reports.classes import aligned
-from agnosco.reports.curves import curves
 from agnosco.reports.page import Report, report
 from agnosco.reports.page import opened as report_of
-from agnosco.reports.pictures import BUDGET, FITS, fit_for, pictures, stage_in_words
+from agnosco.reports.pictures import BUDGET, FITS, curves, fit_for, pictures, stage_in_words
 from agnosco.reports.runs import LARGEST, facts_of, names_of, view_of
 from agnosco.runs import command
 from agnosco.runs.manifest import Settings, slug

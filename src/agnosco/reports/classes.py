@@ -1,14 +1,14 @@
 """The classes of all runs, aligned, each with its maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..backdoor.record import FOUND
 from ..runs.manifest import Entry, slug
 from ..runs.run import Run
 from ..text import one_line, spelling
-from .curves import Curve, boundaries, curves
-from .pictures import Fit, Pictures, fit_for, pictures
+from ..types import OnProgress
+from .pictures import Curve, Fit, Pictures, boundaries, curves, fit_for, pictures
 from .runs import RunView
 
 NAME_LIMIT = 200
@@ -16,8 +16,6 @@ NAME_LIMIT = 200
 
 TRIED = 6
 """Maps of a run from which the size of all pictures is estimated."""
-
-OnMap = Callable[[int, int], None] | None
 
 Class = tuple[int, str]
 """Index and name."""
@@ -59,7 +57,7 @@ class ClassView:
     outlier_in: list[str]
 
 
-def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnMap) -> list[ClassView]:
+def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnProgress | None) -> list[ClassView]:
     """Every class of any run, by index, with the maps of all runs.
 
     Raises:

@@ -13,13 +13,15 @@ from importlib import metadata
 from importlib.resources import files
 from typing import Any
 
+from ..backdoor.record import conclusion
 from ..errors import AgnoscoError
 from ..io.local import Local
 from ..io.storage import Folder, Place, write_whole
 from ..runs.run import Run
 from ..text import without_password
-from .classes import OnMap, rows_of
-from .curves import HEIGHT, WIDTH
+from ..types import OnProgress
+from .classes import rows_of
+from .pictures import HEIGHT, WIDTH
 from .runs import CONTROLS, Matrix, RunView, names_of, view_of
 
 FILE = "report.html"
@@ -41,7 +43,7 @@ class Report:
     views: Sequence[RunView]
     target: Place | None
 
-    def write(self, on_map: OnMap = None) -> tuple[str, int]:
+    def write(self, on_map: OnProgress | None = None) -> tuple[str, int]:
         """Draw the page and write it; returns its full name and its size in bytes.
 
         Raises:
@@ -51,7 +53,7 @@ class Report:
         name = self.runs[0].folder.write(FILE, content) if self.target is None else write_whole(self.target, content)
         return name, len(content)
 
-    def html(self, on_map: OnMap = None) -> str:
+    def html(self, on_map: OnProgress | None = None) -> str:
         """The page."""
         style, script = (
             files("agnosco.reports").joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js")
@@ -60,11 +62,13 @@ class Report:
         return _environment().get_template("page.html.j2").render(
             title=" and ".join(dict.fromkeys(run.settings.model.name for run in self.runs)),
             runs=self.views,
+            small=self.runs[0].settings.model.shape[2] < 64,
             models=len({run.settings.model.name for run in self.runs}),
             classes=rows,
             stages=max((list(view.pictures.stages) for row in rows for view in row.maps), key=len),
             glows=any(view.pictures.xi for row in rows for view in row.maps),
             matrix=Matrix.of(self.views),
+            conclusion=conclusion,
             style=style,
             script=script,
             policy=_policy(style, script),
@@ -74,7 +78,7 @@ class Report:
 
 
 def report(
-    *runs: Run | Place | Folder, out: Place | None = None, scans: Sequence[Place] = (), on_map: OnMap = None
+    *runs: Run | Place | Folder, out: Place | None = None, scans: Sequence[Place] = (), on_map: OnProgress | None = None
 ) -> str:
     """Write an HTML file that shows runs side by side, aligned by class, and return its path.
 

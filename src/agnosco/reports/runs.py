@@ -47,9 +47,7 @@ class RunView:
     sanity: sanity_record.SanityRecord | None
     sanity_picture: Markup | None
     scan: scanning.ScanRecord | None
-    conclusion: list[str]
     scan_picture: Markup | None
-    size: tuple[int, int]
 
 
 def view_of(run: Run, name: str, scan: Place | None) -> RunView:
@@ -72,9 +70,7 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
         sanity=sanity_record.read(run.folder),
         sanity_picture=_picture(run.folder, sanity_record.SHEET),
         scan=record,
-        conclusion=scanning.conclusion(record) if record else [],
         scan_picture=_picture(folder, scanning.PICTURE) if record else None,
-        size=(run.settings.model.shape[2], run.settings.model.shape[1]),
     )
 
 
