@@ -50,11 +50,7 @@ def metrics() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def similarity(judge: Classifier, first: Tensor, second: Tensor) -> Similarity:
-    """How similar pictures are in pairs, ``(N, C, H, W)`` each; means over pairs. Features are those of ``judge``.
-
-    Raises:
-        AgnoscoError: scikit-image or SciPy is not installed.
-    """
+    """How similar pictures are in pairs, ``(N, C, H, W)`` each; means over pairs. Features are those of ``judge``."""
     rankdata, structural_similarity = metrics()
     pairs = list(zip(first.double().numpy(), second.double().numpy(), strict=True))
     side = min(7, *(n - (n + 1) % 2 for n in first.shape[2:]))  # of its window: odd, and inside the picture

@@ -55,16 +55,14 @@ def sanity(
     classifier = classifier_of(run, model)
     check_origin(run, classifier, samples)
     maps = list(run.maps())
-    names = {concept.label: concept.name for concept in maps}
-    if len(names) < 2:
+    lowest = {concept.label: concept for concept in reversed(maps)}  # of each class the map of the lowest seed
+    if len(lowest) < 2:
         raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "map at least two classes")
     check_target(run.folder)
     mapping, _ = samples.split(run.settings.samples.held_out, seed=run.settings.samples.split_seed)
-    chosen = sorted(names)[:classes]
-    first = [next(concept for concept in maps if concept.label == label) for label in chosen]  # of the lowest seed
-    others = [
-        concept for concept in maps if concept.label in chosen and all(concept is not another for another in first)
-    ]
+    chosen = sorted(lowest)[:classes]
+    first = [lowest[label] for label in chosen]
+    others = [concept for concept in maps if concept.label in chosen and concept not in first]
     new_seed = 1 + max(concept.seed for concept in maps)
     maker = Maker(classifier, mapping, run.config)
     if on_estimate is not None:
@@ -74,15 +72,13 @@ def sanity(
         groups = groups_of([Job(label, new_seed) for label in chosen], maker.together)
         others = [concept for group in groups for concept in maker.make(group, on_step=on_step)]
     del maker  # its copy of the network may fill the device
-    pictures = _pictures(first)
-    seeds = seeds_check(classifier, _pictures([*first, *others]), [concept.label for concept in [*first, *others]])
-    templates = planted(mapping, run.config, seed=new_seed, on_step=on_step)
+    pictures, _ = _pictures(first)
     levels = cascade(classifier, chosen, mapping, run.config, pictures=pictures, seed=new_seed, on_step=on_step)
     record = SanityRecord(
-        classes=[names[label] for label in chosen],
-        labels=labels_check(classifier, _pictures(maps), [concept.label for concept in maps]),
-        seeds=seeds,
-        planted=templates.tolist(),
+        classes=[concept.name for concept in first],
+        labels=labels_check(classifier, *_pictures(maps)),
+        seeds=seeds_check(classifier, *_pictures([*first, *others])),
+        planted=planted(mapping, run.config, seed=new_seed, on_step=on_step).tolist(),
         cascade=[level for level, _ in levels],
     )
     run.folder.write(FILE, records.encode(record))
@@ -90,8 +86,9 @@ def sanity(
     return record
 
 
-def _pictures(maps: list[ConceptMap]) -> Tensor:
-    return torch.stack([concept.pixels for concept in maps])
+def _pictures(maps: list[ConceptMap]) -> tuple[Tensor, list[int]]:
+    """Raw pictures of maps, and their labels."""
+    return torch.stack([concept.pixels for concept in maps]), [concept.label for concept in maps]
 
 
 def _sheet(name: str, record: SanityRecord, pictures: Tensor, levels: list[tuple[Level, Tensor]]) -> bytes:

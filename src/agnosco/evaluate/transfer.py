@@ -1,11 +1,12 @@
 """Do other networks recognise the classes in a run's pictures?"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
@@ -48,6 +49,9 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
     pictures = torch.stack([concept.pixels for concept in maps])
     logits = logits_of(target, pictures)
     ends = intervals(logits, labels)
+    spread = None
+    with suppress(AgnoscoError):  # of a network without feature maps; the other figures need none
+        spread = diversity(target, pictures, labels)
     return Judgement(
         target=target.name,
         fingerprint=target.fingerprint,
@@ -59,7 +63,7 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
         seeds=len({concept.seed for concept in maps}),
         **asdict(score_of_logits(logits, labels)),
         interval=None if ends is None else Intervals(**ends),
-        diversity=_diversity(target, pictures, labels),
+        diversity=spread,
         targeted_success_rate=None if images is None else _success_rate(run, target, maps, labels, images),
     )
 
@@ -95,14 +99,6 @@ def _index_by_name(name: str, target: Classifier) -> int:
 def _may_be_the_same(name: str, other: str) -> bool:
     """Whether two names may mean one class; a number may mean any."""
     return name.isdecimal() or other.isdecimal() or spelling(name) == spelling(other)
-
-
-def _diversity(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> float | None:
-    """None for a network without feature maps too: the other figures need none."""
-    try:
-        return diversity(target, pictures, labels)
-    except AgnoscoError:
-        return None
 
 
 def _success_rate(
