@@ -203,7 +203,6 @@ class Maker:
             for loop_state in loop.steps(first):
                 state = state.at(loop_state, generators)
                 yield state
-            loop_state = loop.end(loop_state)
             state = state.after(self.basis.pixels(loop_state.w), loop_state, generators)
             yield state
 

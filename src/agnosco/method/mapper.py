@@ -97,10 +97,6 @@ class Mapper:
             state = self._step(state)
             yield state
 
-    def end(self, state: LoopState) -> LoopState:
-        """The state after the last step, as it is."""
-        return state
-
     def _step(self, state: LoopState) -> LoopState:
         config, basis, k = self.config, self.basis, len(state.trace) + 1
         images = self.mini_batches()

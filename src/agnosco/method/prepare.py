@@ -64,7 +64,9 @@ def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifie
         if on_gpu:
             faster.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if halved:
-            _halve_weights(faster.model)
+            for module in faster.model.modules():
+                if type(module) in CAST_BY_AUTOCAST:
+                    module.to(torch.bfloat16)  # as autocast would in every pass
     if halved:
         faster.model = _Autocast(faster.model)
     return faster
@@ -128,13 +130,6 @@ class _Autocast(nn.Module):
     def forward(self, images: Tensor) -> Any:
         with torch.autocast(images.device.type, torch.bfloat16):
             return self.model(images)
-
-
-def _halve_weights(model: nn.Module) -> None:
-    """Store the weights as bfloat16 that autocast would cast to it in every pass."""
-    for module in model.modules():
-        if type(module) in CAST_BY_AUTOCAST:
-            module.to(torch.bfloat16)
 
 
 def _folded(classifier: Classifier) -> nn.Module:

@@ -37,17 +37,15 @@ class Refiner:
         return replace(self.mapper.begin(nu, ball), xi=xi)
 
     def steps(self, state: LoopState) -> Iterator[LoopState]:
-        """Adam: the state after every step, until all are done."""
+        """Adam: the state after every step, until all are done; after the last, ν is clipped and projected."""
+        basis, project = self.mapper.basis, self.mapper.project
         while len(state.trace) < self.config.steps:
             state = self._step(state)
+            if len(state.trace) == self.config.steps:
+                w = basis.coordinates(basis.pixels(state.w).clamp(-1, 1))  # a difference of two pixels is in [−1, 1]
+                w, ball = project(w, state.ball, progress=1.0, success=state.success)
+                state = replace(state, w=w, ball=ball)
             yield state
-
-    def end(self, state: LoopState) -> LoopState:
-        """The state after the last step, with ν clipped to [−1, 1] (a difference of two pixels) and projected."""
-        basis = self.mapper.basis
-        w = basis.coordinates(basis.pixels(state.w).clamp(-1, 1))
-        w, ball = self.mapper.project(w, state.ball, progress=1.0, success=state.success)
-        return replace(state, w=w, ball=ball)
 
     def _step(self, state: LoopState) -> LoopState:
         """One step of Adam, which changes its tensors in place: hence the copies."""

@@ -275,20 +275,15 @@ def _connected(ray: Any, address: str) -> None:
     """Join a cluster; the process keeps its own handling of SIGTERM, which Ray replaces."""
     with _own_signals():
         try:
-            _check_address(address)
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            if host and port.isdecimal():  # an address where nothing answers is refused at once; Ray takes minutes
+                socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise AgnoscoError(
                 f"no Ray cluster at {address!r}: {first_line(error)}",
                 "start one (`ray start --head --disable-usage-stats`), or leave --cluster out",
             ) from error
-
-
-def _check_address(address: str) -> None:
-    """Raise OSError at once if nothing answers at the address; Ray itself takes minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
 
 
 @contextmanager

@@ -36,18 +36,14 @@ def chosen_config(preset: str, **overrides: Any) -> Config:
     given = {name: value for name, value in overrides.items() if value is not None}
     for name, kinds in DIALS.items():
         if name in given:
-            given[name] = _dial(kinds, name, given[name], getattr(mapper, name))
+            kind, current = given[name], getattr(mapper, name)
+            if kind not in kinds:
+                raise AgnoscoError(f"no {name} {kind!r}", f"choose from {', '.join(kinds)}")
+            given[name] = current if type(current) is kinds[kind] else kinds[kind]()
     if "radius" in given:
         given["ball"] = _with_radius(given.get("ball", mapper.ball), given.pop("radius"))
     computing = {name: given.pop(name) for name in ("precision", "compiled") if name in given}
     return replace(config, mapper=replace(mapper, **given), **computing)
-
-
-def _dial(kinds: dict[str, type[Any]], name: str, kind: str, current: Any) -> Any:
-    """A dial of a kind: the current one, if it is of that kind."""
-    if kind not in kinds:
-        raise AgnoscoError(f"no {name} {kind!r}", f"choose from {', '.join(kinds)}")
-    return current if type(current) is kinds[kind] else kinds[kind]()
 
 
 def _with_radius(ball: Ball, radius: float) -> Ball:

@@ -73,12 +73,6 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
     return arrays
 
 
-def trace_of(arrays: Arrays) -> tuple[Step, ...]:
-    """What every step saw and did."""
-    rows = zip(*(arrays[name].tolist() for name in COLUMNS), strict=True)
-    return tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
-
-
 def concept_of(arrays: Arrays, entry: Entry) -> ConceptMap:
     """The map in a file, with what its entry says."""
     import torch
@@ -89,4 +83,6 @@ def concept_of(arrays: Arrays, entry: Entry) -> ConceptMap:
     stages = {stage: torch.tensor(arrays[f"stages/{stage}"]) for stage in entry.stages[:-1]}
     stages[entry.stages[-1]] = nu
     xi = torch.tensor(arrays["xi"]).float() / 255 if "xi" in arrays else None
-    return ConceptMap(nu, entry.index, entry.name, entry.seed, entry.probability, stages, trace_of(arrays), xi)
+    rows = zip(*(arrays[name].tolist() for name in COLUMNS), strict=True)
+    trace = tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
+    return ConceptMap(nu, entry.index, entry.name, entry.seed, entry.probability, stages, trace, xi)
