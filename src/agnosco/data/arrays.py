@@ -72,10 +72,8 @@ def _unit_floats(images: Tensor) -> Tensor:
         raise AgnoscoError("the array holds NaN", "remove the images that hold it")
     if low < -ROUNDING or high > 1 + ROUNDING:
         bytes_like = low >= 0 and high <= 255
-        raise AgnoscoError(
-            f"float pixels must lie in [0, 1], but these span [{low:.4g}, {high:.4g}]",
-            "divide by 255, or pass uint8" if bytes_like else "undo the normalisation of the pixels first",
-        )
+        hint = "divide by 255, or pass uint8" if bytes_like else "undo the normalisation of the pixels first"
+        raise AgnoscoError(f"float pixels must lie in [0, 1], but these span [{low:.4g}, {high:.4g}]", hint)
     return images.float().clamp(0, 1)
 
 

@@ -80,9 +80,8 @@ def write_cache(path: Path, images: Tensor, skipped: tuple[Skipped, ...]) -> Non
         with atomic_file(path) as file:
             file.writelines([len(header).to_bytes(8, "little"), header, pixels])
     except OSError as error:
-        warnings.warn(
-            f"samples could not be cached in {str(path.parent)!r}: {reason_of(error)}", AgnoscoWarning, stacklevel=4
-        )
+        message = f"samples could not be cached in {str(path.parent)!r}: {reason_of(error)}"
+        warnings.warn(message, AgnoscoWarning, stacklevel=4)
 
 
 def _content_digest(path: Path) -> bytes:

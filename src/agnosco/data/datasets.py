@@ -70,10 +70,8 @@ def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress |
     """The images of a folder that holds one folder per class, in the order of the classes' names.
 
     If they would take more than :data:`MOST_BYTES`, some of each class are chosen, and a warning says so. ``progress``
-    is called with the number of classes read and their total.
-
-    Raises:
-        AgnoscoError: There are fewer than two such folders, or one has no readable image.
+    is called with the number of classes read and their total. AgnoscoError if there are fewer than two such folders, or
+    one has no readable image.
     """
     path = Path(path).expanduser()
     entries = path.iterdir() if path.is_dir() else ()

@@ -48,8 +48,6 @@ class Samples:
         self.source = source
         self.skipped = tuple(skipped)
 
-    # -- where they come from -----------------------------------------------------------------
-
     @classmethod
     def from_folder(
         cls,
@@ -165,8 +163,6 @@ class Samples:
         """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`."""
         return cls(procedural.noise(count, shape, seed=seed), source=f"noise-{count}-seed{seed}")
 
-    # -- using them ---------------------------------------------------------------------------
-
     def __len__(self) -> int:
         return len(self.images)
 
@@ -261,7 +257,5 @@ def _no_image(path: str | Path, folder: FolderFiles) -> AgnoscoError:
         return AgnoscoError(f"{str(path)!r} is empty", f"put images into it ({', '.join(FORMATS)})")
     read, total = len(folder.files), folder.total
     among = f" among {read:,} of its {total:,} files" if read < total else ""
-    return AgnoscoError(
-        f"no readable image in {str(path)!r}{among}: {summary(folder.skipped, folder.skipped_count)}",
-        f"give images in one of these formats: {', '.join(FORMATS)}",
-    )
+    message = f"no readable image in {str(path)!r}{among}: {summary(folder.skipped, folder.skipped_count)}"
+    return AgnoscoError(message, f"give images in one of these formats: {', '.join(FORMATS)}")

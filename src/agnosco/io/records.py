@@ -25,8 +25,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def read(folder: Folder, name: str, kind: type[T], *, hint: str) -> T | None:
     """The record in a file of a folder; None if there is no such file.
 
-    Raises:
-        AgnoscoError: The file cannot be read or holds no such record: ``hint`` says what to do about it.
+    AgnoscoError if the file cannot be read or holds no such record: ``hint`` says what to do about it.
     """
     try:
         return decode(folder.read(name), kind)
@@ -44,8 +43,7 @@ def decode(content: bytes, kind: type[T]) -> T:
 def parse(content: bytes) -> Any:
     """The values in the content of a JSON file.
 
-    Raises:
-        ValueError: It is not JSON, is nested too deeply, or has a number beyond :data:`NUMBER_LIMIT`.
+    ValueError if it is not JSON, is nested too deeply, or has a number beyond :data:`NUMBER_LIMIT`.
     """
     try:
         data = json.loads(content.decode())

@@ -32,9 +32,8 @@ class Remote(Folder):
             hint = "pip install '.[s3]' in the clone of agnosco" if self.name.startswith("s3") else str(error)
             raise AgnoscoError(f"a library that {self.name!r} needs is not installed", hint) from error
         except ValueError as error:
-            raise AgnoscoError(
-                f"no folder {self.name!r}: {without_password(str(error))}", "name a path, or a URL as s3://bucket/run"
-            ) from error
+            message = f"no folder {self.name!r}: {without_password(str(error))}"
+            raise AgnoscoError(message, "name a path, or a URL as s3://bucket/run") from error
         self.root = root.rstrip("/")
         protocols = (self.files.protocol,) if isinstance(self.files.protocol, str) else self.files.protocol
         self.is_object_store = not OBJECT_STORES.isdisjoint(protocols)

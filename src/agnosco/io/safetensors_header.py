@@ -101,8 +101,7 @@ class Header:
 def read_header(file: IO[bytes], limits: HeaderLimits = HeaderLimits()) -> Header:
     """The header of a safetensors file; for bytes, pass ``io.BytesIO(content)``.
 
-    Raises:
-        Suspicious: It is no such header, contradicts itself or the file's size, or exceeds a limit.
+    Suspicious if it is no such header, contradicts itself or the file's size, or exceeds a limit.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)

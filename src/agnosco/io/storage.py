@@ -69,8 +69,7 @@ class Folder(ABC):
     def check(self, *, holding: Sequence[str]) -> None:
         """Check, before long work, that the folder can be written; nothing is changed.
 
-        Raises:
-            AgnoscoError: It is a file, is not empty and has none of the files ``holding``, or cannot be written.
+        AgnoscoError if it is a file, is not empty and has none of the files ``holding``, or cannot be written.
         """
 
     def _check_holding(self, holding: Sequence[str]) -> None:
@@ -87,12 +86,10 @@ class Folder(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """The content of a file; FileNotFoundError if it does not exist.
 
-        Raises:
-            FileNotFoundError: It does not exist.
-            AgnoscoError: It cannot be read, is larger than :data:`SIZE_LIMITS`, is not a regular file, or is a
-                link that leads out of the folder.
+        AgnoscoError if it cannot be read, is larger than :data:`SIZE_LIMITS`, is not a regular file, or is a link that
+        leads out of the folder.
         """
 
     @abstractmethod

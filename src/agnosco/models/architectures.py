@@ -5,6 +5,7 @@ All take pixels in [0, 1] and return logits.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -74,21 +75,11 @@ class PreActResNet(nn.Module):
         return self.fc(F.relu(self.bn(self.layers(self.conv1(x)))).mean((2, 3)))
 
 
-def preact_resnet18(classes: int = 10) -> nn.Module:
-    """PreAct-ResNet-18, the usual network of backdoor benchmarks on CIFAR-10."""
-    return PreActResNet((2, 2, 2, 2), 64, classes)
-
-
-def wide_resnet16_1(classes: int = 10) -> nn.Module:
-    """WRN-16-1: small enough for a CPU."""
-    return PreActResNet((2, 2, 2), 16, classes)
-
-
 ARCHITECTURES: dict[str, tuple[Callable[[int], nn.Module], Shape]] = {
     "digits": (digits, (1, 32, 32)),
     "badnets": (badnets, (3, 32, 32)),
-    "preact_resnet18": (preact_resnet18, (3, 32, 32)),
-    "wide_resnet16_1": (wide_resnet16_1, (3, 32, 32)),
+    "preact_resnet18": (partial(PreActResNet, (2, 2, 2, 2), 64), (3, 32, 32)),  # of backdoor benchmarks
+    "wide_resnet16_1": (partial(PreActResNet, (2, 2, 2), 16), (3, 32, 32)),  # small enough for a CPU
 }
 """Each takes the number of classes; with the shape of its images."""
 

@@ -89,13 +89,10 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.name!r}, shape={self.shape}, classes={self.classes})"
 
-    # -- running it ---------------------------------------------------------------------------
-
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Logits ``(N, classes)``, float32, differentiable in the images.
+        """Logits ``(N, classes)``, float32, differentiable in the pixels.
 
-        Args:
-            pixels: ``(N, C, H, W)`` in [0, 1], float; any size that the model itself takes.
+        These are ``(N, C, H, W)`` in [0, 1], float, of any size that the model itself takes.
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
@@ -140,8 +137,6 @@ class Classifier:
         self.device = torch.device(device)
         return self
 
-    # -- what it looks at ---------------------------------------------------------------------
-
     @property
     def features(self) -> str:
         """Name of the submodule that :meth:`activations` reads: the last convolutional stage."""
@@ -172,8 +167,6 @@ class Classifier:
             raise AgnoscoError(message, "name a submodule whose output is (N, D, h, w) or tokens (N, T, D)")
         return grid.float()
 
-    # -- its classes --------------------------------------------------------------------------
-
     def index(self, label: int | str) -> int:
         """The index of a class given by index, name or unique word (or words) of a name.
 
@@ -199,8 +192,6 @@ class Classifier:
             several = ", ".join(f"{i} ({self.labels[i]})" for i in matches[:6])
             raise AgnoscoError(f"{label!r} names several classes: {several}", "give the index")
         raise AgnoscoError(f"{self.name} has no class {label!r}", nearest(text, self.labels))
-
-    # -- which one it is ----------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> str:

@@ -73,10 +73,9 @@ def load(
         options = {"weights": weights, "size": size, "mean": mean, "std": std, "channels": channels}
         options |= {"labels": labels, "features": features, "device": device}
         if given := [name for name, value in options.items() if value is not None]:
-            raise AgnoscoError(
-                f"{model.name} is already a Classifier: {', '.join(given)} cannot be changed",
-                "pass its module, classifier.model, with these options; or move it with Classifier.to(device)",
-            )
+            message = f"{model.name} is already a Classifier: {', '.join(given)} cannot be changed"
+            hint = "pass its module, classifier.model, with these options; or move it with Classifier.to(device)"
+            raise AgnoscoError(message, hint)
         return model
     network = _network(model, weights, trust_code, allow_pickle)
     if network.assumed and None in (size, mean, std):
@@ -112,6 +111,8 @@ def untrained(
 ) -> Classifier:
     """An architecture to train: with random weights, or with those of a file and a new last layer.
 
+    AgnoscoError if there is no such architecture or device, or the weights do not fit it.
+
     Args:
         name: ``"torchvision:NAME"`` or ``"agnosco:NAME"``.
         classes: Number of logits.
@@ -119,9 +120,6 @@ def untrained(
         weights: A file to start from; its last layer is used only if it has as many classes.
         size: Height and width of the images in pixels; None for the architecture's own.
         labels, device, allow_pickle: See :func:`load`.
-
-    Raises:
-        AgnoscoError: There is no such architecture or device, or the weights do not fit it.
     """
     source, _, short_name = name.partition(":")
     with torch.random.fork_rng(devices=[]):  # PyTorch's own random generator is not changed
@@ -190,10 +188,9 @@ def _network(model: str | nn.Module, weights: Path | str | None, trust_code: boo
     """The network of a name, or a module, of which nothing else is known."""
     if isinstance(model, nn.Module):
         if weights is not None:
-            raise AgnoscoError(
-                f"weights are for an architecture's name, not for a {type(model).__name__}",
-                "load them first: model.load_state_dict(agnosco.models.weights.opening.read_weights(path))",
-            )
+            message = f"weights are for an architecture's name, not for a {type(model).__name__}"
+            hint = "load them first: model.load_state_dict(agnosco.models.weights.opening.read_weights(path))"
+            raise AgnoscoError(message, hint)
         return Network(model, type(model).__name__)
     if not isinstance(model, str):
         raise AgnoscoError(f"{type(model).__name__} is not a classifier", f"pass {FORMS}, or an nn.Module")

@@ -215,7 +215,5 @@ def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
     try:
         return create()
     except (OSError, RuntimeError, HTTPException) as error:
-        raise AgnoscoError(
-            f"cannot download the weights of {name}: {first_line(error)}",
-            "without a network, pass a file of them: weights=FILE.safetensors (--weights)",
-        ) from error
+        hint = "without a network, pass a file of them: weights=FILE.safetensors (--weights)"
+        raise AgnoscoError(f"cannot download the weights of {name}: {first_line(error)}", hint) from error

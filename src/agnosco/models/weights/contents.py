@@ -31,8 +31,7 @@ FORMATS = {
 def read_contents(path: Path | str, *, values: bool = False, limits: Limits = LIMITS) -> Contents:
     """What any file contains; with ``values``, tensors of safetensors are read too, one at a time, to find NaN and Inf.
 
-    Raises:
-        AgnoscoError: There is no such file, or it cannot be read.
+    AgnoscoError if there is no such file, or it cannot be read.
     """
     with open_file(Path(path)) as file:
         contents = contents_of(file, limits)

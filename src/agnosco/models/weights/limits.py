@@ -11,16 +11,12 @@ from ...io.safetensors_header import Finding, HeaderLimits, TensorEntry
 class Limits(HeaderLimits):
     """Limits that the weights of sound classifiers stay far below, checked before any memory is allocated.
 
-    Args:
-        header: Bytes of a safetensors header, of a zip's directory, and of the program of a pickle.
-        classes: Rows of the last layer, when a network is built to fit them.
-        labels: Bytes of a file of class names.
-        seconds: Time for opening a pickle.
+    ``header`` also limits the directory of a zip and the program of a pickle.
     """
 
-    classes: int = 100_000
-    labels: int = 16 << 20
-    seconds: int = 120
+    classes: int = 100_000  # rows of the last layer, when a network is built to fit them
+    labels: int = 16 << 20  # bytes of a file of class names
+    seconds: int = 120  # time for opening a pickle
 
 
 LIMITS = Limits()

@@ -51,16 +51,11 @@ def read_weights(path: Path | str, *, allow_pickle: bool = False) -> dict[str, T
 
 @contextmanager
 def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits = LIMITS) -> Iterator[Weights]:
-    """A weights file that was checked and is sound.
+    """A weights file that was checked and is sound: safetensors, within the limits.
 
-    Args:
-        path: Safetensors; or, if allowed, what ``torch.save(model.state_dict())`` writes.
-        allow_pickle: Open a pickle that holds only tensors, in another process.
-        limits: What is refused as too large.
-
-    Raises:
-        AgnoscoError: There is no such file, or it is something else, contradicts itself, exceeds a limit or holds
-            unprintable text; each has its own exit code (:data:`.limits.CODES`).
+    With ``allow_pickle``, also what ``torch.save(model.state_dict())`` writes: if it holds only tensors, another process
+    opens it. AgnoscoError if there is no such file, or it is something else, contradicts itself, exceeds a limit or
+    holds unprintable text; each has its own exit code (:data:`.limits.CODES`).
     """
     path = Path(path)
     with open_file(path) as file:
