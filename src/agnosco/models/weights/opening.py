@@ -53,9 +53,9 @@ def read_weights(path: Path | str, *, allow_pickle: bool = False) -> dict[str, T
 def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits = LIMITS) -> Iterator[Weights]:
     """A weights file that was checked and is sound: safetensors, within the limits.
 
-    With ``allow_pickle``, also what ``torch.save(model.state_dict())`` writes: if it holds only tensors, another process
-    opens it. AgnoscoError if there is no such file, or it is something else, contradicts itself, exceeds a limit or
-    holds unprintable text; each has its own exit code (:data:`.limits.CODES`).
+    With ``allow_pickle``, also what ``torch.save(model.state_dict())`` writes, if it holds only tensors; another
+    process opens it. AgnoscoError if there is no such file, or it is something else, contradicts itself, exceeds a
+    limit or holds unprintable text; each has its own exit code (:data:`.limits.CODES`).
     """
     path = Path(path)
     with open_file(path) as file:
