@@ -91,14 +91,12 @@ def intervals(
     if min(len(group) for group in groups) < 2:
         return None
     generator = torch.Generator().manual_seed(seed)
-    drawn: list[Score] = []
+    drawn: list[tuple[float, ...]] = []
     for _ in range(resamples):
         rows = torch.cat([g[torch.randint(len(g), (len(g),), generator=generator)] for g in groups]).tolist()
-        drawn.append(score_of_logits(logits[rows], [labels[row] for row in rows]))
+        drawn.append(astuple(score_of_logits(logits[rows], [labels[row] for row in rows])))
     ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
-    lows, highs = (
-        torch.tensor([astuple(resample) for resample in drawn], dtype=torch.float64).quantile(ends, dim=0).tolist()
-    )
+    lows, highs = torch.tensor(drawn, dtype=torch.float64).quantile(ends, dim=0).tolist()
     return {figure.name: (low, high) for figure, low, high in zip(fields(Score), lows, highs, strict=True)}
 
 

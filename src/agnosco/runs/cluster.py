@@ -71,8 +71,11 @@ class Cluster:
         self.cpus, self.gpus = cpus, min(self.ray.cluster_resources().get("GPU", 0), 1) if gpus is None else gpus
         self.device = "cuda" if self.gpus > 0 else "cpu"
         self._sent: tuple[tuple[Any, ...], tuple[Any, Any], Machine] | None = None
-        """What was sent last, as :func:`_key_of` knows it again; references to it; what the workers compute with."""
-        self.workers = self._workers()
+        """Fingerprints and settings of what was sent last; references to it; what the workers compute with."""
+        needs = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        self.workers = sum(int(min(node.get(name, 0) // need for name, need in needs.items())) for node in nodes)
+        """How many of them fit into the cluster at once."""
         if not self.workers:
             self.ray.shutdown()
             raise AgnoscoError(
@@ -102,7 +105,8 @@ class Cluster:
             raise AgnoscoError(
                 f"the workers have other versions ({others})", "install the same ones on every machine of the cluster"
             )
-        self._sent = _key_of(classifier, samples, config, machine), refs, machine
+        resolved = replace(config, precision=machine.precision)
+        self._sent = (classifier.fingerprint, samples.fingerprint, resolved), refs, machine
         return machine
 
     def run(self, path: str, *, classifier: Classifier, samples: Samples, config: Config, **options: Any) -> Run:
@@ -121,7 +125,7 @@ class Cluster:
         The run's folder must be one that all machines reach. The network and the samples are sent to the cluster,
         unless they are what was sent last. ``on_step`` is called from time to time, for every map.
         """
-        if self._sent is None or self._sent[0] != _key_of(classifier, samples, run.config, self._sent[2]):
+        if self._sent is None or self._sent[0] != (classifier.fingerprint, samples.fingerprint, run.config):
             self.send(classifier, samples, run.config)
         assert self._sent is not None
         _, refs, machine = self._sent
@@ -171,24 +175,12 @@ class Cluster:
     def _task(self, function: Callable[..., Any]) -> Any:
         return self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(function)
 
-    def _workers(self) -> int:
-        """How many workers fit into the cluster at once."""
-        needs = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        return sum(int(min(resources.get(name, 0) // need for name, need in needs.items())) for resources in nodes)
-
     def _queue(self) -> Any:
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=True)
         return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # it must not die with a worker
-
-
-def _key_of(classifier: Classifier, samples: Samples, config: Config, machine: Machine) -> tuple[Any, ...]:
-    """What decides whether something must be sent again; ``auto`` equals the precision that it is on the workers."""
-    precision = machine.precision if config.precision == "auto" else config.precision
-    return classifier.fingerprint, samples.fingerprint, replace(config, precision=precision)
 
 
 @lru_cache(maxsize=1)

@@ -160,11 +160,8 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
 
 def differences(old: Settings, new: Settings) -> list[str]:
     """Differences in what decides the maps: ``device cpu, now cuda``, or the name alone if the values are long."""
-    old_values, new_values = (
-        {name: value for name, value in records.to_json(settings).items() if name not in NOT_COMPARED}
-        for settings in (old, new)
-    )
-    return list(_differences(old_values, new_values))
+    new = replace(new, **{name: getattr(old, name) for name in NOT_COMPARED})
+    return list(_differences(records.to_json(old), records.to_json(new)))
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
