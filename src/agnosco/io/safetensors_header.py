@@ -121,8 +121,7 @@ def read_header(file: IO[bytes], limits: HeaderLimits = HeaderLimits()) -> Heade
     _check_layout(entries, size - 8 - length)
     loaded = sum(entry.loaded_bytes for entry in entries.values())
     if loaded > limits.total:
-        detail = f"its tensors would fill {loaded:,} bytes (at most {limits.total:,})"
-        raise Suspicious("limit", "total-size", detail)
+        raise Suspicious("limit", "total-size", f"its tensors would fill {loaded:,} bytes (at most {limits.total:,})")
     return Header(entries, metadata, 8 + length, tuple(_odd_text(entries, metadata, limits)))
 
 

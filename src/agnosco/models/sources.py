@@ -3,6 +3,8 @@
 A source turns a name into a network, with what is known about its input, and imports its library only then.
 """
 
+import ast
+import importlib.util
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,13 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest
-from . import python_file
 from .architectures import ARCHITECTURES
 from .filling import WithoutMemory, count_classes, fill, with_classes_of
 from .weights.opening import Weights
@@ -181,7 +184,7 @@ class PythonFile(Source):
         if not trust_code:
             message = f"'python:{name}' runs the code of {path.name}"
             raise AgnoscoError(message, "if you trust that file, add --trust-code")
-        model = python_file.build(path, factory)
+        model = _built_by_file(path, factory)
         absolute = path.expanduser().is_absolute()
         full_name = f"python:{path.name}:{factory}" if absolute else f"python:{name}"  # no folder of this machine
         if weights is not None:
@@ -217,3 +220,61 @@ def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
     except (OSError, RuntimeError, HTTPException) as error:
         hint = "without a network, pass a file of them: weights=FILE.safetensors (--weights)"
         raise AgnoscoError(f"cannot download the weights of {name}: {first_line(error)}", hint) from error
+
+
+def _built_by_file(path: Path, factory: str) -> nn.Module:
+    """The network that a factory in a Python file returns; the file is run.
+
+    The factory is a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``. AgnoscoError
+    if there is no such file or factory, it fails, or it does not return an ``nn.Module``.
+    """
+    function_name, args, options = _parse_call(factory)
+    module = _import_file(path.expanduser())
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
+        factories = [name for name in names if getattr(vars(module)[name], "__module__", None) == module.__name__]
+        raise AgnoscoError(f"{path.name} has no factory {function_name!r}", nearest(function_name, factories))
+    model = _run(partial(function, *args, **options), f"{function_name} of {path.name}")
+    if not isinstance(model, nn.Module):
+        message = f"{function_name} of {path.name} returns {type(model).__name__}"
+        raise AgnoscoError(message, "it must return an nn.Module")
+    return model
+
+
+def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Name, arguments and keyword arguments of ``NAME`` or ``NAME(literal, key=literal)``."""
+    try:
+        node = ast.parse(text, mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name):
+            raise ValueError("not a name")
+        args = [ast.literal_eval(argument) for argument in call.args]
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        if len(options) < len(call.keywords):
+            raise ValueError("** in a call")
+        return call.func.id, args, options
+    except (SyntaxError, ValueError, TypeError) as error:
+        message = f"{text!r} is neither a name nor a call with plain values"
+        raise AgnoscoError(message, "write it like build or Net(20, classes=10)") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """The module of a file, under a private name."""
+    if not path.is_file():
+        raise AgnoscoError(f"there is no file {str(path)!r}", "check the path")
+    spec = importlib.util.spec_from_file_location(f"_agnosco_{path.stem}", path)
+    assert spec is not None  # since the file's name ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    _run(partial(spec.loader.exec_module, module), path.name)
+    return module
+
+
+def _run(action: Callable[[], Any], what: str) -> Any:
+    try:
+        return action()
+    except (Exception, SystemExit) as error:
+        message = f"{what} raised {type(error).__name__}: {first_line(error)}"
+        raise AgnoscoError(message, "correct the file, or the call") from error

@@ -143,8 +143,7 @@ def examine_pickle(file: IO[bytes], size: int, limits: Limits) -> Contents | Non
 def _too_large(size: int, limits: Limits) -> Iterator[Finding]:
     """A finding if the file is larger than its tensors may be: checksums would read all of it."""
     if size > limits.total + limits.header:
-        detail = f"it is {size:,} bytes long (its tensors may have {limits.total:,})"
-        yield Finding("limit", "total-size", detail)
+        yield Finding("limit", "total-size", f"it is {size:,} bytes long (its tensors may have {limits.total:,})")
 
 
 def examine_zip(file: IO[bytes], size: int, limits: Limits) -> Contents:
