@@ -172,18 +172,9 @@ class Config:
 
 
 _QUICK = MapperConfig(
-    batch=4,
-    steps=480,
-    step=0.1,
-    decay=1.0,
-    loss="log-odds",
-    direction="plus",
-    clip="masked",
-    contrast=(0.5, 1.0),
-    parameterization=Data(),
-    transforms=Crops(area=(0.3, 1.0)),
-    ball=L2(70.0),
-)
+    batch=4, steps=480, step=0.1, decay=1.0, loss="log-odds", direction="plus", clip="masked", contrast=(0.5, 1.0),
+    parameterization=Data(), transforms=Crops(area=(0.3, 1.0)), ball=L2(70.0),
+)  # fmt: skip
 
 PRESETS: dict[str, Config] = {
     "paper": Config(),

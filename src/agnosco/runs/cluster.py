@@ -219,15 +219,14 @@ def _make_group(
     """Make a group; returns those of its maps that were missing when the task was created, whoever made them."""
     worker = _worker(refs, device, place)
     torch.set_num_threads(worker.run.settings.threads)  # also if this process has made maps of another run meanwhile
-    finished = {each.entry.job: each for each in worker.make(group, on_step=_reporter(queue))}
+    on_step = None if queue is None else _reporter(queue)
+    finished = {each.entry.job: each for each in worker.make(group, on_step=on_step)}
     others = status_of(worker.run, [job for job in missing if job not in finished], names=worker.classifier.labels)
     return [*finished.values(), *(Finished(entry, 0.0) for entry in others.entries)]
 
 
-def _reporter(queue: Any) -> OnStep | None:
+def _reporter(queue: Any) -> OnStep:
     """Sends the progress of every map to the driver, at most once in :data:`REPORT_INTERVAL`."""
-    if queue is None:
-        return None
     latest: dict[Job, Progress] = {}
     sent = time.monotonic()
 

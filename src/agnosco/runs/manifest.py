@@ -65,15 +65,10 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
     def of(cls, classifier: Classifier, weights: str | Path | None, config: Config) -> ModelRecord:
         """That of a classifier whose weights came from this file."""
         return cls(
-            name=classifier.name,
-            weights=Path(weights).name if weights else None,
-            fingerprint=classifier.fingerprint,
-            shape=classifier.shape,
-            mean=classifier.mean,
-            std=classifier.std,
-            classes=classifier.classes,
+            name=classifier.name, weights=Path(weights).name if weights else None, fingerprint=classifier.fingerprint,
+            shape=classifier.shape, mean=classifier.mean, std=classifier.std, classes=classifier.classes,
             features=classifier.features if config.refine else None,
-        )
+        )  # fmt: skip
 
 
 class SamplesRecord(Record, frozen=True, forbid_unknown_fields=True):
@@ -207,19 +202,14 @@ def entry_for(concept: ConceptMap, content: bytes, *, targeted_success_rate: flo
 
     name = stem_of(concept.label, concept.name, concept.seed)
     pictures = {"picture": f"pictures/{name}.png", "raw": f"pictures/{name}-raw.png"}
-    return sealed(
-        Entry(
-            index=concept.label,
-            name=concept.name,
-            seed=concept.seed,
-            stages=tuple(concept.stages),
-            probability=concept.probability,
-            targeted_success_rate=targeted_success_rate if isfinite(targeted_success_rate) else None,
-            norm=torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
-            files={"map": f"maps/{name}.safetensors"} | pictures,
-            sha256=hashlib.sha256(content).hexdigest(),
-        )
-    )
+    entry = Entry(
+        index=concept.label, name=concept.name, seed=concept.seed, stages=tuple(concept.stages),
+        probability=concept.probability,
+        targeted_success_rate=targeted_success_rate if isfinite(targeted_success_rate) else None,
+        norm=torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
+        files={"map": f"maps/{name}.safetensors"} | pictures, sha256=hashlib.sha256(content).hexdigest(),
+    )  # fmt: skip
+    return sealed(entry)
 
 
 def read_entry(content: bytes, name: str) -> Entry:
