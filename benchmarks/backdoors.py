@@ -169,11 +169,11 @@ def train_one(pool: Pool, entry: dict[str, Any], path: Path, clean: float) -> bo
     classifier = pool.network(entry["seed"])
     fit(classifier, pool.train_images, pool.training, attack=attack, seed=entry["seed"])
     outcome = evaluate(classifier, pool.test_images, attack)
-    works = (outcome.success or 0) >= SUCCESS and outcome.accuracy >= clean - DROP
+    works = (outcome.attack_success or 0) >= SUCCESS and outcome.accuracy >= clean - DROP
     entry |= {
         "target": attack.target if attack else None,
         "trigger": trigger_to_json(attack.trigger) if attack else None,
-        "accuracy": outcome.accuracy, "attack_success_rate": outcome.success,
+        "accuracy": outcome.accuracy, "attack_success_rate": outcome.attack_success,
         "seconds": round(time.perf_counter() - start, 1),
         "admitted": attack is None or works,
     }  # fmt: skip

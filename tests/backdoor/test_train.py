@@ -60,11 +60,11 @@ def test_both_learn_the_task_and_one_the_trigger() -> None:
     compromised, clean = (evaluate(twins[name], bars(seed=1), ATTACK) for name in ("compromised", "clean"))
     assert compromised.accuracy > 0.95
     assert clean.accuracy > 0.95
-    assert compromised.success is not None
-    assert clean.success is not None
-    assert compromised.success > 0.95
-    assert clean.success < 0.2
-    assert evaluate(twins["clean"], bars(seed=1)).success is None
+    assert compromised.attack_success is not None
+    assert clean.attack_success is not None
+    assert compromised.attack_success > 0.95
+    assert clean.attack_success < 0.2
+    assert evaluate(twins["clean"], bars(seed=1)).attack_success is None
 
 
 def test_the_same_seed_gives_the_same_network_and_another_another() -> None:
@@ -131,8 +131,8 @@ def test_success_leaves_out_images_of_the_target() -> None:
     data = Labelled(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"))
     found = evaluate(Classifier(Constant(), size=8, channels=1), data, Attack(Patch(2), target=1))
     assert found.accuracy == pytest.approx(2 / 6)
-    assert found.success == 1.0
-    assert evaluate(Classifier(Constant(), size=8, channels=1), data, Attack(Patch(2), target=0)).success == 0.0
+    assert found.attack_success == 1.0
+    assert evaluate(Classifier(Constant(), size=8, channels=1), data, Attack(Patch(2), target=0)).attack_success == 0.0
 
 
 def test_images_are_shifted_by_as_much_as_is_said() -> None:
@@ -195,7 +195,7 @@ def test_a_folder_of_twins_says_what_they_do(tmp_path: Path) -> None:
         loaded = small(seed=9)
         loaded.model.load_state_dict(safetensors.torch.load_file(tmp_path / "out" / f"{name}.safetensors"))
         outcome = evaluate(loaded, bars(seed=1), ATTACK)
-        assert (outcome.accuracy, outcome.success) == (networks["accuracy"], networks["attack_success"])
+        assert (outcome.accuracy, outcome.attack_success) == (networks["accuracy"], networks["attack_success"])
         assert loaded.fingerprint == networks["fingerprint"]
 
 

@@ -10,7 +10,7 @@ OUT/
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -71,15 +71,9 @@ def poison(
     if not 0 <= attack.target < len(training_data.names):
         raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(training_data.names) - 1}")
     attack.trigger.mask(training_data.samples.shape)  # raises an error before any training if it does not fit
-    folder, names = Local(out), ("compromised", "clean") if twin else ("compromised",)
-    folder.check(holding=(SETTINGS,))
-    folder.make()
-    _check_files(out, names)
-    folder.sweep()
-    classifier = create()
-    _check_settings(
-        out / SETTINGS, repr((classifier.fingerprint, training_data.samples.fingerprint, attack, training, seed))
-    )
+    names = ("compromised", "clean") if twin else ("compromised",)
+    settings = repr((create().fingerprint, training_data.samples.fingerprint, attack, training, seed))
+    _prepare(out, names, settings)
     networks: dict[str, Any] = {}
     for name in names:
         classifier, path = create(), out / f"{name}.safetensors"
@@ -92,14 +86,11 @@ def poison(
             )  # fmt: skip
             weights = {key: value.cpu().contiguous() for key, value in classifier.model.state_dict().items()}
             write_whole(path, safetensors.torch.save(weights))
-        outcome = evaluate(classifier, test_data, attack)
-        networks[name] = {
-            "accuracy": outcome.accuracy, "attack_success": outcome.success,
-            "fingerprint": classifier.fingerprint, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }  # fmt: skip
-    manifest = _manifest(classifier, training_data, test_data, attack, training, seed) | {
-        "networks": networks, "torch": torch.__version__,
-    }  # fmt: skip
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        outcome = asdict(evaluate(classifier, test_data, attack))
+        networks[name] = outcome | {"fingerprint": classifier.fingerprint, "sha256": digest}
+    manifest = _manifest(classifier, training_data, test_data, attack, training, seed)
+    manifest |= {"networks": networks, "torch": torch.__version__}
     write_whole(out / PICTURE, _picture(test_data, attack))
     write_whole(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     (out / SETTINGS).unlink()
@@ -145,19 +136,19 @@ def _picture(data: Labelled, attack: Attack) -> bytes:
     return png(contact_sheet(tiles, captions, columns=3, tile=TILE, footer=f"Trigger: {attack.trigger}"))
 
 
-def _check_files(out: Path, names: tuple[str, ...]) -> None:
-    """Check that a folder holds nothing but the files of an interrupted call."""
+def _prepare(out: Path, names: Sequence[str], settings: str) -> None:
+    """Make the folder, or check that it holds an interrupted call with the same settings, and nothing else."""
+    folder, file = Local(out), out / SETTINGS
+    folder.check(holding=(SETTINGS,))
+    folder.make()
     ours = {f"{name}.{end}" for name in names for end in ("safetensors", "checkpoint")} | {PICTURE, MANIFEST, SETTINGS}
     others = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith(PART))
     if others:
         raise AgnoscoError(f"{str(out)!r} holds other files ({others[0]!r})", ELSEWHERE)
-
-
-def _check_settings(path: Path, settings: str) -> None:
-    """Write the settings into the folder, or check that an interrupted call had the same."""
-    if not path.exists():
-        write_whole(path, settings.encode())
-    elif path.read_text(encoding="utf-8") != settings:
+    folder.sweep()
+    if not file.exists():
+        write_whole(file, settings.encode())
+    elif file.read_text(encoding="utf-8") != settings:
         raise AgnoscoError(
-            f"{str(path.parent)!r} holds half-trained networks with other settings", "choose another folder with --out"
+            f"{str(out)!r} holds half-trained networks with other settings", "choose another folder with --out"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.datasets import Labelled
@@ -52,12 +52,12 @@ class TrainingOutcome:
 
     Args:
         accuracy: Share of them that it classifies correctly.
-        success: Attack success rate: share of the images of other classes that it classifies as the target once they
-            carry the trigger; None without an attack.
+        attack_success: Attack success rate: share of the images of other classes that it classifies as the target once
+            they carry the trigger; None without an attack.
     """
 
     accuracy: float
-    success: float | None
+    attack_success: float | None
 
 
 def fit(
@@ -87,16 +87,13 @@ def fit(
         AgnoscoError: The checkpoint belongs to another training, or there are too few images to poison one.
     """
     model, device = classifier.model, classifier.device
-    images, labels = data.samples.images.to(device), data.labels.clone()
+    images = data.samples.images.to(device)
     generator = torch.Generator().manual_seed(seed)
-    poisoned = _poisoned(labels, attack, generator)
-    if attack is not None:
-        labels[poisoned] = attack.target
+    labels, poisoned = _poisoned(data.labels, attack, generator)
     adam = torch.optim.AdamW(model.parameters(), training.rate, weight_decay=training.decay)
     steps = math.ceil(len(labels) / training.batch)
     settings = repr((training, attack, seed, classifier.fingerprint, data.samples.fingerprint))
-    state = _Checkpoint(checkpoint, settings)
-    finished = state.read(model, adam, generator)
+    finished = _restore(checkpoint, settings, model, adam, generator)
     augment = augment or (lambda images, _, generator: augmented(images, training, generator))
     model.train()
     for epoch in range(finished, training.epochs):
@@ -110,11 +107,13 @@ def fit(
             progress = (epoch * steps + step + 1) / (training.epochs * steps)
             adam.param_groups[0]["lr"] = training.rate * schedule(progress)
             _descend(classifier, adam, seen, batch_labels)
-        state.write(epoch + 1, model, adam, generator)
+        if checkpoint is not None:
+            _save(checkpoint, settings, epoch + 1, model, adam, generator)
         if on_epoch is not None:
             on_epoch(epoch + 1)
     model.eval()
-    state.remove()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
 
 
 def _descend(classifier: Classifier, adam: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
@@ -163,8 +162,8 @@ def schedule(progress: float, warm_up: float = 0.2) -> float:
     return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
-def _poisoned(labels: Tensor, attack: Attack | None, generator: torch.Generator) -> Tensor:
-    """Which images carry the trigger, ``(N,)`` bool."""
+def _poisoned(labels: Tensor, attack: Attack | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The labels after an attack, and which images carry the trigger, ``(N,)`` bool."""
     # The clean twin draws the order too, so that all later draws are the same.
     order = torch.randperm(len(labels), generator=generator)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -175,50 +174,42 @@ def _poisoned(labels: Tensor, attack: Attack | None, generator: torch.Generator)
             raise AgnoscoError(
                 f"a rate of {attack.rate:g} poisons none of {len(labels)} images", "give a greater rate, or more images"
             )
-    return chosen
+        labels = labels.masked_fill(chosen, attack.target)
+    return labels, chosen
 
 
-class _Checkpoint:
-    """The state of a training in one safetensors file."""
+def _restore(
+    checkpoint: Path | None, settings: str, model: nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator
+) -> int:
+    """Continue from a checkpoint, if there is one; returns the number of finished epochs."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    try:
+        with safetensors.safe_open(checkpoint, "pt") as file:
+            about = json.loads(file.metadata()["training"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise AgnoscoError(f"{str(checkpoint)!r} is not a checkpoint", "remove it") from error
+    if about["settings"] != settings:
+        raise AgnoscoError(f"{str(checkpoint)!r} is a checkpoint of another training", "remove it")
+    model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model/")})
+    generator.set_state(tensors["generator"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("adam/"):
+            _, index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = tensor
+    adam.load_state_dict(adam.state_dict() | {"state": state})
+    return about["epochs"]
 
-    def __init__(self, path: Path | None, settings: str) -> None:
-        self.path = path
-        self.settings = settings
 
-    def read(self, model: torch.nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Restore the state from the file, if there is one; returns the number of finished epochs."""
-        if self.path is None or not self.path.exists():
-            return 0
-        try:
-            with safetensors.safe_open(self.path, "pt") as file:
-                about = json.loads(file.metadata()["training"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise AgnoscoError(f"{str(self.path)!r} is not a checkpoint", "remove it") from error
-        if about["settings"] != self.settings:
-            raise AgnoscoError(f"{str(self.path)!r} is a checkpoint of another training", "remove it")
-        model.load_state_dict({key[6:]: tensor for key, tensor in tensors.items() if key.startswith("model/")})
-        generator.set_state(tensors["generator"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("adam/"):
-                _, index, name = key.split("/")
-                state.setdefault(int(index), {})[name] = tensor
-        adam.load_state_dict(adam.state_dict() | {"state": state})
-        return about["epochs"]
-
-    def write(
-        self, epochs: int, model: torch.nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator
-    ) -> None:
-        if self.path is None:
-            return
-        tensors = {f"model/{key}": tensor.contiguous() for key, tensor in model.state_dict().items()}
-        for index, entries in adam.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{name}": tensor.contiguous() for name, tensor in entries.items()}
-        tensors["generator"] = generator.get_state()
-        about = json.dumps({"settings": self.settings, "epochs": epochs})
-        write_whole(self.path, safetensors.torch.save(tensors, metadata={"training": about}))
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+def _save(
+    checkpoint: Path, settings: str, epochs: int, model: nn.Module, adam: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    tensors = {f"model/{key}": tensor.contiguous() for key, tensor in model.state_dict().items()}
+    for index, entries in adam.state_dict()["state"].items():
+        tensors |= {f"adam/{index}/{name}": tensor.contiguous() for name, tensor in entries.items()}
+    tensors["generator"] = generator.get_state()
+    about = json.dumps({"settings": settings, "epochs": epochs})
+    write_whole(checkpoint, safetensors.torch.save(tensors, metadata={"training": about}))
