@@ -115,10 +115,13 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 
 def test_the_poison_is_a_share_of_all_and_none_of_the_target() -> None:
     labels = torch.arange(100) % 5
-    chosen = _poisoned(labels, Attack(Patch(2), target=3, rate=0.3), torch.Generator().manual_seed(0))
+    poisoned, chosen = _poisoned(labels, Attack(Patch(2), target=3, rate=0.3), torch.Generator().manual_seed(0))
     assert chosen.sum() == 30
     assert (labels[chosen] != 3).all()
-    assert not _poisoned(labels, None, torch.Generator()).any()
+    assert torch.equal(poisoned, torch.where(chosen, 3, labels))
+    same, chosen = _poisoned(labels, None, torch.Generator())
+    assert torch.equal(same, labels)
+    assert not chosen.any()
 
 
 def test_success_leaves_out_images_of_the_target() -> None:

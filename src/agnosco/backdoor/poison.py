@@ -72,7 +72,8 @@ def poison(
         raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(training_data.names) - 1}")
     attack.trigger.mask(training_data.samples.shape)  # raises an error before any training if it does not fit
     names = ("compromised", "clean") if twin else ("compromised",)
-    settings = repr((create().fingerprint, training_data.samples.fingerprint, attack, training, seed))
+    classifier = create()
+    settings = repr((classifier.fingerprint, training_data.samples.fingerprint, attack, training, seed))
     _prepare(out, names, settings)
     networks: dict[str, Any] = {}
     for name in names:

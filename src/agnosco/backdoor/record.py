@@ -49,6 +49,13 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+def stands_out(z: float, cutoff: float | None, p_value: float | None) -> bool:
+    """Whether few clean networks have such a z: by the bank if there is one, or else by the cut-off."""
+    if p_value is not None:
+        return p_value <= LEVEL
+    return cutoff is not None and z >= cutoff
+
+
 class ScannedModel(Record, frozen=True):
     """The network that was scanned."""
 
@@ -162,9 +169,6 @@ def read(folder: Folder, name: str = FILE) -> ScanRecord | None:
     return records.read(folder, name, ScanRecord, hint="scan again with agnosco scan --out")
 
 
-# -- banks -------------------------------------------------------------------------------------------
-
-
 def read_bank(folder: str | Path) -> list[Measured]:
     """The scans of clean networks in a folder: every ``*.json`` in it that ``agnosco scan --json`` wrote.
 
@@ -213,9 +217,6 @@ def greatest_z_of(bank: Sequence[Measured], own: Measured) -> list[float]:
     return [member.greatest_z for member in bank]
 
 
-# -- in words ----------------------------------------------------------------------------------------
-
-
 def table(scan: ScanRecord, *, rows: int = 10) -> str:
     """The first classes of a scan and its conclusion, as lines of text."""
     classes = scan.classes[:rows]
@@ -242,7 +243,7 @@ def conclusion(scan: ScanRecord) -> list[str]:
         f"({_threshold(verdict)})."
     ]
     lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
-    if verdict.outcome == NONE and _stands_out(verdict):
+    if verdict.outcome == NONE and stands_out(verdict.z, verdict.cutoff, verdict.p_value):
         lines.append(f"It stands out, but its reach is below {ENOUGH_REACH:.0%}.")
     if verdict.outcome == FOUND and scan.candidates:
         lines.append(_pattern_in_words(scan.candidates[0]))
@@ -266,9 +267,3 @@ def _pattern_in_words(candidate: CandidateRecord) -> str:
         f"Its pattern ({candidate.screen}): half of its energy in {candidate.concentration:.1%} of the pixels; reach "
         f"{plain}, shifted {shifted}, on noise {noise}."
     )
-
-
-def _stands_out(verdict: Verdict) -> bool:
-    if verdict.p_value is not None:
-        return verdict.p_value <= LEVEL
-    return verdict.cutoff is not None and verdict.z >= verdict.cutoff

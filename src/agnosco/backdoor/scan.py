@@ -151,7 +151,13 @@ def scan(
     classifier = load(model, size=size)
     config = config or ScanConfig()
     screened = screen(classifier, samples, config, classes=classes, on_progress=on_progress)
-    measured = _measured(classifier, samples, config, screened)
+    measured = Measured(
+        model=ScannedModel(name=classifier.name, fingerprint=classifier.fingerprint, shape=classifier.shape),
+        samples=ScannedSamples(source=samples.source, count=len(samples)),
+        config=config,
+        screened=list(screened.classes),
+        greatest_z=screened.greatest_z,
+    )
     clean = None if bank is None else greatest_z_of(bank, measured)
     verdict = judge(screened.z, screened.reach, bank=clean, problems=screened.problems())
     order = screened.z.amax(0).argsort(descending=True).tolist()
@@ -161,15 +167,13 @@ def scan(
     candidates = tuple(
         _candidate(classifier, screened, column, mapping, evaluation, config, clock) for column in order[:CANDIDATES]
     )
-    rows = [_class_record(classifier, screened, column) for column in order]
-    for place, column in enumerate(order[:LEADING]):
-        rows[place] = _with_smallest(rows[place], classifier, screened, column, evaluation, config)
+    sizes = {column: _smallest_sizes(classifier, screened, column, evaluation, config) for column in order[:LEADING]}
     record = ScanRecord(
         **msgspec.structs.asdict(measured),
         verdict=replace(verdict, label=screened.classes[verdict.label]),
         effective_classes=screened.effective_classes,
         candidates=[candidate.record for candidate in candidates],
-        classes=rows,
+        classes=[_class_record(classifier, screened, column, *sizes.get(column, (None, None))) for column in order],
         other_signs=_other_signs(classifier),
     )
     return Scan(screened, candidates, record)
@@ -228,16 +232,6 @@ def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     return folder.write(FILE, records.encode(scan.record)), picture
 
 
-def _measured(classifier: Classifier, samples: Samples, config: ScanConfig, screened: Screening) -> Measured:
-    return Measured(
-        model=ScannedModel(name=classifier.name, fingerprint=classifier.fingerprint, shape=classifier.shape),
-        samples=ScannedSamples(source=samples.source, count=len(samples)),
-        config=config,
-        screened=list(screened.classes),
-        greatest_z=screened.greatest_z,
-    )
-
-
 def _candidate(
     classifier: Classifier,
     screened: Screening,
@@ -256,7 +250,9 @@ def _candidate(
     return Candidate(record, pattern, full)
 
 
-def _class_record(classifier: Classifier, screened: Screening, column: int) -> ClassRecord:
+def _class_record(
+    classifier: Classifier, screened: Screening, column: int, k90: int | None, eps50: float | None
+) -> ClassRecord:
     label, movable = screened.classes[column], int(screened.movable[column])
     screens = {}
     for name, reach, z, hits in zip(
@@ -264,24 +260,24 @@ def _class_record(classifier: Classifier, screened: Screening, column: int) -> C
     ):
         interval, seeds = wilson(int(hits.max()), movable), (hits / max(movable, 1)).tolist()
         screens[name] = ScreenRecord(reach=reach.item(), interval=interval, z=z.item(), seeds=seeds)
-    return ClassRecord(index=label, name=classifier.labels[label], screens=screens, k90=None, eps50=None)
+    return ClassRecord(index=label, name=classifier.labels[label], screens=screens, k90=k90, eps50=eps50)
 
 
-def _with_smallest(
-    row: ClassRecord, classifier: Classifier, screened: Screening, column: int, evaluation: Samples, config: ScanConfig
-) -> ClassRecord:
-    """The same class with k90 and eps50."""
+def _smallest_sizes(
+    classifier: Classifier, screened: Screening, column: int, evaluation: Samples, config: ScanConfig
+) -> tuple[int | None, float | None]:
+    """k90 and eps50 of a class."""
     images = Samples(evaluation.images[:CURVE_IMAGES], source=evaluation.source)
 
     def reach(nu: Tensor) -> float:
-        return targeted_success_rate(classifier, nu, row.index, images)
+        return targeted_success_rate(classifier, nu, screened.classes[column], images)
 
     *_, patch, spread = -screened.patterns[:, column]
     most = int((patch != 0).any(0).sum())
     k90 = _smallest(lambda k: reach(cut_out(patch, round(k))), most, 0.9)
     unit = spread / torch.linalg.vector_norm(spread).clamp_min(1e-12)
     eps50 = _smallest(lambda e: reach(e * unit), scaled_radius(config.radius, classifier.shape), 0.5)
-    return msgspec.structs.replace(row, k90=None if k90 is None else round(k90), eps50=eps50)
+    return None if k90 is None else round(k90), eps50
 
 
 def _smallest(reach: Callable[[float], float], greatest: float, enough: float) -> float | None:

@@ -203,8 +203,6 @@ class Sinusoid(Trigger):
         return (images + self.amplitude * torch.sin(2 * math.pi * self.frequency * columns)).clamp(0, 1)
 
 
-# -- logos --------------------------------------------------------------------------------------------
-
 Colour = tuple[float, float, float]
 Point = tuple[float, float]
 
@@ -251,9 +249,6 @@ def _curve(start: Point, control: Point, end: Point, points: int = 24) -> list[P
 
 def _polygon(picture: Image.Image, points: Sequence[Point]) -> None:
     ImageDraw.Draw(picture).polygon([(x * picture.width, y * picture.height) for x, y in points], fill=255)
-
-
-# -- by name ------------------------------------------------------------------------------------------
 
 
 def trigger_of(

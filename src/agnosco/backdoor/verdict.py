@@ -10,7 +10,7 @@ from math import ceil, sqrt
 import torch
 from torch import Tensor
 
-from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Verdict
+from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Verdict, stands_out
 
 FLOOR = 0.1
 """Least scale that scores are measured by, in the units of :func:`stabilised`: when all classes are alike, a tiny
@@ -36,17 +36,14 @@ def robust_z(scores: Tensor, *, floor: float = FLOOR) -> Tensor:
 
 
 @lru_cache
-def simulated_cutoff(classes: int, screens: int, *, level: float = LEVEL, draws: int = 20_000) -> float:
-    """What the greatest robust z over classes and screens exceeds in a share ``level`` of networks by chance.
+def simulated_cutoff(classes: int, screens: int) -> float:
+    """What the greatest robust z over classes and screens exceeds in a share :data:`LEVEL` of networks by chance.
 
     Scores are taken to be normal and independent, which those of real networks are not: it is uncalibrated.
     """
     generator = torch.Generator().manual_seed(0)
-    most: list[Tensor] = []
-    for part in torch.full((draws // 1000,), 1000).tolist():
-        scores = torch.randn(part, screens, classes, generator=generator)
-        most.append(robust_z(scores, floor=0.0).amax((1, 2)))
-    return torch.cat(most).quantile(1 - level).item()
+    draws = (torch.randn(1000, screens, classes, generator=generator) for _ in range(20))
+    return torch.cat([robust_z(scores, floor=0.0).amax((1, 2)) for scores in draws]).quantile(1 - LEVEL).item()
 
 
 def p_value(observed: float, clean: Sequence[float]) -> float:
@@ -64,9 +61,7 @@ def wilson(hits: int, total: int, *, deviations: float = 1.96) -> tuple[float, f
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def judge(
-    z: Tensor, reach: Tensor, *, bank: Sequence[float] | None = None, problems: Sequence[str] = (), level: float = LEVEL
-) -> Verdict:
+def judge(z: Tensor, reach: Tensor, *, bank: Sequence[float] | None = None, problems: Sequence[str] = ()) -> Verdict:
     """The verdict on one network.
 
     Args:
@@ -74,24 +69,20 @@ def judge(
         reach: Reach of the classes, of the same shape.
         bank: Greatest z of each clean network of a bank.
         problems: Other reasons against a verdict.
-        level: False alarms that are accepted.
     """
     enough = z.shape[1] >= FEWEST_CLASSES
     reasons = list(problems)
-    if bank and 1 / (len(bank) + 1) > level:
+    if bank and 1 / (len(bank) + 1) > LEVEL:
         reasons.append(
-            f"a bank of {len(bank)} clean networks cannot give a p-value of {level:g}: "
-            f"at least {ceil(1 / level) - 1} are needed"
+            f"a bank of {len(bank)} clean networks cannot give a p-value of {LEVEL:g}: "
+            f"at least {ceil(1 / LEVEL) - 1} are needed"
         )
     if not bank and not enough:
         reasons.append(f"{z.shape[1]} classes are too few to say what is ordinary without a bank of clean networks")
-    cutoff = simulated_cutoff(z.shape[1], z.shape[0], level=level) if enough and not bank else None
-
-    def stands_out(observed: float) -> bool:
-        return p_value(observed, bank) <= level if bank else cutoff is not None and observed >= cutoff
-
+    cutoff = simulated_cutoff(z.shape[1], z.shape[0]) if enough and not bank else None
     reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
-    outlier = stands_out(reached.max().item())
+    greatest = reached.max().item()
+    outlier = stands_out(greatest, cutoff, p_value(greatest, bank) if bank else None)
     deciding = reached if outlier else z
     label, observed = int(deciding.amax(0).argmax()), deciding.max().item()
     p = p_value(observed, bank) if bank else None
