@@ -104,7 +104,6 @@ def test_unknown_keys_are_ignored(folder: Folder) -> None:
     assert records.read(folder, "line.json", Figure, hint="") == LINE
 
 
-def test_nothing_that_is_not_finite_is_written(folder: Folder) -> None:
+def test_nothing_that_is_not_finite_is_encoded() -> None:
     with pytest.raises(ValueError, match="Out of range"):
-        folder.write("point.json", records.encode(Point(x=float("nan"), y=0.0)))
-    assert not folder.exists("point.json")
+        records.encode(Point(x=float("nan"), y=0.0))

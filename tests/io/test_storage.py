@@ -271,6 +271,20 @@ def test_little_is_pending() -> None:
     assert len(ahead) == len(handed) == 60
 
 
+def test_after_an_error_nothing_more_is_begun() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 0:
+            raise OSError("no such bucket")
+        time.sleep(0.3)
+
+    with pytest.raises(OSError, match="no such bucket"):
+        list(in_order(work, range(60), threads=1))
+    assert len(begun) < PENDING  # at most what the thread took up until the error was seen
+
+
 def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,12 +73,14 @@ def sanity(
         others = [concept for group in groups for concept in maker.make(group, on_step=on_step)]
     del maker  # its copy of the network may fill the device
     pictures, _ = _pictures(first)
+    seeds = seeds_check(classifier, *_pictures([*first, *others]))
+    templates = planted(mapping, run.config, seed=new_seed, on_step=on_step).tolist()  # before the long part
     levels = cascade(classifier, chosen, mapping, run.config, pictures=pictures, seed=new_seed, on_step=on_step)
     record = SanityRecord(
         classes=[concept.name for concept in first],
         labels=labels_check(classifier, *_pictures(maps)),
-        seeds=seeds_check(classifier, *_pictures([*first, *others])),
-        planted=planted(mapping, run.config, seed=new_seed, on_step=on_step).tolist(),
+        seeds=seeds,
+        planted=templates,
         cascade=[level for level, _ in levels],
     )
     run.folder.write(FILE, records.encode(record))

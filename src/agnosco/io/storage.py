@@ -129,14 +129,16 @@ def write_whole(place: Place, content: bytes) -> str:
 
 def in_order(function: Callable[[T], R], items: Iterable[T], *, threads: int = THREADS) -> Iterator[R]:
     """Like ``map``, but in several threads, each at most :data:`PENDING` items ahead of the reader."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending = deque()
+    pool, pending = ThreadPoolExecutor(threads), deque()
+    try:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) >= PENDING * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, nothing more is begun
 
 
 def size_limit(name: str) -> int:

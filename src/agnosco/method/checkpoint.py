@@ -26,8 +26,8 @@ from .ball import BallState, GrowingL2, Projector
 from .mapper import LoopState
 from .parameterization import Basis
 
-KEY = "agnosco"
-"""The one key of the file's metadata: the order of several would be random."""
+KEY = "agnosco-2"
+"""The one key of the file's metadata: the order of several would be random. The number counts versions of the state."""
 
 _LOOP = ("w", "mu", "sigma", "xi", "success")
 

@@ -149,8 +149,7 @@ def _scan_at(place: str) -> tuple[Folder, str]:
 def _picture(folder: Folder, name: str) -> Markup | None:
     """A picture in the run's folder; None if there is none.
 
-    Raises:
-        AgnoscoError: It is a link, which might lead to a private file; not a picture; or too large.
+    AgnoscoError if it is a link, which might lead to a private file; not a picture; or too large.
     """
     hint = "remove it or create it again"
     if isinstance(folder, Local) and (folder.path / name).is_symlink():
