@@ -14,7 +14,6 @@ since: that commit can measure them again.
 from __future__ import annotations
 
 import inspect
-import random
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from common import (
-    FRESH_CLASSES,
+    DEVELOPMENT_CLASSES,
     IMAGENET,
     IMAGENET_NETWORKS,
     RESULTS,
@@ -60,11 +59,6 @@ from agnosco import (
 from agnosco.method.config import config_to_json
 from agnosco.method.prepare import resolve_precision
 
-DEVELOPMENT_CLASSES = tuple(
-    label
-    for label in random.Random("development").sample(range(1000), 60)
-    if label not in (*FRESH_CLASSES, *TRIAL_CLASSES)
-)[:12]
 TRANSFER_SEEDS = (0, 1)
 
 

@@ -42,6 +42,26 @@ TRIAL_CLASSES = (219, 697, 255, 597, 442, 87, 112, 156, 296, 469)
 FRESH_CLASSES = tuple(random.Random("classes by which nothing was chosen").sample(range(1000), 10))
 """Ten classes that no setting was chosen on."""
 
+DEVELOPMENT_CLASSES = tuple(
+    label
+    for label in random.Random("development").sample(range(1000), 60)
+    if label not in (*FRESH_CLASSES, *TRIAL_CLASSES)
+)[:12]
+"""Twelve random classes, to choose settings on at 112 px."""
+
+
+def random_classes(seed: str, count: int, *, without: Sequence[int] = ()) -> tuple[int, ...]:
+    """ImageNet classes chosen at random with a published seed, other than those of all other tables and ``without``."""
+    used = {*TRIAL_CLASSES, *FRESH_CLASSES, *DEVELOPMENT_CLASSES, *without}
+    return tuple([label for label in random.Random(seed).sample(range(1000), 1000) if label not in used][:count])
+
+
+CHOICE_CLASSES = random_classes("frontier, to choose settings on", 24)
+"""Classes to choose settings on at the networks' native size."""
+
+TABLE_CLASSES = random_classes("table 1 at native size", 40, without=CHOICE_CLASSES)
+"""Classes of the tables at native size: nothing was chosen on them."""
+
 
 # -- command line -----------------------------------------------------------------------------------
 
@@ -61,6 +81,14 @@ def imagenet_network(name: str, size: int = 112) -> Classifier:
     """A torchvision network with the ImageNet weights of the assets, which were trained at 224 px."""
     weights = ASSETS / "models" / f"{name}-imagenet.safetensors"
     return agnosco.load(f"torchvision:{name}", weights=weights, size=size, device=DEVICE)
+
+
+def mobilenet_v1(width: str) -> Classifier:
+    """A MobileNetV1 of the assets, half (``"050"``) or a quarter as wide (``"025"``): a judge of another family."""
+    weights = ASSETS / "models" / f"mobilenet_v1_{width}-imagenet.safetensors"
+    spec = f"python:{ARCHITECTURES.with_name('more_archs.py')}:mobilenet_v1_{width}"
+    size, half = {"050": 160, "025": 224}[width], (0.5, 0.5, 0.5)
+    return agnosco.load(spec, weights=weights, size=size, mean=half, std=half, trust_code=True, device=DEVICE)
 
 
 def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:

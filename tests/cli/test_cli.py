@@ -356,6 +356,7 @@ QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
         ("paper", {"ball": "auto", "radius": 9.0}, "ball", AutoL2(start=9.0, limit=9.0)),
         ("paper", {"loss": "log-odds"}, "loss", "log-odds"),
         ("quick", {"loss": "cross-entropy"}, "loss", "cross-entropy"),
+        ("quick", {"loss": "0.25"}, "loss", 0.25),
         ("paper", {"steps": 5}, "steps", 5),
         ("quick", {"batch": 6}, "batch", 6),
     ],
@@ -469,6 +470,8 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["1", "--parameterization", "polar"], "no parameterization 'polar'", "pixel, data, spectral"),
         (["1", "--transforms", "all"], "no transforms 'all'", "identity, crops"),
         (["1", "--loss", "hinge"], "no loss 'hinge'", "cross-entropy, log-odds, logit"),
+        (["1", "--loss", "-0.5"], "no loss -0.5", "or a weight of the other classes such as 0.5"),
+        (["1", "--loss", "nan"], "no loss nan", "or a weight of the other classes such as 0.5"),
         (["1", "--ball", "l1"], "no ball 'l1'", "l2, sparse, auto"),
         (["1", "--ball", "sparse", "--radius", "3"], "a sparse ball has no radius", "--ball l2"),
         (

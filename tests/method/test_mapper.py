@@ -32,6 +32,7 @@ SETTINGS = {
     "unit steps, first-order direction": replace(PAPER, step="unit", direction="gradient"),
     "masked clip, steps falling": replace(PAPER, clip="masked", step=0.1, decay=0.5, direction="plus"),
     "log-odds": replace(PAPER, loss="log-odds"),
+    "half the weight of the other classes": replace(PAPER, loss=0.5),
     "faded samples": replace(PAPER, contrast=(0.2, 0.9)),
     "crops with noise": replace(PAPER, transforms=Crops((0.3, 1.0), noise=0.02)),
     "data coordinates": replace(PAPER, parameterization=Data(), step=0.1, direction="plus"),

@@ -151,7 +151,7 @@ SETTINGS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
     RefineConfig: {"steps": whole, "weight": anything, "rate": anything},
     MapperConfig: {
         "batch": whole, "steps": whole, "step": st.sampled_from(["literal", "unit"]) | words | anything,
-        "loss": st.sampled_from(LOSSES) | words, "direction": st.sampled_from(DIRECTIONS) | words,
+        "loss": st.sampled_from(LOSSES) | words | anything, "direction": st.sampled_from(DIRECTIONS) | words,
         "clip": st.sampled_from(CLIPS) | words, "contrast": pairs,
         **dict.fromkeys(("decay", "beta1", "beta2"), anything),
     },
@@ -221,7 +221,7 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         {
             "parameterization": maybe(st.sampled_from(list(PARAMETERIZATIONS))),
             "transforms": maybe(st.sampled_from(list(TRANSFORMS))),
-            "ball": maybe(st.sampled_from(list(BALLS))), "loss": maybe(st.sampled_from(LOSSES)),
+            "ball": maybe(st.sampled_from(list(BALLS))), "loss": maybe(st.sampled_from([*LOSSES, "0.5", 0.25])),
             "steps": maybe(st.integers(1, 9999)), "batch": maybe(st.integers(1, 512)),
             "radius": maybe(st.floats(1e-3, 1e6)), "compiled": st.booleans(),
         }
@@ -374,7 +374,7 @@ def test_any_map_is_a_picture(shape: tuple[int, int, int], seed: int, scale: flo
     shape=st.tuples(st.sampled_from([1, 3]), st.integers(2, 9), st.integers(2, 9)),
     chosen=parameterization, seen=transforms, seed=seeds,
     ball=st.sampled_from([L2(), L2(0.5), AutoL2(), AutoL2(1.0, 2.0, growth=1.5), Sparse(2)]),
-    step=st.sampled_from(["literal", "unit", 0.1]), loss=st.sampled_from(LOSSES),
+    step=st.sampled_from(["literal", "unit", 0.1]), loss=st.sampled_from([*LOSSES, 0.5]),
     direction=st.sampled_from(DIRECTIONS), clip=st.sampled_from(CLIPS),
     share=st.sampled_from([0.0, 0.5, 1.0]), refined=st.booleans(),
 )  # fmt: skip

@@ -179,17 +179,21 @@ def test_losses_are_what_their_names_say() -> None:
     p = np.exp(own) / np.exp(logits).sum(1)
     expected = {"cross-entropy": -np.log(p).sum(), "log-odds": -np.log(p / (1 - p)).sum(), "logit": -own.sum()}
     assert set(expected) == set(LOSSES)
+    # w = 1 is the log-odds, 0 the logit; the loss is linear in w.
+    expected |= {w: (1 - w) * expected["logit"] + w * expected["log-odds"] for w in (0, 0.5, 1, 2.0)}
     for loss, value in expected.items():
         found = class_loss(torch.from_numpy(logits), torch.from_numpy(targets), loss)
         assert found.item() == pytest.approx(value, rel=1e-9)
 
 
-@pytest.mark.parametrize(("loss", "slope"), [("cross-entropy", 0.0), ("log-odds", -1.0), ("logit", -1.0)])
-def test_gradient_of_an_image_that_is_given_its_class(loss: str, slope: float) -> None:
+@pytest.mark.parametrize(
+    ("loss", "slope", "others"),
+    [("cross-entropy", 0.0, 0.0), ("log-odds", -1.0, 0.5), ("logit", -1.0, 0.0), (0.5, -1.0, 0.25)],
+)
+def test_gradient_of_an_image_that_is_given_its_class(loss: str | float, slope: float, others: float) -> None:
     logits = torch.tensor([[60.0, 1.0, 1.0]], requires_grad=True)  # p differs from 1 by 1e-25
     (gradient,) = torch.autograd.grad(class_loss(logits, torch.tensor([0]), loss), logits)
-    rivals = 0.5 if loss == "log-odds" else 0.0
-    torch.testing.assert_close(gradient, torch.tensor([[slope, rivals, rivals]]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, torch.tensor([[slope, others, others]]), rtol=0, atol=1e-6)
 
 
 def test_perturbed_subtracts_and_clips() -> None:

@@ -54,7 +54,12 @@ def map_(
     ball: Annotated[
         str | None, choice(BALLS, "Norm ball that bounds the map; auto: an L2 ball that grows until it suffices.")
     ] = None,
-    loss: Annotated[str | None, choice(LOSSES, "Loss to minimize; for log-odds and logit, their negative.")] = None,
+    loss: Annotated[
+        str | None,
+        choice(
+            (*LOSSES, "WEIGHT"), "Loss to minimize: a name, or a weight of the other classes (1: log-odds, 0: logit)."
+        ),
+    ] = None,
     steps: Annotated[int | None, method_option(min=1, help="Steps of the paper's Algorithm 1, in each cycle.")] = None,
     batch: Annotated[int | None, method_option(min=1, help="Images per mini-batch.")] = None,
     radius: Annotated[

@@ -18,6 +18,9 @@ EPSILON = 1e-12
 TINY = 1e-30
 """Keeps a zero step from being divided by its norm."""
 
+WEIGHTS = {"log-odds": 1.0, "logit": 0.0}
+"""The weight of the other classes in the losses that have names."""
+
 
 def perturbed(images: Tensor, nu: Tensor) -> Tensor:
     """Clip(I − ν): images ``(..., C, H, W)`` moved towards the class, in [0, 1] (line 3)."""
@@ -37,7 +40,7 @@ def at_contrasts(images: Tensor, contrasts: Tensor | None) -> Tensor:
     return images if contrasts is None else 0.5 + contrasts * (images - 0.5)
 
 
-def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
+def class_loss(logits: Tensor, targets: Tensor, loss: str | float) -> Tensor:
     """The loss to minimize, of logits ``(N, classes)`` and classes ``(N,)``, summed over images (line 4).
 
     The losses are those of :class:`agnosco.method.config.MapperConfig`.
@@ -45,10 +48,11 @@ def class_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
     if loss == "cross-entropy":
         return F.cross_entropy(logits, targets, reduction="sum")
     own = logits.gather(1, targets[:, None])
-    if loss == "logit":
+    weight = WEIGHTS[loss] if isinstance(loss, str) else loss
+    if weight == 0:
         return -own.sum()
-    rivals = logits.scatter(1, targets[:, None], -math.inf).logsumexp(1, keepdim=True)
-    return (rivals - own).sum()
+    others = logits.scatter(1, targets[:, None], -math.inf).logsumexp(1, keepdim=True)
+    return (weight * others - own).sum()
 
 
 def adam_step(

@@ -33,7 +33,8 @@ class MapperConfig:
         loss: Loss to minimize in line 4: ``"cross-entropy"`` (the paper); ``"log-odds"``, minus the log-odds of the
             class: the gradient of cross-entropy without the factor 1 − p, which ignores images that are given the class
             already; ``"logit"``, minus the logit of the class, which ignores the other classes
-            (`Zhao et al. 2021 <https://arxiv.org/abs/2012.11207>`_).
+            (`Zhao et al. 2021 <https://arxiv.org/abs/2012.11207>`_); or a number w, for −z_ℓ + w · log Σ exp z_j over
+            the other classes j: 1 is the log-odds, 0 the logit.
         clip: How the gradient of line 4 passes the clip of line 3: ``"straight-through"`` as if there were none,
             ``"masked"`` only where the perturbed image is not clipped.
         contrast: Least and greatest contrast, around mid-grey, of a sample; 1 leaves it as it is.
@@ -52,7 +53,7 @@ class MapperConfig:
     steps: int = 650
     step: str | float = "literal"
     decay: float = 0.0
-    loss: str = "cross-entropy"
+    loss: str | float = "cross-entropy"
     direction: str = "lookahead"
     clip: str = "straight-through"
     contrast: tuple[float, float] = (1.0, 1.0)
@@ -67,7 +68,12 @@ class MapperConfig:
             raise AgnoscoError(
                 f"batch and steps must be at least 1, not {self.batch} and {self.steps}", "the paper's are 128 and 650"
             )
-        for name, choices in (("loss", LOSSES), ("direction", DIRECTIONS), ("clip", CLIPS)):
+        if not (self.loss in LOSSES or (isinstance(self.loss, int | float) and 0 <= self.loss < math.inf)):
+            raise AgnoscoError(
+                f"no loss {self.loss!r}",
+                f"choose from {', '.join(LOSSES)} or a weight of the other classes such as 0.5",
+            )
+        for name, choices in (("direction", DIRECTIONS), ("clip", CLIPS)):
             if getattr(self, name) not in choices:
                 raise AgnoscoError(f"no {name} {getattr(self, name)!r}", f"choose from {', '.join(choices)}")
         if not (self.step in ("literal", "unit") or (isinstance(self.step, int | float) and 0 < self.step < math.inf)):

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,8 @@ def chosen_config(preset: str, **overrides: Any) -> Config:
         preset: Name of the preset.
         overrides: New values, by the names in :data:`OVERRIDES`. If the preset has a dial of the given kind already
             (``parameterization``, ``transforms``, ``ball``), its settings stay; another kind comes with its own
-            defaults. ``radius`` is η at 3×224×224, or the limit of a ball that grows.
+            defaults. ``radius`` is η at 3×224×224, or the limit of a ball that grows. A ``loss`` may be a number as
+            text.
 
     Raises:
         AgnoscoError: No such preset, dial, loss or precision, or a radius for a ball that has none.
@@ -40,6 +42,9 @@ def chosen_config(preset: str, **overrides: Any) -> Config:
             if kind not in kinds:
                 raise AgnoscoError(f"no {name} {kind!r}", f"choose from {', '.join(kinds)}")
             given[name] = current if type(current) is kinds[kind] else kinds[kind]()
+    if "loss" in given:
+        with suppress(ValueError):  # a name
+            given["loss"] = float(given["loss"])
     if "radius" in given:
         given["ball"] = _with_radius(given.get("ball", mapper.ball), given.pop("radius"))
     computing = {name: given.pop(name) for name in ("precision", "compiled") if name in given}

@@ -1,0 +1,236 @@
+"""What a picture is worth for its passes: losses, budgets and Horama, on random classes, at the networks' own size.
+
+    python benchmarks/frontier.py resnet18                  measure the rows of ResNet-18 at 224 px that are missing
+    python benchmarks/frontier.py resnet50 --classes 12     another source; the first twelve of the random classes
+    python benchmarks/frontier.py resnet18 --size 112       another size; 32 for the CIFAR networks
+    python benchmarks/frontier.py resnet18 --only budget    only rows whose name contains this
+    python benchmarks/frontier.py --tables                  write the tables into docs/paper.md
+
+The rows of *loss* have 480 passes and differ in w, the weight of the other classes in the loss: 0 is minus the logit
+of the class, 1 minus its log-odds. The rows of *budget* have the settings of ``quick`` and other numbers of passes.
+Those of *Horama* are its ``fourier`` and ``maco`` at its best crops. Other networks judge the raw pictures; two of them
+are of a family that is never a source. The classes are ``common.CHOICE_CLASSES``: settings are chosen on them, so that
+the tables of ``docs/evidence.md`` use others.
+
+Answers are stored for each picture, so that intervals can be computed; pictures are saved in build/frontier.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from common import (
+    CHOICE_CLASSES,
+    IMAGENET,
+    IMAGENET_NETWORKS,
+    RESULTS,
+    ROOT,
+    add_row,
+    argument_parser,
+    cifar_network,
+    fill,
+    imagenet_network,
+    markdown,
+    measured_on,
+    mobilenet_v1,
+    photographs,
+    read_results,
+)
+from peers import CROPS_PER_STEP, Method, horama, save_spectrum
+from torch import Tensor
+from torchvision.utils import save_image
+
+import agnosco
+from agnosco import Classifier, Config, Samples
+from agnosco.method.config import config_to_json
+from agnosco.method.prepare import prepared, resolve_precision
+from agnosco.method.score import logits_of, predictions, score_of_logits, targeted_success_rate
+
+PASSES = 480
+BUDGETS = (60, 120, 240, 480, 960, 1920)
+WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.25)
+BOX = (0.5, 0.9)  # Horama's best crops at these sizes, by benchmarks/peers.py
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: settings of agnosco, or a method of Horama."""
+
+    group: str
+    name: str
+    passes: int
+    config: Config | None = None
+    horama: str | None = None
+
+
+def rows() -> Iterator[Row]:
+    """All rows."""
+    quick = agnosco.preset("quick")
+    batch = quick.mapper.batch
+
+    def mapped(passes: int, **changes: Any) -> Config:
+        return replace(quick, mapper=replace(quick.mapper, steps=passes // batch, **changes))
+
+    for weight in WEIGHTS:
+        yield Row("loss", f"w {weight:g}", PASSES, mapped(PASSES, loss=weight))
+    for passes in BUDGETS:
+        for weight in (0.5, 1.0):
+            if passes != PASSES:  # which are the rows of the losses
+                yield Row("budget", f"w {weight:g}, {passes} passes", passes, mapped(passes, loss=weight))
+        for kind in ("fourier", "maco"):
+            yield Row("Horama", f"{kind}, {passes} passes", passes, horama=kind)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A source, the networks that judge its pictures, and the classes."""
+
+    source: Classifier
+    judges: dict[str, Classifier]
+    classes: tuple[int, ...]
+
+
+def setup(name: str, size: int) -> Setup:
+    """The setup of a source at a size; CIFAR's networks take 32 px."""
+    if size == 32:
+        networks = {
+            "resnet20": cifar_network("CifarResNet(20)", "resnet20", **IMAGENET),
+            "resnet56": cifar_network("CifarResNet(56)", "resnet56", **IMAGENET),
+            "wrn16_1": cifar_network("WideResNet(16,1)", "wrn16_1-nad-erased"),
+        }
+        return Setup(networks.pop(name), networks, tuple(range(10)))
+    judges = {other: imagenet_network(other, size) for other in IMAGENET_NETWORKS if other != name}
+    judges |= {f"mobilenet_v1_{width}": mobilenet_v1(width) for width in ("050", "025")}
+    return Setup(imagenet_network(name, size), judges, CHOICE_CLASSES)
+
+
+def answers(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> dict[str, Any]:
+    """What a network says of pictures: M_score, and top-1 of all classes and probability of every picture."""
+    logits = logits_of(judge, pictures)
+    targets = torch.tensor(labels)
+    own = logits.softmax(1).gather(1, targets[:, None])[:, 0]
+    return {
+        "m_score": score_of_logits(logits, labels).m_score,
+        "top1": (logits.argmax(1) == targets).int().tolist(),
+        "p": [round(value, 4) for value in own.tolist()],
+    }
+
+
+def make(row: Row, network: Classifier, samples: Samples, spectrum: Path) -> Method:
+    """How the pictures of a row are made."""
+    if row.config is None:
+        folder = spectrum if row.horama == "maco" else None
+        return partial(horama, network, folder, network.shape[1], BOX, row.passes // CROPS_PER_STEP)
+
+    def mapped(label: int, seed: int) -> tuple[Tensor, Tensor]:
+        (concept,) = agnosco.map_classes(network, [label], samples, row.config, seeds=[seed])
+        return concept.pixels, concept.nu
+
+    return mapped
+
+
+def measure(name: str, size: int, count: int | None, seeds: int, only: str) -> None:
+    """Measure the rows that have not been measured with as many pictures."""
+    parts = setup(name, size)
+    precision = resolve_precision("auto", parts.source.device)
+    faster = prepared(parts.source, precision=precision)
+    mapping, held_out = photographs(parts.source).split()
+    before = predictions(parts.source, held_out)
+    classes = parts.classes[:count]
+    jobs = [(label, seed) for seed in range(seeds) for label in classes]
+    labels = [label for label, _ in jobs]
+    path = RESULTS / f"frontier-{name}-{size}px.json"
+    title = f"{name} at {size} px"
+    with tempfile.TemporaryDirectory() as folder:
+        save_spectrum(mapping, Path(folder))
+        for row in rows():
+            key = f"{row.group}: {row.name}"
+            stored = read_results(path, {"rows": {}})["rows"].get(key)
+            if only not in key or (stored and len(stored["labels"]) >= len(labels)):
+                continue
+            method = make(row, faster if row.horama else parts.source, mapping, Path(folder))
+            start = time.perf_counter()
+            made = [method(label, seed) for label, seed in jobs]
+            seconds = (time.perf_counter() - start) / len(jobs)
+            pictures = torch.stack([picture for picture, _ in made])
+            nus = [0.5 - picture if nu is None else nu for picture, nu in made]
+            config = row.config and config_to_json(replace(row.config, precision=precision))
+            result = {
+                "group": row.group, "passes": row.passes, "config": config, "precision": precision,
+                "seconds": round(seconds, 2), "labels": labels, "seeds": seeds,
+                "targeted_success_rate": [
+                    round(targeted_success_rate(parts.source, nu, label, held_out, before=before), 4)
+                    for nu, label in zip(nus, labels, strict=True)
+                ],
+                "own": answers(parts.source, pictures, labels),
+                "others": {judge: answers(network, pictures, labels) for judge, network in parts.judges.items()},
+            }  # fmt: skip
+            save_image(pictures, picture_file(name, size, key), nrow=len(classes), padding=0)
+            add_row(path, title, key, result)
+            print(*cells(key, result), sep=" | ", flush=True)
+
+
+def picture_file(name: str, size: int, key: str) -> Path:
+    """The file of the pictures of a row: one line for each seed."""
+    folder = ROOT / "build" / "frontier" / f"{name}-{size}px"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{key.replace(':', '').replace(',', '').replace(' ', '-')}.png"
+
+
+def cells(name: str, row: dict[str, Any]) -> list[str]:
+    """A row of a table: M_score / top-1 of all classes / mean p of each judge, and their mean."""
+    others = list(row["others"].values())
+    mean = f"{fmean(fmean(judge['top1']) for judge in others):.2f} / {fmean(fmean(judge['p']) for judge in others):.3f}"
+    rates = row["targeted_success_rate"]
+    return [
+        name,
+        f"{row['passes']:,}",
+        f"{fmean(row['own']['p']):.2f}",
+        f"{fmean(rates):.3f} ({min(rates):.2f})",
+        *(f"{judge['m_score']:.3f} / {fmean(judge['top1']):.2f} / {fmean(judge['p']):.2f}" for judge in others),
+        mean,
+    ]
+
+
+def tables() -> str:
+    """All results as Markdown."""
+    parts = []
+    for path in sorted(RESULTS.glob("frontier-*.json")):
+        results = read_results(path)
+        measured = results["rows"]
+        first = next(iter(measured.values()))
+        head = ["row", "passes", "own p", "targeted success rate (least)", *first["others"], "mean of judges"]
+        count = len(first["labels"])
+        parts.append(
+            f"**{results['about']['title']}, {count} pictures a row**; M_score / top-1 of all / mean p. "
+            f"{measured_on(results)}.\n\n{markdown(head, [cells(*row) for row in measured.items()])}"
+        )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("source", nargs="?", help="resnet18, resnet50, mobilenet_v2, squeezenet1_1; resnet20, resnet56")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--classes", type=int, help="how many of the random classes (default: all)")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
+    options = parser.parse_args()
+    if options.tables:
+        fill("docs/paper.md", "frontier", tables())
+    elif options.source:
+        measure(options.source, options.size, options.classes, options.seeds, options.only)
+    else:
+        parser.print_usage()
+
+
+if __name__ == "__main__":
+    main()
