@@ -83,6 +83,18 @@ def imagenet_network(name: str, size: int = 112) -> Classifier:
     return agnosco.load(f"torchvision:{name}", weights=weights, size=size, device=DEVICE)
 
 
+def cifar_networks() -> dict[str, Classifier]:
+    """The clean CIFAR-10 networks of the assets: three residual ones, and two transformers."""
+    mean = (0.4914, 0.4822, 0.4465)
+    return {
+        "resnet20": cifar_network("CifarResNet(20)", "resnet20", **IMAGENET),
+        "resnet56": cifar_network("CifarResNet(56)", "resnet56", **IMAGENET),
+        "wrn16_1": cifar_network("WideResNet(16,1)", "wrn16_1-nad-erased"),
+        "cct": cifar_network("cct", "cct", file="more_archs.py", mean=mean, std=(0.2470, 0.2435, 0.2616)),
+        "vit": cifar_network("vit", "vit", file="more_archs.py", mean=mean, std=(0.2023, 0.1994, 0.2010)),
+    }
+
+
 def mobilenet_v1(width: str) -> Classifier:
     """A MobileNetV1 of the assets, half (``"050"``) or a quarter as wide (``"025"``): a judge of another family."""
     weights = ASSETS / "models" / f"mobilenet_v1_{width}-imagenet.safetensors"
@@ -91,10 +103,10 @@ def mobilenet_v1(width: str) -> Classifier:
     return agnosco.load(spec, weights=weights, size=size, mean=half, std=half, trust_code=True, device=DEVICE)
 
 
-def cifar_network(factory: str, name: str, **normalisation: Any) -> Classifier:
+def cifar_network(factory: str, name: str, *, file: str = "cifar_archs.py", **normalisation: Any) -> Classifier:
     """A CIFAR-10 network of the assets; without mean and std, it takes pixels as they are."""
     weights = ASSETS / "models" / f"{name}-cifar10.safetensors"
-    spec = f"python:{ARCHITECTURES}:{factory}"
+    spec = f"python:{ARCHITECTURES.with_name(file)}:{factory}"
     names = sorted(folder.name for folder in (ASSETS / "cifar10-test").iterdir())  # in the order of the classes
     return agnosco.load(spec, weights=weights, size=32, labels=names, trust_code=True, device=DEVICE, **normalisation)
 

@@ -29,13 +29,12 @@ from typing import Any
 import torch
 from common import (
     CHOICE_CLASSES,
-    IMAGENET,
     IMAGENET_NETWORKS,
     RESULTS,
     ROOT,
     add_row,
     argument_parser,
-    cifar_network,
+    cifar_networks,
     fill,
     imagenet_network,
     markdown,
@@ -101,11 +100,7 @@ class Setup:
 def setup(name: str, size: int) -> Setup:
     """The setup of a source at a size; CIFAR's networks take 32 px."""
     if size == 32:
-        networks = {
-            "resnet20": cifar_network("CifarResNet(20)", "resnet20", **IMAGENET),
-            "resnet56": cifar_network("CifarResNet(56)", "resnet56", **IMAGENET),
-            "wrn16_1": cifar_network("WideResNet(16,1)", "wrn16_1-nad-erased"),
-        }
+        networks = cifar_networks()
         return Setup(networks.pop(name), networks, tuple(range(10)))
     judges = {other: imagenet_network(other, size) for other in IMAGENET_NETWORKS if other != name}
     judges |= {f"mobilenet_v1_{width}": mobilenet_v1(width) for width in ("050", "025")}
@@ -218,7 +213,7 @@ def tables() -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("source", nargs="?", help="resnet18, resnet50, mobilenet_v2, squeezenet1_1; resnet20, resnet56")
+    parser.add_argument("source", nargs="?", help="an ImageNet network of the assets, or with --size 32 one of CIFAR")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--classes", type=int, help="how many of the random classes (default: all)")
     parser.add_argument("--seeds", type=int, default=1)
