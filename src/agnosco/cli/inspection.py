@@ -26,7 +26,7 @@ EXIT_CODES = (
 def inspect(
     context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Weights file of any format and origin.", show_default=False)
+        Path, typer.Argument(metavar="FILE", help="Weights file of any format, from any source.", show_default=False)
     ],
     finite: Annotated[bool, typer.Option("--finite", help="Also read the values, to find NaN and Inf.")] = False,
     as_json: JsonOption = False,

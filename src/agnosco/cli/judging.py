@@ -69,14 +69,14 @@ def sanity(
     trust_code: options.TrustCodeOption = False,
     allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[str, samples_option(help="Images that the run was made with.")] = "leaves",
-    classes: Annotated[int, typer.Option(min=2, help="Number of classes to map in each check.")] = 3,
+    classes: Annotated[int, typer.Option(min=2, help="Number of the run's classes to map again.")] = 3,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Check that the maps of a run depend on what the network has learned.
 
-    Compares them with maps for randomized weights, for other seeds and for other classes. Also maps a network built to
+    Compares them with maps for randomised weights, for other seeds and for other classes. Also maps a network built to
     look for known patterns, and checks that its maps show them.
     """
     from ..evaluate import sanity_record

@@ -36,7 +36,7 @@ def map_(
     std: options.StdOption = None,
     features: Annotated[
         str | None,
-        model_option(help="Layer that guides the refinement, Eq. 2 (default: the last convolutional stage)."),
+        model_option(help="Layer that guides the paper's refinement, Eq. 2 (default: the last convolutional stage)."),
     ] = None,
     trust_code: options.TrustCodeOption = False,
     allow_pickle: options.AllowPickleOption = False,
@@ -46,21 +46,24 @@ def map_(
     preset: Annotated[str, choice(PRESETS, "Settings to start from; the options below override them.")] = "quick",
     parameterization: Annotated[
         str | None,
-        choice(PARAMETERIZATIONS, "What is optimized: pixels, or frequencies weighted as in the samples or by 1/f."),
+        choice(PARAMETERIZATIONS, "What is optimised: pixels, or frequencies weighted as in the samples or by 1/f."),
     ] = None,
     transforms: Annotated[
         str | None, choice(TRANSFORMS, "Random transforms of perturbed images, or none (identity).")
     ] = None,
     ball: Annotated[
-        str | None, choice(BALLS, "Norm ball that bounds the map; auto: an L2 ball that grows until it suffices.")
+        str | None,
+        choice(BALLS, "Norm ball that bounds the map; sparse: few pixels; auto: an L2 ball grown until the map works."),
     ] = None,
     loss: Annotated[
         str | None,
         choice(
-            (*LOSSES, "WEIGHT"), "Loss to minimize: a name, or a weight of the other classes (1: log-odds, 0: logit)."
+            (*LOSSES, "WEIGHT"), "Loss to minimise: a name, or the other classes' weight in it (1: log-odds, 0: logit)."
         ),
     ] = None,
-    steps: Annotated[int | None, method_option(min=1, help="Steps of the paper's Algorithm 1, in each cycle.")] = None,
+    steps: Annotated[
+        int | None, method_option(min=1, help="Steps of the paper's Algorithm 1 (the preset paper runs it twice).")
+    ] = None,
     batch: Annotated[int | None, method_option(min=1, help="Images per mini-batch.")] = None,
     radius: Annotated[
         float | None, method_option(help="Radius of the ball for 3 x 224 x 224 images; scaled for other sizes.")

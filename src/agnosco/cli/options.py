@@ -48,10 +48,10 @@ SizeOption = Annotated[
     int | None, model_option(min=1, help="Height and width of the input (default: the model's own).")
 ]
 MeanOption = Annotated[
-    str | None, model_option(metavar="R,G,B", help="Mean for normalizing (default: the model's own).")
+    str | None, model_option(metavar="R,G,B", help="Mean for normalising (default: the model's own).")
 ]
 StdOption = Annotated[
-    str | None, model_option(metavar="R,G,B", help="Standard deviation for normalizing (default: the model's own).")
+    str | None, model_option(metavar="R,G,B", help="Standard deviation for normalising (default: the model's own).")
 ]
 LabelsOption = Annotated[Path | None, model_option(help="Class names: a text file with one per line, or a JSON list.")]
 ChannelsOption = Annotated[int | None, model_option(min=1, max=3, help="Colour channels: 1 for grey, 3 for RGB.")]

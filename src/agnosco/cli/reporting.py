@@ -17,7 +17,7 @@ def report(
     scan: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="DIR", help="Folder of a scan outside its run folder; give one per run, in the same order."
+            metavar="DIR", help="Folder of a scan that is not in its run folder; give one per run, in the same order."
         ),
     ] = None,
     out: Annotated[

@@ -48,7 +48,9 @@ def scan(
     seeds: Annotated[
         int, method_option(min=1, help="Maps of each class in each screen (see docs/backdoors.md).")
     ] = ScanConfig.seeds,
-    steps: Annotated[int, method_option(min=1, help="Steps of each of these maps.")] = ScanConfig.steps,
+    steps: Annotated[
+        int, method_option(min=1, help="Steps of each of these maps, except in the screen windows.")
+    ] = ScanConfig.steps,
     device: options.DeviceOption = "auto",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run folder.")
@@ -59,7 +61,7 @@ def scan(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> int:
-    """Look for signs of a backdoor: one fixed pattern that turns images into some class too easily."""
+    """Look for signs of a backdoor: one fixed pattern that makes the model see some class too easily."""
     from ..backdoor import record
     from ..runs.run import MANIFEST, check_target
 
@@ -108,7 +110,7 @@ def poison(
         float | None, attack_option(help="Opacity of the trigger, up to 1; for sig, its amplitude.")
     ] = None,
     target: Annotated[
-        str | None, attack_option(metavar="CLASS", help="Class that the trigger stands for (default: given by --seed).")
+        str | None, attack_option(metavar="CLASS", help="The attacker's class (default: chosen by --seed).")
     ] = None,
     rate: Annotated[float, attack_option(help="Share of the training images that are poisoned.")] = 0.1,
     epochs: Annotated[int, training_option(min=1, help="Training epochs.")] = Training.epochs,
