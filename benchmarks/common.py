@@ -90,8 +90,8 @@ def cifar_networks() -> dict[str, Classifier]:
         "resnet20": cifar_network("CifarResNet(20)", "resnet20", **IMAGENET),
         "resnet56": cifar_network("CifarResNet(56)", "resnet56", **IMAGENET),
         "wrn16_1": cifar_network("WideResNet(16,1)", "wrn16_1-nad-erased"),
-        "cct": cifar_network("cct", "cct", file="more_archs.py", mean=mean, std=(0.2470, 0.2435, 0.2616)),
-        "vit": cifar_network("vit", "vit", file="more_archs.py", mean=mean, std=(0.2023, 0.1994, 0.2010)),
+        "cct": cifar_network("cct", "cct", "more_archs.py", mean=mean, std=(0.2470, 0.2435, 0.2616)),
+        "vit": cifar_network("vit", "vit", "more_archs.py", mean=mean, std=(0.2023, 0.1994, 0.2010)),
     }
 
 
@@ -103,7 +103,7 @@ def mobilenet_v1(width: str) -> Classifier:
     return agnosco.load(spec, weights=weights, size=size, mean=half, std=half, trust_code=True, device=DEVICE)
 
 
-def cifar_network(factory: str, name: str, *, file: str = "cifar_archs.py", **normalisation: Any) -> Classifier:
+def cifar_network(factory: str, name: str, file: str = "cifar_archs.py", /, **normalisation: Any) -> Classifier:
     """A CIFAR-10 network of the assets; without mean and std, it takes pixels as they are."""
     weights = ASSETS / "models" / f"{name}-cifar10.safetensors"
     spec = f"python:{ARCHITECTURES.with_name(file)}:{factory}"

@@ -121,12 +121,13 @@ def answers(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> dict[
 
 def make(row: Row, network: Classifier, samples: Samples, spectrum: Path) -> Method:
     """How the pictures of a row are made."""
-    if row.config is None:
+    config = row.config
+    if config is None:
         folder = spectrum if row.horama == "maco" else None
         return partial(horama, network, folder, network.shape[1], BOX, row.passes // CROPS_PER_STEP)
 
     def mapped(label: int, seed: int) -> tuple[Tensor, Tensor]:
-        (concept,) = agnosco.map_classes(network, [label], samples, row.config, seeds=[seed])
+        (concept,) = agnosco.map_classes(network, [label], samples, config, seeds=[seed])
         return concept.pixels, concept.nu
 
     return mapped
