@@ -90,7 +90,10 @@ class Classifier:
         return f"Classifier({self.name!r}, shape={self.shape}, classes={self.classes})"
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Logits ``(N, classes)``, float32, of float pixels ``(N, C, H, W)`` in [0, 1], with gradients to these."""
+        """Logits ``(N, classes)``, float32, differentiable in the pixels.
+
+        These are ``(N, C, H, W)`` in [0, 1], float, of any size that the model itself takes.
+        """
         if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
         with self.frozen():
