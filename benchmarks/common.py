@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import torch
+import torchvision
 from torch import Tensor
 
 import agnosco
@@ -100,7 +101,10 @@ def mobilenet_v1(width: str) -> Classifier:
     weights = ASSETS / "models" / f"mobilenet_v1_{width}-imagenet.safetensors"
     spec = f"python:{ARCHITECTURES.with_name('more_archs.py')}:mobilenet_v1_{width}"
     size, half = {"050": 160, "025": 224}[width], (0.5, 0.5, 0.5)
-    return agnosco.load(spec, weights=weights, size=size, mean=half, std=half, trust_code=True, device=DEVICE)
+    names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]  # in the order of ImageNet, as its own
+    return agnosco.load(
+        spec, weights=weights, size=size, mean=half, std=half, labels=names, trust_code=True, device=DEVICE
+    )
 
 
 def cifar_network(factory: str, name: str, file: str = "cifar_archs.py", /, **normalisation: Any) -> Classifier:
@@ -150,6 +154,35 @@ def judged(
         "own": asdict(score_of_logits(logits_of(source, pictures), labels)),
         "others": {name: asdict(score_of_logits(logits_of(judge, pictures), labels)) for name, judge in judges.items()},
     }
+
+
+def answers(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> dict[str, Any]:
+    """What a network says of pictures: M_score, and top-1 of all classes and probability of every picture."""
+    logits = logits_of(judge, pictures)
+    targets = torch.tensor(labels)
+    own = logits.softmax(1).gather(1, targets[:, None])[:, 0]
+    return {
+        "m_score": score_of_logits(logits, labels).m_score,
+        "top1": (logits.argmax(1) == targets).int().tolist(),
+        "p": [round(value, 4) for value in own.tolist()],
+    }
+
+
+def interval_over_classes(
+    values: Sequence[float], labels: Sequence[int], *, share: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """The bootstrap interval of the mean of values, one for each picture, over classes and their seeds.
+
+    Whole classes are resampled with replacement, each with all of its seeds: the seeds of a class are more alike than
+    pictures of two classes.
+    """
+    groups = [[v for v, other in zip(values, labels, strict=True) if other == label] for label in sorted(set(labels))]
+    sums = torch.tensor([[sum(group), len(group)] for group in groups], dtype=torch.float64)
+    drawn = torch.randint(len(groups), (resamples, len(groups)), generator=torch.Generator().manual_seed(0))
+    totals = sums[drawn].sum(1)
+    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
+    low, high = (totals[:, 0] / totals[:, 1]).quantile(ends).tolist()
+    return low, high
 
 
 def resident_megabytes() -> float:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from common import (
     RESULTS,
     ROOT,
     add_row,
+    answers,
     argument_parser,
     cifar_networks,
     fill,
@@ -51,7 +52,7 @@ import agnosco
 from agnosco import Classifier, Config, Samples
 from agnosco.method.config import config_to_json
 from agnosco.method.prepare import prepared, resolve_precision
-from agnosco.method.score import logits_of, predictions, score_of_logits, targeted_success_rate
+from agnosco.method.score import predictions, targeted_success_rate
 
 PASSES = 480
 BUDGETS = (60, 120, 240, 480, 960, 1920)
@@ -105,18 +106,6 @@ def setup(name: str, size: int) -> Setup:
     judges = {other: imagenet_network(other, size) for other in IMAGENET_NETWORKS if other != name}
     judges |= {f"mobilenet_v1_{width}": mobilenet_v1(width) for width in ("050", "025")}
     return Setup(imagenet_network(name, size), judges, CHOICE_CLASSES)
-
-
-def answers(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> dict[str, Any]:
-    """What a network says of pictures: M_score, and top-1 of all classes and probability of every picture."""
-    logits = logits_of(judge, pictures)
-    targets = torch.tensor(labels)
-    own = logits.softmax(1).gather(1, targets[:, None])[:, 0]
-    return {
-        "m_score": score_of_logits(logits, labels).m_score,
-        "top1": (logits.argmax(1) == targets).int().tolist(),
-        "p": [round(value, 4) for value in own.tolist()],
-    }
 
 
 def make(row: Row, network: Classifier, samples: Samples, spectrum: Path) -> Method:

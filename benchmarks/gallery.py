@@ -30,7 +30,7 @@ from common import (
     read_results,
     write_results,
 )
-from table1 import cell, complete_run, networks, samples
+from table1 import complete_run, networks, samples
 
 import agnosco
 from agnosco import Config
@@ -89,6 +89,12 @@ def measure(family: str, runs_by_setting: dict[str, Run]) -> None:
         },
     }
     write_results(RESULTS / f"gallery-{family}.json", results)
+
+
+def cell(judgement: dict[str, Any]) -> str:
+    """M_score / top-1 of 10 / top-1 of all / targeted success rate."""
+    figures = ("m_score", "top1_of_concepts", "top1", "targeted_success_rate")
+    return " / ".join(f"{judgement[figure]:.2f}" for figure in figures)
 
 
 def tables() -> str:

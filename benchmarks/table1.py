@@ -1,14 +1,15 @@
 """The paper's Table 1 on any set of networks: do they recognize the classes in each other's maps?
 
     python benchmarks/table1.py                          VGG-16, ResNet-50, DenseNet-121, torchvision's own weights
-    python benchmarks/table1.py --family imagenet        the four ImageNet networks of the assets, at --size
+    python benchmarks/table1.py --family imagenet        the four ImageNet networks of the assets, 30 random classes
     python benchmarks/table1.py --family cifar           the CIFAR ResNets of the assets, ten classes
     python benchmarks/table1.py --sources resnet18 ...   only these sources
     python benchmarks/table1.py --preset paper --seeds 10 --samples IMAGENET   the paper's own experiment
     python benchmarks/table1.py --tables                 write the tables into docs/evidence.md
 
-Every source has a run folder in build/table1, with its pictures and its manifest. Maps that exist already are not made
-again, so that the same command continues where it was stopped.
+Two more ImageNet networks of the assets, of a family that is never a source, are judges only. Intervals are over
+classes and seeds. Every source has a run folder in build/table1, with its pictures and its manifest. Maps that exist
+already are not made again, so that the same command continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -19,29 +20,33 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+import torch
 from common import (
     ASSETS,
     IMAGENET,
     IMAGENET_NETWORKS,
     RESULTS,
     ROOT,
-    TRIAL_CLASSES,
+    TABLE_CLASSES,
     add_row,
+    answers,
     argument_parser,
     cifar_network,
     fill,
     imagenet_network,
+    interval_over_classes,
     keep_manifest,
     markdown,
     measured_on,
+    mobilenet_v1,
     read_results,
 )
 
 import agnosco
 from agnosco import AgnoscoError, Classifier, Config, Samples
-from agnosco.evaluate.transfer import score
+from agnosco.evaluate.transfer import matched, score
 from agnosco.io.records import to_json
-from agnosco.method.score import predictions
+from agnosco.method.score import probabilities_of
 from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
 from agnosco.runs.sheet import write_contact_sheet
@@ -64,6 +69,12 @@ def networks(family: str, size: int) -> Networks:
     return {name: lambda name=name: agnosco.load(f"torchvision:{name}", size=size) for name in names}
 
 
+def judges(family: str, size: int) -> Networks:
+    """The networks that judge a family's pictures: all of its own, and two MobileNetV1 for ImageNet's."""
+    others = ("050", "025") if family == "imagenet" else ()
+    return networks(family, size) | {f"mobilenet_v1_{w}": lambda w=w: mobilenet_v1(w) for w in others}
+
+
 def samples(family: str, folder: str | None, classifier: Classifier) -> Samples:
     """The images of a folder, or those of a family of networks."""
     if folder is None and family not in FOLDERS:
@@ -71,18 +82,21 @@ def samples(family: str, folder: str | None, classifier: Classifier) -> Samples:
     return Samples.from_folder(folder or FOLDERS[family], classifier.shape)
 
 
-def photograph_accuracy(family: str, classifier: Classifier) -> float | None:
-    """Top-1 accuracy on the photographs of a family: what the figures of maps can be compared with."""
+def photograph_answers(family: str, classifier: Classifier) -> dict[str, float] | None:
+    """Top-1 and mean probability of the class, of all classes, on a family's photographs: the ceiling of pictures."""
     if family not in FOLDERS:
         return None
     names = sorted(path.relative_to(FOLDERS[family]) for path in FOLDERS[family].rglob("*.*"))  # as Samples orders them
-    predicted = predictions(classifier, samples(family, None, classifier)).tolist()
+    probabilities = probabilities_of(classifier, samples(family, None, classifier))
     correct: list[bool] = []
-    for name, label in zip(names, predicted, strict=True):
+    own_probability: list[float] = []
+    for name, row in zip(names, probabilities, strict=True):
         own = name.parts[0] if len(name.parts) > 1 else name.stem.split("_", 1)[1].replace("_", " ")
         with contextlib.suppress(AgnoscoError):  # ImageNet has two classes of some names
-            correct.append(classifier.index(own) == label)
-    return fmean(correct)
+            index = classifier.index(own)
+            correct.append(int(row.argmax()) == index)
+            own_probability.append(row[index].item())
+    return {"top1": fmean(correct), "probability": fmean(own_probability)}
 
 
 def complete_run(
@@ -104,40 +118,55 @@ def measure(options: argparse.Namespace) -> None:
     """All sources of a family, each judged by all of its networks."""
     family, config = options.family, agnosco.preset(options.preset)
     size = 32 if family == "cifar" else options.size
-    classes = range(10) if family == "cifar" else TRIAL_CLASSES
+    classes = range(10) if family == "cifar" else TABLE_CLASSES[: options.classes]
     path = RESULTS / f"table1-{family}-{options.preset}-{size}px.json"
-    loaders = networks(family, size)
-    accuracies = {name: photograph_accuracy(family, load()) for name, load in loaders.items()}
-    for name in options.sources or loaders:
+    loaders = judges(family, size)
+    photographs = {name: photograph_answers(family, load()) for name, load in loaders.items()}
+    for name in options.sources or networks(family, size):
         source = loaders[name]()
         images = samples(family, options.samples, source)
         folder = f"{family}-{options.preset}-{size}px-{name}"
         run = complete_run(folder, source, images, config, classes, options.seeds)
-        targets = {other: to_json(score(run, load(), images=images)) for other, load in loaders.items()}
-        row = {"passes": config.passes, "targets": targets}
+        targets = {other: judgement(run, load(), images) for other, load in loaders.items()}
+        row = {
+            "passes": config.passes, "targets": targets, "labels": [entry.index for entry in run.entries],
+            "targeted_success_rates": [entry.targeted_success_rate for entry in run.entries],
+        }  # fmt: skip
         title = f"{family} networks at {size} px, preset {options.preset}"
-        print(table(add_row(path, title, name, row, part="sources", photographs=accuracies)), flush=True)
+        print(table(add_row(path, title, name, row, part="sources", photographs=photographs)), flush=True)
 
 
-def cell(judgement: dict[str, Any]) -> str:
-    """M_score / top-1 of 10 / top-1 of all / targeted success rate."""
-    figures = ("m_score", "top1_of_concepts", "top1", "targeted_success_rate")
-    return " / ".join(f"{judgement[figure]:.2f}" for figure in figures)
+def judgement(run: Run, judge: Classifier, images: Samples) -> dict[str, Any]:
+    """What a network says of a run, and of each of its pictures; it is given perturbed images if they fit it."""
+    stored = to_json(score(run, judge, images=images if judge.shape == images.shape else None))
+    pictures = torch.stack([concept.pixels for concept in run.maps()])
+    return stored | {"answers": answers(judge, pictures, matched(run, judge))}
+
+
+def cell(judgement: dict[str, Any], labels: Sequence[int]) -> str:
+    """M_score / top-1 of all classes / mean probability of the class, the last two with their intervals."""
+    parts = [f"{judgement['m_score']:.3f}"]
+    for values in (judgement["answers"]["top1"], judgement["answers"]["p"]):
+        low, high = interval_over_classes(values, labels)
+        parts.append(f"{fmean(values):.2f} ({low:.2f}-{high:.2f})")
+    return " / ".join(parts)
 
 
 def table(results: dict[str, Any]) -> str:
-    """A family as a Markdown table; means are over the targets that had no part in making the maps."""
+    """A family as a Markdown table."""
     sources = results["sources"]
     names = list(next(iter(sources.values()))["targets"])
     rows = []
     for name, result in sources.items():
-        others = [target for target in result["targets"].values() if not target["source"]]
-        mean = f"{fmean(target['m_score'] for target in others):.3f} / {fmean(target['top1'] for target in others):.2f}"
-        maps = next(iter(result["targets"].values()))["maps"]
-        rows.append([f"{name} ({maps} maps)", *(cell(result["targets"][target]) for target in names), mean])
-    known = results.get("photographs", {})
-    rows.append(["photographs", *(f"- / - / {known[name]:.2f} / -" if known.get(name) else "-" for name in names), ""])
-    return markdown(["source", *names, "others: mean M_score / top-1 of all"], rows)
+        rates, labels = result["targeted_success_rates"], result["labels"]
+        low, high = interval_over_classes(rates, labels)
+        success = f"{fmean(rates):.2f} ({low:.2f}-{high:.2f}), least {min(rates):.2f}"
+        judged = ["itself" if target == name else cell(result["targets"][target], labels) for target in names]
+        rows.append([f"{name} ({len(labels)} pictures)", success, *judged])
+    known = results["photographs"]
+    photographs = (f"- / {known[n]['top1']:.2f} / {known[n]['probability']:.2f}" if known[n] else "-" for n in names)
+    rows.append(["photographs", "-", *photographs])
+    return markdown(["source", "targeted success rate", *names], rows)
 
 
 def tables() -> str:
@@ -157,6 +186,7 @@ def main() -> None:
     parser.add_argument("--family", choices=("torchvision", "imagenet", "cifar"), default="torchvision")
     parser.add_argument("--sources", nargs="*", help="names of networks (default: all of the family)")
     parser.add_argument("--preset", choices=agnosco.PRESETS, default="quick")
+    parser.add_argument("--classes", type=int, default=30, help="how many of ImageNet's random classes, at most 40")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--samples", help="a folder of images")
