@@ -2,7 +2,7 @@
 
     python benchmarks/table1.py                          VGG-16, ResNet-50, DenseNet-121, torchvision's own weights
     python benchmarks/table1.py --family imagenet        the four ImageNet networks of the assets, 30 random classes
-    python benchmarks/table1.py --family cifar           the CIFAR ResNets of the assets, ten classes
+    python benchmarks/table1.py --family cifar           CIFAR's of the assets (two transformers), ten classes
     python benchmarks/table1.py --sources resnet18 ...   only these sources
     python benchmarks/table1.py --preset paper --seeds 10 --samples IMAGENET   the paper's own experiment
     python benchmarks/table1.py --tables                 write the tables into docs/evidence.md
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from common import (
     ASSETS,
-    IMAGENET,
     IMAGENET_NETWORKS,
     RESULTS,
     ROOT,
@@ -31,7 +30,7 @@ from common import (
     add_row,
     answers,
     argument_parser,
-    cifar_network,
+    cifar_networks,
     fill,
     imagenet_network,
     interval_over_classes,
@@ -59,10 +58,7 @@ FOLDERS = {"cifar": ASSETS / "cifar10-test", "imagenet": ASSETS / "imagenet-samp
 def networks(family: str, size: int) -> Networks:
     """The networks of a family by name; each is loaded when it is called."""
     if family == "cifar":
-        return {
-            "resnet20": lambda: cifar_network("CifarResNet(20)", "resnet20", **IMAGENET),
-            "resnet56": lambda: cifar_network("CifarResNet(56)", "resnet56", **IMAGENET),
-        }
+        return {name: lambda network=network: network for name, network in cifar_networks().items()}
     if family == "imagenet":
         return {name: lambda name=name: imagenet_network(name, size) for name in IMAGENET_NETWORKS}
     names = ("vgg16", "resnet50", "densenet121")
@@ -130,6 +126,7 @@ def measure(options: argparse.Namespace) -> None:
         targets = {other: judgement(run, load(), images) for other, load in loaders.items()}
         row = {
             "passes": config.passes, "targets": targets, "labels": [entry.index for entry in run.entries],
+            "names": [entry.name for entry in run.entries],
             "targeted_success_rates": [entry.targeted_success_rate for entry in run.entries],
         }  # fmt: skip
         title = f"{family} networks at {size} px, preset {options.preset}"
@@ -166,7 +163,23 @@ def table(results: dict[str, Any]) -> str:
     known = results["photographs"]
     photographs = (f"- / {known[n]['top1']:.2f} / {known[n]['probability']:.2f}" if known[n] else "-" for n in names)
     rows.append(["photographs", "-", *photographs])
-    return markdown(["source", "targeted success rate", *names], rows)
+    return "\n".join([markdown(["source", "targeted success rate", *names], rows), "", *hardest(sources)])
+
+
+def hardest(sources: dict[str, Any]) -> list[str]:
+    """One line for each source: the classes whose pictures the other networks recognise less than half of the time."""
+    lines = []
+    for name, result in sources.items():
+        others = [target["answers"]["top1"] for other, target in result["targets"].items() if other != name]
+        shares: dict[str, list[float]] = {}
+        for class_name, *right in zip(result["names"], *others, strict=True):
+            shares.setdefault(class_name, []).append(fmean(right))
+        means = {class_name: fmean(right) for class_name, right in shares.items()}
+        below = [
+            f"{known} ({means[known]:.2f})" for known in sorted(means, key=means.__getitem__) if means[known] < 0.5
+        ]
+        lines.append(f"- Recognised by less than half of the others, {name}: {', '.join(below) or 'none'}.")
+    return lines
 
 
 def tables() -> str:
