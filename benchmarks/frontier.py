@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,7 +43,7 @@ from common import (
     photographs,
     read_results,
 )
-from peers import CROPS_PER_STEP, Method, horama, save_spectrum
+from peers import CROPS_PER_STEP, horama, save_spectrum
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -55,7 +54,16 @@ from agnosco.method.prepare import prepared, resolve_precision
 from agnosco.method.score import predictions, targeted_success_rate
 
 PASSES = 480
-BUDGETS = (60, 120, 240, 480, 960, 1920)
+BUDGETS: dict[int, dict[str, Any]] = {
+    60: {"batch": 2, "step": 0.6, "contrast": (0.2, 0.5)},
+    120: {"batch": 2, "step": 0.4, "contrast": (0.2, 0.5)},
+    240: {"batch": 2, "step": 0.2},
+    480: {},
+    960: {},
+    1920: {},
+}
+"""What differs from ``quick`` at each budget: few passes need small mini-batches, long steps and samples of little
+contrast."""
 WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.25)
 BOX = (0.5, 0.9)  # Horama's best crops at these sizes, by benchmarks/peers.py
 
@@ -74,17 +82,15 @@ class Row:
 def rows() -> Iterator[Row]:
     """All rows."""
     quick = agnosco.preset("quick")
-    batch = quick.mapper.batch
 
     def mapped(passes: int, **changes: Any) -> Config:
-        return replace(quick, mapper=replace(quick.mapper, steps=passes // batch, **changes))
+        mapper = replace(quick.mapper, **changes)
+        return replace(quick, mapper=replace(mapper, steps=passes // mapper.batch))
 
     for weight in WEIGHTS:
         yield Row("loss", f"w {weight:g}", PASSES, mapped(PASSES, loss=weight))
-    for passes in BUDGETS:
-        for weight in (0.5, 1.0):
-            if passes != PASSES:  # which are the rows of the losses
-                yield Row("budget", f"w {weight:g}, {passes} passes", passes, mapped(passes, loss=weight))
+    for passes, changes in BUDGETS.items():
+        yield Row("budget", f"{passes} passes", passes, mapped(passes, loss=0.5, **changes))
         for kind in ("fourier", "maco"):
             yield Row("Horama", f"{kind}, {passes} passes", passes, horama=kind)
 
@@ -108,18 +114,23 @@ def setup(name: str, size: int) -> Setup:
     return Setup(imagenet_network(name, size), judges, CHOICE_CLASSES)
 
 
-def make(row: Row, network: Classifier, samples: Samples, spectrum: Path) -> Method:
-    """How the pictures of a row are made."""
-    config = row.config
-    if config is None:
-        folder = spectrum if row.horama == "maco" else None
-        return partial(horama, network, folder, network.shape[1], BOX, row.passes // CROPS_PER_STEP)
-
-    def mapped(label: int, seed: int) -> tuple[Tensor, Tensor]:
-        (concept,) = agnosco.map_classes(network, [label], samples, config, seeds=[seed])
-        return concept.pixels, concept.nu
-
-    return mapped
+def make(
+    row: Row, network: Classifier, samples: Samples, spectrum: Path, classes: Sequence[int], seeds: int
+) -> list[tuple[Tensor, Tensor]]:
+    """The pictures of a row with their ν, seed by seed, and class by class for each."""
+    if row.config is not None:
+        return [
+            (concept.pixels, concept.nu)
+            for seed in range(seeds)
+            for concept in agnosco.map_classes(network, classes, samples, row.config, seeds=[seed])
+        ]
+    folder, steps = spectrum if row.horama == "maco" else None, row.passes // CROPS_PER_STEP
+    pictures = [
+        horama(network, folder, network.shape[1], BOX, steps, label, seed)[0]
+        for seed in range(seeds)
+        for label in classes
+    ]
+    return [(picture, 0.5 - picture) for picture in pictures]
 
 
 def measure(name: str, size: int, count: int | None, seeds: int, only: str) -> None:
@@ -130,8 +141,7 @@ def measure(name: str, size: int, count: int | None, seeds: int, only: str) -> N
     mapping, held_out = photographs(parts.source).split()
     before = predictions(parts.source, held_out)
     classes = parts.classes[:count]
-    jobs = [(label, seed) for seed in range(seeds) for label in classes]
-    labels = [label for label, _ in jobs]
+    labels = [*classes] * seeds
     path = RESULTS / f"frontier-{name}-{size}px.json"
     title = f"{name} at {size} px"
     with tempfile.TemporaryDirectory() as folder:
@@ -141,19 +151,18 @@ def measure(name: str, size: int, count: int | None, seeds: int, only: str) -> N
             stored = read_results(path, {"rows": {}})["rows"].get(key)
             if only not in key or (stored and len(stored["labels"]) >= len(labels)):
                 continue
-            method = make(row, faster if row.horama else parts.source, mapping, Path(folder))
             start = time.perf_counter()
-            made = [method(label, seed) for label, seed in jobs]
-            seconds = (time.perf_counter() - start) / len(jobs)
+            network = faster if row.horama else parts.source
+            made = make(row, network, mapping, Path(folder), classes, seeds)
+            seconds = (time.perf_counter() - start) / len(made)
             pictures = torch.stack([picture for picture, _ in made])
-            nus = [0.5 - picture if nu is None else nu for picture, nu in made]
             config = row.config and config_to_json(replace(row.config, precision=precision))
             result = {
                 "group": row.group, "passes": row.passes, "config": config, "precision": precision,
                 "seconds": round(seconds, 2), "labels": labels, "seeds": seeds,
                 "targeted_success_rate": [
                     round(targeted_success_rate(parts.source, nu, label, held_out, before=before), 4)
-                    for nu, label in zip(nus, labels, strict=True)
+                    for (_, nu), label in zip(made, labels, strict=True)
                 ],
                 "own": answers(parts.source, pictures, labels),
                 "others": {judge: answers(network, pictures, labels) for judge, network in parts.judges.items()},
