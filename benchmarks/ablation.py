@@ -148,6 +148,9 @@ CROSS_ENTROPY = MapperConfig(
 )  # fmt: skip
 """``quick`` before its loss and contrasts were chosen. The rows *dials* change one setting of it at a time."""
 
+LOG_ODDS = replace(CROSS_ENTROPY, loss="log-odds", contrast=(0.5, 1.0), ball=L2(70.0))
+"""``quick`` before its loss and number of passes were chosen at native size (benchmarks/frontier.py)."""
+
 
 def rows(base: MapperConfig) -> Iterator[Row]:
     """All rows; the others of a group change one setting of its first row."""
@@ -158,8 +161,8 @@ def rows(base: MapperConfig) -> Iterator[Row]:
 
 
 def choice_rows() -> Iterator[Row]:
-    """Candidates for the loss, contrasts and radius of the presets, at half of ``quick``'s passes."""
-    half = agnosco.preset("draft")
+    """Candidates for the loss, contrasts and radius of :data:`LOG_ODDS`, at half of its passes."""
+    half = agnosco.preset("quick")
     before = replace(CROSS_ENTROPY, steps=CROSS_ENTROPY.steps // 2)
 
     def mapped(**changes: Any) -> Config:
@@ -214,9 +217,9 @@ def refine_rows(base: MapperConfig) -> Iterator[Row]:
 
 
 def quick_rows() -> Iterator[Row]:
-    """The settings that matter most in ``quick``, put back to the paper's, and its number of passes."""
-    quick = agnosco.preset("quick")
-    mapper = replace(quick.mapper, steps=quick.mapper.steps // 4)
+    """The settings that matter most in :data:`LOG_ODDS`, put back to the paper's, and its number of passes."""
+    quick = replace(agnosco.preset("quick"), mapper=LOG_ODDS)
+    mapper = _quarter(LOG_ODDS)
 
     def mapped(**changes: Any) -> Config:
         return replace(quick, mapper=replace(mapper, **changes))

@@ -5,9 +5,11 @@
     python benchmarks/frontier.py resnet18 --size 112       another size; 32 for the CIFAR networks
     python benchmarks/frontier.py resnet18 --only budget    only rows whose name contains this
     python benchmarks/frontier.py --tables                  write the tables into docs/paper.md
+    python benchmarks/frontier.py --figure                  draw docs/pictures/frontier.png
 
 The rows of *loss* have 480 passes and differ in w, the weight of the other classes in the loss: 0 is minus the logit
-of the class, 1 minus its log-odds. The rows of *budget* have the settings of ``quick`` and other numbers of passes.
+of the class, 1 minus its log-odds. The row of *views* has no mirrored ones. The rows of *budget* have other numbers of passes, and below 480 other
+mini-batches, step lengths and contrasts.
 Those of *Horama* are its ``fourier`` and ``maco`` at its best crops. Other networks judge the raw pictures; two of them
 are of a family that is never a source. The classes are ``common.CHOICE_CLASSES``: settings are chosen on them, so that
 the tables of ``docs/evidence.md`` use others.
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 from common import (
     CHOICE_CLASSES,
+    DOCS,
     IMAGENET_NETWORKS,
     RESULTS,
     ROOT,
@@ -48,7 +51,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 import agnosco
-from agnosco import Classifier, Config, Samples
+from agnosco import Classifier, Config, Crops, Samples
 from agnosco.method.config import config_to_json
 from agnosco.method.prepare import prepared, resolve_precision
 from agnosco.method.score import predictions, targeted_success_rate
@@ -58,13 +61,15 @@ BUDGETS: dict[int, dict[str, Any]] = {
     60: {"batch": 2, "step": 0.6, "contrast": (0.2, 0.5)},
     120: {"batch": 2, "step": 0.4, "contrast": (0.2, 0.5)},
     240: {"batch": 2, "step": 0.2},
-    480: {},
+    PASSES: {},
     960: {},
     1920: {},
 }
 """What differs from ``quick`` at each budget: few passes need small mini-batches, long steps and samples of little
 contrast."""
 WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.25)
+LINES = {"agnosco": ("budget:", "-"), "Horama fourier": ("Horama: fourier", "--"), "Horama maco": ("Horama: maco", ":")}
+COLOURS = ("#2a5d84", "#a33b20", "#4c8c4a")
 BOX = (0.5, 0.9)  # Horama's best crops at these sizes, by benchmarks/peers.py
 
 
@@ -82,6 +87,8 @@ class Row:
 def rows() -> Iterator[Row]:
     """All rows."""
     quick = agnosco.preset("quick")
+    crops = quick.mapper.transforms
+    assert isinstance(crops, Crops)
 
     def mapped(passes: int, **changes: Any) -> Config:
         mapper = replace(quick.mapper, **changes)
@@ -89,8 +96,10 @@ def rows() -> Iterator[Row]:
 
     for weight in WEIGHTS:
         yield Row("loss", f"w {weight:g}", PASSES, mapped(PASSES, loss=weight))
+    yield Row("views", "without mirrored ones", PASSES, mapped(PASSES, transforms=replace(crops, flip=False)))
     for passes, changes in BUDGETS.items():
-        yield Row("budget", f"{passes} passes", passes, mapped(passes, loss=0.5, **changes))
+        if passes != PASSES:  # which is the row of the losses with the weight of quick
+            yield Row("budget", f"{passes} passes", passes, mapped(passes, **changes))
         for kind in ("fourier", "maco"):
             yield Row("Horama", f"{kind}, {passes} passes", passes, horama=kind)
 
@@ -164,12 +173,19 @@ def measure(name: str, size: int, count: int | None, seeds: int, only: str) -> N
                     round(targeted_success_rate(parts.source, nu, label, held_out, before=before), 4)
                     for (_, nu), label in zip(made, labels, strict=True)
                 ],
+                "symmetry": [round(symmetry(picture), 3) for picture in pictures],
                 "own": answers(parts.source, pictures, labels),
                 "others": {judge: answers(network, pictures, labels) for judge, network in parts.judges.items()},
             }  # fmt: skip
             save_image(pictures, picture_file(name, size, key), nrow=len(classes), padding=0)
             add_row(path, title, key, result)
             print(*cells(key, result), sep=" | ", flush=True)
+
+
+def symmetry(picture: Tensor) -> float:
+    """The correlation of a picture ``(C, H, W)`` with its mirror image, colour by colour: 1 if it is symmetric."""
+    centred = picture - picture.mean((1, 2), keepdim=True)
+    return float((centred * centred.flip(2)).sum() / centred.square().sum())
 
 
 def picture_file(name: str, size: int, key: str) -> Path:
@@ -182,7 +198,7 @@ def picture_file(name: str, size: int, key: str) -> Path:
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """A row of a table: M_score / top-1 of all classes / mean p of each judge, and their mean."""
     others = list(row["others"].values())
-    mean = f"{fmean(fmean(judge['top1']) for judge in others):.2f} / {fmean(fmean(judge['p']) for judge in others):.3f}"
+    mean = f"{fmean(fmean(judge['top1']) for judge in others):.2f} / {mean_p(row):.3f}"
     rates = row["targeted_success_rate"]
     return [
         name,
@@ -210,8 +226,45 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
+def draw() -> None:
+    """Draw mean p of the judges against passes and against seconds, for every source at 224 px that has budgets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chart, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    quick = f"loss: w {agnosco.preset('quick').mapper.loss:g}"
+    for path, colour in zip(sorted(RESULTS.glob("frontier-*-224px.json")), COLOURS * 2, strict=False):
+        measured = read_results(path)["rows"]
+        for method, (start, style) in LINES.items():
+            chosen = [row for key, row in measured.items() if key.startswith(start) or (style, key) == ("-", quick)]
+            points = sorted((row["passes"], row["seconds"], mean_p(row)) for row in chosen)
+            if len(points) < 2:
+                continue
+            passes, seconds, p = zip(*points, strict=True)
+            label = f"{path.stem.split('-')[1]}, {method}"
+            for panel, at in zip(panels, (passes, seconds), strict=True):
+                panel.plot(at, p, style, marker="o", color=colour, label=label)
+    for panel, label in zip(panels, ("passes per picture", "seconds per picture"), strict=True):
+        panel.set(xscale="log", xlabel=label, ylim=(0, 1))
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_xticks(list(BUDGETS), [f"{passes:,}" for passes in BUDGETS])
+    panels[0].minorticks_off()
+    panels[0].set_ylabel("mean probability of the class, five other networks")
+    panels[0].legend(frameon=False)
+    chart.tight_layout()
+    chart.savefig(DOCS / "pictures" / "frontier.png", dpi=100)
+
+
+def mean_p(row: dict[str, Any]) -> float:
+    """The mean probability of the class over the judges of a row."""
+    return fmean(fmean(judge["p"]) for judge in row["others"].values())
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
+    parser.add_argument("--figure", action="store_true", help="draw the figure; measure nothing")
     parser.add_argument("source", nargs="?", help="an ImageNet network of the assets, or with --size 32 one of CIFAR")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--classes", type=int, help="how many of the random classes (default: all)")
@@ -220,6 +273,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.tables:
         fill("docs/paper.md", "frontier", tables())
+    elif options.figure:
+        draw()
     elif options.source:
         measure(options.source, options.size, options.classes, options.seeds, options.only)
     else:
