@@ -8,11 +8,10 @@
     python benchmarks/frontier.py --figure                  draw docs/pictures/frontier.png
 
 The rows of *loss* have 480 passes and differ in w, the weight of the other classes in the loss: 0 is minus the logit
-of the class, 1 minus its log-odds. The row of *views* has no mirrored ones. The rows of *budget* have other numbers of passes, and below 480 other
-mini-batches, step lengths and contrasts.
-Those of *Horama* are its ``fourier`` and ``maco`` at its best crops. Other networks judge the raw pictures; two of them
-are of a family that is never a source. The classes are ``common.CHOICE_CLASSES``: settings are chosen on them, so that
-the tables of ``docs/evidence.md`` use others.
+of the class, 1 minus its log-odds. The row of *views* has no mirrored ones. The rows of *budget* have other numbers of
+passes, and below 480 other mini-batches, step lengths and contrasts. Those of *Horama* are its ``fourier`` and ``maco``
+at its best crops. Other networks judge the raw pictures; two of them are of a family that is never a source. The
+classes are ``common.CHOICE_CLASSES``: settings are chosen on them, so the tables of ``docs/evidence.md`` use others.
 
 Answers are stored for each picture, so that intervals can be computed; pictures are saved in build/frontier.
 """
