@@ -3,7 +3,6 @@
     python benchmarks/full_budget.py                      make and measure the rows that are missing, in their order
     python benchmarks/full_budget.py --only resnet20      only rows whose name contains this
     python benchmarks/full_budget.py --classes 3          only the first three classes of a row
-    python benchmarks/full_budget.py --time               passes per second of each row, its hours, and faster ways
     python benchmarks/full_budget.py --tables             write the table into docs/paper.md
     python benchmarks/full_budget.py --picture            draw docs/pictures/full-budget.jpg
 
@@ -42,12 +41,10 @@ from common import (
     read_results,
 )
 from frontier import setup
-from torch import Tensor
 
 import agnosco
-from agnosco import Classifier, Config, RefineConfig, Samples
+from agnosco import Config, RefineConfig, Samples
 from agnosco.method.config import config_to_json
-from agnosco.method.maker import Maker
 from agnosco.method.render import contact_sheet
 from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
@@ -96,7 +93,7 @@ def rows() -> Iterator[Row]:
     yield cifar("weight 0", replace(PAPER, refine=RefineConfig(weight=0.0)))
     yield cifar("weight 500", replace(PAPER, refine=RefineConfig(weight=500.0)))
     yield cifar("paper, bfloat16", replace(PAPER, precision="bfloat16"))
-    yield Row("resnet18 paper, float32", "resnet18", 112, 1, PAPER)
+    yield Row("resnet18 paper, float32", "resnet18", 112, 2, PAPER)
 
 
 # -- making -----------------------------------------------------------------------------------------
@@ -162,19 +159,11 @@ def make(row: Row, count: int) -> None:
         "targeted_success_rate": [entry.targeted_success_rate for entry in entries],
         "minus": [round(fmean(sign < 0 for sign in signs), 4) for signs in directions],
         "norm": [round(entry.norm, 3) for entry in entries],
-        "own": said(parts.source, pictures, labels),
-        "others": {judge: said(network, pictures, labels) for judge, network in parts.judges.items()},
+        "own": answers(parts.source, pictures, labels),
+        "others": {judge: answers(network, pictures, labels) for judge, network in parts.judges.items()},
     }  # fmt: skip
     add_row(PATH, TITLE, row.name, result)
     print(*cells(row.name, result), sep=" | ", flush=True)
-
-
-def said(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> dict[str, Any]:
-    """What a network says of pictures; M_score is 1 by its definition where there is a single class."""
-    if len(labels) > 1:
-        return answers(judge, pictures, labels)
-    doubled = answers(judge, pictures.repeat(2, 1, 1, 1), [labels[0], (labels[0] + 1) % judge.classes])
-    return {"m_score": 1.0, "top1": doubled["top1"][:1], "p": doubled["p"][:1]}
 
 
 def portable(images: Samples) -> Samples:
@@ -189,45 +178,6 @@ def measure(only: str, classes: int | None) -> None:
         stored = read_results(PATH, {"rows": {}})["rows"].get(row.name)
         if only in row.name and (stored is None or len(stored["labels"]) < count):
             make(row, count)
-
-
-# -- timing -----------------------------------------------------------------------------------------
-
-
-def passes_per_second(row: Row, **changes: Any) -> float:
-    """Passes per second of the processor, from a few steps.
-
-    Args:
-        row: The row.
-        **changes: ``together``, how many maps are made side by side; ``micro_batch``; ``channels_last``.
-    """
-    parts = setup(row.source, row.size)
-    maker = Maker(parts.source, photographs(parts.source), row.config)
-    together = changes.get("together", 1)
-    maker.together = max(together, maker.together)
-    maker.micro_batch = changes.get("micro_batch", maker.micro_batch)
-    if changes.get("channels_last"):
-        maker.prepared.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    wall, used = time.perf_counter(), time.process_time()
-    seconds = maker.seconds_per_map(together)
-    share = (time.process_time() - used) / (time.perf_counter() - wall)  # others compute on this machine too
-    return row.config.passes / (seconds * min(share, 1.0))
-
-
-def show_times(only: str, classes: int | None) -> None:
-    """Print what each row costs, and what would be faster on its source."""
-    ways: dict[str, dict[str, Any]] = {f"{count} maps together": {"together": count} for count in (2, 5)}
-    ways |= {f"micro-batch {size}": {"micro_batch": size} for size in (32, 64, 128)}
-    ways |= {"channels last": {"channels_last": True}}
-    for row in rows():
-        if only in row.name:
-            rate = passes_per_second(row)
-            count = classes or row.classes
-            hours = count * row.config.passes / rate / 3600
-            print(f"{row.name}: {rate:.0f} passes/s, {hours:.1f} h of one core for {count} classes", flush=True)
-            if row.config == PAPER:
-                for name, changes in ways.items():
-                    print(f"    {name}: {passes_per_second(row, **changes):.0f} passes/s", flush=True)
 
 
 # -- results ----------------------------------------------------------------------------------------
@@ -286,7 +236,6 @@ def options_of() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     parser.add_argument("--classes", type=int, help="only so many classes of each row, always the first ones")
-    parser.add_argument("--time", action="store_true", help="measure the speed from a few steps; make no map")
     parser.add_argument("--picture", action="store_true", help="draw the picture; measure nothing")
     return parser.parse_args()
 
@@ -298,7 +247,7 @@ def main() -> None:
     elif options.picture:
         draw()
     else:
-        (show_times if options.time else measure)(options.only, options.classes)
+        measure(options.only, options.classes)
 
 
 if __name__ == "__main__":
