@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from common import (
     RESULTS,
-    TRIAL_CLASSES,
+    TABLE_CLASSES,
     add_row,
     argument_parser,
     fill,
@@ -35,11 +35,12 @@ from agnosco.method.config import config_to_json
 
 PATH = RESULTS / "sanity.json"
 SEEDS = 2
+MAPPED = 30  # ImageNet classes of the run of benchmarks/table1.py
 
 RUNS = (
     ("cifar", "resnet20", 32, "quick", 10),
     ("cifar", "resnet20", 32, "paper, few passes", 10),
-    ("imagenet", "resnet18", 112, "quick", 3),
+    ("imagenet", "resnet18", 224, "quick", 3),
 )
 """Family, network, size, settings, and how many classes are mapped again at every level of the cascade."""
 
@@ -55,7 +56,7 @@ def measure(only: str) -> None:
         source = networks(family, size)[name]()
         images = samples(family, None, source)
         folder = f"{family}-{slug(settings)}-{size}px-{name}"
-        mapped_classes = range(10) if family == "cifar" else TRIAL_CLASSES
+        mapped_classes = range(10) if family == "cifar" else TABLE_CLASSES[:MAPPED]
         run = complete_run(folder, source, images, config, mapped_classes, SEEDS)
         checks = records.to_json(sanity(run, source, images, classes=classes))
         row = checks | {"manifest": f"{folder}.json", "config": config_to_json(config)}

@@ -239,7 +239,7 @@ def table() -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--preset", choices=agnosco.PRESETS, default="draft")
+    parser.add_argument("--preset", choices=agnosco.PRESETS, default="quick")
     options = parser.parse_args()
     if options.tables:
         fill("docs/evidence.md", "weak-dependence", table())
