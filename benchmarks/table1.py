@@ -117,7 +117,8 @@ def measure(options: argparse.Namespace) -> None:
     classes = range(10) if family == "cifar" else TABLE_CLASSES[: options.classes]
     path = RESULTS / f"table1-{family}-{options.preset}-{size}px.json"
     loaders = judges(family, size)
-    photographs = {name: photograph_answers(family, load()) for name, load in loaders.items()}
+    known = read_results(path, {}).get("photographs")
+    photographs = known or {name: photograph_answers(family, load()) for name, load in loaders.items()}
     for name in options.sources or networks(family, size):
         source = loaders[name]()
         images = samples(family, options.samples, source)
