@@ -161,11 +161,10 @@ def draw(key: str, runs: dict[str, Run]) -> None:
             for concept in concepts[start : start + source.columns]:
                 tiles.append(for_people(concept))
                 captions.append(f"{concept.name} ({setting})")
-    passes = ", ".join(f"{setting} {run.config.passes:,}" for setting, run in runs.items())
-    precision = next(iter(runs.values())).config.precision
-    footer = f"{source.name} at {source.size} px, seed 0. Passes per map: {passes}. Network in {precision}."
+    passes = ", ".join(f"{name} {run.config.passes:,} in {run.config.precision}" for name, run in runs.items())
+    footer = f"{source.name} at {source.size} px, seed 0. Passes per map: {passes}."
     contact_sheet(tiles, captions, columns=source.columns, tile=TILE, footer=footer).save(
-        DOCS / "pictures" / f"gallery-{key}.jpg", quality=88, optimize=True
+        DOCS / "pictures" / f"gallery-{key}.jpg", quality=80, optimize=True
     )
 
 
