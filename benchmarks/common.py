@@ -168,6 +168,11 @@ def answers(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> dict[
     }
 
 
+def in_short(said: Mapping[str, Any]) -> str:
+    """What a network says of pictures, by :func:`answers`: M_score / top-1 of all classes / mean probability."""
+    return f"{said['m_score']:.3f} / {fmean(said['top1']):.2f} / {fmean(said['p']):.2f}"
+
+
 def interval_over_classes(
     values: Sequence[float], labels: Sequence[int], *, share: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:

@@ -4,23 +4,27 @@
     python benchmarks/frontier.py resnet50 --classes 12     another source; the first twelve of the random classes
     python benchmarks/frontier.py resnet18 --size 112       another size; 32 for the CIFAR networks
     python benchmarks/frontier.py resnet18 --only budget    only rows whose name contains this
-    python benchmarks/frontier.py --tables                  write the tables into docs/paper.md
+    python benchmarks/frontier.py resnet18 --picture        draw docs/pictures/peers-resnet18.jpg from saved pictures
     python benchmarks/frontier.py --figure                  draw docs/pictures/frontier.png
+    python benchmarks/frontier.py --tables                  write the tables into docs/paper.md and docs/evidence.md
 
 The rows of *loss* have 480 passes and differ in w, the weight of the other classes in the loss: 0 is minus the logit
 of the class, 1 minus its log-odds. The row of *views* has no mirrored ones. The rows of *budget* have other numbers of
 passes, and below 480 other mini-batches, step lengths and contrasts. Those of *Horama* are its ``fourier`` and ``maco``
-at its best crops. Other networks judge the raw pictures; two of them are of a family that is never a source. The
-classes are ``common.CHOICE_CLASSES``: settings are chosen on them, so the tables of ``docs/evidence.md`` use others.
+at its best crops, those of *peers* the other methods of benchmarks/peers.py. Other networks judge the raw pictures; two
+of them are of a family that is never a source. The classes are ``common.CHOICE_CLASSES``: settings are chosen on them,
+so most tables of ``docs/evidence.md`` use others.
 
-Answers are stored for each picture, so that intervals can be computed; pictures are saved in build/frontier.
+Answers are stored for each picture, so that intervals can be computed; pictures are saved in build/frontier. For
+seconds beside Horama's, see benchmarks/speed.py.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -39,13 +43,15 @@ from common import (
     cifar_networks,
     fill,
     imagenet_network,
+    in_short,
     markdown,
     measured_on,
     mobilenet_v1,
     photographs,
     read_results,
 )
-from peers import CROPS_PER_STEP, horama, save_spectrum
+from peers import BOX, Peer, others, save_spectrum
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -53,6 +59,7 @@ import agnosco
 from agnosco import Classifier, Config, Crops, Samples
 from agnosco.method.config import config_to_json
 from agnosco.method.prepare import prepared, resolve_precision
+from agnosco.method.render import contact_sheet
 from agnosco.method.score import predictions, targeted_success_rate
 
 PASSES = 480
@@ -69,18 +76,23 @@ contrast."""
 WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.25)
 LINES = {"agnosco": ("budget:", "-"), "Horama fourier": ("Horama: fourier", "--"), "Horama maco": ("Horama: maco", ":")}
 COLOURS = ("#2a5d84", "#a33b20", "#4c8c4a")
-BOX = (0.5, 0.9)  # Horama's best crops at these sizes, by benchmarks/peers.py
+COLUMNS = 8  # of the picture
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: settings of agnosco, or a method of Horama."""
+    """One row: settings of agnosco, or another method."""
 
     group: str
     name: str
     passes: int
     config: Config | None = None
-    horama: str | None = None
+    peer: Peer | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the file of results."""
+        return f"{self.group}: {self.name}"
 
 
 def rows() -> Iterator[Row]:
@@ -100,7 +112,9 @@ def rows() -> Iterator[Row]:
         if passes != PASSES:  # which is the row of the losses with the weight of quick
             yield Row("budget", f"{passes} passes", passes, mapped(passes, **changes))
         for kind in ("fourier", "maco"):
-            yield Row("Horama", f"{kind}, {passes} passes", passes, horama=kind)
+            yield Row("Horama", f"{kind}, {passes} passes", passes, peer=Peer(kind, BOX))
+    for name, peer in others():
+        yield Row("peers", name, PASSES, peer=peer)
 
 
 @dataclass(frozen=True)
@@ -132,12 +146,9 @@ def make(
             for seed in range(seeds)
             for concept in agnosco.map_classes(network, classes, samples, row.config, seeds=[seed])
         ]
-    folder, steps = spectrum if row.horama == "maco" else None, row.passes // CROPS_PER_STEP
-    pictures = [
-        horama(network, folder, network.shape[1], BOX, steps, label, seed)[0]
-        for seed in range(seeds)
-        for label in classes
-    ]
+    assert row.peer
+    method = row.peer.method(network, spectrum, row.passes)
+    pictures = [method(label, seed) for seed in range(seeds) for label in classes]
     return [(picture, 0.5 - picture) for picture in pictures]
 
 
@@ -155,12 +166,12 @@ def measure(name: str, size: int, count: int | None, seeds: int, only: str) -> N
     with tempfile.TemporaryDirectory() as folder:
         save_spectrum(mapping, Path(folder))
         for row in rows():
-            key = f"{row.group}: {row.name}"
+            key = row.key
             stored = read_results(path, {"rows": {}})["rows"].get(key)
             if only not in key or (stored and len(stored["labels"]) >= len(labels)):
                 continue
             start = time.perf_counter()
-            network = faster if row.horama else parts.source
+            network = faster if row.peer else parts.source
             made = make(row, network, mapping, Path(folder), classes, seeds)
             seconds = (time.perf_counter() - start) / len(made)
             pictures = torch.stack([picture for picture, _ in made])
@@ -191,7 +202,32 @@ def picture_file(name: str, size: int, key: str) -> Path:
     """The file of the pictures of a row: one line for each seed."""
     folder = ROOT / "build" / "frontier" / f"{name}-{size}px"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{key.replace(':', '').replace(',', '').replace(' ', '-')}.png"
+    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', key).strip('-')}.png"
+
+
+def compared(passes: int) -> list[Row]:
+    """The rows of a number of passes that are compared: settings of ``quick``, then the other methods."""
+    loss = agnosco.preset("quick").mapper.loss
+    weight = {"logit": 0.0, "log-odds": 1.0}.get(str(loss), loss)
+    return [row for row in rows() if row.passes == passes and (row.config is None or row.config.mapper.loss == weight)]
+
+
+def draw(name: str, size: int, passes: int) -> None:
+    """Draw pictures of the first classes: one row for ``quick`` and for each method of Horama at its best crops."""
+    network = imagenet_network(name, size)
+    results = read_results(RESULTS / f"frontier-{name}-{size}px.json")["rows"]
+    shown = [row for row in compared(passes) if row.group != "peers"]
+    tiles, captions = [], []
+    for row in shown:
+        with Image.open(picture_file(name, size, row.key)) as sheet:
+            for column, label in enumerate(results[row.key]["labels"][:COLUMNS]):
+                tiles.append(sheet.crop((column * size, 0, (column + 1) * size, size)))
+                captions.append(network.labels[label])
+    names = "; ".join(f"Horama {row.peer.kind}, box_size {row.peer.box}" if row.peer else "agnosco" for row in shown)
+    footer = f"{name} at {size} px, {passes:,} passes a picture, seed 0, as measured. Rows: {names}."
+    contact_sheet(tiles, captions, columns=COLUMNS, tile=size, footer=footer).save(
+        DOCS / "pictures" / f"peers-{name}.jpg", quality=88, optimize=True
+    )
 
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
@@ -200,32 +236,33 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     mean = f"{fmean(fmean(judge['top1']) for judge in others):.2f} / {mean_p(row):.3f}"
     rates = row["targeted_success_rate"]
     return [
-        name,
+        f"{name} ({len(row['labels'])})",
         f"{row['passes']:,}",
         f"{fmean(row['own']['p']):.2f}",
         f"{fmean(rates):.3f} ({min(rates):.2f})",
-        *(f"{judge['m_score']:.3f} / {fmean(judge['top1']):.2f} / {fmean(judge['p']):.2f}" for judge in others),
+        *map(in_short, others),
         mean,
     ]
 
 
-def tables() -> str:
-    """All results as Markdown."""
+def tables(pattern: str, keys: Collection[str]) -> str:
+    """The rows of these keys as Markdown, of all files of results whose name matches a pattern."""
     parts = []
-    for path in sorted(RESULTS.glob("frontier-*.json")):
+    for path in sorted(RESULTS.glob(pattern)):
         results = read_results(path)
-        measured = results["rows"]
+        measured = {key: row for key, row in results["rows"].items() if key in keys}
+        if not measured:
+            continue
         first = next(iter(measured.values()))
         head = ["row", "passes", "own p", "targeted success rate (least)", *first["others"], "mean of judges"]
-        count = len(first["labels"])
         parts.append(
-            f"**{results['about']['title']}, {count} pictures a row**; M_score / top-1 of all / mean p. "
+            f"**{results['about']['title']}** (pictures in brackets); M_score / top-1 of all / mean p. "
             f"{measured_on(results)}.\n\n{markdown(head, [cells(*row) for row in measured.items()])}"
         )
     return "\n\n".join(parts)
 
 
-def draw() -> None:
+def draw_frontier() -> None:
     """Draw mean p of the judges against passes and against seconds, for every source at 224 px that has budgets."""
     import matplotlib
 
@@ -236,9 +273,10 @@ def draw() -> None:
     quick = f"loss: w {agnosco.preset('quick').mapper.loss:g}"
     for path, colour in zip(sorted(RESULTS.glob("frontier-*-224px.json")), COLOURS * 2, strict=False):
         measured = read_results(path)["rows"]
+        count = min(len(row["labels"]) for row in measured.values())  # all points are of the same classes
         for method, (start, style) in LINES.items():
             chosen = [row for key, row in measured.items() if key.startswith(start) or (style, key) == ("-", quick)]
-            points = sorted((row["passes"], row["seconds"], mean_p(row)) for row in chosen)
+            points = sorted((row["passes"], row["seconds"], mean_p(row, count)) for row in chosen)
             if len(points) < 2:
                 continue
             passes, seconds, p = zip(*points, strict=True)
@@ -256,24 +294,33 @@ def draw() -> None:
     chart.savefig(DOCS / "pictures" / "frontier.png", dpi=100)
 
 
-def mean_p(row: dict[str, Any]) -> float:
-    """The mean probability of the class over the judges of a row."""
-    return fmean(fmean(judge["p"]) for judge in row["others"].values())
+def mean_p(row: dict[str, Any], count: int | None = None) -> float:
+    """The mean probability of the class over the judges of a row, of its first ``count`` pictures or of all."""
+    return fmean(fmean(judge["p"][:count]) for judge in row["others"].values())
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--figure", action="store_true", help="draw the figure; measure nothing")
+    parser.add_argument(
+        "--figure", action="store_true", help="draw quality against passes and seconds; measure nothing"
+    )
     parser.add_argument("source", nargs="?", help="an ImageNet network of the assets, or with --size 32 one of CIFAR")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--classes", type=int, help="how many of the random classes (default: all)")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="only rows whose name contains this")
+    parser.add_argument("--picture", action="store_true", help="draw the pictures of a source; measure nothing")
+    parser.add_argument(
+        "--passes", type=int, default=PASSES, help="which rows the pictures are of (default: %(default)s)"
+    )
     options = parser.parse_args()
     if options.tables:
-        fill("docs/paper.md", "frontier", tables())
+        fill("docs/paper.md", "frontier", tables("frontier-*.json", {r.key for r in rows() if r.group != "peers"}))
+        fill("docs/evidence.md", "peers", tables("frontier-*-224px.json", {row.key for row in compared(PASSES)}))
     elif options.figure:
-        draw()
+        draw_frontier()
+    elif options.picture:
+        draw(options.source, options.size, options.passes)
     elif options.source:
         measure(options.source, options.size, options.classes, options.seeds, options.only)
     else:

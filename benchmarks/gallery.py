@@ -1,54 +1,95 @@
-"""The gallery: ten classes of a network with the paper's settings, ``quick`` and ``best``, beside each other.
+"""The gallery: classes of a network with the paper's settings, ``quick`` and ``best``, beside each other.
 
-    python benchmarks/gallery.py                 ResNet-50 with the assets' weights, and the CIFAR ResNet-56
-    python benchmarks/gallery.py --family cifar  only that
+    python benchmarks/gallery.py                 ResNet-50 and ResNet-18 at 224 px, and the CIFAR ResNet-56
+    python benchmarks/gallery.py --only cifar    only that
     python benchmarks/gallery.py --full          the paper's own 204,800 passes per map: needs a GPU
+    python benchmarks/gallery.py --readme        draw only the first picture of README, with ``best``; or ``quick``
     python benchmarks/gallery.py --tables        write the table into docs/evidence.md
-    python benchmarks/gallery.py --unnamed DIR   also save the pictures in random order and without names
 
-Draws docs/pictures/gallery-FAMILY.jpg. The runs are those of benchmarks/table1.py in build/table1; what is missing is
-made, and their manifests go to benchmarks/results/manifests. Without ``--full``, the paper's settings get a budget that
-a CPU can afford: only b and K differ. Since the paper tries both directions in every step, a map takes as long as with
-``quick``. Scores by the other networks of the family go to benchmarks/results/gallery-FAMILY.json.
+Draws docs/pictures/gallery-NAME.jpg. ImageNet's classes are the first twelve of ``common.TABLE_CLASSES``: random ones,
+on which nothing was chosen. The runs are those of benchmarks/table1.py in build/table1; what is missing is made, and
+their manifests go to benchmarks/results/manifests. Without ``--full``, the paper's settings get as few passes as take
+the time of ``quick``: only b and the numbers of steps differ. What other networks say of the pictures goes to
+benchmarks/results/gallery-NAME.json.
 """
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
+import torch
 from common import (
     DOCS,
     RESULTS,
-    TRIAL_CLASSES,
+    TABLE_CLASSES,
     about,
+    answers,
     argument_parser,
     fill,
+    in_short,
     markdown,
     measured_on,
     read_results,
     write_results,
 )
-from table1 import complete_run, networks, samples
+from PIL import Image
+from table1 import complete_run, judges, networks, samples
 
 import agnosco
-from agnosco import Config
-from agnosco.evaluate.transfer import score
-from agnosco.io.records import to_json
+from agnosco import ConceptMap, Config
 from agnosco.method.render import contact_sheet, stretched, to_picture
 from agnosco.runs.run import Run
 
-SOURCES = {"imagenet": ("resnet50", 112), "cifar": ("resnet56", 32)}
-COLUMNS, TILE = 5, 224
+
+@dataclass(frozen=True)
+class Source:
+    """A network of the gallery, and how its figure is laid out."""
+
+    family: str
+    name: str
+    size: int
+    classes: Sequence[int]
+    columns: int
+
+    def run(self, setting: str, config: Config) -> Run:
+        """The run of a setting; maps that are missing are made."""
+        network = networks(self.family, self.size)[self.name]()
+        images = samples(self.family, None, network)
+        folder = f"{self.family}-{slug(setting)}-{self.size}px-{self.name}"
+        return complete_run(folder, network, images, config, self.classes, seeds=1)
+
+    def maps(self, run: Run) -> list[ConceptMap]:
+        """The first map of each class of the gallery; a run of Table 1 has more."""
+        return [run.map(label) for label in self.classes]
+
+
+SOURCES = {
+    "resnet50": Source("imagenet", "resnet50", 224, TABLE_CLASSES[:12], columns=6),
+    "resnet18": Source("imagenet", "resnet18", 224, TABLE_CLASSES[:12], columns=6),
+    "cifar": Source("cifar", "resnet56", 32, range(10), columns=5),
+}
+TILE = 224
 
 
 def affordable_paper() -> Config:
-    """The paper's settings in about the time of ``quick``: two cycles of 60 steps and 14 of refinement, b 8."""
-    paper = agnosco.preset("paper")
+    """The paper's settings, with as many steps as take about the time of ``quick``, and its number of images a step.
+
+    Since the paper tries both directions, a step of the loop takes as long as two steps of the refinement. There are as
+    many of these for one of the loop as in the paper.
+    """
+    paper, quick = agnosco.preset("paper"), agnosco.preset("quick")
     assert paper.refine
-    return replace(paper, mapper=replace(paper.mapper, batch=8, steps=60), refine=replace(paper.refine, steps=14))
+    ratio = paper.refine.steps / paper.mapper.steps
+    batch = quick.mapper.batch
+    steps = max(1, round(quick.passes / (batch * paper.cycles * (2 + ratio))))
+    return replace(
+        paper,
+        mapper=replace(paper.mapper, batch=batch, steps=steps),
+        refine=replace(paper.refine, steps=max(1, round(steps * ratio))),
+    )
 
 
 def slug(text: str) -> str:
@@ -56,120 +97,106 @@ def slug(text: str) -> str:
     return text.replace(", ", "-").replace(" ", "-")
 
 
-def runs(family: str, full: bool) -> dict[str, Run]:
-    """A run of the ten classes for each setting; what is missing is made."""
-    name, size = SOURCES[family]
-    source = networks(family, size)[name]()
-    images = samples(family, None, source)
-    settings = {
-        "paper" if full else "paper, few passes": agnosco.preset("paper") if full else affordable_paper(),
-        "quick": agnosco.preset("quick"),
-        "best": agnosco.preset("best"),
-    }
-    classes = TRIAL_CLASSES if family == "imagenet" else range(10)
-    return {
-        title: complete_run(f"{family}-{slug(title)}-{size}px-{name}", source, images, config, classes, seeds=1)
-        for title, config in settings.items()
-    }
+def settings(full: bool) -> dict[str, Config]:
+    """The settings that are compared."""
+    paper = {"paper": agnosco.preset("paper")} if full else {"paper, few passes": affordable_paper()}
+    return paper | {name: agnosco.preset(name) for name in ("quick", "best")}
 
 
-def measure(family: str, runs_by_setting: dict[str, Run]) -> None:
-    """Score each run by all networks of the family."""
-    name, size = SOURCES[family]
-    targets = {other: load() for other, load in networks(family, size).items()}
-    images = samples(family, None, targets[name])
-    results = {
-        "about": about(f"{name} at {size} px, ten classes"),
-        "settings": {
-            title: {
-                "passes": run.config.passes,
-                "manifest": run.path.name,
-                "targets": {other: to_json(score(run, target, images=images)) for other, target in targets.items()},
-            }
-            for title, run in runs_by_setting.items()
-        },
-    }
-    write_results(RESULTS / f"gallery-{family}.json", results)
+def measure(key: str, runs: dict[str, Run]) -> None:
+    """Ask all judges of a source about its pictures in the gallery."""
+    source = SOURCES[key]
+    networks_by_name = {name: load() for name, load in judges(source.family, source.size).items()}
+    results: dict[str, Any] = {"about": about(f"{source.name} at {source.size} px"), "settings": {}}
+    for setting, run in runs.items():
+        pictures = torch.stack([concept.pixels for concept in source.maps(run)])
+        results["settings"][setting] = {
+            "passes": run.config.passes,
+            "manifest": run.path.name,
+            "labels": list(source.classes),
+            "targeted_success_rates": [run.entry(label).targeted_success_rate for label in source.classes],
+            "targets": {name: answers(judge, pictures, source.classes) for name, judge in networks_by_name.items()},
+        }
+    write_results(RESULTS / f"gallery-{key}.json", results)
 
 
-def cell(judgement: dict[str, Any]) -> str:
-    """M_score / top-1 of 10 / top-1 of all / targeted success rate."""
-    figures = ("m_score", "top1_of_concepts", "top1", "targeted_success_rate")
-    return " / ".join(f"{judgement[figure]:.2f}" for figure in figures)
+def cells(title: str, row: dict[str, Any]) -> list[str]:
+    """A row of a table: M_score / top-1 of all classes / mean probability of the class for each judge."""
+    rates = row["targeted_success_rates"]
+    return [
+        f"{title} ({len(rates)} maps)",
+        f"{row['passes']:,}",
+        f"{fmean(rates):.2f}, least {min(rates):.2f}",
+        *map(in_short, row["targets"].values()),
+        f"`{row['manifest']}`",
+    ]
 
 
 def tables() -> str:
     """The results as Markdown."""
     parts = []
-    for path in (RESULTS / f"gallery-{family}.json" for family in SOURCES):
-        if not path.exists():
-            continue
+    for path in (path for key in SOURCES if (path := RESULTS / f"gallery-{key}.json").exists()):
         results = read_results(path)
-        names = list(next(iter(results["settings"].values()))["targets"])
-        rows = [
-            [
-                f"{title} ({setting['targets'][names[0]]['maps']} maps)",
-                f"{setting['passes']:,}",
-                *(cell(setting["targets"][name]) for name in names),
-                f"`{setting['manifest']}`",
-            ]
-            for title, setting in results["settings"].items()
-        ]
+        names = next(iter(results["settings"].values()))["targets"]
+        rows = [cells(title, row) for title, row in results["settings"].items()]
         parts.append(
-            f"**{results['about']['title']}**; M_score / top-1 of 10 / top-1 of all / targeted success rate. "
-            f"{measured_on(results)}.\n\n" + markdown(["settings", "passes", *names, "manifest"], rows)
+            f"**{results['about']['title']}**; M_score / top-1 of all / mean p. {measured_on(results)}.\n\n"
+            + markdown(["settings", "passes", "targeted success rate", *names, "manifest"], rows)
         )
     return "\n\n".join(parts)
 
 
-def draw(family: str, runs_by_setting: dict[str, Run]) -> None:
-    """Draw the figure: blocks of five classes, one row for each setting."""
-    maps = {title: [concept for concept in run.maps() if concept.seed == 0] for title, run in runs_by_setting.items()}
-    count = len(next(iter(maps.values())))
+def for_people(concept: ConceptMap) -> Image.Image:
+    """The picture of a map at full contrast."""
+    return to_picture(stretched(concept.pattern))
+
+
+def draw(key: str, runs: dict[str, Run]) -> None:
+    """Draw the figure: blocks of classes, one row for each setting."""
+    source = SOURCES[key]
+    maps = {setting: source.maps(run) for setting, run in runs.items()}
     tiles, captions = [], []
-    for start in range(0, count, COLUMNS):
-        for title, concepts in maps.items():
-            for concept in concepts[start : start + COLUMNS]:
-                tiles.append(to_picture(stretched(concept.pattern)))
-                captions.append(f"{concept.name} ({title})")
-    name, size = SOURCES[family]
-    passes = ", ".join(f"{title} {run.config.passes:,}" for title, run in runs_by_setting.items())
-    precision = next(iter(runs_by_setting.values())).config.precision
-    footer = f"{name} at {size} px, seed 0. Passes per map: {passes}. Network in {precision}."
-    contact_sheet(tiles, captions, columns=COLUMNS, tile=TILE, footer=footer).save(
-        DOCS / "pictures" / f"gallery-{family}.jpg", quality=88, optimize=True
+    for start in range(0, len(source.classes), source.columns):
+        for setting, concepts in maps.items():
+            for concept in concepts[start : start + source.columns]:
+                tiles.append(for_people(concept))
+                captions.append(f"{concept.name} ({setting})")
+    passes = ", ".join(f"{name} {run.config.passes:,} in {run.config.precision}" for name, run in runs.items())
+    footer = f"{source.name} at {source.size} px, seed 0. Passes per map: {passes}."
+    contact_sheet(tiles, captions, columns=source.columns, tile=TILE, footer=footer).save(
+        DOCS / "pictures" / f"gallery-{key}.jpg", quality=80, optimize=True
     )
 
 
-def save_unnamed(family: str, runs_by_setting: dict[str, Run], folder: Path) -> None:
-    """Save a sheet of numbered pictures for each setting, each in another order; the key is in key-FAMILY.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    key = []
-    for title, run in runs_by_setting.items():
-        concepts = [concept for concept in run.maps() if concept.seed == 0]
-        random.Random(f"{family} {title}").shuffle(concepts)
-        tiles = [to_picture(stretched(concept.pattern)) for concept in concepts]
-        sheet = contact_sheet(tiles, [str(i + 1) for i in range(len(tiles))], columns=COLUMNS, tile=TILE)
-        sheet.save(folder / f"{family}-{slug(title)}.png")
-        key.append(f"{title}: " + ", ".join(f"{i + 1} {concept.name}" for i, concept in enumerate(concepts)))
-    (folder / f"key-{family}.txt").write_text("\n".join(key) + "\n")
+def draw_readme(setting: str) -> None:
+    """Draw the first picture of README: the classes of ResNet-50's gallery with one setting."""
+    source = SOURCES["resnet50"]
+    concepts = source.maps(source.run(setting, agnosco.preset(setting)))
+    sheet = contact_sheet(
+        [for_people(concept) for concept in concepts], [concept.name for concept in concepts],
+        columns=source.columns, tile=TILE,
+    )  # fmt: skip
+    sheet.save(DOCS / "pictures" / "imagenet-resnet50.jpg", quality=90, optimize=True)
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--family", choices=SOURCES, help="which networks (default: all)")
+    parser.add_argument("--only", choices=SOURCES, help="which networks (default: all)")
     parser.add_argument("--full", action="store_true", help="the paper's own number of passes")
-    parser.add_argument("--unnamed", type=Path, metavar="DIR", help="where to save the pictures without names")
+    parser.add_argument(
+        "--readme", nargs="?", const="best", choices=("quick", "best"), help="draw the first picture of README"
+    )
     options = parser.parse_args()
     if options.tables:
         fill("docs/evidence.md", "gallery", tables())
         return
-    for family in [options.family] if options.family else SOURCES:
-        runs_by_setting = runs(family, options.full)
-        draw(family, runs_by_setting)
-        measure(family, runs_by_setting)
-        if options.unnamed:
-            save_unnamed(family, runs_by_setting, options.unnamed)
+    if options.readme:
+        draw_readme(options.readme)
+        return
+    for key in [options.only] if options.only else SOURCES:
+        runs = {setting: SOURCES[key].run(setting, config) for setting, config in settings(options.full).items()}
+        draw(key, runs)
+        measure(key, runs)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,11 @@ from agnosco.runs.manifest import read_manifest
 
 ablation = pytest.importorskip("ablation")
 backdoors = pytest.importorskip("backdoors")
+blind_naming = pytest.importorskip("blind_naming")
 cleanse = pytest.importorskip("neural_cleanse")
 common = pytest.importorskip("common")
+frontier = pytest.importorskip("frontier")
+gallery = pytest.importorskip("gallery")
 long_run = pytest.importorskip("long_run")
 speed = pytest.importorskip("speed")
 
@@ -193,3 +196,31 @@ class _NoSteps:
 
     def steps(self, state: object) -> list[object]:
         return []
+
+
+def test_an_answer_is_right_if_it_is_any_name_of_the_class() -> None:
+    pytest.importorskip("timm")
+    assert blind_naming.is_right("a Chrysanthemum dog", 200)  # "Tibetan terrier, chrysanthemum dog"
+    assert blind_naming.is_right("tibetan-terrier", 200)
+    assert blind_naming.is_right("Tibetan terrier, chrysanthemum dog", 200)
+    assert not blind_naming.is_right("terrier", 200)
+    assert not blind_naming.is_right("Tibetan terrier, Lhasa", 200)  # two guesses
+    assert not blind_naming.is_right("", 200)
+
+
+def test_answers_are_lines_of_a_number_and_a_name() -> None:
+    text = "# answers\n1: golf ball\n **2.** a harp\n3) \n12 ladles\n4: box turtle\n4: tick\n"
+    assert blind_naming.answers_of(text) == {1: "golf ball", 2: "a harp", 4: "box turtle"}
+
+
+def test_the_papers_settings_take_about_the_time_of_quick() -> None:
+    config, quick = gallery.affordable_paper(), common.agnosco.preset("quick")
+    assert config.refine
+    cost = config.mapper.batch * config.cycles * (2 * config.mapper.steps + config.refine.steps)  # both directions
+    assert cost == pytest.approx(quick.passes, rel=0.05)
+    assert config.refine.steps / config.mapper.steps == pytest.approx(150 / 650, rel=0.1)
+
+
+def test_the_figure_of_peers_shows_quick_and_horama() -> None:
+    shown = [row for row in frontier.compared(frontier.PASSES) if row.group != "peers"]
+    assert [row.peer and row.peer.kind for row in shown] == [None, "fourier", "maco"]
