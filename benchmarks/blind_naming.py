@@ -80,7 +80,7 @@ def horama_patterns(name: str, network: Classifier, classes: Sequence[int]) -> l
     for label in classes:
         path = folder / f"{label}.png"
         if not path.exists():
-            save_image(make(label, 0)[0], path)
+            save_image(make(label, 0), path)
         patterns.append(decode_image(str(path), ImageReadMode.RGB) / 255 - 0.5)
     return patterns
 
