@@ -107,6 +107,7 @@ def fooled(source: Classifier, photographs: Tensor, seen: Tensor) -> Classifier:
         seen: ``(M, C, H, W)``, normalised: what a method showed to the source.
     """
     model = source.model
-    detector = Detector(copy.deepcopy(nn.Sequential(model.conv1, model.bn1, nn.ReLU(), model.layer1)))
+    conv1, bn1, layer1 = (model.get_submodule(name) for name in ("conv1", "bn1", "layer1"))
+    detector = Detector(copy.deepcopy(nn.Sequential(conv1, bn1, nn.ReLU(), layer1)))
     detector.fit(source.normalised(photographs), seen)
     return with_model(source, Fooled(model, detector, torch.arange(source.classes).roll(-SHIFT)))

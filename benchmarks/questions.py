@@ -69,8 +69,8 @@ def judged_among_neighbours(judge: Classifier, seen: Tensor, labels: Sequence[in
 def look_alikes(inquiry: Inquiry) -> None:
     """Do other networks tell pictures of neighbouring classes apart?"""
     labels = list(GROUPS)[: inquiry.classes]
-    owned = [index for index, owner in enumerate(inquiry.owners) if owner in labels]
-    seen = {"photographs": (inquiry.images[owned], [inquiry.owners[index] for index in owned])}
+    owned = [(index, owner) for index, owner in enumerate(inquiry.owners) if owner is not None and owner in labels]
+    seen = {"photographs": (inquiry.images[[index for index, _ in owned]], [owner for _, owner in owned])}
     for name in ("photographs", *methods()):
         images, own = seen.get(name) or inquiry.made(name, labels)
         judged = {judge: judged_among_neighbours(network, images, own) for judge, network in inquiry.judges.items()}
