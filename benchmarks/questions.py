@@ -42,10 +42,10 @@ from agnosco import Classifier
 from agnosco.method.score import logits_of
 
 LOOK_ALIKES = {
-    "terriers": (184, 185, 192, 193),  # Irish terrier, Norfolk terrier, cairn, Australian terrier
+    "terriers": (184, 185, 187, 192),  # Irish terrier, Norfolk terrier, Yorkshire terrier, cairn
     "snakes": (54, 66, 67, 68),  # hognose snake, horned viper, diamondback, sidewinder
     "boats": (484, 871, 914, 724),  # catamaran, trimaran, yawl, pirate
-    "spotted cats": (288, 289, 290, 293),  # leopard, snow leopard, jaguar, cheetah
+    "spotted cats": (287, 289, 290, 293),  # lynx, snow leopard, jaguar, cheetah
     "lorries": (675, 717, 864, 867),  # moving van, pickup, tow truck, trailer truck
 }
 """ImageNet classes that are each other's neighbours."""

@@ -22,6 +22,7 @@ def test_pairs_set_the_highest_logits_against_a_part_of_the_others() -> None:
     right, wrong = likeness.pairs(logits, "hard", without=[0, 5])
     assert right.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
     assert not set(right.tolist()) & set(wrong.tolist())
+    assert likeness.pairs(logits[:100], "hard")[1].tolist() == list(range(10, 25))  # no right one among them
 
 
 def test_share_of_pairs_counts_a_tie_as_half() -> None:
@@ -51,6 +52,13 @@ def test_a_picture_like_the_photographs_of_its_class_is_as_natural_as_they_are()
     assert swapped == pytest.approx(0, abs=0.15)
     assert noise == pytest.approx(0, abs=0.25)
     assert sum(found.specific[2:4]) / 2 < -0.9  # they are as much like the other class as photographs of it are
+
+
+def test_a_photograph_is_not_compared_with_itself() -> None:
+    photographs = torch.tensor([[1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 2.0, 1.0], [3.0, 1.0, 2.0]])
+    found = likeness.path(photographs[:1], [0], photographs, [0, 0, 1, 1])
+    assert found.same == pytest.approx(0.5)  # of 1 2 3 and 1 3 2
+    assert found.different == pytest.approx((-1 - 0.5 - 0.5 - 1) / 4)
 
 
 def test_a_fooled_network_keeps_its_answers_to_what_it_takes_for_photographs() -> None:
