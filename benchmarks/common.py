@@ -21,7 +21,7 @@ import torchvision
 from torch import Tensor
 
 import agnosco
-from agnosco import Classifier, Config, Samples
+from agnosco import AgnoscoError, Classifier, Config, Samples
 from agnosco.method.config import config_from_json
 from agnosco.method.score import logits_of, predictions, score_of_logits, targeted_success_rate
 
@@ -119,6 +119,19 @@ def photographs(classifier: Classifier) -> Samples:
     """The photographs of the assets for a network: CIFAR-10's where its images are 32 px wide, ImageNet's elsewhere."""
     folder = "cifar10-test" if classifier.shape[1] == 32 else "imagenet-samples"
     return Samples.from_folder(ASSETS / folder, classifier.shape)
+
+
+def photograph_classes(classifier: Classifier) -> list[int | None]:
+    """The class of each of :func:`photographs`; None for ImageNet's few classes that share their name with another."""
+    folder = ASSETS / ("cifar10-test" if classifier.shape[1] == 32 else "imagenet-samples")
+    classes: list[int | None] = []
+    for path in sorted(path.relative_to(folder) for path in folder.rglob("*.*")):  # as Samples orders them
+        name = path.parts[0] if len(path.parts) > 1 else path.stem.split("_", 1)[1].replace("_", " ")
+        try:
+            classes.append(classifier.index(name))
+        except AgnoscoError:
+            classes.append(None)
+    return classes
 
 
 # -- figures ----------------------------------------------------------------------------------------
@@ -250,7 +263,7 @@ def add_row(
     """
     results = read_results(path, {part: {}})
     results |= {"about": about(title), **more}
-    results[part][name] = row
+    results.setdefault(part, {})[name] = row
     write_results(path, results)
     return results
 

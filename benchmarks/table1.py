@@ -15,7 +15,6 @@ already are not made again, so that the same command continues where it was stop
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -38,11 +37,12 @@ from common import (
     markdown,
     measured_on,
     mobilenet_v1,
+    photograph_classes,
     read_results,
 )
 
 import agnosco
-from agnosco import AgnoscoError, Classifier, Config, Samples
+from agnosco import Classifier, Config, Samples
 from agnosco.evaluate.transfer import matched, score
 from agnosco.io.records import to_json
 from agnosco.method.score import probabilities_of
@@ -82,16 +82,13 @@ def photograph_answers(family: str, classifier: Classifier) -> dict[str, float] 
     """Top-1 and mean probability of the class, of all classes, on a family's photographs: the ceiling of pictures."""
     if family not in FOLDERS:
         return None
-    names = sorted(path.relative_to(FOLDERS[family]) for path in FOLDERS[family].rglob("*.*"))  # as Samples orders them
     probabilities = probabilities_of(classifier, samples(family, None, classifier))
     correct: list[bool] = []
     own_probability: list[float] = []
-    for name, row in zip(names, probabilities, strict=True):
-        own = name.parts[0] if len(name.parts) > 1 else name.stem.split("_", 1)[1].replace("_", " ")
-        with contextlib.suppress(AgnoscoError):  # ImageNet has two classes of some names
-            index = classifier.index(own)
-            correct.append(int(row.argmax()) == index)
-            own_probability.append(row[index].item())
+    for own, row in zip(photograph_classes(classifier), probabilities, strict=True):
+        if own is not None:
+            correct.append(int(row.argmax()) == own)
+            own_probability.append(row[own].item())
     return {"top1": fmean(correct), "probability": fmean(own_probability)}
 
 
