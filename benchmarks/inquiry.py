@@ -46,7 +46,7 @@ def make(method: str, source: Classifier, mapping: Samples, jobs: Jobs) -> Itera
         return
     network = prepared(source, precision=resolve_precision("auto", source.device))
     for job in jobs:
-        yield job, horama(network, None, source.shape[1], BOX, passes(method) // CROPS_PER_STEP, *job)[0]
+        yield job, horama(network, None, source.shape[1], BOX, passes(method) // CROPS_PER_STEP, *job)
 
 
 def pictures(method: str, source: Classifier, mapping: Samples, jobs: Jobs, folder: str) -> Tensor:
