@@ -39,6 +39,7 @@ from common import (
     mobilenet_v1,
     photograph_classes,
     read_results,
+    write_results,
 )
 
 import agnosco
@@ -116,12 +117,14 @@ def measure(options: argparse.Namespace) -> None:
     loaders = judges(family, size)
     known = read_results(path, {}).get("photographs")
     photographs = known or {name: photograph_answers(family, load()) for name, load in loaders.items()}
+    if not known:
+        write_results(path, {"sources": {}, "photographs": photographs})
     for name in options.sources or networks(family, size):
         source = loaders[name]()
         images = samples(family, options.samples, source)
         folder = f"{family}-{options.preset}-{size}px-{name}"
         run = complete_run(folder, source, images, config, classes, options.seeds)
-        targets = {other: judgement(run, load(), images) for other, load in loaders.items()}
+        targets = {other: judgement(run, load()) for other, load in loaders.items()}
         row = {
             "passes": config.passes, "targets": targets, "labels": [entry.index for entry in run.entries],
             "names": [entry.name for entry in run.entries],
@@ -131,9 +134,9 @@ def measure(options: argparse.Namespace) -> None:
         print(table(add_row(path, title, name, row, part="sources", photographs=photographs)), flush=True)
 
 
-def judgement(run: Run, judge: Classifier, images: Samples) -> dict[str, Any]:
-    """What a network says of a run, and of each of its pictures; it is given perturbed images if they fit it."""
-    stored = to_json(score(run, judge, images=images if judge.shape == images.shape else None))
+def judgement(run: Run, judge: Classifier) -> dict[str, Any]:
+    """What a network says of a run, and of each of its pictures."""
+    stored = to_json(score(run, judge))
     pictures = torch.stack([concept.pixels for concept in run.maps()])
     return stored | {"answers": answers(judge, pictures, matched(run, judge))}
 
