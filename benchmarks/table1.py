@@ -188,6 +188,8 @@ def tables() -> str:
     parts = []
     for path in sorted(RESULTS.glob("table1-*.json")):
         results = read_results(path)
+        if not results["sources"]:
+            continue
         passes = next(iter(results["sources"].values()))["passes"]
         parts.append(
             f"**{results['about']['title']}**, {passes:,} passes per map; {measured_on(results)}.\n\n{table(results)}"
