@@ -207,16 +207,15 @@ def picture_file(name: str, size: int, key: str) -> Path:
 
 def compared(passes: int) -> list[Row]:
     """The rows of a number of passes that are compared: settings of ``quick``, then the other methods."""
-    loss = agnosco.preset("quick").mapper.loss
-    weight = {"logit": 0.0, "log-odds": 1.0}.get(str(loss), loss)
-    return [row for row in rows() if row.passes == passes and (row.config is None or row.config.mapper.loss == weight)]
+    loss = f"w {agnosco.preset('quick').mapper.loss:g}"
+    return [row for row in rows() if row.passes == passes and (row.peer or row.name == loss or row.group == "budget")]
 
 
 def draw(name: str, size: int, passes: int) -> None:
     """Draw pictures of the first classes: one row for ``quick`` and for each method of Horama at its best crops."""
     network = imagenet_network(name, size)
     results = read_results(RESULTS / f"frontier-{name}-{size}px.json")["rows"]
-    shown = [row for row in compared(passes) if row.group != "peers"]
+    shown = [row for row in compared(passes) if row.group != "peers" and row.key in results]
     tiles, captions = [], []
     for row in shown:
         with Image.open(picture_file(name, size, row.key)) as sheet:

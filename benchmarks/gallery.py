@@ -169,14 +169,14 @@ def draw(key: str, runs: dict[str, Run]) -> None:
 
 
 def draw_readme(setting: str) -> None:
-    """Draw the first picture of README: the classes of ResNet-50's gallery with one setting."""
-    source = SOURCES["resnet50"]
+    """Draw the first picture of README: the classes of ResNet-18's gallery with one setting."""
+    source = SOURCES["resnet18"]
     concepts = source.maps(source.run(setting, agnosco.preset(setting)))
     sheet = contact_sheet(
         [for_people(concept) for concept in concepts], [concept.name for concept in concepts],
         columns=source.columns, tile=TILE,
     )  # fmt: skip
-    sheet.save(DOCS / "pictures" / "imagenet-resnet50.jpg", quality=90, optimize=True)
+    sheet.save(DOCS / "pictures" / "imagenet-resnet18.jpg", quality=90, optimize=True)
 
 
 def main() -> None:
