@@ -262,33 +262,29 @@ def tables(pattern: str, keys: Collection[str]) -> str:
 
 
 def draw_frontier() -> None:
-    """Draw mean p of the judges against passes and against seconds, for every source at 224 px that has budgets."""
+    """Draw mean p of the judges against passes, for every source at 224 px that has several budgets."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    chart, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    chart, panel = pyplot.subplots(figsize=(8, 4.8))
     quick = f"loss: w {agnosco.preset('quick').mapper.loss:g}"
     for path, colour in zip(sorted(RESULTS.glob("frontier-*-224px.json")), COLOURS * 2, strict=False):
         measured = read_results(path)["rows"]
         count = min(len(row["labels"]) for row in measured.values())  # all points are of the same classes
         for method, (start, style) in LINES.items():
             chosen = [row for key, row in measured.items() if key.startswith(start) or (style, key) == ("-", quick)]
-            points = sorted((row["passes"], row["seconds"], mean_p(row, count)) for row in chosen)
-            if len(points) < 2:
-                continue
-            passes, seconds, p = zip(*points, strict=True)
-            label = f"{path.stem.split('-')[1]}, {method}"
-            for panel, at in zip(panels, (passes, seconds), strict=True):
-                panel.plot(at, p, style, marker="o", color=colour, label=label)
-    for panel, label in zip(panels, ("passes per picture", "seconds per picture"), strict=True):
-        panel.set(xscale="log", xlabel=label, ylim=(0, 1))
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_xticks(list(BUDGETS), [f"{passes:,}" for passes in BUDGETS])
-    panels[0].minorticks_off()
-    panels[0].set_ylabel("mean probability of the class, five other networks")
-    panels[0].legend(frameon=False)
+            if len(chosen) > 1:
+                points = sorted((row["passes"], mean_p(row, count)) for row in chosen)
+                label = f"{path.stem.split('-')[1]}, {method}"
+                panel.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
+    panel.set(xscale="log", xlabel="passes per picture", ylim=(0, 1))
+    panel.set_ylabel("mean probability of the class, five other networks")
+    panel.set_xticks(list(BUDGETS), [f"{passes:,}" for passes in BUDGETS])
+    panel.minorticks_off()
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
     chart.tight_layout()
     chart.savefig(DOCS / "pictures" / "frontier.png", dpi=100)
 
@@ -300,9 +296,7 @@ def mean_p(row: dict[str, Any], count: int | None = None) -> float:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument(
-        "--figure", action="store_true", help="draw quality against passes and seconds; measure nothing"
-    )
+    parser.add_argument("--figure", action="store_true", help="draw quality against passes; measure nothing")
     parser.add_argument("source", nargs="?", help="an ImageNet network of the assets, or with --size 32 one of CIFAR")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--classes", type=int, help="how many of the random classes (default: all)")
