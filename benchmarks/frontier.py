@@ -49,6 +49,7 @@ from common import (
     mobilenet_v1,
     photographs,
     read_results,
+    same_settings,
 )
 from peers import BOX, Peer, others, save_spectrum
 from PIL import Image
@@ -168,7 +169,8 @@ def measure(name: str, size: int, count: int | None, seeds: int, only: str) -> N
         for row in rows():
             key = row.key
             stored = read_results(path, {"rows": {}})["rows"].get(key)
-            if only not in key or (stored and len(stored["labels"]) >= len(labels)):
+            measured = stored and len(stored["labels"]) >= len(labels)
+            if only not in key or (measured and (row.config is None or same_settings(stored["config"], row.config))):
                 continue
             start = time.perf_counter()
             network = faster if row.peer else parts.source

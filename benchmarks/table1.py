@@ -115,10 +115,10 @@ def measure(options: argparse.Namespace) -> None:
     classes = range(10) if family == "cifar" else TABLE_CLASSES[: options.classes]
     path = RESULTS / f"table1-{family}-{options.preset}-{size}px.json"
     loaders = judges(family, size)
-    known = read_results(path, {}).get("photographs")
-    photographs = known or {name: photograph_answers(family, load()) for name, load in loaders.items()}
-    if not known:
-        write_results(path, {"sources": {}, "photographs": photographs})
+    stored = {"sources": {}} | read_results(path, {})
+    if "photographs" not in stored:
+        stored["photographs"] = {name: photograph_answers(family, load()) for name, load in loaders.items()}
+        write_results(path, stored)
     for name in options.sources or networks(family, size):
         source = loaders[name]()
         images = samples(family, options.samples, source)
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> None:
             "targeted_success_rates": [entry.targeted_success_rate for entry in run.entries],
         }  # fmt: skip
         title = f"{family} networks at {size} px, preset {options.preset}"
-        print(table(add_row(path, title, name, row, part="sources", photographs=photographs)), flush=True)
+        print(table(add_row(path, title, name, row, part="sources")), flush=True)
 
 
 def judgement(run: Run, judge: Classifier) -> dict[str, Any]:

@@ -224,3 +224,11 @@ def test_the_papers_settings_take_about_the_time_of_quick() -> None:
 def test_the_figure_of_peers_shows_quick_and_horama() -> None:
     shown = [row for row in frontier.compared(frontier.PASSES) if row.group != "peers"]
     assert [row.peer and row.peer.kind for row in shown] == [None, "fourier", "maco"]
+
+
+@pytest.mark.parametrize("path", sorted(common.RESULTS.glob("frontier-*.json")), ids=lambda path: path.stem)
+def test_stored_rows_of_the_frontier_have_the_settings_of_the_script(path: Path) -> None:
+    rows = {row.key: row for row in frontier.rows()}
+    for key, stored in common.read_results(path)["rows"].items():
+        config = rows[key].config
+        assert stored["config"] is None if config is None else common.same_settings(stored["config"], config), key
