@@ -13,6 +13,9 @@ from .fitting import find_architecture
 from .weights.limits import CODES, HINTS, LIMITS
 from .weights.opening import Weights
 
+DESCRIBED = 2.0
+"""How many times as many numbers as its weights file a described network may have: it may share some."""
+
 
 class WithoutMemory(TorchFunctionMode):
     """Inside, ``torch.empty``, with which layers allocate their parameters, takes neither memory nor time.
@@ -23,6 +26,32 @@ class WithoutMemory(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
+
+
+class _Counted(TorchFunctionMode):
+    """Inside, no more parameters are made than a file may hold."""
+
+    made = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += func is torch.empty
+        if self.made > LIMITS.tensors:
+            message = f"its config.json describes more than {LIMITS.tensors:,} tensors"
+            raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
+        return func(*args, **(kwargs or {}))
+
+
+def check_described(create: Callable[[], nn.Module], weights: Weights, name: str) -> None:
+    """Check that a network that a foreign configuration describes is about as large as its weights.
+
+    It is built without memory. AgnoscoError if it is larger: one could be described that fills any memory.
+    """
+    with torch.device("meta"), _Counted():
+        numbers = sum(parameter.numel() for parameter in create().parameters())
+    held = sum(entry.numbers for entry in weights.entries.values())
+    if numbers > DESCRIBED * held:
+        message = f"config.json of {name} describes {numbers:,} numbers, but {weights.name} holds {held:,}"
+        raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"])
 
 
 def last_layer(model: nn.Module) -> str:

@@ -21,7 +21,8 @@ from .architectures import ARCHITECTURES
 from .classifier import Classifier
 from .filling import fill, last_layer
 from .fitting import FORMS, table
-from .sources import SOURCES, Network
+from .source import Network
+from .sources import SOURCES
 from .weights.limits import LIMITS
 from .weights.opening import open_weights
 
@@ -80,7 +81,7 @@ def load(
     network = _network(model, weights, trust_code, allow_pickle)
     if network.assumed and None in (size, mean, std):
         warnings.warn(
-            f"{network.name} gets the input of its own weights: {network.size} px, mean {tuple(network.mean or ())}, "
+            f"{network.name} gets the input of {network.assumed}: {network.size} px, mean {tuple(network.mean or ())}, "
             f"std {tuple(network.std or ())}; give size, mean and std if yours were trained with others",
             AgnoscoWarning,
             stacklevel=2,
@@ -91,7 +92,7 @@ def load(
         size=network.size if size is None else size,
         mean=network.mean if mean is None else mean,
         std=network.std if std is None else std,
-        channels=channels,
+        channels=network.channels if channels is None else channels,
         labels=network.labels if names is None else names,
         features=features,
         name=network.name,

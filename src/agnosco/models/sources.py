@@ -1,15 +1,13 @@
-"""Sources of networks: torchvision, timm, agnosco's own architectures, and a user's Python file.
+"""Sources of networks: torchvision, timm, the Hugging Face hub, agnosco's own architectures, and a user's Python file.
 
 A source turns a name into a network, with what is known about its input, and imports its library only then.
 """
 
 import ast
 import importlib.util
+import inspect
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -22,47 +20,14 @@ from torch import nn
 from ..errors import AgnoscoError
 from ..text import first_line, nearest
 from .architectures import ARCHITECTURES
-from .filling import WithoutMemory, count_classes, fill, with_classes_of
-from .weights.opening import Weights
+from .filling import WithoutMemory, check_described, count_classes, fill, with_classes_of
+from .hub import Repository
+from .huggingface import CONFIG, HuggingFace
+from .source import OWN, Network, OpenWeights, Source
+from .weights.limits import CODES, HINTS
 
-OpenWeights = Callable[[], AbstractContextManager[Weights]]
-"""Opens the weights file; called once the name has been checked."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network, and arguments of :class:`agnosco.models.classifier.Classifier`, as far as the source knows them.
-
-    ``assumed`` says that size, mean and std are those of the architecture's own weights, while these weights have other
-    classes: probably right, since most networks are fine-tuned from the architecture's own weights.
-    """
-
-    model: nn.Module
-    name: str
-    size: int | tuple[int, int] | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    labels: Sequence[str] | None = None
-    assumed: bool = False
-
-
-class Source(ABC):
-    """What every source can do; names are given without the source's own, such as ``resnet18``."""
-
-    @abstractmethod
-    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
-        """A network with the weights of a file, or with its own for None.
-
-        AgnoscoError if there is no such network, the weights do not fit, or they cannot be downloaded.
-        """
-
-    def untrained(self, name: str, classes: int) -> Network | None:
-        """An architecture with random weights; None if there is no such architecture."""
-        return None
-
-    def download(self, name: str) -> str | None:
-        """What :meth:`network` will download without a file, in words; None for nothing."""
-        return None
+TIMM_FORMS = ("hf-hub", "local-dir")
+"""What timm calls repositories of the hub, and folders of the same form."""
 
 
 class Torchvision(Source):
@@ -100,7 +65,7 @@ class Torchvision(Source):
         known = count_classes(model) == len(labels)
         return Network(
             model, f"torchvision:{name}", size=preset.crop_size[0], mean=preset.mean, std=preset.std,
-            labels=labels if known else None, assumed=not known,
+            labels=labels if known else None, assumed=None if known else OWN,
         )  # fmt: skip
 
     def download(self, name: str) -> str | None:
@@ -123,6 +88,9 @@ class Timm(Source):
             import timm
         except ImportError as error:
             raise AgnoscoError("timm is not installed", "pip install '.[timm]' in the clone of agnosco") from error
+        form, _, rest = name.partition(":")
+        if form in TIMM_FORMS and rest:
+            return self._of_repository(form, Repository.of(rest), weights)
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]  # no name of a hub or a folder
         if name not in names:
             raise AgnoscoError(f"timm has no model {name!r}", nearest(name, names))
@@ -144,7 +112,41 @@ class Timm(Source):
             labels = models.ResNet18_Weights.DEFAULT.meta["categories"]
         return Network(
             model.to(memory_format=torch.channels_last), full_name, size=config.input_size[-2:], mean=config.mean,
-            std=config.std, labels=labels, assumed=not known,
+            std=config.std, labels=labels, assumed=None if known else OWN,
+        )  # fmt: skip
+
+    def _of_repository(self, form: str, repository: Repository, weights: OpenWeights | None) -> Network:
+        """A network of the hub, or of a folder that timm's ``save_for_hf`` wrote."""
+        import timm
+
+        config = repository.json(CONFIG) or {}
+        name, settings, arguments = (config.get(key, {}) for key in ("architecture", "pretrained_cfg", "model_args"))
+        names = timm.list_models()
+        if not isinstance(name, str) or not isinstance(settings, dict) or not isinstance(arguments, dict):
+            hint = f"give hf:{repository.given}" if "model_type" in config else "give what timm saved for the hub"
+            raise AgnoscoError(f"{repository.given} is no model of timm: its {CONFIG} names no architecture", hint)
+        if name not in names:
+            raise AgnoscoError(f"timm has no model {name[:80]!r}, which {repository.given} is", nearest(name, names))
+        own = inspect.signature(timm.create_model).parameters  # such as paths of files, which no repository may give
+        top = {key: config[key] for key in ("num_classes", "global_pool") if key in config}
+        arguments = {key: value for key, value in (arguments | top).items() if key not in own}
+        create = partial(timm.create_model, name, **arguments)
+        full_name = f"timm:{form}:{repository.name}"
+        with (weights or repository.weights)() as file:
+            try:
+                check_described(create, file, full_name)
+                model = create()
+            except AgnoscoError:
+                raise
+            except Exception as error:  # whatever its arguments make of it
+                message = f"timm cannot build {full_name}: {first_line(error)}"
+                raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
+            fill(model, file, full_name)
+        settings = model.pretrained_cfg | settings
+        labels = config.get("label_names", settings.get("label_names"))
+        return Network(
+            model.to(memory_format=torch.channels_last), full_name, size=tuple(settings["input_size"][-2:]),
+            mean=settings["mean"], std=settings["std"], labels=labels and [str(label) for label in labels],
         )  # fmt: skip
 
     def download(self, name: str) -> str | None:
@@ -193,7 +195,9 @@ class PythonFile(Source):
         return Network(model, full_name)
 
 
-SOURCES: dict[str, Source] = {"torchvision": Torchvision(), "timm": Timm(), "agnosco": Own(), "python": PythonFile()}
+SOURCES: dict[str, Source] = {
+    "torchvision": Torchvision(), "timm": Timm(), "hf": HuggingFace(), "agnosco": Own(), "python": PythonFile()
+}  # fmt: skip
 """By the first part of a name, before the colon."""
 
 

@@ -7,13 +7,13 @@ rights (:mod:`.restricted`). All else is refused.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ...errors import AgnoscoError, AgnoscoWarning
-from ...io.safetensors_header import Suspicious
+from ...io.safetensors_header import Finding, Suspicious
 from . import restricted
 from .contents import Contents, contents_of, open_file, read_tensor
 from .limits import LIMITS, Limits, refusal, worst
@@ -23,20 +23,33 @@ if TYPE_CHECKING:
 
 
 class Weights:
-    """A sound safetensors file, open; its tensors are not read yet. ``name`` is for messages."""
+    """A sound safetensors file, or several, open; the tensors are not read yet. ``name`` is for messages."""
 
-    def __init__(self, name: str, file: IO[bytes], contents: Contents) -> None:
+    def __init__(self, name: str, *files: tuple[IO[bytes], Contents]) -> None:
         self.name = name
-        self.entries = contents.entries
-        self._file, self._contents = file, contents
+        self.entries = {key: entry for _, contents in files for key, entry in contents.entries.items()}
+        self._files = files
+
+    @classmethod
+    def together(cls, name: str, parts: Sequence[Weights]) -> Weights:
+        """Several files as one; AgnoscoError if a tensor is in two, or they are too large together."""
+        weights = cls(name, *(file for part in parts for file in part._files))
+        if len(weights.entries) < sum(len(part.entries) for part in parts):
+            raise refusal(name, Finding("malformed", "duplicate-names", "a tensor is in two of its files"))
+        if sum(entry.loaded_bytes for entry in weights.entries.values()) > LIMITS.total:
+            detail = f"its tensors would fill more than {LIMITS.total:,} bytes"
+            raise refusal(name, Finding("limit", "total-size", detail))
+        return weights
 
     def read(self) -> dict[str, Tensor]:
         """The tensors by name, floating-point ones as float32.
 
-        AgnoscoError if one holds NaN or Inf, or the file has changed meanwhile.
+        AgnoscoError if one holds NaN or Inf, or a file has changed meanwhile.
         """
         try:
-            return {name: read_tensor(self._file, self._contents, name) for name in self.entries}
+            return {
+                name: read_tensor(file, contents, name) for file, contents in self._files for name in contents.entries
+            }
         except Suspicious as error:
             raise refusal(self.name, error.finding) from error
         except OSError as error:
@@ -61,7 +74,7 @@ def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits
     with open_file(path) as file:
         contents = contents_of(file, limits)
         if not contents.findings:
-            yield Weights(path.name, file, contents)
+            yield Weights(path.name, (file, contents))
             return
         finding = worst(contents.findings)
         if finding.kind != "pickle" or not allow_pickle:
@@ -73,6 +86,6 @@ def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits
                     raise refusal(path.name, worst(contents.findings))
                 caution = "it is a pickle, opened in a restricted process, which is no real barrier (docs/security.md)"
                 warnings.warn(f"{path.name}: {'; '.join([caution, *remarks])}", AgnoscoWarning, stacklevel=4)
-                yield Weights(path.name, safe, contents)
+                yield Weights(path.name, (safe, contents))
         except Suspicious as error:
             raise refusal(path.name, error.finding) from error

@@ -1,0 +1,222 @@
+"""Classifiers of Hugging Face's ``transformers``, from the hub or from what ``save_pretrained`` wrote.
+
+The library sees no file of a repository. It gets the configuration, with the parts removed that would make it fetch or
+run code, and tensors that came through :mod:`.weights.opening`; its processor says what it does to two flat images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import AgnoscoError
+from ..text import first_line, nearest
+from .filling import check_described
+from .hub import Repository
+from .source import Network, OpenWeights, Source
+from .weights.limits import CODES, HINTS, LIMITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PretrainedConfig
+
+    from .weights.opening import Weights
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+
+REMOVED = ("auto_map", "custom_pipelines", "quantization_config", "backbone", "name_or_path")
+"""Keys of a configuration that name code, kernels or other repositories; so may those that begin with ``_``."""
+
+
+class HuggingFace(Source):
+    """Image classifiers of transformers: ``ORG/NAME``, ``ORG/NAME@REVISION`` or a folder."""
+
+    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise AgnoscoError("transformers is not installed", "pip install '.[hf]' in the clone of agnosco") from error
+        repository = Repository.of(name)
+        config = _config(repository)
+        full_name = f"hf:{repository.name}"
+        with (weights or repository.weights)() as file:
+            model = _filled(config, file, full_name)
+        inputs = _input(repository, config)
+        labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+        return Network(
+            model.to(memory_format=torch.channels_last), full_name, inputs.size, inputs.mean, inputs.std,
+            labels=labels, channels=inputs.channels, assumed=inputs.assumed,
+        )  # fmt: skip
+
+    def download(self, name: str) -> str | None:
+        return None if Path(name).expanduser().is_dir() else f"hf:{name}, unless it is already here"
+
+
+# -- the configuration --------------------------------------------------------------------------------
+
+
+def _config(repository: Repository) -> PretrainedConfig:
+    """The library's configuration of a repository; AgnoscoError if it is not that of an image classifier."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+    given = repository.json(CONFIG)
+    if given is None:
+        message = f"{repository.given} has no {CONFIG}"
+        raise AgnoscoError(message, "give a repository, or a folder that save_pretrained wrote")
+    kind = given.get("model_type")
+    if kind is None and "architecture" in given:
+        message = f"{repository.given} is a model of timm"
+        form = "local-dir" if repository.folder else "hf-hub"
+        raise AgnoscoError(message, f"give timm:{form}:{repository.given}")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        message = f"transformers has no model {str(kind)[:80]!r}, which {CONFIG} of {repository.given} names"
+        hint = "agnosco runs no code of a repository; load the model yourself and use agnosco.load(module)"
+        raise AgnoscoError(message, hint)
+    kinds = [each.model_type for each in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING]
+    if kind not in kinds or kind == "timm_wrapper":
+        message = f"{repository.given} is a {kind}, which is no image classifier of transformers"
+        raise AgnoscoError(message, f"{nearest(kind, kinds)}; a python:FILE.py:FACTORY can wrap anything else")
+    try:
+        config = CONFIG_MAPPING[kind].from_dict(_harmless(given))
+        config.id2label  # noqa: B018  # some are computed
+    except Exception as error:  # the library checks types with many kinds of errors
+        raise _malformed(repository, CONFIG, error) from error
+    if config.num_labels > LIMITS.classes:
+        message = f"{config.num_labels:,} classes are too many (at most {LIMITS.classes:,})"
+        raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
+    return config
+
+
+def _harmless(value: Any) -> Any:
+    """A JSON value without keys that name code, kernels or other repositories."""
+    if isinstance(value, dict):
+        kept = {key: each for key, each in value.items() if key not in REMOVED and not key.startswith("_")}
+        return {key: _harmless(each) for key, each in kept.items()}
+    return [_harmless(each) for each in value] if isinstance(value, list) else value
+
+
+def _malformed(repository: Repository, file: str, error: Exception) -> AgnoscoError:
+    message = f"transformers cannot use {file} of {repository.given}: {first_line(error)}"
+    return AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"])
+
+
+# -- the network --------------------------------------------------------------------------------------
+
+
+def _filled(config: PretrainedConfig, file: Weights, name: str) -> nn.Module:
+    """The network of a configuration with the weights of a file; AgnoscoError if they do not fit each other."""
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSES
+
+    kinds = CLASSES[type(config)]
+    kind = kinds[0] if isinstance(kinds, tuple) else kinds
+    with _quiet():
+        try:
+            check_described(lambda: kind(config), file, name)
+            model, report = kind.from_pretrained(
+                None, config=config, state_dict=file.read(), output_loading_info=True, dtype=torch.float32,
+                attn_implementation="eager",
+            )  # fmt: skip
+        except AgnoscoError:
+            raise
+        except Exception as error:
+            message = f"transformers cannot build {name}: {first_line(error)}"
+            raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
+    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has other shapes of")):
+        if keys := sorted(map(str, report[key])):
+            message = f"{file.name} of {name} {what} {len(keys)} tensors of {type(model).__name__}, such as {keys[0]!r}"
+            raise AgnoscoError(message, "give a model that was trained to classify images, with all of its weights")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's remarks on what it loads: they come as errors of ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# -- its input ----------------------------------------------------------------------------------------
+
+
+class _Input(NamedTuple):
+    """What a network takes; see :class:`.source.Network`."""
+
+    size: tuple[int, int] | None
+    channels: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    assumed: str | None = None
+
+
+def _input(repository: Repository, config: PretrainedConfig) -> _Input:
+    """The input of a network by its processor, or by its configuration where it has none."""
+    channels = getattr(config, "num_channels", 3)
+    given = repository.json(PROCESSOR)
+    if given is None:
+        side = getattr(config, "image_size", None)
+        size = (side, side) if isinstance(side, int) else side and tuple(side)
+        return _Input(size, channels, None, None, f"pixels in [0, 1], since it has no {PROCESSOR}")
+    try:
+        return _measured(_harmless(given), config.to_dict(), channels)
+    except Exception as error:  # a processor may refuse its own settings in any way
+        raise _malformed(repository, PROCESSOR, error) from error
+
+
+def _measured(settings: dict[str, Any], config: Mapping[str, Any], channels: int) -> _Input:
+    """What a processor does, measured on a black and a white image: sizes and rescaling differ between them.
+
+    A pixel p becomes (p - mean) / std, so black gives -mean / std and white (1 - mean) / std.
+    """
+    from transformers import AutoImageProcessor
+
+    with TemporaryDirectory() as folder, _quiet():
+        Path(folder, PROCESSOR).write_text(json.dumps(settings), encoding="utf-8")
+        Path(folder, CONFIG).write_text(json.dumps({"model_type": config["model_type"]}), encoding="utf-8")
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    black, white = (_flat(processor, value, channels) for value in (0, 255))
+    std = 1 / (white - black).mean((1, 2))
+    mean = -black.mean((1, 2)) * std
+    size = (black.shape[1], black.shape[2])
+    return _Input(
+        size,
+        channels,
+        _declared(processor, "image_mean", mean),
+        _declared(processor, "image_std", std),
+    )
+
+
+def _flat(processor: Any, value: int, channels: int) -> torch.Tensor:
+    """What a processor makes of an image of one colour: ``(C, H, W)``."""
+    image = np.full((512, 512, channels), value, np.uint8)
+    output = processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    return output.reshape(-1, *output.shape[-3:])[0].double()
+
+
+def _declared(processor: Any, name: str, measured: torch.Tensor) -> tuple[float, ...]:
+    """Measured numbers, or those that a processor declares where they are the same but for rounding."""
+    declared = getattr(processor, name, None)
+    if isinstance(declared, list | tuple) and len(declared) == len(measured):
+        numbers = torch.tensor([float(number) for number in declared], dtype=torch.float64)
+        if torch.allclose(numbers, measured, rtol=1e-5, atol=1e-6):
+            return tuple(numbers.tolist())
+    return tuple(measured.tolist())

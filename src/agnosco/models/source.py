@@ -1,0 +1,54 @@
+"""What a source of networks can do: it turns a name into a network, with what is known about its input."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import nn
+
+from .weights.opening import Weights
+
+OpenWeights = Callable[[], AbstractContextManager[Weights]]
+"""Opens the weights file; called once the name has been checked."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and arguments of :class:`agnosco.models.classifier.Classifier`, as far as the source knows them.
+
+    ``assumed`` says whose size, mean and std these are, if not surely those of these weights, such as those of the
+    architecture's own weights: probably right, since most networks are fine-tuned from them.
+    """
+
+    model: nn.Module
+    name: str
+    size: int | tuple[int, int] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    labels: Sequence[str] | None = None
+    channels: int | None = None
+    assumed: str | None = None
+
+
+class Source(ABC):
+    """What every source can do; names are given without the source's own, such as ``resnet18``."""
+
+    @abstractmethod
+    def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
+        """A network with the weights of a file, or with its own for None.
+
+        AgnoscoError if there is no such network, the weights do not fit, or they cannot be downloaded.
+        """
+
+    def untrained(self, name: str, classes: int) -> Network | None:
+        """An architecture with random weights; None if there is no such architecture."""
+        return None
+
+    def download(self, name: str) -> str | None:
+        """What :meth:`network` will download without a file, in words; None for nothing."""
+        return None
+
+
+OWN = "its architecture's own weights"
+"""What is ``assumed`` of weights with other classes."""
