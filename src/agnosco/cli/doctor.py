@@ -15,6 +15,8 @@ from .options import JsonOption
 EXTRAS = {
     "demo": "agnosco demo and agnosco poison --data digits",
     "timm": "models named timm:NAME",
+    "hf": "models named hf:..., and data sets of Hugging Face",
+    "clip": "models named open_clip:...",
     "evidence": "agnosco sanity",
     "s3": "run folders named s3://...",
     "ray": "agnosco map --cluster",

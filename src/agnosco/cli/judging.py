@@ -20,6 +20,7 @@ def score(
     run: options.RunFolder,
     target: Annotated[list[str], model_option(metavar="MODEL[=WEIGHTS]", help="Network to test; may be repeated.")],
     labels: options.LabelsOption = None,
+    directions: options.DirectionsOption = None,
     size: Annotated[int | None, model_option(min=1, help="Input size of the networks (default: the run's).")] = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
@@ -64,6 +65,7 @@ def sanity(
     run: options.RunFolder,
     model: Annotated[str, model_option(metavar="MODEL[=WEIGHTS]", help="Network that the run was made with.")],
     labels: options.LabelsOption = None,
+    directions: options.DirectionsOption = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
     trust_code: options.TrustCodeOption = False,
@@ -102,11 +104,11 @@ def sanity(
 
 
 def _load_target(output: Output, context: typer.Context, run: Run, target: str, **changes: Any) -> Classifier:
-    """The network MODEL[=WEIGHTS], for images of the run's shape."""
+    """The network MODEL[=WEIGHTS], for images of the run's shape, asked at the run's layer if it has one."""
     model, weights = options.model_and_weights(target)
     channels, height, width = run.settings.model.shape
-    size = context.params.get("size") or (height, width)
-    return options.load_classifier(output, context, model, weights=weights, size=size, channels=channels, **changes)
+    size, at = context.params.get("size") or (height, width), run.settings.model.at
+    return options.load_classifier(output, context, model, weights=weights, size=size, channels=channels, at=at, **changes)
 
 
 def _say_what_may_differ(output: Output, run: Run, classifier: Classifier) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +18,7 @@ from .maps import make_maps
 from .options import choice, computing_option, method_option, model_option, samples_option
 
 if TYPE_CHECKING:
+    from ..models.heads import Layer
     from ..runs.jobs import Finished
     from ..runs.run import Run
 
@@ -38,6 +41,11 @@ def map_(
         str | None,
         model_option(help="Layer that guides the paper's refinement, Eq. 2 (default: the last convolutional stage)."),
     ] = None,
+    at: options.AtOption = None,
+    directions: options.DirectionsOption = None,
+    list_layers: Annotated[
+        bool, model_option("--list-layers", help="List the layers that --at can name, and make no map.")
+    ] = False,
     trust_code: options.TrustCodeOption = False,
     allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[
@@ -111,6 +119,10 @@ def map_(
     from ..runs.cluster import Cluster  # imports torch: wrong options are answered before
 
     classifier = options.load_classifier(output, context, model, device="cpu" if cluster else device)
+    if list_layers:
+        found = classifier.layers()
+        output.result({"layers": [asdict(layer) for layer in found]} if as_json else "\n".join(_in_words(found)))
+        return
     indices = options.chosen_classes(classifier, classes)
     images = options.read_samples(output, samples, classifier)
     with nullcontext() if cluster is None else Cluster(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
@@ -130,6 +142,12 @@ def map_(
     if as_json:
         output.result({"run": out, "maps": [_summary(run, each) for each in finished]})
     output.say(f"Next: agnosco report {out}, or agnosco score {out} --target MODEL")
+
+
+def _in_words(layers: Sequence[Layer]) -> list[str]:
+    """One line for each layer."""
+    widths = [max((len(text) for text in column), default=0) for column in zip(*((x.name, x.kind) for x in layers))]
+    return [f"{x.name:{widths[0]}}  {x.kind:{widths[1]}}  {x.channels:6} channels  {x.places:6} places" for x in layers]
 
 
 def _summary(run: Run, finished: Finished) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def choice(names: Iterable[str], help: str, panel: str = "Method") -> Any:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, timm:NAME, agnosco:NAME or python:FILE.py:FACTORY.", show_default=False
+        metavar="MODEL", help="torchvision:NAME, timm:NAME, hf:ORG/NAME, hf:DIR, agnosco:NAME or python:FILE.py:FACTORY.", show_default=False
     ),
 ]
 RunFolder = Annotated[
@@ -52,6 +52,15 @@ MeanOption = Annotated[
 ]
 StdOption = Annotated[
     str | None, model_option(metavar="R,G,B", help="Standard deviation for normalising (default: the model's own).")
+]
+AtOption = Annotated[
+    str | None,
+    model_option(
+        metavar="LAYER", help="Ask for the channels of a layer instead of classes; LAYER:center: in the middle only."
+    ),
+]
+DirectionsOption = Annotated[
+    Path | None, model_option(help="Ask for these directions in the layer's space: a safetensors file of vectors.")
 ]
 LabelsOption = Annotated[Path | None, model_option(help="Class names: a text file with one per line, or a JSON list.")]
 ChannelsOption = Annotated[int | None, model_option(min=1, max=3, help="Colour channels: 1 for grey, 3 for RGB.")]
@@ -73,7 +82,9 @@ def load_classifier(output: Output, context: typer.Context, model: str, **change
     """
     from ..models import loading
 
-    names = ("weights", "labels", "size", "channels", "features", "device", "trust_code", "allow_pickle")
+    names = (
+        "weights", "labels", "size", "channels", "features", "at", "directions", "device", "trust_code", "allow_pickle"
+    )  # fmt: skip
     options = {name: context.params[name] for name in names if name in context.params}
     options |= {name: numbers(context.params[name], f"--{name}") for name in ("mean", "std")} | changes
     download = None if options["weights"] else loading.to_download(model)

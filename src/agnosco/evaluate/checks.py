@@ -26,6 +26,7 @@ from ..method.config import Config
 from ..method.maker import generator_for, map_class, map_classes
 from ..method.score import logits_of
 from ..models.classifier import Classifier
+from ..models.heads import Head
 from ..types import OnStep
 from .sanity_record import Labels, Level, Seeds, Similarity
 
@@ -87,14 +88,12 @@ def cascade(
     Returns:
         Each level, and its raw pictures ``(classes, C, H, W)``.
     """
-    stages = stages_of(classifier.model)
-    model = copy.deepcopy(classifier.model)
-    randomized = Classifier(
-        model, size=classifier.shape[1:], mean=classifier.mean, std=classifier.std, channels=classifier.shape[0],
-        labels=classifier.labels, features=classifier.features, name=f"{classifier.name}, randomized",
-    )  # fmt: skip
+    stages = stages_of(classifier)
+    randomized = copy.copy(classifier)
+    randomized.model = copy.deepcopy(classifier.model)
+    randomized.name = f"{classifier.name}, randomized"
     generator = torch.Generator().manual_seed(seed)
-    trained = dict(model.named_parameters())
+    trained = dict(randomized.body.named_parameters())
     levels: list[tuple[Level, Tensor]] = []
     for depth in depths(len(stages)):
         for stage in stages[:depth]:
@@ -108,22 +107,25 @@ def cascade(
     return levels
 
 
-def stages_of(model: nn.Module) -> tuple[str, ...]:
+def stages_of(classifier: Classifier) -> tuple[str, ...]:
     """Names of a network's stages that have weights, output first, in the reverse order of registration.
 
     Stages are the children of the model and the parameters that it holds itself; if these are fewer than four, the
-    children's children.
+    children's children. Those after a layer that is asked are left out: they have no effect.
 
     Raises:
         AgnoscoError: The network has no weights.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in classifier.body.named_parameters()]
     if not names:
         raise AgnoscoError("a network without weights has none to randomize", "check another network")
     for depth in (1, 2, 99):
         stages = list(dict.fromkeys(_stage(name, depth) for name in names))
         if len(stages) >= 4:
             break
+    if isinstance(head := classifier.model, Head):
+        asked = [index for index, stage in enumerate(stages) if f"{head.layer}.".startswith(f"{stage}.")]
+        stages = stages[: max(asked, default=len(stages) - 1) + 1]
     return tuple(reversed(stages))
 
 

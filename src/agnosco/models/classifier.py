@@ -7,8 +7,9 @@ else: the rest of agnosco deals with pixels and classes only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
 from .features import feature_map, last_stage
+from .heads import Head, Layer, layers_of, tensor_in, with_head
 
 LONGEST_INDEX = 9
 """Digits of the longest number that can be the index of a class."""
@@ -37,6 +39,10 @@ class Classifier:
         labels: One name per class; None numbers them.
         features: Name of the submodule whose output :meth:`activations` returns; None finds the last convolutional
             (or token) stage.
+        at: Name of a layer whose channels are asked instead of classes: their mean over all places, or with
+            ``:center`` after the name, only the place in the middle. See :class:`agnosco.models.heads.Head`.
+        directions: Vectors by name in the space of that layer, or a safetensors file of them: they are asked instead
+            of the channels.
         name: What reports call it.
 
     Raises:
@@ -62,9 +68,12 @@ class Classifier:
         channels: int | None = None,
         labels: Sequence[str] | None = None,
         features: str | None = None,
+        at: str | None = None,
+        directions: Path | str | Mapping[str, Tensor] | None = None,
         name: str | None = None,
     ) -> None:
-        self.model = model
+        self.model = with_head(model, at, directions)
+        self.directions = Path(directions).name if isinstance(directions, str | Path) else directions and "of Python"
         self.name = name or type(model).__name__
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -79,7 +88,9 @@ class Classifier:
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self._frozen = 0
         self._layout = torch.channels_last
-        self.classes = _checked_classes(self._probe())
+        self.classes = _checked_classes(self._probe(), asked=isinstance(self.model, Head))
+        if labels is None and isinstance(self.model, Head):
+            labels = self.model.labels(self.classes)
         self.labels = _checked_labels(labels, self.classes)
         self._features = features
         submodules = dict(model.named_modules())  # the first is the model itself
@@ -138,11 +149,27 @@ class Classifier:
         return self
 
     @property
+    def body(self) -> nn.Module:
+        """The network itself, without the head of a layer."""
+        return self.model.body if isinstance(self.model, Head) else self.model
+
+    @property
+    def at(self) -> str | None:
+        """The layer that is asked, or None for classes."""
+        return self.model.asked if isinstance(self.model, Head) else None
+
+    def layers(self) -> list[Layer]:
+        """All layers that ``at`` can name, in the order in which images go through them."""
+        images = self.normalised(torch.full((2, *self.shape), 0.5, device=self.device))
+        with self.frozen(), torch.no_grad():
+            return layers_of(self.body, images)
+
+    @property
     def features(self) -> str:
         """Name of the submodule that :meth:`activations` reads: the last convolutional stage."""
         if self._features is None:
             grey = torch.full((1, *self.shape), 0.5, device=self.device)
-            self._features = last_stage(self.model, self.shape, self.classes, lambda: self.probabilities(grey))
+            self._features = last_stage(self.body, self.shape, self.classes, lambda: self.probabilities(grey))
         if self._features is None:
             raise AgnoscoError(f"{self.name} has no stage whose output is a feature map", "name one: features='layer4'")
         return self._features
@@ -154,7 +181,7 @@ class Classifier:
         stage, or the one named as ``features``, does not answer with a feature map.
         """
         outputs: list[object] = []
-        hook = self.model.get_submodule(self.features).register_forward_hook(
+        hook = self.body.get_submodule(self.features).register_forward_hook(
             lambda _module, _inputs, output: outputs.append(output)
         )
         with hook, torch.no_grad():
@@ -195,8 +222,9 @@ class Classifier:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, buffers and normalisation, as they are now; not over the architecture's code."""
-        digest = hashlib.sha256(repr((self.shape[0], self.mean, self.std)).encode())
+        """SHA-256 over weights, buffers, normalisation and what is asked, as they are now; not over the architecture's code."""
+        settings = (self.shape[0], self.mean, self.std, *([self.at] if self.at else []))
+        digest = hashlib.sha256(repr(settings).encode())
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         for key, tensor in sorted(tensors.items()):
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -242,22 +270,29 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
 
 
 def logits_in(output: object) -> Tensor:
-    """The logits in a model's answer, which may wrap them as Hugging Face and torchvision do."""
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
+    """The logits ``(N, classes)`` in a model's answer, which may wrap them as Hugging Face and torchvision do.
+
+    Those of a segmentation network, ``(N, classes, h, w)``, are averaged over places.
+    """
+    if isinstance(output, Mapping):  # of several tensors, the one with a usual name
+        output = next((output[key] for key in ("logits", "out") if key in output), output)
+    logits = tensor_in(getattr(output, "logits", output))
+    if logits is not None and logits.ndim == 4:
+        return logits.mean((2, 3))
+    if logits is None:
         message = f"the model answers a {type(output).__name__}, not logits"
         raise AgnoscoError(message, "wrap it so that it returns (N, classes)")
     return logits
 
 
-def _checked_classes(logits: Tensor) -> int:
+def _checked_classes(logits: Tensor, *, asked: bool) -> int:
     """Number of classes, from the logits of two images, which are checked for the usual mistakes."""
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         message = f"the model answers shape {tuple(logits.shape)} to two images, not (2, classes)"
         raise AgnoscoError(message, "wrap it so that it returns one row of logits per image")
     if not logits.isfinite().all():
         raise AgnoscoError("the model's logits are not finite (NaN or Inf)", "check its weights and its mean and std")
-    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2, device=logits.device), atol=1e-4):
+    if not asked and (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2, device=logits.device), atol=1e-4):
         message = "the model ends in a softmax: it answers probabilities, not logits"
         raise AgnoscoError(message, "pass it without its last layer; the gradients of probabilities vanish")
     return logits.shape[1]

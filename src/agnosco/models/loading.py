@@ -6,12 +6,12 @@ other weights come from a file, which :mod:`.weights.opening` opens without runn
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.regular import read_regular
@@ -37,6 +37,8 @@ def load(
     channels: int | None = None,
     labels: Sequence[str] | Path | None = None,
     features: str | None = None,
+    at: str | None = None,
+    directions: Path | str | Mapping[str, Tensor] | None = None,
     device: torch.device | str | None = None,
     trust_code: bool = False,
     allow_pickle: bool = False,
@@ -49,7 +51,7 @@ def load(
             :class:`Classifier` is returned as it is.
         weights: A safetensors file for a named architecture; None for its own weights, which torchvision or timm
             download.
-        size, mean, std, channels, features: See :class:`Classifier`; None takes what comes with the name.
+        size, mean, std, channels, features, at, directions: See :class:`Classifier`; None takes what comes with the name.
         labels: One name per class, or a file of them: one per line, or a JSON list.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the fastest of this machine; None leaves the
             model where it is (a named one: on the CPU).
@@ -72,7 +74,7 @@ def load(
     target = None if device is None else resolve_device(device)
     if isinstance(model, Classifier):
         options = {"weights": weights, "size": size, "mean": mean, "std": std, "channels": channels}
-        options |= {"labels": labels, "features": features, "device": device}
+        options |= {"labels": labels, "features": features, "at": at, "directions": directions, "device": device}
         if given := [name for name, value in options.items() if value is not None]:
             message = f"{model.name} is already a Classifier: {', '.join(given)} cannot be changed"
             hint = "pass its module, classifier.model, with these options; or move it with Classifier.to(device)"
@@ -93,8 +95,10 @@ def load(
         mean=network.mean if mean is None else mean,
         std=network.std if std is None else std,
         channels=network.channels if channels is None else channels,
-        labels=network.labels if names is None else names,
+        labels=network.labels if names is None and at is None else names,
         features=features,
+        at=at,
+        directions=directions,
         name=network.name,
     )
 

@@ -101,6 +101,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in settings.versions.items() if version)
     return [
         ("model", f"{model.name}, {model.classes} classes"),
+        *([("asked", f"the {model.directions or 'channels'} at {model.at}")] if model.at else []),
         ("weights", f"{model.weights or 'own'}, fingerprint {model.fingerprint[:16]}"),
         ("input", f"{shape[2]} × {shape[1]} px, mean {_plain(model.mean)}, std {_plain(model.std)}"),
         ("samples", f"{samples.source}, {samples.count} images, fingerprint {samples.fingerprint[:16]}"),

@@ -83,7 +83,8 @@ def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
         words += [f"--{name}", ",".join(repr(value).removesuffix(".0") for value in values)]
     compiled = options.pop("compiled", False)
     words += [f"--{name}={value}" for name, value in options.items()] + ["--compile"] * bool(compiled)
-    words += [f"--features={model.features}"] if model.features else []
+    for name, value in (("features", model.features), ("at", model.at), ("directions", model.directions)):
+        words += [f"--{name}={value}"] if value else []
     words += [f"--device={settings.device}"] + ["--trust-code"] * model.name.startswith("python:")
     words += [f"--seed={seeds[0]}"] * (seeds[0] != 0) + [f"--seeds={len(seeds)}"] * (len(seeds) > 1)
     return shlex.join(words)

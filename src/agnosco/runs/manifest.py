@@ -50,6 +50,8 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
         mean, std: Of its preprocessing, one number for each channel.
         classes: How many it knows.
         features: The layer that a refinement compares, if there is one.
+        at, directions: The layer that was asked instead of the classes, and the base name of the file of directions in
+            its space, if there are any.
     """
 
     name: str
@@ -60,6 +62,8 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, ...]
     classes: Index
     features: str | None
+    at: str | None = None
+    directions: str | None = None
 
     @classmethod
     def of(cls, classifier: Classifier, weights: str | Path | None, config: Config) -> ModelRecord:
@@ -67,7 +71,7 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
         return cls(
             name=classifier.name, weights=Path(weights).name if weights else None, fingerprint=classifier.fingerprint,
             shape=classifier.shape, mean=classifier.mean, std=classifier.std, classes=classifier.classes,
-            features=classifier.features if config.refine else None,
+            features=classifier.features if config.refine else None, at=classifier.at, directions=classifier.directions,
         )  # fmt: skip
 
 

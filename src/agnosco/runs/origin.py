@@ -29,7 +29,12 @@ def classifier_of(run: Run, model: Classifier | nn.Module | str) -> Classifier:
         return model
     own = run.settings.model
     channels, height, width = own.shape
-    return load(model, size=(height, width), channels=channels, mean=own.mean, std=own.std, features=own.features)
+    if own.directions:
+        message = f"{run.folder.name!r} asked for directions of {own.directions}, which are not in it"
+        raise AgnoscoError(message, f"load the classifier with them: at={own.at!r}, directions=FILE")
+    return load(
+        model, size=(height, width), channels=channels, mean=own.mean, std=own.std, features=own.features, at=own.at
+    )
 
 
 def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings:

@@ -1,0 +1,192 @@
+"""Heads on a frozen body: what is asked of a network instead of its classes.
+
+A head turns the answer of a layer into scores ``(N, targets)``, one for each of its channels, or for each of some given
+directions in its space. The rest of agnosco takes them for logits of as many classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AgnoscoError
+from ..text import nearest
+from ..types import Shape
+from .features import feature_map
+from .weights.opening import read_weights
+
+CENTER = ":center"
+
+
+class _Answered(BaseException):
+    """Ends a pass at the layer that was asked; no ``except Exception`` of a network catches it."""
+
+
+class Head(nn.Module):
+    """A network up to one of its layers, and scores of what that layer answers.
+
+    Args:
+        body: The whole network; what comes after the layer is not run.
+        layer: Name of a submodule whose output is a feature map ``(N, D, h, w)``, tokens ``(N, T, D)``, or a vector
+            ``(N, D)``.
+        center: Whether the score is that of the place in the middle; else it is the mean over all places.
+        directions: Vectors by name, ``(D,)`` each, or several ``(K, D)``: the scores are the products with them. None
+            for the channels themselves. One alone is given its opposite as the other target.
+
+    Raises:
+        AgnoscoError: There is no such layer, or a direction has another number of values than others.
+    """
+
+    directions: Tensor | None
+
+    def __init__(
+        self, body: nn.Module, layer: str, *, center: bool = False, directions: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        names = [name for name, _ in body.named_modules() if name]
+        if layer not in names:
+            message = f"{type(body).__name__} has no layer {layer!r}"
+            raise AgnoscoError(message, f"{nearest(layer, names)}; agnosco map MODEL --list-layers lists all")
+        self.body, self.layer, self.center = body, layer, center
+        rows = dict(_rows(directions or {}))
+        if len(rows) == 1:  # there is no softmax over one score
+            rows |= {f"minus {name}": -row for name, row in rows.items()}
+        if len({len(row) for row in rows.values()}) > 1:
+            raise AgnoscoError("the directions have different numbers of values", "give those of one layer")
+        self.names = list(rows)
+        self.register_buffer("directions", torch.stack(list(rows.values())).float() if rows else None)
+
+    @property
+    def asked(self) -> str:
+        """The layer, and ``:center`` if only the place in the middle is asked."""
+        return self.layer + CENTER * self.center
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores ``(N, targets)`` of normalised images."""
+        features = self._pooled(answer_of(self.body, self.layer, images), images.shape[1:])
+        if self.directions is None:
+            return features
+        if features.shape[1] != self.directions.shape[1]:
+            message = f"the directions have {self.directions.shape[1]} values, but {self.layer} {features.shape[1]}"
+            raise AgnoscoError(message, "name the layer in whose space they are")
+        return features.float() @ self.directions.T
+
+    def labels(self, count: int) -> list[str]:
+        """Names of the targets."""
+        return self.names or [f"{self.layer} {index}" for index in range(count)]
+
+    def _pooled(self, answer: Tensor, image: torch.Size) -> Tensor:
+        """``(N, D)`` of what the layer answers."""
+        grid = feature_map(answer, (image[0], image[1], image[2]))
+        if grid is None:
+            if answer.ndim not in (2, 3, 4):
+                message = f"{self.layer!r} answers {tuple(answer.shape)}, neither a feature map nor tokens nor a vector"
+                raise AgnoscoError(message, "name another layer")
+            if answer.ndim == 2:
+                return answer
+            return answer.mean(1) if answer.ndim == 3 else answer.mean((2, 3))
+        if self.center:
+            return grid[:, :, grid.shape[2] // 2, grid.shape[3] // 2]
+        return grid.mean((2, 3))
+
+
+def answer_of(body: nn.Module, layer: str, images: Tensor) -> Tensor:
+    """What a layer answers to images, which go through the network no further; AgnoscoError if it answers nothing."""
+    answers: list[Any] = []
+
+    def note(_module: nn.Module, _inputs: object, output: Any) -> None:
+        answers.append(output)
+        raise _Answered
+
+    with body.get_submodule(layer).register_forward_hook(note):
+        try:
+            body(images)
+        except _Answered:
+            pass
+    answer = tensor_in(answers[0]) if answers else None
+    if answer is None:
+        raise AgnoscoError(f"{layer!r} does not answer to images with a tensor", "name another layer")
+    return answer
+
+
+def tensor_in(output: Any) -> Tensor | None:
+    """The tensor in what a module answers, which may be in a tuple, a dict or a record; the first of several."""
+    if isinstance(output, Tensor):
+        return output
+    if is_dataclass(output) and not isinstance(output, Mapping | type):
+        output = [getattr(output, field.name) for field in fields(output)]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, tuple | list):
+        return next((found for each in output if (found := tensor_in(each)) is not None), None)
+    return None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be asked: its name, what it is, how many channels it has and in how many places."""
+
+    name: str
+    kind: str
+    channels: int
+    places: int
+
+
+def layers_of(body: nn.Module, images: Tensor) -> list[Layer]:
+    """All layers that can be asked, in the order in which images ``(N, C, H, W)``, normalised, go through them."""
+    found: dict[str, Layer] = {}
+    names = {module: name for name, module in body.named_modules() if name}
+    shape: Shape = (images.shape[1], images.shape[2], images.shape[3])
+
+    def note(module: nn.Module, _inputs: object, output: object) -> None:
+        answer = tensor_in(output)
+        if answer is None or answer.ndim not in (2, 3, 4) or len(answer) != len(images):
+            return
+        grid = feature_map(answer, shape)
+        tokens = answer.shape[1] if answer.ndim == 3 else 1
+        channels = grid.shape[1] if grid is not None else answer.shape[2 if answer.ndim == 3 else 1]
+        places = grid.shape[2] * grid.shape[3] if grid is not None else tokens
+        found.setdefault(names[module], Layer(names[module], type(module).__name__, channels, places))
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    try:
+        body(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())
+
+
+def with_head(model: nn.Module, at: str | None, directions: Path | str | Mapping[str, Tensor] | None) -> nn.Module:
+    """A network with the head that these options of :func:`agnosco.load` stand for; as it is without any.
+
+    Args:
+        model: The network.
+        at: A layer, with ``:center`` for the place in its middle.
+        directions: A safetensors file, or tensors by name.
+    """
+    if at is None:
+        if directions is not None:
+            raise AgnoscoError("directions need a layer", "name it: at='layer4' (--at layer4)")
+        return model
+    given = read_weights(directions) if isinstance(directions, str | Path) else directions
+    if given is not None and not given:
+        raise AgnoscoError("there are no directions", "give at least one vector")
+    return Head(model, at.removesuffix(CENTER), center=at.endswith(CENTER), directions=given)
+
+
+def _rows(directions: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Directions one by one, with a number where a tensor holds several."""
+    rows: list[tuple[str, Tensor]] = []
+    for name, tensor in directions.items():
+        if tensor.ndim not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
+            message = f"direction {name!r} has the shape {tuple(tensor.shape)}"
+            raise AgnoscoError(message, "give vectors (D,) or (K, D) of floating-point numbers")
+        several = [(f"{name} {index}", row) for index, row in enumerate(tensor)]
+        rows += several if tensor.ndim == 2 else [(name, tensor)]
+    return rows
