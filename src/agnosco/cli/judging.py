@@ -108,7 +108,9 @@ def _load_target(output: Output, context: typer.Context, run: Run, target: str, 
     model, weights = options.model_and_weights(target)
     channels, height, width = run.settings.model.shape
     size, at = context.params.get("size") or (height, width), run.settings.model.at
-    return options.load_classifier(output, context, model, weights=weights, size=size, channels=channels, at=at, **changes)
+    return options.load_classifier(
+        output, context, model, weights=weights, size=size, channels=channels, at=at, **changes
+    )
 
 
 def _say_what_may_differ(output: Output, run: Run, classifier: Classifier) -> None:

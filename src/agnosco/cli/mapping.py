@@ -146,8 +146,8 @@ def map_(
 
 def _in_words(layers: Sequence[Layer]) -> list[str]:
     """One line for each layer."""
-    widths = [max((len(text) for text in column), default=0) for column in zip(*((x.name, x.kind) for x in layers))]
-    return [f"{x.name:{widths[0]}}  {x.kind:{widths[1]}}  {x.channels:6} channels  {x.places:6} places" for x in layers]
+    name, kind = (max((len(getattr(x, key)) for x in layers), default=0) for key in ("name", "kind"))
+    return [f"{x.name:{name}}  {x.kind:{kind}}  {x.channels:6} channels  {x.places:6} places" for x in layers]
 
 
 def _summary(run: Run, finished: Finished) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def choice(names: Iterable[str], help: str, panel: str = "Method") -> Any:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, timm:NAME, hf:ORG/NAME, hf:DIR, agnosco:NAME or python:FILE.py:FACTORY.", show_default=False
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, hf:ORG/NAME, hf:DIR, agnosco:NAME or python:FILE.py:FACTORY.",
+        show_default=False,
     ),
 ]
 RunFolder = Annotated[

@@ -169,7 +169,8 @@ class Classifier:
         """Name of the submodule that :meth:`activations` reads: the last convolutional stage."""
         if self._features is None:
             grey = torch.full((1, *self.shape), 0.5, device=self.device)
-            self._features = last_stage(self.body, self.shape, self.classes, lambda: self.probabilities(grey))
+            scores = None if self.at else self.classes  # a map of scores is no stage, but a layer that is asked is one
+            self._features = last_stage(self.body, self.shape, scores, lambda: self.probabilities(grey))
         if self._features is None:
             raise AgnoscoError(f"{self.name} has no stage whose output is a feature map", "name one: features='layer4'")
         return self._features
@@ -292,7 +293,8 @@ def _checked_classes(logits: Tensor, *, asked: bool) -> int:
         raise AgnoscoError(message, "wrap it so that it returns one row of logits per image")
     if not logits.isfinite().all():
         raise AgnoscoError("the model's logits are not finite (NaN or Inf)", "check its weights and its mean and std")
-    if not asked and (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2, device=logits.device), atol=1e-4):
+    sums = logits.sum(1)
+    if not asked and (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         message = "the model ends in a softmax: it answers probabilities, not logits"
         raise AgnoscoError(message, "pass it without its last layer; the gradients of probabilities vanish")
     return logits.shape[1]

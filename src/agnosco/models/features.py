@@ -39,7 +39,7 @@ def _stretch(ratio: float, other: float) -> float:
     return max(ratio / other, other / ratio)
 
 
-def last_stage(model: nn.Module, image: Shape, classes: int, run: Callable[[], object]) -> str | None:
+def last_stage(model: nn.Module, image: Shape, classes: int | None, run: Callable[[], object]) -> str | None:
     """Name of the last module to answer with a feature map that is neither class scores nor pooled; None without one.
 
     ``image`` is the shape ``(C, H, W)`` of the input; ``run`` sends one through the network.

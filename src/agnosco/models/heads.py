@@ -7,6 +7,7 @@ directions in its space. The rest of agnosco takes them for logits of as many cl
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,8 @@ def answer_of(body: nn.Module, layer: str, images: Tensor) -> Tensor:
         answers.append(output)
         raise _Answered
 
-    with body.get_submodule(layer).register_forward_hook(note):
-        try:
-            body(images)
-        except _Answered:
-            pass
+    with body.get_submodule(layer).register_forward_hook(note), suppress(_Answered):
+        body(images)
     answer = tensor_in(answers[0]) if answers else None
     if answer is None:
         raise AgnoscoError(f"{layer!r} does not answer to images with a tensor", "name another layer")

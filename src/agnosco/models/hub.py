@@ -97,7 +97,7 @@ class Repository:
             raise AgnoscoError(message, "give a branch, a tag or a commit of it") from error
         except errors.EntryNotFoundError:
             return None
-        except (OSError, errors.HTTPError) as error:
+        except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
             message = f"cannot download {name} of {self.given}: {first_line(error)}"
             raise AgnoscoError(message, "try again; what has arrived is kept") from error
 

@@ -45,14 +45,16 @@ class HuggingFace(Source):
         try:
             import transformers  # noqa: F401
         except ImportError as error:
-            raise AgnoscoError("transformers is not installed", "pip install '.[hf]' in the clone of agnosco") from error
+            raise AgnoscoError(
+                "transformers is not installed", "pip install '.[hf]' in the clone of agnosco"
+            ) from error
         repository = Repository.of(name)
         config = _config(repository)
         full_name = f"hf:{repository.name}"
         with (weights or repository.weights)() as file:
             model = _filled(config, file, full_name)
         inputs = _input(repository, config)
-        labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+        labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
         return Network(
             model.to(memory_format=torch.channels_last), full_name, inputs.size, inputs.mean, inputs.std,
             labels=labels, channels=inputs.channels, assumed=inputs.assumed,
@@ -91,8 +93,8 @@ def _config(repository: Repository) -> PretrainedConfig:
         config.id2label  # noqa: B018  # some are computed
     except Exception as error:  # the library checks types with many kinds of errors
         raise _malformed(repository, CONFIG, error) from error
-    if config.num_labels > LIMITS.classes:
-        message = f"{config.num_labels:,} classes are too many (at most {LIMITS.classes:,})"
+    if (classes := len(config.id2label or {})) > LIMITS.classes:
+        message = f"{classes:,} classes are too many (at most {LIMITS.classes:,})"
         raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
     return config
 
@@ -118,7 +120,7 @@ def _filled(config: PretrainedConfig, file: Weights, name: str) -> nn.Module:
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSES
 
     kinds = CLASSES[type(config)]
-    kind = kinds[0] if isinstance(kinds, tuple) else kinds
+    kind: Any = kinds[0] if isinstance(kinds, tuple) else kinds
     with _quiet():
         try:
             check_described(lambda: kind(config), file, name)

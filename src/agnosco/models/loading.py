@@ -51,7 +51,8 @@ def load(
             :class:`Classifier` is returned as it is.
         weights: A safetensors file for a named architecture; None for its own weights, which torchvision or timm
             download.
-        size, mean, std, channels, features, at, directions: See :class:`Classifier`; None takes what comes with the name.
+        size, mean, std, channels, features: See :class:`Classifier`; None takes what comes with the name.
+        at, directions: See :class:`Classifier`.
         labels: One name per class, or a file of them: one per line, or a JSON list.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the fastest of this machine; None leaves the
             model where it is (a named one: on the CPU).
