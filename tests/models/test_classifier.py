@@ -177,20 +177,34 @@ def test_settings_that_do_not_fit(options: dict[str, object], message: str) -> N
     ("answer", "message"),
     [
         (lambda x: channel_means(x).softmax(1), "ends in a softmax"),
-        (lambda x: x, r"shape \(2, 3, 4, 4\)"),
         (lambda x: x.mean((1, 2, 3)), r"shape \(2,\)"),
         (lambda x: channel_means(x)[:1], r"shape \(1, 3\)"),
         (lambda x: channel_means(x)[:, :1], r"shape \(2, 1\)"),
         (lambda x: channel_means(x) / 0, "not finite"),
         (lambda x: channel_means(x) * float("nan"), "not finite"),
-        (lambda x: (channel_means(x), None), "answers a tuple"),
-        (lambda x: {"scores": channel_means(x)}, "answers a dict"),
+        (lambda x: (None, "scores"), "answers a tuple"),
+        (lambda x: {"scores": 3}, "answers a dict"),
         (lambda x: None, "answers a NoneType"),
     ],
 )
 def test_output_that_is_no_logits(answer: Callable[[Tensor], object], message: str) -> None:
     with pytest.raises(AgnoscoError, match=message):
         Classifier(Answering(answer), size=4)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: x,  # of a segmentation network: scores at every place
+        lambda x: {"aux": -x, "out": x},
+        lambda x: {"hidden": -x, "logits": channel_means(x)},
+        lambda x: (channel_means(x), -x),
+        lambda x: SimpleNamespace(logits=channel_means(x)),
+    ],
+)
+def test_answers_in_other_forms(answer: Callable[[Tensor], object]) -> None:
+    pixels = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(Classifier(Answering(answer), size=4)(pixels), channel_means(pixels))
 
 
 @pytest.mark.parametrize("logits", [[3.0, -1.0, -1.0], [0.6, 0.6, 0.6], [-0.1, -0.2, -0.3]])

@@ -209,7 +209,7 @@ def test_directions_are_needed_again(tmp_path: Path) -> None:
 
 def test_sanity_randomizes_no_stage_behind_the_layer() -> None:
     network = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(5)])
-    assert stages_of(Classifier(network, size=4, at="2")) == ("2", "1", "0")
+    assert stages_of(Head(network, "2")) == ("2", "1", "0")
     classifier, images = Classifier(network, size=4, at="2"), Samples.noise((3, 4, 4), count=9)
     pictures = torch.stack([concept.pixels for concept in map_classes(classifier, [0, 1], images, config(2))])
     levels = cascade(classifier, [0, 1], images, config(2), pictures=pictures, seed=1)

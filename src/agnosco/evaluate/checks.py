@@ -88,7 +88,7 @@ def cascade(
     Returns:
         Each level, and its raw pictures ``(classes, C, H, W)``.
     """
-    stages = stages_of(classifier)
+    stages = stages_of(classifier.model)
     randomized = copy.copy(classifier)
     randomized.model = copy.deepcopy(classifier.model)
     randomized.name = f"{classifier.name}, randomized"
@@ -107,7 +107,7 @@ def cascade(
     return levels
 
 
-def stages_of(classifier: Classifier) -> tuple[str, ...]:
+def stages_of(model: nn.Module) -> tuple[str, ...]:
     """Names of a network's stages that have weights, output first, in the reverse order of registration.
 
     Stages are the children of the model and the parameters that it holds itself; if these are fewer than four, the
@@ -116,15 +116,16 @@ def stages_of(classifier: Classifier) -> tuple[str, ...]:
     Raises:
         AgnoscoError: The network has no weights.
     """
-    names = [name for name, _ in classifier.body.named_parameters()]
+    body = model.body if isinstance(model, Head) else model
+    names = [name for name, _ in body.named_parameters()]
     if not names:
         raise AgnoscoError("a network without weights has none to randomize", "check another network")
     for depth in (1, 2, 99):
         stages = list(dict.fromkeys(_stage(name, depth) for name in names))
         if len(stages) >= 4:
             break
-    if isinstance(head := classifier.model, Head):
-        asked = [index for index, stage in enumerate(stages) if f"{head.layer}.".startswith(f"{stage}.")]
+    if isinstance(model, Head):
+        asked = [index for index, stage in enumerate(stages) if f"{model.layer}.".startswith(f"{stage}.")]
         stages = stages[: max(asked, default=len(stages) - 1) + 1]
     return tuple(reversed(stages))
 

@@ -66,7 +66,7 @@ def sanity(
     new_seed = 1 + max(concept.seed for concept in maps)
     maker = Maker(classifier, mapping, run.config)
     if on_estimate is not None:
-        count = len(chosen) * (len(depths(len(stages_of(classifier)))) + (not others))
+        count = len(chosen) * (len(depths(len(stages_of(classifier.model)))) + (not others))
         on_estimate(maker.seconds_per_map(len(chosen)), count)
     if not others:
         groups = groups_of([Job(label, new_seed) for label in chosen], maker.together)

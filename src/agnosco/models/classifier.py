@@ -73,7 +73,8 @@ class Classifier:
         name: str | None = None,
     ) -> None:
         self.model = with_head(model, at, directions)
-        self.directions = Path(directions).name if isinstance(directions, str | Path) else directions and "of Python"
+        from_file = isinstance(directions, str | Path)
+        self.directions = Path(directions).name if from_file else "of Python" if directions else None
         self.name = name or type(model).__name__
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -223,7 +224,7 @@ class Classifier:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, buffers, normalisation and what is asked, as they are now; not over the architecture's code."""
+        """SHA-256 over weights, buffers, normalisation and the layer asked, as they are now; not over code."""
         settings = (self.shape[0], self.mean, self.std, *([self.at] if self.at else []))
         digest = hashlib.sha256(repr(settings).encode())
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

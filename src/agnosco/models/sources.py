@@ -145,7 +145,7 @@ class Timm(Source):
         settings = dict(model.pretrained_cfg) | settings  # type: ignore[arg-type]
         labels = config.get("label_names", settings.get("label_names"))
         return Network(
-            model.to(memory_format=torch.channels_last), full_name, size=tuple(settings["input_size"][-2:]),
+            model.to(memory_format=torch.channels_last), full_name, size=settings["input_size"][-2:],
             mean=settings["mean"], std=settings["std"], labels=labels and [str(label) for label in labels],
         )  # fmt: skip
 
