@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 from PIL import Image
 from torchvision import models
@@ -60,6 +61,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scope: dict[str, Any] = {}
     exec(NET, scope)
     safetensors.torch.save_file(scope["Net"]().state_dict(), tmp_path / "net.safetensors")
+    safetensors.torch.save_file({"probes": torch.randn(2, 256)}, tmp_path / "probes.safetensors")
+    _save_hub_folders(tmp_path)
     (tmp_path / "bank").mkdir()
 
     small = {
@@ -79,10 +82,30 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def untrained(name: str, **options: Any) -> torch.nn.Module:
         torch.manual_seed(0)
-        return create(name, **options | {"weights": None})
+        backbone = {"weights_backbone": None} if name in models.list_models(module=models.segmentation) else {}
+        return create(name, **options | {"weights": None} | backbone)
 
     monkeypatch.setattr(models, "get_model", untrained)
+    build = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: build(name, **options | {"pretrained": False}))
     return tmp_path
+
+
+def _save_hub_folders(folder: Path) -> None:
+    """What ``save_pretrained`` of transformers and ``save_for_hf`` of timm write, for two small networks."""
+    import transformers
+
+    names = {0: "cat", 1: "dog"}
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
+        id2label=names, label2id={name: index for index, name in names.items()},
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "vit")
+    network = timm.create_model("resnet10t", num_classes=2)
+    timm.models.save_for_hf(
+        network, folder / "timm-model", model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
+    )
 
 
 def run(line: str) -> None:
@@ -110,6 +133,11 @@ def test_what_is_typed_in_a_shell_works(page: Path, desk: Path) -> None:
         for line in block.replace("\\\n", " ").splitlines():
             if "agnosco demo" not in line:  # tests/test_demo.py
                 run(line)
+
+
+@pytest.mark.parametrize("line", re.findall(r"`(agnosco map [^`]*)`", (ROOT / "docs" / "models.md").read_text()))
+def test_every_line_of_what_can_be_brought_works(line: str, desk: Path) -> None:
+    run(f"{line} --samples photographs/" if "--list-layers" not in line else line)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)

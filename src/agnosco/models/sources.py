@@ -31,7 +31,7 @@ TIMM_FORMS = ("hf-hub", "local-dir")
 
 
 class Torchvision(Source):
-    """Classifiers of torchvision."""
+    """Classifiers of torchvision, and its segmentation networks, whose scores are averaged over places."""
 
     def network(self, name: str, weights: OpenWeights | None, *, trust_code: bool) -> Network:
         from torchvision import models
@@ -50,10 +50,10 @@ class Torchvision(Source):
         return self._described(model.to(memory_format=torch.channels_last), name)
 
     def untrained(self, name: str, classes: int) -> Network | None:
-        if name not in torchvision_names():
-            return None
         from torchvision import models
 
+        if name not in models.list_models(module=models):
+            return None
         return self._described(models.get_model(name, weights=None, num_classes=classes), name)
 
     def _described(self, model: nn.Module, name: str) -> Network:
@@ -64,7 +64,7 @@ class Torchvision(Source):
         preset, labels = weights.transforms(), weights.meta["categories"]
         known = count_classes(model) == len(labels)
         return Network(
-            model, f"torchvision:{name}", size=preset.crop_size[0], mean=preset.mean, std=preset.std,
+            model, f"torchvision:{name}", size=getattr(preset, "crop_size", preset.resize_size)[0], mean=preset.mean, std=preset.std,
             labels=labels if known else None, assumed=None if known else OWN,
         )  # fmt: skip
 
@@ -202,17 +202,19 @@ SOURCES: dict[str, Source] = {
 
 
 def torchvision_names() -> list[str]:
-    """Torchvision's classifiers."""
+    """Torchvision's classifiers and segmentation networks."""
     from torchvision import models
 
-    return models.list_models(module=models)
+    return [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
 
 
 def torchvision_architecture(name: str, *, auxiliary: bool = False) -> Callable[..., nn.Module]:
-    """Builds a classifier of torchvision for ``num_classes``; ``auxiliary`` is for GoogLeNet and Inception."""
+    """Builds a network of torchvision for ``num_classes``; ``auxiliary``: with heads that only training uses."""
     from torchvision import models
 
-    options = {}
+    options: dict[str, Any] = {}
+    if name in models.list_models(module=models.segmentation):
+        options = {"weights_backbone": None, "aux_loss": auxiliary}
     if name in ("googlenet", "inception_v3"):  # as torchvision does when it loads its own weights
         options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
     return partial(models.get_model, name, weights=None, **options)
