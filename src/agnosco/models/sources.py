@@ -64,8 +64,8 @@ class Torchvision(Source):
         preset, labels = weights.transforms(), weights.meta["categories"]
         known = count_classes(model) == len(labels)
         return Network(
-            model, f"torchvision:{name}", size=getattr(preset, "crop_size", preset.resize_size)[0], mean=preset.mean, std=preset.std,
-            labels=labels if known else None, assumed=None if known else OWN,
+            model, f"torchvision:{name}", size=getattr(preset, "crop_size", preset.resize_size)[0], mean=preset.mean,
+            std=preset.std, labels=labels if known else None, assumed=None if known else OWN,
         )  # fmt: skip
 
     def download(self, name: str) -> str | None:
