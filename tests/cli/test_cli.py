@@ -140,6 +140,35 @@ def test_score_prints_a_line_for_each_network_and_stores_it() -> None:
     assert [stored | {"target": ""}] == [judgement | {"target": ""} for judgement in again["targets"]]
 
 
+def test_channels_of_a_layer_are_mapped_continued_judged_checked_and_reported() -> None:
+    at = ("--at", "0", "--labels", "channels.txt")
+    Path("channels.txt").write_text("red\ngreen\nblue\ngrey\n")
+    assert mapped("red", *at).exit_code == 0
+    assert "1 of 2 maps are finished already" in mapped("red", "grey", *at).stderr
+    other = call("map", *SMALL, "red", "--at", "0:center", "--labels", "channels.txt")
+    assert (other.exit_code, "model at 0, now 0:center" in other.stderr) == (2, True)
+    result = call(
+        "score", "agnosco-run", "--trust-code", "--labels", "channels.txt", "--target", "python:net.py:build", "--json",
+        "--device", "cpu", "--samples", "photos",
+    )  # fmt: skip
+    assert json.loads(result.stdout)["targets"][0]["pictures"] == 2, result.stderr
+    checked = call(
+        "sanity", "agnosco-run", "--trust-code", "--model", "python:net.py:build", "--samples", "photos",
+        "--classes", "2", "--labels", "channels.txt",
+    )  # fmt: skip
+    assert "randomized: 0 alone" in checked.stdout, checked.stderr
+    assert call("report", "agnosco-run", "--out", "page.html").exit_code == 0
+    assert "the channels at 0" in Path("page.html").read_text()
+
+
+def test_layers_are_listed_and_no_map_is_made() -> None:
+    result = mapped("--list-layers", "--json")
+    names = [layer["name"] for layer in json.loads(result.stdout)["layers"]]
+    assert names == ["0", "1", "2", "3"]
+    assert len(mapped("--list-layers").stdout.splitlines()) == 4
+    assert not Path("agnosco-run").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -197,3 +197,17 @@ def test_another_network_is_sent_before_its_maps_are_made(address: str, tmp_path
     alone = Run.create(tmp_path / "alone", classifier=second, samples=samples, config=settings(2), threads=1)
     list(map_runs(alone, second, samples, [0]))
     assert files(run) == files(alone)
+
+
+def test_channels_of_a_layer_are_mapped_as_on_one_machine(address: str, tmp_path: Path) -> None:
+    classifier, samples = (
+        Classifier(network().model, size=16, at="2", name="small"),
+        Samples.noise((3, 16, 16), count=40),
+    )
+    with Cluster(address) as cluster:
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
+        list(map_runs(run, classifier, samples, [0, 5], backend=cluster.make))
+    alone = Run.create(tmp_path / "alone", classifier=classifier, samples=samples, config=settings(2), threads=1)
+    list(map_runs(alone, classifier, samples, [0, 5]))
+    assert [entry.name for entry in run.entries] == ["2 0", "2 5"]
+    assert files(run) == files(alone)
