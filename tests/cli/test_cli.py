@@ -151,7 +151,7 @@ def test_channels_of_a_layer_are_mapped_continued_judged_checked_and_reported() 
         "score", "agnosco-run", "--trust-code", "--labels", "channels.txt", "--target", "python:net.py:build", "--json",
         "--device", "cpu", "--samples", "photos",
     )  # fmt: skip
-    assert json.loads(result.stdout)["targets"][0]["pictures"] == 2, result.stderr
+    assert json.loads(result.stdout)["targets"][0]["maps"] == 2, result.stderr
     checked = call(
         "sanity", "agnosco-run", "--trust-code", "--model", "python:net.py:build", "--samples", "photos",
         "--classes", "2", "--labels", "channels.txt",
