@@ -220,5 +220,5 @@ def test_an_unknown_model_of_timm(tmp_path: Path) -> None:
     folder = saved_by_timm(tmp_path / "timm", TIMM["resnet10t"]())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architecture": "resnet10"}))
-    with pytest.raises(AgnoscoError, match="timm has no model 'resnet10'.*resnet10t"):
+    with pytest.raises(AgnoscoError, match=r"timm has no model 'resnet10'.*resnet10t"):
         load(f"timm:local-dir:{folder}")
