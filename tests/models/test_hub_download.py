@@ -64,7 +64,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    server: Hub
+    server: Any  # a Hub
 
     def do_GET(self) -> None:
         if self.path != "/api/agent-harnesses":  # a list that huggingface_hub keeps, once a day, whatever is loaded

@@ -186,8 +186,10 @@ def test_code_of_a_folder_never_runs(known: bool, folder: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("key", ["quantization_config", "custom_pipelines", "_name_or_path", "_attn_implementation"])
 def test_keys_that_name_kernels_and_repositories_are_not_seen(key: str, folder: Path) -> None:
-    value = {"quant_method": "bitsandbytes", "load_in_8bit": True} if key.startswith("quant") else "evil/repository"
-    changed(folder, **{key: value})
+    value: Any = (
+        {"quant_method": "bitsandbytes", "load_in_8bit": True} if key.startswith("quant") else "evil/repository"
+    )
+    changed(folder, "config.json", **{key: value})
     assert load(f"hf:{folder}").classes == 3
 
 

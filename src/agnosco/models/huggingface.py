@@ -104,8 +104,9 @@ def _config(repository: Repository) -> PretrainedConfig:
 
 def _labels(repository: Repository, config: PretrainedConfig) -> list[str]:
     """The names of all classes, in order, each as one line; AgnoscoError if they are not those of all."""
+    known: Any = config  # whose types the library does not say
     try:
-        return [one_line(str(config.id2label[index])) for index in range(config.num_labels)]
+        return [one_line(str(known.id2label[index])) for index in range(known.num_labels)]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         message = f"id2label in {CONFIG} of {repository.given} does not name every class from 0 on"
         raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
@@ -132,7 +133,7 @@ def _filled(config: PretrainedConfig, file: Weights, name: str) -> nn.Module:
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSES
 
     kinds = CLASSES[type(config)]
-    kind = kinds[0] if isinstance(kinds, tuple) else kinds
+    kind: Any = kinds[0] if isinstance(kinds, tuple) else kinds
     with _quiet():
         try:
             check_described(lambda: kind(config), file, name)

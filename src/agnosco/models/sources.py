@@ -142,7 +142,8 @@ class Timm(Source):
                 message = f"timm cannot build {full_name}: {first_line(error)}"
                 raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
             fill(model, file, full_name)
-        settings = model.pretrained_cfg | settings
+        usual: Any = model.pretrained_cfg
+        settings = usual | settings
         labels = config.get("label_names", settings.get("label_names"))
         return Network(
             model.to(memory_format=torch.channels_last), full_name, size=tuple(settings["input_size"][-2:]),
