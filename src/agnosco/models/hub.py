@@ -101,7 +101,7 @@ class Repository:
             message = f"cannot download {name} of {self.given}: {first_line(error)}"
             raise AgnoscoError(message, "try again; what has arrived is kept") from error
 
-    def json(self, name: str) -> dict[str, Any] | None:
+    def json(self, name: str, *, largest: int = LARGEST) -> dict[str, Any] | None:
         """A JSON object of a file, within limits, or None if there is no such file; AgnoscoError if it is none."""
         path = self.file(name)
         if path is None:
@@ -114,7 +114,7 @@ class Repository:
         if not isinstance(value, dict):
             message = f"{name} of {self.given} is not a JSON object"
             raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"])
-        _check_size(value, f"{name} of {self.given}")
+        _check_size(value, f"{name} of {self.given}", largest)
         return value
 
     @contextmanager
@@ -123,14 +123,15 @@ class Repository:
         with ExitStack() as files:
             if path := self.file(WEIGHTS):
                 yield files.enter_context(open_weights(path))
-            elif index := self.json(INDEX):
+            elif (index := self.json(INDEX)) is not None:
                 parts = [files.enter_context(open_weights(self._part(part))) for part in _parts(index)]
                 yield Weights.together(INDEX, parts)
             else:
                 raise self._without_safetensors()
 
     def _part(self, name: str) -> Path:
-        path = self.file(name) if Path(name).name == name else None  # never a file of another folder
+        here = Path(name).name == name and name.endswith(".safetensors")  # never a file of another folder
+        path = self.file(name) if here else None
         if path is None:
             message = f"{self.given} has no file {name[:80]!r}, which {INDEX} names"
             raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"])
@@ -158,12 +159,12 @@ def _parts(index: dict[str, Any]) -> list[str]:
     return sorted(set(values))
 
 
-def _check_size(value: object, name: str) -> None:
+def _check_size(value: object, name: str, largest: int) -> None:
     """AgnoscoError for numbers that no network has, before anything is built with them."""
     level: list[object] = [value]
     for _ in range(DEEPEST):
         numbers = [n for n in level if isinstance(n, int | float) and not isinstance(n, bool)]
-        if any(abs(number) > LARGEST for number in numbers if isinstance(number, int)):
+        if any(abs(number) > largest for number in numbers if isinstance(number, int)):
             message = f"{name} holds the number {max(map(abs, numbers))}, larger than any network's"
             raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
         level = [inner for each in level for inner in _within(each)]

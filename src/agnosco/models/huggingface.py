@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import AgnoscoError
-from ..text import first_line, nearest
+from ..text import first_line, nearest, one_line
 from .filling import check_described
 from .hub import Repository
 from .source import Network, OpenWeights, Source
@@ -37,6 +37,9 @@ CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 REMOVED = ("auto_map", "custom_pipelines", "quantization_config", "backbone", "name_or_path")
 """Keys of a configuration that name code, kernels or other repositories; so may those that begin with ``_``."""
 
+WIDEST = 4096
+"""The most pixels that a processor may be told to make of a side: two images of this size are made with it."""
+
 
 class HuggingFace(Source):
     """Image classifiers of transformers: ``ORG/NAME``, ``ORG/NAME@REVISION`` or a folder."""
@@ -50,11 +53,11 @@ class HuggingFace(Source):
             ) from error
         repository = Repository.of(name)
         config = _config(repository)
+        labels = _labels(repository, config)
         full_name = f"hf:{repository.name}"
         with (weights or repository.weights)() as file:
             model = _filled(config, file, full_name)
         inputs = _input(repository, config)
-        labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
         return Network(
             model.to(memory_format=torch.channels_last), full_name, inputs.size, inputs.mean, inputs.std,
             labels=labels, channels=inputs.channels, assumed=inputs.assumed,
@@ -88,15 +91,25 @@ def _config(repository: Repository) -> PretrainedConfig:
     if kind not in kinds or kind == "timm_wrapper":
         message = f"{repository.given} is a {kind}, which is no image classifier of transformers"
         raise AgnoscoError(message, f"{nearest(kind, kinds)}; a python:FILE.py:FACTORY can wrap anything else")
+    names, classes = given.get("id2label"), given.get("num_labels")
+    named = len(names) if isinstance(names, dict | list) else 0
+    if (count := max(named, classes if isinstance(classes, int) else 0)) > LIMITS.classes:
+        message = f"{count:,} classes are too many (at most {LIMITS.classes:,})"  # before a name is made for each
+        raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
     try:
-        config = CONFIG_MAPPING[kind].from_dict(_harmless(given))
-        config.id2label  # noqa: B018  # some are computed
+        return CONFIG_MAPPING[kind].from_dict(_harmless(given))
     except Exception as error:  # the library checks types with many kinds of errors
         raise _malformed(repository, CONFIG, error) from error
-    if (classes := len(config.id2label or {})) > LIMITS.classes:
-        message = f"{classes:,} classes are too many (at most {LIMITS.classes:,})"
-        raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
-    return config
+
+
+def _labels(repository: Repository, config: PretrainedConfig) -> list[str]:
+    """The names of all classes, in order, each as one line; AgnoscoError if they are not those of all."""
+    known: Any = config  # whose types the library does not say
+    try:
+        return [one_line(str(known.id2label[index])) for index in range(known.num_labels)]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        message = f"id2label in {CONFIG} of {repository.given} does not name every class from 0 on"
+        raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
 
 
 def _harmless(value: Any) -> Any:
@@ -126,7 +139,7 @@ def _filled(config: PretrainedConfig, file: Weights, name: str) -> nn.Module:
             check_described(lambda: kind(config), file, name)
             model, report = kind.from_pretrained(
                 None, config=config, state_dict=file.read(), output_loading_info=True, dtype=torch.float32,
-                attn_implementation="eager",
+                attn_implementation="eager", ignore_mismatched_sizes=True,  # they are in the report
             )  # fmt: skip
         except AgnoscoError:
             raise
@@ -134,7 +147,7 @@ def _filled(config: PretrainedConfig, file: Weights, name: str) -> nn.Module:
             message = f"transformers cannot build {name}: {first_line(error)}"
             raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
     for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has other shapes of")):
-        if keys := sorted(map(str, report[key])):
+        if keys := sorted(each if isinstance(each, str) else each[0] for each in report[key]):
             message = f"{file.name} of {name} {what} {len(keys)} tensors of {type(model).__name__}, such as {keys[0]!r}"
             raise AgnoscoError(message, "give a model that was trained to classify images, with all of its weights")
     return model
@@ -173,7 +186,7 @@ class _Input(NamedTuple):
 def _input(repository: Repository, config: PretrainedConfig) -> _Input:
     """The input of a network by its processor, or by its configuration where it has none."""
     channels = getattr(config, "num_channels", 3)
-    given = repository.json(PROCESSOR)
+    given = repository.json(PROCESSOR, largest=WIDEST)
     if given is None:
         side = getattr(config, "image_size", None)
         size = (side, side) if isinstance(side, int) else side and tuple(side)

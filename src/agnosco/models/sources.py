@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import AgnoscoError
-from ..text import first_line, nearest
+from ..text import first_line, nearest, one_line
 from .architectures import ARCHITECTURES
 from .filling import WithoutMemory, check_described, count_classes, fill, with_classes_of
 from .hub import Repository
@@ -142,11 +142,12 @@ class Timm(Source):
                 message = f"timm cannot build {full_name}: {first_line(error)}"
                 raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
             fill(model, file, full_name)
-        settings = dict(model.pretrained_cfg) | settings  # type: ignore[arg-type]
+        usual: Any = model.pretrained_cfg
+        settings = usual | settings
         labels = config.get("label_names", settings.get("label_names"))
         return Network(
-            model.to(memory_format=torch.channels_last), full_name, size=settings["input_size"][-2:],
-            mean=settings["mean"], std=settings["std"], labels=labels and [str(label) for label in labels],
+            model.to(memory_format=torch.channels_last), full_name, size=tuple(settings["input_size"][-2:]),
+            mean=settings["mean"], std=settings["std"], labels=labels and [one_line(str(label)) for label in labels],
         )  # fmt: skip
 
     def download(self, name: str) -> str | None:
