@@ -107,9 +107,8 @@ class OpenClip(Source):
         )  # fmt: skip
 
     def download(self, name: str) -> str | None:
-        if name.startswith("local-dir:") or not name.startswith("hf-hub:") and "/" not in name:
-            return None
-        return f"the weights of open_clip:{name}, unless they are already here"
+        named = "/" in name and not name.startswith("local-dir:")
+        return f"the weights of open_clip:{name}, unless they are already here" if named else None
 
 
 # -- the classes --------------------------------------------------------------------------------------
@@ -235,9 +234,9 @@ def _of_repository(form: str, text: str, weights: OpenWeights | None) -> _Found:
             return _described(config, file, full_name)
 
     preprocessing = given.get("preprocess_cfg")
-    known = isinstance(preprocessing, dict) and {"mean", "std"} <= preprocessing.keys()
+    known = preprocessing if isinstance(preprocessing, dict) and {"mean", "std"} <= preprocessing.keys() else {}
     return _Found(
-        full_name, model, lambda: _simple_tokenizer(config), _preprocessing(preprocessing if known else {}),
+        full_name, model, lambda: _simple_tokenizer(config), _preprocessing(known),
         None if known else f"most models of open_clip, since {CONFIG} does not say",
     )  # fmt: skip
 

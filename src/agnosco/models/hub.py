@@ -48,18 +48,18 @@ class Repository:
     weights_file: str = WEIGHTS
 
     @classmethod
-    def of(cls, text: str, **files: str) -> Repository:
+    def of(cls, text: str, *, config: str = "config.json", weights_file: str = WEIGHTS) -> Repository:
         """That of ``ORG/NAME``, ``ORG/NAME@REVISION`` or the path of a folder; AgnoscoError if it is neither.
 
-        ``files`` are names of the files, where they are not those of transformers.
+        The names of its files are those of transformers, unless others are given.
         """
         folder = Path(text).expanduser()
         if text and folder.is_dir():
-            return cls(text, folder, **files)
+            return cls(text, folder, config=config, weights_file=weights_file)
         match = _REPOSITORY.fullmatch(text)
         if match is None or text.startswith((".", "/", "~")) or ".." in text:
             raise AgnoscoError(f"there is no folder {text!r}", "give a folder, or ORG/NAME[@REVISION] of the hub")
-        return cls(match["name"], revision=match["revision"], **files)
+        return cls(match["name"], revision=match["revision"], config=config, weights_file=weights_file)
 
     @cached_property
     def name(self) -> str:
@@ -147,10 +147,12 @@ class Repository:
             pickle = next((name for name in PICKLES if self.file(name)), None)
             if pickle is None:
                 return AgnoscoError(f"{self.given} has no {self.weights_file}", "give what save_pretrained wrote")
-            message = f"{self.given} has no {self.weights_file}, but {pickle}, a pickle, which can run code when it is opened"
+            lacks = f"{self.given} has no {self.weights_file}"
+            message = f"{lacks}, but {pickle}, a pickle, which can run code when it is opened"
             hint = f"save it again with save_pretrained, or add --weights {self.folder / pickle} --allow-pickle"
             return AgnoscoError(message, hint, exit_code=CODES["pickle"])
-        message = f"{self.given} has no {self.weights_file}; pickles (.bin), which can run code when they are opened, stay there"
+        lacks = f"{self.given} has no {self.weights_file}"
+        message = f"{lacks}; pickles (.bin), which can run code when they are opened, stay there"
         hint = f"the hub converts many: try hf:{self.given}@refs/pr/1, or ask its owner for safetensors"
         return AgnoscoError(message, hint, exit_code=CODES["pickle"])
 

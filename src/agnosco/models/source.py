@@ -16,7 +16,10 @@ from .weights.opening import Weights
 
 T = TypeVar("T")
 
-NO_PROMPTS = ("prompts are the classes of open_clip:NAME; other networks have their own", "leave prompts (--prompts) out")
+NO_PROMPTS = (
+    "prompts are the classes of open_clip:NAME; other networks have their own",
+    "leave prompts (--prompts) out",
+)
 """The error of prompts for another source, and its hint."""
 
 OpenWeights = Callable[[], AbstractContextManager[Weights]]
