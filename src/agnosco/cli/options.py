@@ -24,7 +24,7 @@ images_option = partial(typer.Option, rich_help_panel="Images")
 method_option = partial(typer.Option, rich_help_panel="Method")
 computing_option = partial(typer.Option, rich_help_panel="Computing")
 
-samples_option = partial(images_option, metavar="DIR|leaves|noise")
+samples_option = partial(images_option, metavar="DIR|FILE.tar|leaves|noise")
 
 
 def choice(names: Iterable[str], help: str, panel: str = "Method") -> Any:
