@@ -6,10 +6,11 @@ bounded however many members there are: some are chosen, and most of those skipp
 
 import heapq
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from torch import Tensor
 
@@ -21,8 +22,8 @@ from ..types import OnProgress, Shape
 from .decoding import Content, decode_files
 from .files import MOST_SKIPPED, FolderFiles, Skipped, name_hash
 
-SUFFIXES = frozenset(".avif .bmp .gif .ico .jpg .jpeg .jpe .jp2 .j2k .png .pbm .pgm .ppm .pnm .tif .tiff .webp".split())
-"""Of images; a shard of WebDataset holds labels and captions beside them."""
+IMAGES = r"\.(avif|bmp|gif|ico|jpe?g|jpe|jp2|j2k|png|p[bgpn]m|tiff?|webp)"
+"""Suffixes of images; a shard of WebDataset holds labels and captions beside them."""
 
 MOST_BYTES = 64 * 2**20
 """Bytes of one image in an archive: it is read as a whole."""
@@ -76,7 +77,7 @@ def read_archive(
     return images, FolderFiles(files, listing.total, skipped, listing.skipped_count + len(undecoded))
 
 
-def _content(file: io.BufferedIOBase, member: _Member) -> Content:
+def _content(file: IO[bytes], member: _Member) -> Content:
     """The bytes of a member, or why it is not read."""
     if member.size > MOST_BYTES:
         return f"more than {MOST_BYTES} bytes"
@@ -91,11 +92,11 @@ class _Listing:
         self.total = self.skipped_count = 0
         self.skipped: list[Skipped] = []
 
-    def images(self, file: io.BufferedIOBase) -> Iterator[_Member]:
+    def images(self, file: IO[bytes]) -> Iterator[_Member]:
         """The images, in the order in which they were packed; TarError for what is no tar."""
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # which would keep all of them
+                tar.members = []  # type: ignore[attr-defined]  # which would keep all of them
                 if reason := _reason_to_skip(member):
                     self.skip(member.name, reason)
                 elif not member.isdir():
@@ -119,4 +120,4 @@ def _reason_to_skip(member: tarfile.TarInfo) -> str | None:
     name = PurePosixPath(member.name)
     if any(part.startswith(".") and part not in (".", "..") for part in name.parts):
         return "hidden"
-    return None if name.suffix.lower() in SUFFIXES else "not an image's name"
+    return None if re.fullmatch(IMAGES, name.suffix, re.IGNORECASE) else "not an image's name"
