@@ -86,7 +86,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return create(name, **options | {"weights": None} | backbone)
 
     monkeypatch.setattr(models, "get_model", untrained)
-    build = timm.create_model
+    build: Any = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **options: build(name, **options | {"pretrained": False}))
     return tmp_path
 
@@ -104,7 +104,7 @@ def _save_hub_folders(folder: Path) -> None:
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "vit")
     network = timm.create_model("resnet10t", num_classes=2)
     timm.models.save_for_hf(
-        network, folder / "timm-model", model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
+        network, str(folder / "timm-model"), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
     )
 
 

@@ -30,7 +30,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 EVERYWHERE = sys.stdlib_module_names | {"torch", "numpy", "PIL"}
 BESIDES = {
     "io": {"fsspec", "msgspec"},
-    "models": {"safetensors", "timm", "torchvision"},
+    "models": {"huggingface_hub", "open_clip", "safetensors", "timm", "torchvision", "transformers"},
     "data": {"safetensors", "sklearn"},
     "method": {"safetensors"},
     "runs": {"msgspec", "ray", "safetensors"},

@@ -21,6 +21,7 @@ def score(
     target: Annotated[list[str], model_option(metavar="MODEL[=WEIGHTS]", help="Network to test; may be repeated.")],
     labels: options.LabelsOption = None,
     directions: options.DirectionsOption = None,
+    prompts: options.PromptsOption = None,
     size: Annotated[int | None, model_option(min=1, help="Input size of the networks (default: the run's).")] = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
@@ -66,6 +67,7 @@ def sanity(
     model: Annotated[str, model_option(metavar="MODEL[=WEIGHTS]", help="Network that the run was made with.")],
     labels: options.LabelsOption = None,
     directions: options.DirectionsOption = None,
+    prompts: options.PromptsOption = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
     trust_code: options.TrustCodeOption = False,
@@ -108,9 +110,9 @@ def _load_target(output: Output, context: typer.Context, run: Run, target: str, 
     model, weights = options.model_and_weights(target)
     channels, height, width = run.settings.model.shape
     size, at = context.params.get("size") or (height, width), run.settings.model.at
-    return options.load_classifier(
-        output, context, model, weights=weights, size=size, channels=channels, at=at, **changes
-    )
+    prompts = context.params["prompts"] if model.startswith("open_clip:") else None  # other targets have classes
+    changes |= {"weights": weights, "size": size, "channels": channels, "at": at, "prompts": prompts}
+    return options.load_classifier(output, context, model, **changes)
 
 
 def _say_what_may_differ(output: Output, run: Run, classifier: Classifier) -> None:

@@ -43,6 +43,7 @@ def map_(
     ] = None,
     at: options.AtOption = None,
     directions: options.DirectionsOption = None,
+    prompts: options.PromptsOption = None,
     list_layers: Annotated[
         bool, model_option("--list-layers", help="List the layers that --at can name, and make no map.")
     ] = False,

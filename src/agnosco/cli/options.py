@@ -24,7 +24,7 @@ images_option = partial(typer.Option, rich_help_panel="Images")
 method_option = partial(typer.Option, rich_help_panel="Method")
 computing_option = partial(typer.Option, rich_help_panel="Computing")
 
-samples_option = partial(images_option, metavar="DIR|leaves|noise")
+samples_option = partial(images_option, metavar="DIR|FILE.tar|leaves|noise")
 
 
 def choice(names: Iterable[str], help: str, panel: str = "Method") -> Any:
@@ -36,7 +36,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:ORG/NAME, hf:DIR, agnosco:NAME or python:FILE.py:FACTORY.",
+        help="torchvision:NAME, timm:NAME, hf:ORG/NAME, hf:DIR, open_clip:NAME/PRETRAINED, agnosco:NAME or "
+        "python:FILE.py:FACTORY.",
         show_default=False,
     ),
 ]
@@ -64,6 +65,10 @@ AtOption = Annotated[
 DirectionsOption = Annotated[
     Path | None, model_option(help="Ask for these directions in the layer's space: a safetensors file of vectors.")
 ]
+PromptsOption = Annotated[
+    Path | None,
+    model_option(help="Classes of open_clip:NAME: a text file of names, one a line, or NAME, a tab and a sentence."),
+]
 LabelsOption = Annotated[Path | None, model_option(help="Class names: a text file with one per line, or a JSON list.")]
 ChannelsOption = Annotated[int | None, model_option(min=1, max=3, help="Colour channels: 1 for grey, 3 for RGB.")]
 TrustCodeOption = Annotated[
@@ -85,7 +90,8 @@ def load_classifier(output: Output, context: typer.Context, model: str, **change
     from ..models import loading
 
     names = (
-        "weights", "labels", "size", "channels", "features", "at", "directions", "device", "trust_code", "allow_pickle"
+        "weights", "labels", "size", "channels", "features", "at", "directions", "prompts", "device", "trust_code",
+        "allow_pickle",
     )  # fmt: skip
     options = {name: context.params[name] for name in names if name in context.params}
     options |= {name: numbers(context.params[name], f"--{name}") for name in ("mean", "std")} | changes

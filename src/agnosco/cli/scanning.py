@@ -29,6 +29,7 @@ def scan(
     context: typer.Context,
     model: options.Model,
     weights: options.WeightsOption = None,
+    prompts: options.PromptsOption = None,
     labels: options.LabelsOption = None,
     size: options.SizeOption = None,
     channels: options.ChannelsOption = None,

@@ -5,7 +5,7 @@ Files are not trusted: only well-known formats are tried, none that runs another
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -30,14 +30,18 @@ BLOCK_BYTES = 16 * 2**20
 """Size of the blocks in which images are first stacked."""
 
 
+Content = Path | IO[bytes] | str
+"""A file, what it contains, or why it is not read."""
+
+
 class Unreadable(Exception):
     """A file gives no image; the message says why, in a few words."""
 
 
-def decode(path: Path, shape: Shape) -> Tensor:
+def decode(content: Path | IO[bytes], shape: Shape) -> Tensor:
     """One file as a uint8 image; Unreadable if it cannot be opened, is no image, is damaged, or is too large."""
     try:
-        with path.open("rb") as file:
+        with content.open("rb") if isinstance(content, Path) else content as file:
             head = file.read(16)
             if not head:
                 raise Unreadable("empty file")
@@ -113,27 +117,28 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def decode_files(
-    files: Mapping[str, Path], shape: Shape, progress: OnProgress | None
+    files: Iterable[tuple[str, Content]], count: int, shape: Shape, progress: OnProgress | None
 ) -> tuple[Tensor, tuple[Skipped, ...]]:
-    """Images ``(N, C, H, W)`` uint8 of files by name, and the files that gave none."""
+    """Images ``(N, C, H, W)`` uint8 of ``count`` files with their names, and the files that gave none."""
 
-    def attempt(path: Path) -> Tensor | str:
+    def attempt(file: tuple[str, Content]) -> tuple[str, Tensor | str]:
+        name, content = file
         try:
-            return decode(path, shape)
+            return name, content if isinstance(content, str) else decode(content, shape)
         except Unreadable as reason:
-            return str(reason)
+            return name, str(reason)
 
     skipped = []
 
     def images() -> Iterator[Tensor]:
-        results = in_order(attempt, files.values(), threads=THREADS)
-        for done, (name, result) in enumerate(zip(files, results, strict=True), start=1):
+        results = in_order(attempt, files, threads=THREADS)
+        for done, (name, result) in enumerate(results, start=1):
             if isinstance(result, Tensor):
                 yield result
             else:
                 skipped.append(Skipped(name, result))
             if progress:
-                progress(done, len(files))
+                progress(done, count)
 
     stacked = stack(images(), shape)  # which fills ``skipped``
     return stacked, tuple(skipped)

@@ -69,7 +69,7 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
         if root.is_file():  # or a link to a file: the user named it
             return FolderFiles({root.name: root}, 1, [], 0)
         listing = _Listing(root)
-        chosen = heapq.nsmallest(limit, listing.names(), key=_name_hash)
+        chosen = heapq.nsmallest(limit, listing.names(), key=name_hash)
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"no folder {str(path)!r}"
         raise AgnoscoError(message, "check the path; 'leaves' and 'noise' are samples that need no folder") from error
@@ -90,7 +90,7 @@ def summary(skipped: Sequence[Skipped], count: int) -> str:
     return ", ".join(map(str, skipped[:MOST_NAMED])) + rest
 
 
-def _name_hash(name: str) -> bytes:
+def name_hash(name: str) -> bytes:
     """What files are ordered by for the choice; their names may hold what UTF-8 cannot encode."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
 

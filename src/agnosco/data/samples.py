@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..types import OnProgress, Shape
 from . import arrays, procedural
+from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
 from .decoding import DECODER, FORMATS, decode_files, stack
 from .files import MOST_FILES, FolderFiles, Skipped, find_files, summary
@@ -64,7 +65,7 @@ class Samples:
         (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and in one warning.
 
         Args:
-            path: A folder, or one image file.
+            path: A folder, one image file, or a ``.tar`` of images, which is not unpacked and not cached.
             shape: ``(C, H, W)`` of the samples; C is 1 (grey) or 3 (RGB).
             limit: If there are more files than this, or more than fit into 2 GiB as images, that many are chosen by a
                 hash of their names; ``source`` and a warning say so.
@@ -234,12 +235,18 @@ def read_folder(
     progress: OnProgress | None = None,
 ) -> tuple[Tensor, FolderFiles]:
     """Images ``(N, C, H, W)`` of a folder, and its files that were read or skipped; see :meth:`Samples.from_folder`."""
-    listing = find_files(path, limit=min(limit, max(FOLDER_BYTES // math.prod(shape), 1)))
+    limit = min(limit, max(FOLDER_BYTES // math.prod(shape), 1))
+    if is_archive(path):
+        images, folder = read_archive(path, shape, limit=limit, progress=progress)
+        if not len(images):
+            raise _no_image(path, folder)
+        return images, folder
+    listing = find_files(path, limit=limit)
     files = listing.files
     cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, DECODER)}.safetensors"
     decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
-        decoded = decode_files(files, shape, progress)
+        decoded = decode_files(files.items(), len(files), shape, progress)
         if cache_file and len(decoded[0]):
             write_cache(cache_file, *decoded)
     elif progress:

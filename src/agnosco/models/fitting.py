@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 from ..io.safetensors_header import TensorEntry
 from .weights.limits import LIMITS
 
-FORMS = "torchvision:NAME, timm:NAME, hf:ORG/NAME, hf:DIR, agnosco:NAME or python:FILE.py:FACTORY"
+FORMS = (
+    "torchvision:NAME, timm:NAME, hf:ORG/NAME, hf:DIR, open_clip:NAME/PRETRAINED, agnosco:NAME or "
+    "python:FILE.py:FACTORY"
+)
 """How models are named."""
 
 TABLE = Path(__file__).with_name("architectures.json")

@@ -22,7 +22,7 @@ from .weights.limits import CODES, HINTS, LIMITS
 from .weights.opening import Weights, open_weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin")
 
 DEEPEST, LARGEST = 32, 1 << 20
 """Levels of nesting and integers of a configuration: sound ones stay far below."""
@@ -38,22 +38,28 @@ class Repository:
         name: What it was called: ``ORG/NAME``, with the commit of what was fetched, or the folder's own name.
         folder: Where its files are, if it is local.
         revision: Branch, tag or commit; None for the newest.
+        config, weights_file: The files that every such repository has; the first says which commit is read.
     """
 
     given: str
     folder: Path | None = None
     revision: str | None = None
+    config: str = "config.json"
+    weights_file: str = WEIGHTS
 
     @classmethod
-    def of(cls, text: str) -> Repository:
-        """That of ``ORG/NAME``, ``ORG/NAME@REVISION`` or the path of a folder; AgnoscoError if it is neither."""
+    def of(cls, text: str, *, config: str = "config.json", weights_file: str = WEIGHTS) -> Repository:
+        """That of ``ORG/NAME``, ``ORG/NAME@REVISION`` or the path of a folder; AgnoscoError if it is neither.
+
+        The names of its files are those of transformers, unless others are given.
+        """
         folder = Path(text).expanduser()
         if text and folder.is_dir():
-            return cls(text, folder)
+            return cls(text, folder, config=config, weights_file=weights_file)
         match = _REPOSITORY.fullmatch(text)
         if match is None or text.startswith((".", "/", "~")) or ".." in text:
             raise AgnoscoError(f"there is no folder {text!r}", "give a folder, or ORG/NAME[@REVISION] of the hub")
-        return cls(match["name"], revision=match["revision"])
+        return cls(match["name"], revision=match["revision"], config=config, weights_file=weights_file)
 
     @cached_property
     def name(self) -> str:
@@ -64,9 +70,9 @@ class Repository:
 
     @cached_property
     def _commit(self) -> str:
-        config = self.file("config.json")
+        config = self.file(self.config)
         if config is None:
-            raise AgnoscoError(f"{self.given} has no config.json", "give a repository of an image classifier")
+            raise AgnoscoError(f"{self.given} has no {self.config}", "give a repository of an image classifier")
         return config.parent.name
 
     def file(self, name: str) -> Path | None:
@@ -80,7 +86,7 @@ class Repository:
         from huggingface_hub import errors, hf_hub_download
 
         # what comes later is of the same commit as what came first
-        revision = self.revision if name == "config.json" else self._commit
+        revision = self.revision if name == self.config else self._commit
         try:
             return Path(hf_hub_download(self.given, name, revision=revision))
         except errors.LocalEntryNotFoundError as error:
@@ -121,9 +127,9 @@ class Repository:
     def weights(self) -> Iterator[Weights]:
         """Its safetensors, one file or several, opened as all weights are; AgnoscoError if it has none."""
         with ExitStack() as files:
-            if path := self.file(WEIGHTS):
+            if path := self.file(self.weights_file):
                 yield files.enter_context(open_weights(path))
-            elif (index := self.json(INDEX)) is not None:
+            elif self.weights_file == WEIGHTS and (index := self.json(INDEX)) is not None:
                 parts = [files.enter_context(open_weights(self._part(part))) for part in _parts(index)]
                 yield Weights.together(INDEX, parts)
             else:
@@ -141,11 +147,13 @@ class Repository:
         if self.folder is not None:
             pickle = next((name for name in PICKLES if self.file(name)), None)
             if pickle is None:
-                return AgnoscoError(f"{self.given} has no {WEIGHTS}", "give what save_pretrained wrote")
-            message = f"{self.given} has no {WEIGHTS}, but {pickle}, a pickle, which can run code when it is opened"
+                return AgnoscoError(f"{self.given} has no {self.weights_file}", "give what save_pretrained wrote")
+            lacks = f"{self.given} has no {self.weights_file}"
+            message = f"{lacks}, but {pickle}, a pickle, which can run code when it is opened"
             hint = f"save it again with save_pretrained, or add --weights {self.folder / pickle} --allow-pickle"
             return AgnoscoError(message, hint, exit_code=CODES["pickle"])
-        message = f"{self.given} has no {WEIGHTS}; pickles (.bin), which can run code when they are opened, stay there"
+        lacks = f"{self.given} has no {self.weights_file}"
+        message = f"{lacks}; pickles (.bin), which can run code when they are opened, stay there"
         hint = f"the hub converts many: try hf:{self.given}@refs/pr/1, or ask its owner for safetensors"
         return AgnoscoError(message, hint, exit_code=CODES["pickle"])
 

@@ -1,7 +1,7 @@
-"""Classifiers by name: ``torchvision:resnet18``, ``timm:resnet18``, ``agnosco:digits`` or ``python:FILE.py:FACTORY``.
+"""Classifiers by name, such as ``torchvision:resnet18``, ``open_clip:RN50/openai`` or ``python:FILE.py:FACTORY``.
 
-A name is built by one of the :mod:`.sources`. torchvision and timm download and open their own weights themselves;
-other weights come from a file, which :mod:`.weights.opening` opens without running anything in it.
+A name is built by one of the :mod:`.sources`. torchvision, timm and open_clip download and open their own weights
+themselves; other weights come from a file, which :mod:`.weights.opening` opens without running anything in it.
 """
 
 import json
@@ -21,7 +21,7 @@ from .architectures import ARCHITECTURES
 from .classifier import Classifier
 from .filling import fill, last_layer
 from .fitting import FORMS, table
-from .source import Network
+from .source import NO_PROMPTS, Network
 from .sources import SOURCES
 from .weights.limits import LIMITS
 from .weights.opening import open_weights
@@ -39,6 +39,7 @@ def load(
     features: str | None = None,
     at: str | None = None,
     directions: Path | str | Mapping[str, Tensor] | None = None,
+    prompts: Path | str | Sequence[str] | None = None,
     device: torch.device | str | None = None,
     trust_code: bool = False,
     allow_pickle: bool = False,
@@ -46,14 +47,15 @@ def load(
     """A classifier from a name or a PyTorch module.
 
     Args:
-        model: ``"torchvision:NAME"``, ``"timm:NAME"``, ``"agnosco:NAME"``, ``"python:FILE.py:FACTORY"`` (a callable
-            without arguments, or a call with literal ones, such as ``CifarResNet(20)``); or a PyTorch module. A
-            :class:`Classifier` is returned as it is.
-        weights: A safetensors file for a named architecture; None for its own weights, which torchvision or timm
-            download.
+        model: ``"torchvision:NAME"``, ``"timm:NAME"``, ``"hf:ORG/NAME"``, ``"open_clip:NAME/PRETRAINED"``,
+            ``"agnosco:NAME"``, ``"python:FILE.py:FACTORY"`` (a callable without arguments, or a call with literal ones,
+            such as ``CifarResNet(20)``); or a PyTorch module. A :class:`Classifier` is returned as it is.
+        weights: A safetensors file for a named architecture; None for its own weights, which its library downloads.
         size, mean, std, channels, features: See :class:`Classifier`; None takes what comes with the name.
         at, directions: See :class:`Classifier`.
         labels: One name per class, or a file of them: one per line, or a JSON list.
+        prompts: The classes of ``"open_clip:NAME"``: names, or a file with one per line, which open_clip's templates
+            put into sentences. A line ``NAME<TAB>TEXT<TAB>TEXT`` gives a class its own texts.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the fastest of this machine; None leaves the
             model where it is (a named one: on the CPU).
         trust_code: Allow ``python:``, which runs the file.
@@ -76,12 +78,13 @@ def load(
     if isinstance(model, Classifier):
         options = {"weights": weights, "size": size, "mean": mean, "std": std, "channels": channels}
         options |= {"labels": labels, "features": features, "at": at, "directions": directions, "device": device}
+        options |= {"prompts": prompts}
         if given := [name for name, value in options.items() if value is not None]:
             message = f"{model.name} is already a Classifier: {', '.join(given)} cannot be changed"
             hint = "pass its module, classifier.model, with these options; or move it with Classifier.to(device)"
             raise AgnoscoError(message, hint)
         return model
-    network = _network(model, weights, trust_code, allow_pickle)
+    network = _network(model, weights, prompts, trust_code, allow_pickle)
     if network.assumed and None in (size, mean, std):
         warnings.warn(
             f"{network.name} gets the input of {network.assumed}: {network.size} px, mean {tuple(network.mean or ())}, "
@@ -190,20 +193,29 @@ def read_labels(path: Path) -> list[str]:
     return names
 
 
-def _network(model: str | nn.Module, weights: Path | str | None, trust_code: bool, allow_pickle: bool) -> Network:
+def _network(
+    model: str | nn.Module,
+    weights: Path | str | None,
+    prompts: Path | str | Sequence[str] | None,
+    trust_code: bool,
+    allow_pickle: bool,
+) -> Network:
     """The network of a name, or a module, of which nothing else is known."""
     if isinstance(model, nn.Module):
         if weights is not None:
             message = f"weights are for an architecture's name, not for a {type(model).__name__}"
             hint = "load them first: model.load_state_dict(agnosco.models.weights.opening.read_weights(path))"
             raise AgnoscoError(message, hint)
+        if prompts is not None:
+            raise AgnoscoError(*NO_PROMPTS)
         return Network(model, type(model).__name__)
     if not isinstance(model, str):
         raise AgnoscoError(f"{type(model).__name__} is not a classifier", f"pass {FORMS}, or an nn.Module")
     source, _, short_name = model.partition(":")
     if source in SOURCES:
         file = None if weights is None else partial(open_weights, weights, allow_pickle=allow_pickle)
-        network = SOURCES[source].network(short_name, file, trust_code=trust_code)
+        known = SOURCES[source] if prompts is None else SOURCES[source].with_prompts(prompts)
+        network = known.network(short_name, file, trust_code=trust_code)
         network.model.eval().requires_grad_(False)
         return network
     hint = f"give {FORMS}"

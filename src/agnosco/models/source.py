@@ -4,10 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
+from ..errors import AgnoscoError
+from ..text import first_line
 from .weights.opening import Weights
+
+T = TypeVar("T")
+
+NO_PROMPTS = (
+    "prompts are the classes of open_clip:NAME; other networks have their own",
+    "leave prompts (--prompts) out",
+)
+"""The error of prompts for another source, and its hint."""
 
 OpenWeights = Callable[[], AbstractContextManager[Weights]]
 """Opens the weights file; called once the name has been checked."""
@@ -41,6 +54,10 @@ class Source(ABC):
         AgnoscoError if there is no such network, the weights do not fit, or they cannot be downloaded.
         """
 
+    def with_prompts(self, prompts: Path | str | Sequence[str]) -> "Source":
+        """The source of networks whose classes are these; AgnoscoError if its networks have their own."""
+        raise AgnoscoError(*NO_PROMPTS)
+
     def untrained(self, name: str, classes: int) -> Network | None:
         """An architecture with random weights; None if there is no such architecture."""
         return None
@@ -52,3 +69,12 @@ class Source(ABC):
 
 OWN = "its architecture's own weights"
 """What is ``assumed`` of weights with other classes."""
+
+
+def downloaded(name: str, create: Callable[[], T], *, what: str = "the weights of") -> T:
+    """What a library downloads; AgnoscoError if it cannot."""
+    try:
+        return create()
+    except (OSError, RuntimeError, HTTPException) as error:
+        hint = "without a network, pass a file of them: weights=FILE.safetensors (--weights)"
+        raise AgnoscoError(f"cannot download {what} {name}: {first_line(error)}", hint) from error

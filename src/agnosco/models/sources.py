@@ -1,4 +1,4 @@
-"""Sources of networks: torchvision, timm, the Hugging Face hub, agnosco's own architectures, and a user's Python file.
+"""Sources of networks: torchvision, timm, transformers, open_clip, agnosco's own architectures, and a Python file.
 
 A source turns a name into a network, with what is known about its input, and imports its library only then.
 """
@@ -9,7 +9,6 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +19,11 @@ from torch import nn
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, one_line
 from .architectures import ARCHITECTURES
+from .clip import OpenClip
 from .filling import WithoutMemory, check_described, count_classes, fill, with_classes_of
 from .hub import Repository
 from .huggingface import CONFIG, HuggingFace
-from .source import OWN, Network, OpenWeights, Source
+from .source import OWN, Network, OpenWeights, Source, downloaded
 from .weights.limits import CODES, HINTS
 
 TIMM_FORMS = ("hf-hub", "local-dir")
@@ -40,7 +40,7 @@ class Torchvision(Source):
             raise AgnoscoError(f"torchvision has no classifier {name!r}", nearest(name, torchvision_names()))
         if weights is None:
             load = partial(models.get_model, name, weights="DEFAULT", progress=sys.stderr.isatty())
-            model = _downloaded(f"torchvision:{name}", load)
+            model = downloaded(f"torchvision:{name}", load)
             return self._described(model.to(memory_format=torch.channels_last), name)
         with weights() as file:
             auxiliary = any(key.startswith(("aux", "Aux")) for key in file.entries)
@@ -99,7 +99,7 @@ class Timm(Source):
             message = f"{full_name} outputs features: it has no classes"
             raise AgnoscoError(message, "choose a model with a classification head")
         if weights is None:
-            model = _downloaded(full_name, partial(timm.create_model, name, pretrained=True))
+            model = downloaded(full_name, partial(timm.create_model, name, pretrained=True))
         else:
             with weights() as file:
                 model = with_classes_of(file.entries, partial(timm.create_model, name))
@@ -197,7 +197,8 @@ class PythonFile(Source):
 
 
 SOURCES: dict[str, Source] = {
-    "torchvision": Torchvision(), "timm": Timm(), "hf": HuggingFace(), "agnosco": Own(), "python": PythonFile()
+    "torchvision": Torchvision(), "timm": Timm(), "hf": HuggingFace(), "open_clip": OpenClip(), "agnosco": Own(),
+    "python": PythonFile(),
 }  # fmt: skip
 """By the first part of a name, before the colon."""
 
@@ -219,14 +220,6 @@ def torchvision_architecture(name: str, *, auxiliary: bool = False) -> Callable[
     if name in ("googlenet", "inception_v3"):  # as torchvision does when it loads its own weights
         options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
     return partial(models.get_model, name, weights=None, **options)
-
-
-def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return create()
-    except (OSError, RuntimeError, HTTPException) as error:
-        hint = "without a network, pass a file of them: weights=FILE.safetensors (--weights)"
-        raise AgnoscoError(f"cannot download the weights of {name}: {first_line(error)}", hint) from error
 
 
 def _built_by_file(path: Path, factory: str) -> nn.Module:

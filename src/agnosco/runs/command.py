@@ -62,7 +62,8 @@ def _with_radius(ball: Ball, radius: float) -> Ball:
 def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
     """The command line that makes a run's maps again, from what its manifest says.
 
-    Files are named as in the manifest, without their folders; a file of class names is not in it. None for settings
+    Files are named as in the manifest, without their folders; a file of class names is not in it, and one of
+    prompts is called PROMPTS. None for settings
     that no command line can give, or that Python code gave.
     """
     if settings.command == "demo":  # which takes no settings
@@ -77,6 +78,7 @@ def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
     words = ["agnosco", "map", model.name]
     words += [] if len(indices) == model.classes else [str(index) for index in indices]
     words += ["--weights", model.weights] if model.weights else []
+    words += ["--prompts", "PROMPTS"] * model.name.startswith("open_clip:")
     words += ["--samples", _source_of(settings.samples), "--size", str(width)]
     words += [f"--channels={channels}"] * (channels != 3)
     for name, values in (("mean", model.mean), ("std", model.std)):
