@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -93,6 +94,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _save_hub_folders(folder: Path) -> None:
     """What ``save_pretrained`` of transformers and ``save_for_hf`` of timm write, for two small networks."""
+    import open_clip
     import transformers
 
     names = {0: "cat", 1: "dog"}
@@ -102,6 +104,15 @@ def _save_hub_folders(folder: Path) -> None:
     )  # fmt: skip
     transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "vit")
+    tower = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    clip = {"embed_dim": 16, "vision_cfg": tower, "text_cfg": text}
+    (folder / "clip").mkdir()
+    (folder / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": clip, "preprocess_cfg": {}}))
+    two_sides = open_clip.create_model(f"local-dir:{folder / 'clip'}", load_weights=False, pretrained_text=False)
+    tensors = {name: tensor.contiguous() for name, tensor in two_sides.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "clip" / "open_clip_model.safetensors")
+    (folder / "prompts.txt").write_text("a red bus\na green bus\nsky\ta photo of the sky\tblue sky\n")
     network = timm.create_model("resnet10t", num_classes=2)
     timm.models.save_for_hf(
         network, str(folder / "timm-model"), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True
