@@ -31,7 +31,7 @@ EVERYWHERE = sys.stdlib_module_names | {"torch", "numpy", "PIL"}
 BESIDES = {
     "io": {"fsspec", "msgspec"},
     "models": {"huggingface_hub", "open_clip", "safetensors", "timm", "torchvision", "transformers"},
-    "data": {"safetensors", "sklearn"},
+    "data": {"datasets", "safetensors", "sklearn"},
     "method": {"safetensors"},
     "runs": {"msgspec", "ray", "safetensors"},
     "evaluate": {"msgspec", "scipy", "skimage"},

@@ -50,7 +50,10 @@ def map_(
     trust_code: options.TrustCodeOption = False,
     allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[
-        str, samples_option(help="Images to perturb: a folder, or synthetic (leaves: overlapping discs).")
+        str,
+        samples_option(
+            help="Images: a folder, .tar or data set (hf:ORG/NAME), or synthetic (leaves: overlapping discs)."
+        ),
     ] = "leaves",
     preset: Annotated[str, choice(PRESETS, "Settings to start from; the options below override them.")] = "quick",
     parameterization: Annotated[

@@ -21,6 +21,7 @@ from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
 from .decoding import DECODER, FORMATS, decode_files, stack
 from .files import MOST_FILES, FolderFiles, Skipped, find_files, summary
+from .hub_datasets import HUB, is_dataset, read_dataset
 from .procedural import checked_shape
 
 FOLDER_BYTES = 2 * 2**30
@@ -65,7 +66,9 @@ class Samples:
         (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and in one warning.
 
         Args:
-            path: A folder, one image file, or a ``.tar`` of images, which is not unpacked and not cached.
+            path: A folder, one image file, or a ``.tar`` of images, which is not unpacked and not cached; or a data set
+                of Hugging Face: a folder that ``save_to_disk`` wrote, or ``hf:ORG/NAME``, with ``:SPLIT`` and
+                ``@REVISION`` if need be.
             shape: ``(C, H, W)`` of the samples; C is 1 (grey) or 3 (RGB).
             limit: If there are more files than this, or more than fit into 2 GiB as images, that many are chosen by a
                 hash of their names; ``source`` and a warning say so.
@@ -83,7 +86,8 @@ class Samples:
             Samples('red.png', 1 of shape (3, 32, 32))
         """
         images, folder = read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
-        source = Path(os.path.abspath(Path(path).expanduser())).name or "folder"
+        on_hub = str(path).startswith(HUB)
+        source = str(path) if on_hub else Path(os.path.abspath(Path(path).expanduser())).name or "folder"
         if folder.skipped:
             named = summary(folder.skipped, folder.skipped_count)
             message = f"skipped in {source!r}, which gave {len(images)} images: {named}"
@@ -236,8 +240,9 @@ def read_folder(
 ) -> tuple[Tensor, FolderFiles]:
     """Images ``(N, C, H, W)`` of a folder, and its files that were read or skipped; see :meth:`Samples.from_folder`."""
     limit = min(limit, max(FOLDER_BYTES // math.prod(shape), 1))
-    if is_archive(path):
-        images, folder = read_archive(path, shape, limit=limit, progress=progress)
+    if is_archive(path) or is_dataset(path):
+        read = read_archive if is_archive(path) else read_dataset
+        images, folder = read(path, shape, limit=limit, progress=progress)
         if not len(images):
             raise _no_image(path, folder)
         return images, folder
