@@ -121,7 +121,10 @@ def test_large_members_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_no_whole_tar_is_refused_in_two_lines(tmp_path: Path) -> None:
     whole = packed(tmp_path / "x.tar", {f"{i}.png": picture(i) + bytes(2000) for i in range(3)}).read_bytes()
-    for name, content in (("cut.tar", whole[:4000]), ("none.tar", b"no tar" * 200), ("void.tar", b"")):
+    second = whole.index(b"1.png")
+    damaged = {"flipped.tar": whole[:second] + b"7" + whole[second + 1 :], "header.tar": whole[: second + 100]}
+    damaged |= {"cut.tar": whole[:4000], "none.tar": b"no tar" * 200, "void.tar": b""}
+    for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(AgnoscoError, match=f"cannot read {name}: ") as caught:
             Samples.from_folder(tmp_path / name, SHAPE)

@@ -127,6 +127,9 @@ def test_tokens_are_places_and_the_class_token_is_none() -> None:
         ("1", {"a": torch.ones(6), "b": torch.ones(5)}, "different numbers of values", "of one layer"),
         ("1", {"a": torch.ones(6, dtype=torch.long)}, "direction 'a'", "floating-point"),
         ("1", {}, "there are no directions", "at least one"),
+        ("1", {"a": torch.ones(2, 6), "a 0": torch.ones(6)}, "two directions are called 'a 0'", "rename"),
+        ("3:center", None, "has no place in the middle", "without :center"),
+        ("1:centre", None, "has no layer '1:centre'", "--list-layers"),
         (None, {"a": torch.ones(6)}, "directions need a layer", "--at layer4"),
     ],
 )
@@ -210,6 +213,8 @@ def test_directions_are_needed_again(tmp_path: Path) -> None:
 def test_sanity_randomizes_no_stage_behind_the_layer() -> None:
     network = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(5)])
     assert stages_of(Head(network, "2")) == ("2", "1", "0")
+    three = nn.Sequential(network[0], nn.ReLU(), network[1])
+    assert stages_of(Head(three, "1")) == ("0",)
     classifier, images = Classifier(network, size=4, at="2"), Samples.noise((3, 4, 4), count=9)
     pictures = torch.stack([concept.pixels for concept in map_classes(classifier, [0, 1], images, config(2))])
     levels = cascade(classifier, [0, 1], images, config(2), pictures=pictures, seed=1)
@@ -220,6 +225,6 @@ def test_sanity_randomizes_no_stage_behind_the_layer() -> None:
 def test_load_passes_both_on_and_a_classifier_stays_as_it_is() -> None:
     classifier = load(body(), size=SIZE, at="1", directions={"a": torch.ones(6)})
     assert isinstance(classifier.model, Head)
-    assert (classifier.at, classifier.directions) == ("1", "of Python")
+    assert (classifier.at, classifier.directions) == ("1", "given in Python")
     with pytest.raises(AgnoscoError, match="at cannot be changed"):
         load(classifier, at="0")

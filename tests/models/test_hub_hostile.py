@@ -184,7 +184,13 @@ def test_code_of_a_folder_never_runs(known: bool, folder: Path, tmp_path: Path) 
     assert canary.exists()
 
 
-@pytest.mark.parametrize("key", ["quantization_config", "custom_pipelines", "_name_or_path", "_attn_implementation"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "quantization_config", "custom_pipelines", "_name_or_path", "_attn_implementation", "attn_implementation",
+        "experts_implementation",
+    ],
+)  # fmt: skip
 def test_keys_that_name_kernels_and_repositories_are_not_seen(key: str, folder: Path) -> None:
     value: Any = (
         {"quant_method": "bitsandbytes", "load_in_8bit": True} if key.startswith("quant") else "evil/repository"

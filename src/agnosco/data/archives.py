@@ -102,6 +102,9 @@ class _Listing:
                 elif not member.isdir():
                     self.total += 1
                     yield _Member(member.name, member.offset_data, member.size)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError("a header is damaged")
 
     def skip(self, name: str, reason: str) -> None:
         self.skipped_count += 1

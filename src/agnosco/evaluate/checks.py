@@ -111,22 +111,23 @@ def stages_of(model: nn.Module) -> tuple[str, ...]:
     """Names of a network's stages that have weights, output first, in the reverse order of registration.
 
     Stages are the children of the model and the parameters that it holds itself; if these are fewer than four, the
-    children's children. Those after a layer that is asked are left out: they have no effect.
+    children's children. What is registered after a layer that is asked is left out: it has no effect.
 
     Raises:
         AgnoscoError: The network has no weights.
     """
-    body = model.body if isinstance(model, Head) else model
-    names = [name for name, _ in body.named_parameters()]
+    names = [name for name, _ in model.named_parameters()]
+    if isinstance(model, Head):
+        modules = [name for name, _ in model.body.named_modules()]
+        last = max(index for index, name in enumerate(modules) if f"{name}.".startswith(f"{model.layer}."))
+        before = set(modules[: last + 1])
+        names = [name for name, _ in model.body.named_parameters() if name.rpartition(".")[0] in before]
     if not names:
         raise AgnoscoError("a network without weights has none to randomize", "check another network")
     for depth in (1, 2, 99):
         stages = list(dict.fromkeys(_stage(name, depth) for name in names))
         if len(stages) >= 4:
             break
-    if isinstance(model, Head):
-        asked = [index for index, stage in enumerate(stages) if f"{model.layer}.".startswith(f"{stage}.")]
-        stages = stages[: max(asked, default=len(stages) - 1) + 1]
     return tuple(reversed(stages))
 
 

@@ -74,7 +74,7 @@ class Classifier:
     ) -> None:
         self.model = with_head(model, at, directions)
         from_file = isinstance(directions, str | Path)
-        self.directions = Path(directions).name if from_file else "of Python" if directions else None
+        self.directions = Path(directions).name if from_file else "given in Python" if directions else None
         self.name = name or type(model).__name__
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))

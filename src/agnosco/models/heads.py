@@ -34,13 +34,15 @@ class Head(nn.Module):
     Args:
         body: The whole network; what comes after the layer is not run.
         layer: Name of a submodule whose output is a feature map ``(N, D, h, w)``, tokens ``(N, T, D)``, or a vector
-            ``(N, D)``.
+            ``(N, D)``. Of one that is called several times in a pass, such as a block's only ReLU, the first answer
+            is taken.
         center: Whether the score is that of the place in the middle; else it is the mean over all places.
         directions: Vectors by name, ``(D,)`` each, or several ``(K, D)``: the scores are the products with them. None
             for the channels themselves. One alone is given its opposite as the other target.
 
     Raises:
-        AgnoscoError: There is no such layer, or a direction has another number of values than others.
+        AgnoscoError: There is no such layer, a direction has another number of values than others, or two have one
+            name. When images are passed: the layer does not answer with the above, or has no place in the middle.
     """
 
     directions: Tensor | None
@@ -54,13 +56,18 @@ class Head(nn.Module):
             message = f"{type(body).__name__} has no layer {layer!r}"
             raise AgnoscoError(message, f"{nearest(layer, names)}; agnosco map MODEL --list-layers lists all")
         self.body, self.layer, self.center = body, layer, center
-        rows = dict(_rows(directions or {}))
+        rows: dict[str, Tensor] = {}
+        for name, row in _rows(directions or {}):
+            if name in rows:
+                raise AgnoscoError(f"two directions are called {name!r}", "rename one")
+            rows[name] = row
         if len(rows) == 1:  # there is no softmax over one score
             rows |= {f"minus {name}": -row for name, row in rows.items()}
         if len({len(row) for row in rows.values()}) > 1:
             raise AgnoscoError("the directions have different numbers of values", "give those of one layer")
         self.names = list(rows)
-        self.register_buffer("directions", torch.stack(list(rows.values())).float() if rows else None)
+        device = next((parameter.device for parameter in body.parameters()), None)
+        self.register_buffer("directions", torch.stack(list(rows.values())).float().to(device) if rows else None)
 
     @property
     def asked(self) -> str:
@@ -75,7 +82,7 @@ class Head(nn.Module):
         if features.shape[1] != self.directions.shape[1]:
             message = f"the directions have {self.directions.shape[1]} values, but {self.layer} {features.shape[1]}"
             raise AgnoscoError(message, "name the layer in whose space they are")
-        return features.float() @ self.directions.T
+        return features.float() @ self.directions.float().T
 
     def labels(self, count: int) -> list[str]:
         """Names of the targets."""
@@ -85,6 +92,9 @@ class Head(nn.Module):
         """``(N, D)`` of what the layer answers."""
         grid = feature_map(answer, (image[0], image[1], image[2]))
         if grid is None:
+            if self.center:
+                message = f"{self.layer!r} answers {tuple(answer.shape)}, which has no place in the middle"
+                raise AgnoscoError(message, f"name it without {CENTER}, or name a layer before it")
             if answer.ndim not in (2, 3, 4):
                 message = f"{self.layer!r} answers {tuple(answer.shape)}, neither a feature map nor tokens nor a vector"
                 raise AgnoscoError(message, "name another layer")

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 
-REMOVED = ("auto_map", "custom_pipelines", "quantization_config", "backbone", "name_or_path")
+REMOVED = (
+    "auto_map", "custom_pipelines", "quantization_config", "backbone", "name_or_path", "attn_implementation",
+    "experts_implementation",
+)  # fmt: skip
 """Keys of a configuration that name code, kernels or other repositories; so may those that begin with ``_``."""
 
 WIDEST = 4096

@@ -101,7 +101,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in settings.versions.items() if version)
     return [
         ("model", f"{model.name}, {model.classes} classes"),
-        *([("asked", f"the {model.directions or 'channels'} at {model.at}")] if model.at else []),
+        *([("asked", f"{_asked(model.directions)} at {model.at}")] if model.at else []),
         ("weights", f"{model.weights or 'own'}, fingerprint {model.fingerprint[:16]}"),
         ("input", f"{shape[2]} × {shape[1]} px, mean {_plain(model.mean)}, std {_plain(model.std)}"),
         ("samples", f"{samples.source}, {samples.count} images, fingerprint {samples.fingerprint[:16]}"),
@@ -133,6 +133,10 @@ def _dates(run: Run) -> str:
         ) from error
     first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in (times[0], times[-1]))
     return f"{first} UTC" if first == last else f"{first} to {last} UTC"
+
+
+def _asked(directions: str | None) -> str:
+    return f"directions ({directions})" if directions else "channels"
 
 
 def _plain(values: Sequence[float]) -> str:

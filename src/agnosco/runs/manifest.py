@@ -51,7 +51,7 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
         classes: How many it knows.
         features: The layer that a refinement compares, if there is one.
         at, directions: The layer that was asked instead of the classes, and the base name of the file of directions in
-            its space, if there are any.
+            its space, if there are any ("given in Python" without a file).
     """
 
     name: str

@@ -30,7 +30,7 @@ def classifier_of(run: Run, model: Classifier | nn.Module | str) -> Classifier:
     own = run.settings.model
     channels, height, width = own.shape
     if own.directions:
-        message = f"{run.folder.name!r} asked for directions of {own.directions}, which are not in it"
+        message = f"{run.folder.name!r} asked for directions ({own.directions}), which are not in it"
         raise AgnoscoError(message, f"load the classifier with them: at={own.at!r}, directions=FILE")
     return load(
         model, size=(height, width), channels=channels, mean=own.mean, std=own.std, features=own.features, at=own.at
