@@ -8,9 +8,10 @@
     python benchmarks/frontier.py --figure                  draw docs/pictures/frontier.png
     python benchmarks/frontier.py --tables                  write the tables into docs/paper.md and docs/evidence.md
 
-The rows of *loss* have 480 passes and differ in w, the weight of the other classes in the loss: 0 is minus the logit
-of the class, 1 minus its log-odds. The row of *views* has no mirrored ones. The rows of *budget* have other numbers of
-passes, and below 480 other mini-batches, step lengths and contrasts. Those of *Horama* are its ``fourier`` and ``maco``
+The rows of *budget* have the settings of ``quick`` and numbers of passes from 60 to 1,920; below 480, also other
+mini-batches, step lengths, contrasts and a smaller ball. The rows of *loss* have 480 passes in that ball and differ in
+w, the weight of the other classes in the loss: 0 is minus the logit of the class, 1 minus its log-odds. The row of
+*views*, in that ball too, has no mirrored ones. Those of *Horama* are its ``fourier`` and ``maco``
 at its best crops, those of *peers* the other methods of benchmarks/peers.py. Other networks judge the raw pictures; two
 of them are of a family that is never a source. The classes are ``common.CHOICE_CLASSES``: settings are chosen on them,
 so most tables of ``docs/evidence.md`` use others.
@@ -57,23 +58,24 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 import agnosco
-from agnosco import Classifier, Config, Crops, Samples
+from agnosco import L2, Classifier, Config, Crops, Samples
 from agnosco.method.config import config_to_json
 from agnosco.method.prepare import prepared, resolve_precision
 from agnosco.method.render import contact_sheet
 from agnosco.method.score import predictions, targeted_success_rate
 
 PASSES = 480
+SMALLER = L2(70.0)
 BUDGETS: dict[int, dict[str, Any]] = {
-    60: {"batch": 2, "step": 0.6, "contrast": (0.2, 0.5)},
-    120: {"batch": 2, "step": 0.4, "contrast": (0.2, 0.5)},
-    240: {"batch": 2, "step": 0.2},
+    60: {"batch": 2, "step": 0.6, "contrast": (0.2, 0.5), "ball": SMALLER},
+    120: {"batch": 2, "step": 0.4, "contrast": (0.2, 0.5), "ball": SMALLER},
+    240: {"batch": 2, "step": 0.2, "ball": SMALLER},
     PASSES: {},
     960: {},
     1920: {},
 }
-"""What differs from ``quick`` at each budget: few passes need small mini-batches, long steps and samples of little
-contrast."""
+"""What differs from ``quick`` at each budget: few passes need small mini-batches, long steps, samples of little
+contrast and a smaller ball."""
 WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.25)
 LINES = {"agnosco": ("budget:", "-"), "Horama fourier": ("Horama: fourier", "--"), "Horama maco": ("Horama: maco", ":")}
 COLOURS = ("#2a5d84", "#a33b20", "#4c8c4a")
@@ -107,11 +109,12 @@ def rows() -> Iterator[Row]:
         return replace(quick, mapper=replace(mapper, steps=passes // mapper.batch))
 
     for weight in WEIGHTS:
-        yield Row("loss", f"w {weight:g}", PASSES, mapped(PASSES, loss=weight))
-    yield Row("views", "without mirrored ones", PASSES, mapped(PASSES, transforms=replace(crops, flip=False)))
+        yield Row("loss", f"w {weight:g}", PASSES, mapped(PASSES, loss=weight, ball=SMALLER))
+    yield Row(
+        "views", "without mirrored ones", PASSES, mapped(PASSES, transforms=replace(crops, flip=False), ball=SMALLER)
+    )
     for passes, changes in BUDGETS.items():
-        if passes != PASSES:  # which is the row of the losses with the weight of quick
-            yield Row("budget", f"{passes} passes", passes, mapped(passes, **changes))
+        yield Row("budget", f"{passes} passes", passes, mapped(passes, **changes))
         for kind in ("fourier", "maco"):
             yield Row("Horama", f"{kind}, {passes} passes", passes, peer=Peer(kind, BOX))
     for name, peer in others():
@@ -209,8 +212,7 @@ def picture_file(name: str, size: int, key: str) -> Path:
 
 def compared(passes: int) -> list[Row]:
     """The rows of a number of passes that are compared: settings of ``quick``, then the other methods."""
-    loss = f"w {agnosco.preset('quick').mapper.loss:g}"
-    return [row for row in rows() if row.passes == passes and (row.peer or row.name == loss or row.group == "budget")]
+    return [row for row in rows() if row.passes == passes and (row.peer or row.group == "budget")]
 
 
 def draw(name: str, size: int, passes: int) -> None:
@@ -271,12 +273,11 @@ def draw_frontier() -> None:
     from matplotlib import pyplot
 
     chart, panel = pyplot.subplots(figsize=(8, 4.8))
-    quick = f"loss: w {agnosco.preset('quick').mapper.loss:g}"
     for path, colour in zip(sorted(RESULTS.glob("frontier-*-224px.json")), COLOURS * 2, strict=False):
         measured = read_results(path)["rows"]
         count = min(len(row["labels"]) for row in measured.values())  # all points are of the same classes
         for method, (start, style) in LINES.items():
-            chosen = [row for key, row in measured.items() if key.startswith(start) or (style, key) == ("-", quick)]
+            chosen = [row for key, row in measured.items() if key.startswith(start)]
             if len(chosen) > 1:
                 points = sorted((row["passes"], mean_p(row, count)) for row in chosen)
                 label = f"{path.stem.split('-')[1]}, {method}"
