@@ -144,7 +144,8 @@ class Timm(Source):
             fill(model, file, full_name)
         usual: Any = model.pretrained_cfg
         settings = usual | settings
-        size = tuple(settings["input_size"][-2:]) if isinstance(settings["input_size"], list | tuple) else ()
+        size: Any = settings["input_size"]
+        size = tuple(size[-2:]) if isinstance(size, list | tuple) else ()
         labels = config.get("label_names", settings.get("label_names"))
         if isinstance(labels, dict):  # names by index
             labels = [labels.get(str(index), index) for index in range(len(labels))]
