@@ -216,6 +216,28 @@ def test_each_library_names_the_other(tmp_path: Path) -> None:
         assert caught.value.hint == f"give {hint}"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"input_size": "abc"}, {"input_size": 5}, {"mean": "abc"}, {"std": [[1], 2, 3]}, {"mean": [float("nan")] * 3}],
+)
+def test_settings_of_timm_that_are_no_numbers(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = saved_by_timm(tmp_path / "timm", TIMM["resnet10t"]())
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AgnoscoError, match="does not give a size in pixels, and numbers") as caught:
+        load(f"timm:local-dir:{folder}")
+    assert caught.value.exit_code == 12
+
+
+def test_names_of_timm_by_index(tmp_path: Path) -> None:
+    folder = saved_by_timm(tmp_path / "timm", TIMM["resnet10t"]())
+    config = json.loads((folder / "config.json").read_text())
+    config["label_names"] = {str(index): name for index, name in reversed(list(enumerate(NAMES[:5])))}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(f"timm:local-dir:{folder}").labels == NAMES[:5]
+
+
 def test_an_unknown_model_of_timm(tmp_path: Path) -> None:
     folder = saved_by_timm(tmp_path / "timm", TIMM["resnet10t"]())
     config = json.loads((folder / "config.json").read_text())

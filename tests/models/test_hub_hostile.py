@@ -232,6 +232,7 @@ CHANGES: dict[str, tuple[dict[str, Any], int]] = {
     "100,000 layers": ({"num_hidden_layers": 100_000}, 13),
     "100 layers": ({"num_hidden_layers": 100}, 12),
     "10⁶ wide": ({"hidden_size": 10**6}, 12),
+    "10⁵ channels": ({"num_channels": 100_000, "hidden_size": 2, "patch_size": 1}, 12),
     "10⁶ px": ({"image_size": 10**6}, 12),
     "more pixels than weights": ({"image_size": 640}, 12),
     "no pixels": ({"image_size": 0}, 2),
@@ -292,4 +293,42 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_processor_that_does_not_fit(name: str, folder: Path) -> None:
     changed(folder, "preprocessor_config.json", **PROCESSORS[name])
-    refused(f"hf:{folder}", 2 if name == "no deviation" else 13 if name in ("giant", "large", "giant crop") else 12)
+    refused(f"hf:{folder}", 13 if name in ("giant", "large", "giant crop") else 12)
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that takes images of any size and has a weight for each of 4,096 channels."""
+    folder = tmp_path_factory.mktemp("hub") / "convnext"
+    options: dict[str, Any] = {"hidden_sizes": [4] * 4, "depths": [1] * 4, "patch_size": 1, "image_size": 32}
+    transformers.ConvNextForImageClassification(
+        transformers.ConvNextConfig(**options, num_channels=4096)
+    ).save_pretrained(folder)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 383}).save_pretrained(folder)
+    return folder
+
+
+def test_images_that_would_fill_the_memory_are_not_made(convolutional: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(convolutional, tmp_path / "convnext"))
+    assert "4096 channels" in refused(f"hf:{folder}", 2)[0]
+    tensors = load_file(folder / "model.safetensors")
+    key = next(name for name, tensor in tensors.items() if tensor.shape[1:2] == (4096,))
+    save_file(tensors | {key: tensors[key][:, :3].contiguous()}, folder / "model.safetensors")
+    changed(folder, num_channels=3)
+    changed(folder, "preprocessor_config.json", crop_pct=0.001)
+    assert "crop_pct" in refused(f"hf:{folder}", 13)[0]
+    (folder / "preprocessor_config.json").unlink()
+    changed(folder, image_size=20_000)
+    with pytest.warns(AgnoscoWarning, match="20000 px"), pytest.raises(AgnoscoError, match="is too large"):
+        load(f"hf:{folder}")
+
+
+def test_indices_that_would_fill_the_memory_are_not_made(tmp_path: Path) -> None:
+    """The indices of a Swin's window are as many as the fourth power of its side, its weights the square."""
+    options: dict[str, Any] = {"embed_dim": 4, "depths": [1], "num_heads": [1], "patch_size": 1, "image_size": 48}
+    transformers.SwinForImageClassification(transformers.SwinConfig(**options, window_size=48)).save_pretrained(
+        tmp_path / "swin"
+    )
+    with pytest.raises(AgnoscoError, match="describes") as caught:
+        load(f"hf:{tmp_path / 'swin'}")
+    assert caught.value.exit_code == 12

@@ -59,7 +59,8 @@ StdOption = Annotated[
 AtOption = Annotated[
     str | None,
     model_option(
-        metavar="LAYER", help="Ask for the channels of a layer instead of classes; LAYER:center: in the middle only."
+        metavar="LAYER",
+        help="Map the channels of this layer instead of classes; LAYER:center asks only the place in its middle.",
     ),
 ]
 DirectionsOption = Annotated[

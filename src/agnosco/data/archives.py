@@ -1,7 +1,7 @@
 """Reads the images of a ``.tar``, such as a shard of `WebDataset <https://github.com/webdataset/webdataset>`_.
 
-Nothing is unpacked to the disk, and no link is followed: a name in an archive is a name, and not a place. Memory is
-bounded however many members there are: some are chosen, and most of those skipped are only counted.
+Nothing is unpacked to the disk, and no link is followed: a name in an archive is a name, and not a place. Of very
+many members, some are chosen, and most of those skipped are only counted.
 """
 
 import heapq

@@ -187,7 +187,9 @@ PRESETS: dict[str, Config] = {
     "quick": Config(_QUICK, refine=None, cycles=1, precision="auto"),
     "best": Config(replace(_QUICK, steps=480), refine=None, cycles=1, precision="auto"),
     "draft": Config(
-        replace(_QUICK, batch=2, steps=60, step=0.4, contrast=(0.2, 0.5), ball=L2(70.0)), refine=None, cycles=1,
+        replace(_QUICK, batch=2, steps=60, step=0.4, contrast=(0.2, 0.5), ball=L2(70.0)),
+        refine=None,
+        cycles=1,
         precision="auto",
     ),
 }

@@ -7,6 +7,7 @@ else: the rest of agnosco deals with pixels and classes only.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,10 @@ from .heads import Head, Layer, layers_of, tensor_in, with_head
 
 LONGEST_INDEX = 9
 """Digits of the longest number that can be the index of a class."""
+
+
+MOST_NUMBERS = 2**26
+"""Numbers of one image, 4096 pixels square with four channels: a configuration may ask for any size."""
 
 
 class Classifier:
@@ -79,6 +84,9 @@ class Classifier:
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
         self.shape = (channels or next((module.in_channels for module in convolutions), 3), height, width)
+        if (numbers := math.prod(self.shape)) > MOST_NUMBERS:
+            message = f"an input of {' x '.join(map(str, self.shape))} numbers is too large"
+            raise AgnoscoError(message, f"pass a smaller size; at most {MOST_NUMBERS:,} numbers, not {numbers:,}")
         self.mean = _per_channel(mean, 0.0, self.shape[0], "mean")
         self.std = _per_channel(std, 1.0, self.shape[0], "std")
         if min(self.std) <= 0:

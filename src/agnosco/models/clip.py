@@ -25,7 +25,7 @@ from ..text import first_line, nearest
 from .filling import check_described, fill
 from .heads import tensor_in
 from .hub import Repository
-from .source import Network, OpenWeights, Source, downloaded
+from .source import Network, OpenWeights, Source, downloaded, of_foreign_file
 from .weights.limits import CODES, HINTS, LIMITS
 
 if TYPE_CHECKING:
@@ -100,11 +100,12 @@ class OpenClip(Source):
         visual: Any = model.visual
         texts = _embedded(model, self.prompts, found.tokenizer())
         bias = torch.zeros(()) if model.logit_bias is None else model.logit_bias
-        return Network(
+        network = Network(
             ZeroShot(visual, texts, model.logit_scale.exp(), bias).to(memory_format=torch.channels_last),
             found.name, size=visual.image_size, mean=settings["mean"], std=settings["std"],
             labels=[prompt.name for prompt in self.prompts], assumed=found.assumed,
         )  # fmt: skip
+        return of_foreign_file(network, f"{CONFIG} of {found.name}")
 
     def download(self, name: str) -> str | None:
         named = "/" in name and not name.startswith("local-dir:")

@@ -17,6 +17,10 @@ DESCRIBED = 2.0
 """How many times as many numbers as its weights file a described network may have: it may share some."""
 
 
+SMALL_BUFFERS = 2**22
+"""Numbers of buffers that are not counted: a small network may have more of them than weights, such as indices."""
+
+
 class WithoutMemory(TorchFunctionMode):
     """Inside, ``torch.empty``, with which layers allocate their parameters, takes neither memory nor time.
 
@@ -47,7 +51,9 @@ def check_described(create: Callable[[], nn.Module], weights: Weights, name: str
     It is built without memory. AgnoscoError if it is larger: one could be described that fills any memory.
     """
     with torch.device("meta"), _Counted():
-        numbers = sum(parameter.numel() for parameter in create().parameters())
+        model = create()
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    numbers += max(sum(buffer.numel() for buffer in model.buffers()) - SMALL_BUFFERS, 0)
     held = sum(entry.numbers for entry in weights.entries.values())
     if numbers > DESCRIBED * held:
         message = f"config.json of {name} describes {numbers:,} numbers, but {weights.name} holds {held:,}"

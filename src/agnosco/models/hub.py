@@ -35,7 +35,7 @@ class Repository:
     """The files of a repository, or of a local folder.
 
     Args:
-        name: What it was called: ``ORG/NAME``, with the commit of what was fetched, or the folder's own name.
+        given: What it was called: ``ORG/NAME``, or a folder's path.
         folder: Where its files are, if it is local.
         revision: Branch, tag or commit; None for the newest.
         config, weights_file: The files that every such repository has; the first says which commit is read.
@@ -150,7 +150,7 @@ class Repository:
                 return AgnoscoError(f"{self.given} has no {self.weights_file}", "give what save_pretrained wrote")
             lacks = f"{self.given} has no {self.weights_file}"
             message = f"{lacks}, but {pickle}, a pickle, which can run code when it is opened"
-            hint = f"save it again with save_pretrained, or add --weights {self.folder / pickle} --allow-pickle"
+            hint = f"save it again as safetensors, or add --weights {self.folder / pickle} --allow-pickle"
             return AgnoscoError(message, hint, exit_code=CODES["pickle"])
         lacks = f"{self.given} has no {self.weights_file}"
         message = f"{lacks}; pickles (.bin), which can run code when they are opened, stay there"

@@ -22,7 +22,7 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest, one_line
 from .filling import check_described
 from .hub import Repository
-from .source import Network, OpenWeights, Source
+from .source import Network, OpenWeights, Source, of_foreign_file
 from .weights.limits import CODES, HINTS, LIMITS
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ WIDEST = 4096
 """The most pixels that a processor may be told to make of a side: two images of this size are made with it."""
 
 
+SMALLEST_SHARE = 0.5
+"""The smallest share of a resized image that a processor may keep: it resizes to a side divided by this."""
+
+
 class HuggingFace(Source):
     """Image classifiers of transformers: ``ORG/NAME``, ``ORG/NAME@REVISION`` or a folder."""
 
@@ -61,10 +65,11 @@ class HuggingFace(Source):
         with (weights or repository.weights)() as file:
             model = _filled(config, file, full_name)
         inputs = _input(repository, config)
-        return Network(
+        network = Network(
             model.to(memory_format=torch.channels_last), full_name, inputs.size, inputs.mean, inputs.std,
             labels=labels, channels=inputs.channels, assumed=inputs.assumed,
         )  # fmt: skip
+        return of_foreign_file(network, f"{CONFIG} or {PROCESSOR} of {repository.given}")
 
     def download(self, name: str) -> str | None:
         return None if Path(name).expanduser().is_dir() else f"hf:{name}, unless it is already here"
@@ -179,7 +184,7 @@ def _quiet() -> Iterator[None]:
 class _Input(NamedTuple):
     """What a network takes; see :class:`.source.Network`."""
 
-    size: tuple[int, int] | None
+    size: int | tuple[int, int] | None
     channels: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -189,11 +194,18 @@ class _Input(NamedTuple):
 def _input(repository: Repository, config: PretrainedConfig) -> _Input:
     """The input of a network by its processor, or by its configuration where it has none."""
     channels = getattr(config, "num_channels", 3)
+    if channels not in (1, 3):
+        message = f"{CONFIG} of {repository.given} names {str(channels)[:80]} channels"
+        raise AgnoscoError(message, "give a network for grey images (1) or colours (3)")
     given = repository.json(PROCESSOR, largest=WIDEST)
     if given is None:
         side = getattr(config, "image_size", None)
-        size = (side, side) if isinstance(side, int) else side and tuple(side)
+        size = tuple(side) if isinstance(side, list) else side
         return _Input(size, channels, None, None, f"pixels in [0, 1], since it has no {PROCESSOR}")
+    share = given.get("crop_pct")  # of a side, so one that is resized to it is longer by its inverse
+    if isinstance(share, int | float) and not SMALLEST_SHARE <= share <= 1:
+        message = f"crop_pct in {PROCESSOR} of {repository.given} is {share}"
+        raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
     try:
         return _measured(_harmless(given), config.to_dict(), channels)
     except Exception as error:  # a processor may refuse its own settings in any way

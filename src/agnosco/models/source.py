@@ -1,5 +1,6 @@
 """What a source of networks can do: it turns a name into a network, with what is known about its input."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from torch import nn
 
 from ..errors import AgnoscoError
 from ..text import first_line
+from .weights.limits import CODES, HINTS
 from .weights.opening import Weights
 
 T = TypeVar("T")
@@ -42,6 +44,19 @@ class Network:
     labels: Sequence[str] | None = None
     channels: int | None = None
     assumed: str | None = None
+
+
+def of_foreign_file(network: Network, file: str) -> Network:
+    """A network as it is; AgnoscoError if its size, mean or std, which a foreign file gave, are no numbers."""
+    size = (network.size, network.size) if isinstance(network.size, int) else network.size
+    right = size is None or (len(size) == 2 and all(isinstance(side, int) for side in size))
+    for values in (network.mean, network.std):
+        sequence = isinstance(values, list | tuple) and all(isinstance(each, int | float) for each in values)
+        right &= values is None or (sequence and all(map(math.isfinite, values)))
+    if not right:
+        message = f"{file} does not give a size in pixels, and numbers for mean and std"
+        raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"])
+    return network
 
 
 class Source(ABC):

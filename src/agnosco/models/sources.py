@@ -23,7 +23,7 @@ from .clip import OpenClip
 from .filling import WithoutMemory, check_described, count_classes, fill, with_classes_of
 from .hub import Repository
 from .huggingface import CONFIG, HuggingFace
-from .source import OWN, Network, OpenWeights, Source, downloaded
+from .source import OWN, Network, OpenWeights, Source, downloaded, of_foreign_file
 from .weights.limits import CODES, HINTS
 
 TIMM_FORMS = ("hf-hub", "local-dir")
@@ -144,14 +144,20 @@ class Timm(Source):
             fill(model, file, full_name)
         usual: Any = model.pretrained_cfg
         settings = usual | settings
+        size: Any = settings["input_size"]
+        size = tuple(size[-2:]) if isinstance(size, list | tuple) else ()
         labels = config.get("label_names", settings.get("label_names"))
-        return Network(
-            model.to(memory_format=torch.channels_last), full_name, size=tuple(settings["input_size"][-2:]),
-            mean=settings["mean"], std=settings["std"], labels=labels and [one_line(str(label)) for label in labels],
+        if isinstance(labels, dict):  # names by index
+            labels = [labels.get(str(index), index) for index in range(len(labels))]
+        names = [one_line(str(label)) for label in labels] if isinstance(labels, list) else None
+        network = Network(
+            model.to(memory_format=torch.channels_last), full_name, size=size, mean=settings["mean"],
+            std=settings["std"], labels=names or None,
         )  # fmt: skip
+        return of_foreign_file(network, f"{CONFIG} of {repository.given}")
 
     def download(self, name: str) -> str | None:
-        return f"the weights of timm:{name}, unless they are already here"
+        return None if name.startswith("local-dir:") else f"the weights of timm:{name}, unless they are already here"
 
 
 class Own(Source):

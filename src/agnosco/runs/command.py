@@ -62,9 +62,8 @@ def _with_radius(ball: Ball, radius: float) -> Ball:
 def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
     """The command line that makes a run's maps again, from what its manifest says.
 
-    Files are named as in the manifest, without their folders; a file of class names is not in it, and one of
-    prompts is called PROMPTS. None for settings
-    that no command line can give, or that Python code gave.
+    Files are named as in the manifest, without their folders; a file of class names is not in it, and one of prompts is
+    called PROMPTS. None for settings that no command line can give, or that Python code gave.
     """
     if settings.command == "demo":  # which takes no settings
         return "agnosco demo"
