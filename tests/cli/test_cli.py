@@ -158,7 +158,7 @@ def test_channels_of_a_layer_are_mapped_continued_judged_checked_and_reported() 
     )  # fmt: skip
     assert "randomized: 0 alone" in checked.stdout, checked.stderr
     assert call("report", "agnosco-run", "--out", "page.html").exit_code == 0
-    assert "the channels at 0" in Path("page.html").read_text()
+    assert "channels at 0" in Path("page.html").read_text()
 
 
 def test_layers_are_listed_and_no_map_is_made() -> None:

@@ -228,7 +228,7 @@ def test_mean_std_size_and_labels_can_be_given(squeezenet_file: Path) -> None:
     ("spec", "message", "hint"),
     [
         ("torchvision:resnt18", "no classifier 'resnt18'", "'resnet18'"),
-        ("torchvision:fcn_resnet50", "no classifier 'fcn_resnet50'", "resnet50"),  # segmentation
+        ("torchvision:raft_small", "no classifier 'raft_small'", "convnext_small"),  # optical flow
         ("torchvision:", "no classifier ''", "there are"),
         ("resnet18", "'resnet18' does not say", "'torchvision:resnet18'"),
         ("weights.pt", "'weights.pt' does not say", "name the architecture"),

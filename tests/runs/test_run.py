@@ -125,6 +125,8 @@ def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
         "std": [1.0, 1.0, 1.0],
         "classes": 3,
         "features": "1",  # what the refinement looks at
+        "at": None,
+        "directions": None,
     }
     assert data["samples"] == {
         "source": "photographs",
