@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,13 @@ from torch.nn import functional as F
 from ..errors import AgnoscoError
 from ..io.regular import read_regular
 from ..text import first_line, nearest
-from .filling import check_described, fill
+from .filling import described, fill
 from .heads import tensor_in
-from .hub import Repository
+from .hub import REPOSITORIES, Repository
 from .source import Network, OpenWeights, Source, downloaded, of_foreign_file
 from .weights.limits import CODES, HINTS, LIMITS
 
-if TYPE_CHECKING:
-    from .weights.opening import Weights
-
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-REPOSITORIES = ("hf-hub", "local-dir")
-"""What open_clip calls repositories of the hub, and folders of the same form."""
 
 TOKENIZER = ("clean", "reduction_mask", "additional_special_tokens")
 """Settings of a tokenizer that a repository may give; another one names a file."""
@@ -232,7 +227,7 @@ def _of_repository(form: str, text: str, weights: OpenWeights | None) -> _Found:
 
     def model() -> Any:
         with (weights or repository.weights)() as file:
-            return _described(config, file, full_name)
+            return described("open_clip", partial(_built, config), file, full_name)
 
     preprocessing = given.get("preprocess_cfg")
     known = preprocessing if isinstance(preprocessing, dict) and {"mean", "std"} <= preprocessing.keys() else {}
@@ -258,20 +253,6 @@ def _check_harmless(config: dict[str, Any], name: str) -> None:
     if timm_name and timm_name not in timm.list_models():  # else it could name a repository or a folder
         message = f"timm has no model {str(timm_name)[:80]!r}, which {CONFIG} of {name} names"
         raise AgnoscoError(message, nearest(str(timm_name), timm.list_models()))
-
-
-def _described(config: dict[str, Any], file: Weights, name: str) -> Any:
-    """The network that a repository describes, with the weights of a file, which is about as large."""
-    try:
-        check_described(partial(_built, config), file, name)
-        model = _built(config)
-    except AgnoscoError:
-        raise
-    except Exception as error:  # whatever its settings make of it
-        message = f"open_clip cannot build {name}: {first_line(error)}"
-        raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
-    fill(model, file, name)
-    return model
 
 
 def _built(config: dict[str, Any]) -> Any:

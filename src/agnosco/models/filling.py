@@ -1,6 +1,7 @@
 """Builds a network for the weights in a file, and fills it with them if every name and shape agrees."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,13 +10,13 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import AgnoscoError
 from ..io.safetensors_header import TensorEntry
+from ..text import first_line
 from .fitting import find_architecture
 from .weights.limits import CODES, HINTS, LIMITS
 from .weights.opening import Weights
 
 DESCRIBED = 2.0
 """How many times as many numbers as its weights file a described network may have: it may share some."""
-
 
 SMALL_BUFFERS = 2**22
 """Numbers of buffers that are not counted: a small network may have more of them than weights, such as indices."""
@@ -40,7 +41,7 @@ class _Counted(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.made += func is torch.empty
         if self.made > LIMITS.tensors:
-            message = f"its config.json describes more than {LIMITS.tensors:,} tensors"
+            message = f"its configuration describes more than {LIMITS.tensors:,} tensors"
             raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
         return func(*args, **(kwargs or {}))
 
@@ -56,8 +57,32 @@ def check_described(create: Callable[[], nn.Module], weights: Weights, name: str
     numbers += max(sum(buffer.numel() for buffer in model.buffers()) - SMALL_BUFFERS, 0)
     held = sum(entry.numbers for entry in weights.entries.values())
     if numbers > DESCRIBED * held:
-        message = f"config.json of {name} describes {numbers:,} numbers, but {weights.name} holds {held:,}"
+        message = f"the configuration of {name} describes {numbers:,} numbers, but {weights.name} holds {held:,}"
         raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"])
+
+
+@contextmanager
+def building(library: str, name: str) -> Iterator[None]:
+    """Inside, whatever a library raises while it follows a foreign configuration becomes an AgnoscoError."""
+    try:
+        yield
+    except AgnoscoError:
+        raise
+    except Exception as error:
+        message = f"{library} cannot build {name}: {first_line(error)}"
+        raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
+
+
+def described(library: str, create: Callable[[], nn.Module], weights: Weights, name: str) -> nn.Module:
+    """A network that a foreign configuration describes, with the weights of a file.
+
+    AgnoscoError if the library cannot build it, it is larger than its weights, or they do not fit it.
+    """
+    with building(library, name):
+        check_described(create, weights, name)
+        model = create()
+    fill(model, weights, name)
+    return model
 
 
 def last_layer(model: nn.Module) -> str:

@@ -7,7 +7,7 @@ directions in its space. The rest of agnosco takes them for logits of as many cl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -161,12 +161,10 @@ def layers_of(body: nn.Module, images: Tensor) -> list[Layer]:
         places = grid.shape[2] * grid.shape[3] if grid is not None else tokens
         found.setdefault(names[module], Layer(names[module], type(module).__name__, channels, places))
 
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
         body(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return list(found.values())
 
 

@@ -21,8 +21,12 @@ from ..text import first_line
 from .weights.limits import CODES, HINTS, LIMITS
 from .weights.opening import Weights, open_weights
 
+CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin")
+
+REPOSITORIES = ("hf-hub", "local-dir")
+"""What timm and open_clip call repositories of the hub, and folders of the same form."""
 
 DEEPEST, LARGEST = 32, 1 << 20
 """Levels of nesting and integers of a configuration: sound ones stay far below."""
@@ -44,11 +48,11 @@ class Repository:
     given: str
     folder: Path | None = None
     revision: str | None = None
-    config: str = "config.json"
+    config: str = CONFIG
     weights_file: str = WEIGHTS
 
     @classmethod
-    def of(cls, text: str, *, config: str = "config.json", weights_file: str = WEIGHTS) -> Repository:
+    def of(cls, text: str, *, config: str = CONFIG, weights_file: str = WEIGHTS) -> Repository:
         """That of ``ORG/NAME``, ``ORG/NAME@REVISION`` or the path of a folder; AgnoscoError if it is neither.
 
         The names of its files are those of transformers, unless others are given.

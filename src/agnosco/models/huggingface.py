@@ -20,8 +20,8 @@ from torch import nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, one_line
-from .filling import check_described
-from .hub import Repository
+from .filling import building, check_described
+from .hub import CONFIG, Repository
 from .source import Network, OpenWeights, Source, of_foreign_file
 from .weights.limits import CODES, HINTS, LIMITS
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .weights.opening import Weights
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSOR = "preprocessor_config.json"
 
 REMOVED = (
     "auto_map", "custom_pipelines", "quantization_config", "backbone", "name_or_path", "attn_implementation",
@@ -42,7 +42,6 @@ REMOVED = (
 
 WIDEST = 4096
 """The most pixels that a processor may be told to make of a side: two images of this size are made with it."""
-
 
 SMALLEST_SHARE = 0.5
 """The smallest share of a resized image that a processor may keep: it resizes to a side divided by this."""
@@ -55,9 +54,8 @@ class HuggingFace(Source):
         try:
             import transformers  # noqa: F401
         except ImportError as error:
-            raise AgnoscoError(
-                "transformers is not installed", "pip install '.[hf]' in the clone of agnosco"
-            ) from error
+            hint = "pip install '.[hf]' in the clone of agnosco"
+            raise AgnoscoError("transformers is not installed", hint) from error
         repository = Repository.of(name)
         config = _config(repository)
         labels = _labels(repository, config)
@@ -142,18 +140,12 @@ def _filled(config: PretrainedConfig, file: Weights, name: str) -> nn.Module:
 
     kinds = CLASSES[type(config)]
     kind: Any = kinds[0] if isinstance(kinds, tuple) else kinds
-    with _quiet():
-        try:
-            check_described(lambda: kind(config), file, name)
-            model, report = kind.from_pretrained(
-                None, config=config, state_dict=file.read(), output_loading_info=True, dtype=torch.float32,
-                attn_implementation="eager", ignore_mismatched_sizes=True,  # they are in the report
-            )  # fmt: skip
-        except AgnoscoError:
-            raise
-        except Exception as error:
-            message = f"transformers cannot build {name}: {first_line(error)}"
-            raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
+    with _quiet(), building("transformers", name):
+        check_described(lambda: kind(config), file, name)
+        model, report = kind.from_pretrained(
+            None, config=config, state_dict=file.read(), output_loading_info=True, dtype=torch.float32,
+            attn_implementation="eager", ignore_mismatched_sizes=True,  # they are in the report
+        )  # fmt: skip
     for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has other shapes of")):
         if keys := sorted(each if isinstance(each, str) else each[0] for each in report[key]):
             message = f"{file.name} of {name} {what} {len(keys)} tensors of {type(model).__name__}, such as {keys[0]!r}"

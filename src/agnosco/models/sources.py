@@ -20,14 +20,10 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest, one_line
 from .architectures import ARCHITECTURES
 from .clip import OpenClip
-from .filling import WithoutMemory, check_described, count_classes, fill, with_classes_of
-from .hub import Repository
-from .huggingface import CONFIG, HuggingFace
+from .filling import WithoutMemory, count_classes, described, fill, with_classes_of
+from .hub import CONFIG, REPOSITORIES, Repository
+from .huggingface import HuggingFace
 from .source import OWN, Network, OpenWeights, Source, downloaded, of_foreign_file
-from .weights.limits import CODES, HINTS
-
-TIMM_FORMS = ("hf-hub", "local-dir")
-"""What timm calls repositories of the hub, and folders of the same form."""
 
 
 class Torchvision(Source):
@@ -89,7 +85,7 @@ class Timm(Source):
         except ImportError as error:
             raise AgnoscoError("timm is not installed", "pip install '.[timm]' in the clone of agnosco") from error
         form, _, rest = name.partition(":")
-        if form in TIMM_FORMS and rest:
+        if form in REPOSITORIES and rest:
             return self._of_repository(form, Repository.of(rest), weights)
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]  # no name of a hub or a folder
         if name not in names:
@@ -133,15 +129,7 @@ class Timm(Source):
         create = partial(timm.create_model, name, **arguments)
         full_name = f"timm:{form}:{repository.name}"
         with (weights or repository.weights)() as file:
-            try:
-                check_described(create, file, full_name)
-                model = create()
-            except AgnoscoError:
-                raise
-            except Exception as error:  # whatever its arguments make of it
-                message = f"timm cannot build {full_name}: {first_line(error)}"
-                raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
-            fill(model, file, full_name)
+            model = described("timm", create, file, full_name)
         usual: Any = model.pretrained_cfg
         settings = usual | settings
         size: Any = settings["input_size"]
