@@ -143,11 +143,39 @@ def judgement(run: Run, judge: Classifier) -> dict[str, Any]:
 
 def cell(judgement: dict[str, Any], labels: Sequence[int]) -> str:
     """M_score / top-1 of all classes / mean probability of the class, the last two with their intervals."""
-    parts = [f"{judgement['m_score']:.3f}"]
+    parts = [f"{judgement['m_score']:.3f}" if "m_score" in judgement else "-"]
     for values in (judgement["answers"]["top1"], judgement["answers"]["p"]):
         low, high = interval_over_classes(values, labels)
         parts.append(f"{fmean(values):.2f} ({low:.2f}-{high:.2f})")
     return " / ".join(parts)
+
+
+def cells(name: str, result: dict[str, Any]) -> list[str]:
+    """A source's row of the table: its targeted success rate, and what every network says of its pictures."""
+    rates, labels = result["targeted_success_rates"], result["labels"]
+    low, high = interval_over_classes(rates, labels)
+    judged = ["itself" if target == name else cell(said, labels) for target, said in result["targets"].items()]
+    return [f"{fmean(rates):.2f} ({low:.2f}-{high:.2f}), least {min(rates):.2f}", *judged]
+
+
+def own_best(result: dict[str, Any]) -> dict[str, Any]:
+    """A source's result with one picture of each class: that of the greatest targeted success rate.
+
+    The source itself chooses; M_score, which is of all pictures together, is left out.
+    """
+    rates, labels = result["targeted_success_rates"], result["labels"]
+    chosen = [
+        max((i for i, each in enumerate(labels) if each == label), key=rates.__getitem__) for label in set(labels)
+    ]
+
+    def of_chosen(values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in chosen]
+
+    targets = {
+        target: {"answers": {key: of_chosen(said["answers"][key]) for key in ("top1", "p")}}
+        for target, said in result["targets"].items()
+    }
+    return {"labels": of_chosen(labels), "targeted_success_rates": of_chosen(rates), "targets": targets}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -156,11 +184,11 @@ def table(results: dict[str, Any]) -> str:
     names = list(next(iter(sources.values()))["targets"])
     rows = []
     for name, result in sources.items():
-        rates, labels = result["targeted_success_rates"], result["labels"]
-        low, high = interval_over_classes(rates, labels)
-        success = f"{fmean(rates):.2f} ({low:.2f}-{high:.2f}), least {min(rates):.2f}"
-        judged = ["itself" if target == name else cell(result["targets"][target], labels) for target in names]
-        rows.append([f"{name} ({len(labels)} pictures)", success, *judged])
+        rows.append([f"{name} ({len(result['labels'])} pictures)", *cells(name, result)])
+        if len(set(result["labels"])) < len(result["labels"]):
+            rows.append(
+                [f"{name}, of each class's seeds the one with the greatest rate", *cells(name, own_best(result))]
+            )
     known = results["photographs"]
     photographs = (f"- / {known[n]['top1']:.2f} / {known[n]['probability']:.2f}" if known[n] else "-" for n in names)
     rows.append(["photographs", "-", *photographs])

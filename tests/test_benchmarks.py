@@ -27,6 +27,7 @@ frontier = pytest.importorskip("frontier")
 gallery = pytest.importorskip("gallery")
 long_run = pytest.importorskip("long_run")
 speed = pytest.importorskip("speed")
+table1 = pytest.importorskip("table1")
 
 
 def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
@@ -35,6 +36,15 @@ def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
     assert masks.norms[TARGET] < 20
     clean = cleanse.neural_cleanse(planted(None), samples(), steps=150)
     assert clean.anomaly.max() < masks.anomaly.max()
+
+
+def test_table_1_has_a_row_of_the_seeds_that_the_source_itself_prefers() -> None:
+    labels, rates = [7, 3, 7, 3], [0.2, 0.9, 0.8, 0.5]
+    said = {"m_score": 0.6, "answers": {"top1": [0.0, 1.0, 1.0, 0.0], "p": [0.1, 0.7, 0.9, 0.3]}}
+    chosen = table1.own_best({"labels": labels, "targeted_success_rates": rates, "targets": {"judge": said}})
+    assert dict(zip(chosen["labels"], chosen["targeted_success_rates"], strict=True)) == {7: 0.8, 3: 0.9}
+    assert sorted(chosen["targets"]["judge"]["answers"]["p"]) == [0.7, 0.9]
+    assert table1.cells("source", chosen)[1].startswith("- / 1.00")
 
 
 def test_auroc_counts_pairs_and_lies_in_its_interval() -> None:
