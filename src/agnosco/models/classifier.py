@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
+from ..types import Shape
 from .features import feature_map, last_stage
 from .heads import Head, Layer, layers_of, tensor_in, with_head
+
+RGB = 3
+"""Channels of images, unless a model's first convolution has others."""
 
 LONGEST_INDEX = 9
 """Digits of the longest number that can be the index of a class."""
@@ -83,21 +87,13 @@ class Classifier:
         self.name = name or type(model).__name__
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-        self.shape = (channels or next((module.in_channels for module in convolutions), 3), height, width)
-        if (numbers := math.prod(self.shape)) > MOST_NUMBERS:
-            message = f"an input of {' x '.join(map(str, self.shape))} numbers is too large"
-            raise AgnoscoError(message, f"pass a smaller size; at most {MOST_NUMBERS:,} numbers, not {numbers:,}")
-        self.mean = _per_channel(mean, 0.0, self.shape[0], "mean")
-        self.std = _per_channel(std, 1.0, self.shape[0], "std")
-        if min(self.std) <= 0:
-            message = f"std must be positive, not {self.std}"
-            raise AgnoscoError(message, "pass the std used in training, in [0, 1] units")
+        first = next((module.in_channels for module in convolutions), RGB)
         tensors = [*model.parameters(), *model.buffers()]
         self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self._frozen = 0
-        self._layout = torch.channels_last
-        self.classes = _checked_classes(self._probe(), asked=isinstance(self.model, Head))
+        shapes = [(number, height, width) for number in ((channels,) if channels else (first, RGB))]
+        self.classes = _checked_classes(self._first_logits(shapes, mean, std), asked=isinstance(self.model, Head))
         if labels is None and isinstance(self.model, Head):
             labels = self.model.labels(self.classes)
         self.labels = _checked_labels(labels, self.classes)
@@ -240,6 +236,31 @@ class Classifier:
             digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def _first_logits(
+        self, shapes: Sequence[Shape], mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> Tensor:
+        """Logits of two random images of the first shape ``(C, H, W)`` that the model takes, which is kept."""
+        errors = []
+        for shape in dict.fromkeys(shapes):
+            try:
+                self._set_shape(shape, mean, std)
+                return self._probe()
+            except AgnoscoError as error:  # a network may have convolutions that take no images
+                errors.append(error)
+        raise errors[0]
+
+    def _set_shape(self, shape: Shape, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Take images of a shape, with a mean and a standard deviation for each channel."""
+        if (numbers := math.prod(shape)) > MOST_NUMBERS:
+            message = f"an input of {' x '.join(map(str, shape))} numbers is too large"
+            raise AgnoscoError(message, f"pass a smaller size; at most {MOST_NUMBERS:,} numbers, not {numbers:,}")
+        self.shape, self._layout = shape, torch.channels_last
+        self.mean = _per_channel(mean, 0.0, shape[0], "mean")
+        self.std = _per_channel(std, 1.0, shape[0], "std")
+        if min(self.std) <= 0:
+            message = f"std must be positive, not {self.std}"
+            raise AgnoscoError(message, "pass the std used in training, in [0, 1] units")
 
     def _probe(self) -> Tensor:
         """Logits of two random images; decides in which memory layout images are passed to the model."""
