@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -193,6 +194,23 @@ def test_output_that_is_no_logits(answer: Callable[[Tensor], object], message: s
         Classifier(Answering(answer), size=4)
 
 
+@dataclass
+class Record:
+    """What models of transformers answer."""
+
+    loss: Tensor | None
+    logits: Tensor
+    hidden: Tensor
+
+
+@dataclass
+class Unnamed:
+    """A record without a usual name: its first tensor is taken."""
+
+    loss: Tensor | None
+    scores: Tensor
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -201,6 +219,8 @@ def test_output_that_is_no_logits(answer: Callable[[Tensor], object], message: s
         lambda x: {"hidden": -x, "logits": channel_means(x)},
         lambda x: (channel_means(x), -x),
         lambda x: SimpleNamespace(logits=channel_means(x)),
+        lambda x: Record(None, channel_means(x), -x),
+        lambda x: Unnamed(None, channel_means(x)),
     ],
 )
 def test_answers_in_other_forms(answer: Callable[[Tensor], object]) -> None:

@@ -276,14 +276,15 @@ class Classifier:
                 self._layout = torch.contiguous_format
                 return self._probe()
             message = f"{self.name} does not run on images of shape {self.shape}: {first_line(error)}"
-            raise AgnoscoError(message, "pass the size and channels that it was trained with") from error
+            own = _own_size(self.body)
+            hint = "pass the size and channels that it was trained with"
+            if own not in (None, self.shape[1:]):
+                hint = f"pass the size that it was made for: {own[0]} x {own[1]} pixels"
+            raise AgnoscoError(message, hint) from error
 
 
 def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    if size is None:
-        settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-        is_timm = isinstance(settings, dict)
-        size = settings.get("input_size", (None,))[-1] if is_timm else getattr(model, "image_size", None)
+    size = _own_size(model) if size is None else size
     if size is None:
         message = f"the input size of {type(model).__name__} is unknown"
         raise AgnoscoError(message, "pass it: size=224 (height and width in pixels)")
@@ -291,6 +292,17 @@ def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[i
     if min(height, width) < 1:
         raise AgnoscoError(f"an input of {height} x {width} pixels is empty", "pass a size of at least 1")
     return height, width
+
+
+def _own_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width in pixels that a model of timm or torchvision says it was made for."""
+    settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", None)
+    if size is None and isinstance(settings, dict):
+        size = settings.get("input_size", ())[-2:]
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) and len(size) == 2 else None
 
 
 def _per_channel(values: Sequence[float] | None, default: float, channels: int, name: str) -> tuple[float, ...]:
