@@ -79,7 +79,7 @@ class Watched(nn.Module):
         self.network, self.seen = network, Seen()
 
     def forward(self, images: Tensor) -> Tensor:
-        few = images[:: max(1, len(images) // 4)]  # torch.fx cannot follow len(), so that no copy loses the notes
+        few = images[:: max(1, len(images) // 4)]
         self.seen.append(few.detach().float().cpu())
         return self.network(images)
 

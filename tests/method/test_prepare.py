@@ -7,7 +7,6 @@ import gc
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from agnosco.errors import AgnoscoError
 from agnosco.method import prepare
@@ -43,14 +42,14 @@ class Residual(nn.Module):
 
 
 class Branching(Residual):
-    """Asks its input, which torch.fx cannot follow."""
+    """Asks its input, which tracers of code cannot follow."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images if images.mean() > -100 else -images)
 
 
 class Fickle(Residual):
-    """Adds what tracing freezes: the trace gives other logits than the network."""
+    """Answers otherwise each time, so that nobody can tell whether a copy answers alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +58,51 @@ class Fickle(Residual):
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
         return super().forward(images) * self.calls
+
+
+class Weighing(Residual):
+    """Reads a weight that folding changes, elsewhere too."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + self.first.weight.norm()
+
+
+class Skipping(Residual):
+    """Its first answer is read twice, and its second normalisation is used twice; only the third pair is alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        raw = self.first(images)
+        two = self.second_norm(self.second(self.first_norm(raw) + raw))
+        return self.head(self.last_norm(self.third(self.second_norm(two))).mean((2, 3)))
+
+
+class Active(nn.BatchNorm2d):
+    """A normalisation with an activation, as timm has them."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.act = nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(super().forward(input))
+
+
+class Padding(nn.Conv2d):
+    """A convolution that pads by itself, as TensorFlow's do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (0, 1, 0, 1)))
+
+
+class Standardizing(nn.Conv2d):
+    """A convolution whose weights are scaled in each pass, which undoes what folding does to them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight / self.weight.std(), self.bias)
 
 
 def norms(classifier: Classifier) -> int:
@@ -95,10 +139,56 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [Branching, Fickle])
-def test_a_network_that_cannot_be_followed_stays_as_it_is(kind: type[nn.Module]) -> None:
+def test_a_network_with_conditions_is_folded() -> None:
+    classifier = Classifier(Branching(), size=16)
+    assert norms(prepared(classifier)) == 1
+
+
+@pytest.mark.parametrize("kind", [Fickle, Weighing])
+def test_a_network_that_would_answer_otherwise_stays_as_it_is(kind: type[nn.Module]) -> None:
     classifier = Classifier(kind(), size=16)
     assert prepared(classifier).model is classifier.model
+
+
+def test_what_others_read_too_is_not_folded() -> None:
+    faster = prepared(Classifier(Skipping(), size=16)).model
+    kept = [name for name, module in faster.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert kept == ["first_norm", "second_norm"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [(nn.Conv2d, [nn.Sequential]), (Padding, [nn.Sequential]), (Standardizing, [Active])]
+)
+def test_layers_of_other_classes_are_folded_if_that_gives_the_same(
+    kind: type[nn.Conv2d], left: list[type[nn.Module]]
+) -> None:
+    network = Residual()
+    network.first, activated = kind(3, 8, 3, padding=1), Active()
+    activated.load_state_dict(network.first_norm.state_dict())
+    network.first_norm = activated
+    network.last_norm = nn.Identity()  # type: ignore[assignment]
+    classifier = Classifier(network, size=16)
+    faster = prepared(classifier)
+    assert [type(faster.model.get_submodule("first_norm"))] == left
+    torch.testing.assert_close(faster(images()), classifier(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_layer_takes_up_its_normalisation() -> None:
+    norm = nn.BatchNorm1d(5)
+    assert norm.running_mean is not None
+    norm.running_mean.uniform_(-1, 1)
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(768, 5), norm), size=16)
+    faster = prepared(classifier)
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in faster.model.modules())
+    torch.testing.assert_close(faster(images()), classifier(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("at", "left"), [("first", 3), ("first_norm", 2), ("second_norm", 1)])
+def test_a_network_is_folded_up_to_the_layer_that_is_asked(at: str, left: int) -> None:
+    classifier = Classifier(Residual(), size=16, at=at)
+    faster = prepared(classifier)
+    assert norms(faster) == left
+    torch.testing.assert_close(faster(images()), classifier(images()), rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_near_and_coarser() -> None:
@@ -157,18 +247,6 @@ def test_a_network_that_cannot_be_copied_runs_in_bfloat16_all_the_same() -> None
     assert {tensor.dtype for tensor in classifier.model.parameters()} == {torch.float32}
     difference = (halved(images()) - classifier(images())).abs().max()
     assert 0 < difference < 0.03 * classifier(images()).abs().max()
-
-
-def test_a_fold_that_changes_the_answers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(model: nn.Module) -> nn.Module:
-        folded = fuse(model)
-        for tensor in folded.parameters():
-            tensor.data *= 1.01
-        return folded
-
-    classifier = Classifier(Residual(), size=16)
-    monkeypatch.setattr(prepare, "fuse", careless)
-    assert prepared(classifier).model is classifier.model
 
 
 def test_a_compiled_network_answers_alike() -> None:

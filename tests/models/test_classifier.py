@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from torchvision import models
 
 from agnosco.errors import AgnoscoError
 from agnosco.models.classifier import Classifier
+from agnosco.models.features import feature_map
 
 ANIMALS = ("tench", "great white shark", "tiger shark", "sea_lion", "lion", "T-shirt, tee shirt")
 
@@ -192,6 +194,23 @@ def test_output_that_is_no_logits(answer: Callable[[Tensor], object], message: s
         Classifier(Answering(answer), size=4)
 
 
+@dataclass
+class Record:
+    """What models of transformers answer."""
+
+    loss: Tensor | None
+    logits: Tensor
+    hidden: Tensor
+
+
+@dataclass
+class Unnamed:
+    """A record without a usual name: its first tensor is taken."""
+
+    loss: Tensor | None
+    scores: Tensor
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -200,6 +219,8 @@ def test_output_that_is_no_logits(answer: Callable[[Tensor], object], message: s
         lambda x: {"hidden": -x, "logits": channel_means(x)},
         lambda x: (channel_means(x), -x),
         lambda x: SimpleNamespace(logits=channel_means(x)),
+        lambda x: Record(None, channel_means(x), -x),
+        lambda x: Unnamed(None, channel_means(x)),
     ],
 )
 def test_answers_in_other_forms(answer: Callable[[Tensor], object]) -> None:
@@ -366,9 +387,54 @@ def test_tokens_are_laid_out_on_their_grid(extra: int) -> None:
     torch.testing.assert_close(classifier.activations(pixels), F.avg_pool2d(pixels, 2))
 
 
-def test_tokens_are_laid_out_in_the_proportions_of_the_image() -> None:
-    pixels = torch.rand(2, 3, 8, 16)
-    torch.testing.assert_close(Classifier(Tokens(2), size=(8, 16)).activations(pixels), F.avg_pool2d(pixels, 2))
+@pytest.mark.parametrize("size", [(8, 16), (13, 22), (5, 8)])
+def test_tokens_are_laid_out_in_the_proportions_of_the_image(size: tuple[int, int]) -> None:
+    pixels = torch.rand(2, 3, *size)
+    for extra in (0, 2):
+        torch.testing.assert_close(Classifier(Tokens(extra), size=size).activations(pixels), F.avg_pool2d(pixels, 2))
+
+
+def test_tokens_of_patches_that_are_filled_up_are_laid_out() -> None:
+    """2 x 4 patches of 32 pixels, as MViT has them, and a class token."""
+    tokens = torch.arange(9.0).view(1, 9, 1)
+    grid = feature_map(tokens, (3, 40, 100))
+    assert grid is not None
+    assert grid[0, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+class Attention(nn.Module):
+    """Four tokens a side; afterwards, the heads of their queries and how much they attend to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage, self.heads, self.shares = nn.Conv2d(3, 32, 2, stride=2), nn.Unflatten(2, (2, 16)), nn.Softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.heads(self.stage(x).flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.shares(heads @ heads.transpose(2, 3)).mean(1)[:, 0, :5]
+
+
+def test_neither_heads_nor_their_attention_are_a_stage() -> None:
+    classifier = Classifier(Attention(), size=8)
+    assert classifier.features == "stage"
+    assert [layer.name for layer in classifier.layers()] == ["stage", "heads"]
+
+
+class Shuffling(nn.Module):
+    """Takes images apart before its only convolution, as TResNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shuffle, self.conv = nn.PixelUnshuffle(2), nn.Conv2d(12, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.shuffle(x)).mean((2, 3))
+
+
+def test_the_first_convolution_may_take_no_images() -> None:
+    assert Classifier(Shuffling(), size=8, mean=[0.5] * 3).shape == (3, 8, 8)
+    with pytest.raises(AgnoscoError, match=r"does not run on images of shape \(12, 7, 7\)"):
+        Classifier(Shuffling(), size=7)
 
 
 class ChannelsLast(nn.Module):

@@ -129,7 +129,7 @@ def test_tokens_are_places_and_the_class_token_is_none() -> None:
         ("1", {}, "there are no directions", "at least one"),
         ("1", {"a": torch.ones(2, 6), "a 0": torch.ones(6)}, "two directions are called 'a 0'", "rename"),
         ("3:center", None, "has no place in the middle", "without :center"),
-        ("1:centre", None, "has no layer '1:centre'", "--list-layers"),
+        ("1:centre", None, "has no layer '1:centre'", "did you mean '1:center'"),
         (None, {"a": torch.ones(6)}, "directions need a layer", "--at layer4"),
     ],
 )
@@ -145,6 +145,13 @@ def test_what_is_asked_is_part_of_the_fingerprint() -> None:
     assert len({way.fingerprint for way in ways}) == len(ways)
 
 
+class Permuted(nn.Module):
+    """Channels to the end."""
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return grid.permute(0, 2, 3, 1)
+
+
 def test_layers_are_listed_in_the_order_of_the_pass() -> None:
     network = body()
     assert layers_of(network, torch.rand(2, 3, SIZE, SIZE))[:2] == [
@@ -156,6 +163,12 @@ def test_layers_are_listed_in_the_order_of_the_pass() -> None:
     for layer in found:
         if layer.channels > 1:
             assert Classifier(network, size=SIZE, at=layer.name).classes == layer.channels
+
+
+def test_pooled_channels_that_come_last_are_channels() -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), Permuted(), nn.Linear(3, 4), nn.Flatten())
+    found = Classifier(network, size=SIZE).layers()
+    assert [(layer.channels, layer.places) for layer in found] == [(3, 1), (3, 1), (4, 1), (4, 1)]
 
 
 def test_a_map_of_a_planted_direction_shows_it() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
 from .config import PRECISIONS
+from .folding import alike, folded
 
 CAST_BY_AUTOCAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -29,9 +30,6 @@ SAMPLES_SHARE = 0.25
 
 MOST_IMAGES = 1024
 """Greatest number of images at once: more of them make no device faster."""
-
-ALIKE = 1e-3
-"""Greatest difference of logits between networks that count as the same, as a share of the greatest logit."""
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
@@ -51,8 +49,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifier:
     """A faster copy of a classifier.
 
-    Batch normalisations are folded into the convolutions before them where torch.fx can follow the network and its
-    logits stay the same. With precision ``bfloat16``, convolutions and matrix products are in bfloat16.
+    Batch normalisations are folded into the convolutions before them where the logits stay the same. With precision
+    ``bfloat16``, convolutions and matrix products are in bfloat16.
     """
     faster = copy.copy(classifier)
     faster.model = _folded(classifier)
@@ -135,21 +133,19 @@ class _Autocast(nn.Module):
 def _folded(classifier: Classifier) -> nn.Module:
     """The network with batch normalisations folded into convolutions; as it is if that fails."""
     model = classifier.model
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return model
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, *classifier.shape, generator=generator).to(classifier.device)
-    folded = copy.copy(classifier)
+    faster, expected = copy.copy(classifier), []
     try:
         exactly = torch.backends.cudnn.flags(allow_tf32=False)  # its rounding would hide a difference
         with classifier.frozen(), torch.no_grad(), exactly:
-            expected = classifier(pixels)
-            folded.model = fuse(model)
-            logits = folded(pixels)
-    except Exception:  # foreign code may raise anything when traced, and folding only saves time
+            faster.model = folded(model, lambda: expected.append(classifier(pixels)))
+            same = alike(faster(pixels), expected[0])
+    except Exception:  # foreign code may raise anything when it is copied, and folding only saves time
         return model
-    same = logits.shape == expected.shape and (logits - expected).abs().max() <= ALIKE * expected.abs().max()
-    return folded.model if same else model
+    return faster.model if same else model
 
 
 def _cpu_has_bfloat16() -> bool:

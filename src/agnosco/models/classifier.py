@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
+from ..types import Shape
 from .features import feature_map, last_stage
 from .heads import Head, Layer, layers_of, tensor_in, with_head
+
+RGB = 3
+"""Channels of images, unless a model's first convolution has others."""
 
 LONGEST_INDEX = 9
 """Digits of the longest number that can be the index of a class."""
@@ -83,21 +87,13 @@ class Classifier:
         self.name = name or type(model).__name__
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-        self.shape = (channels or next((module.in_channels for module in convolutions), 3), height, width)
-        if (numbers := math.prod(self.shape)) > MOST_NUMBERS:
-            message = f"an input of {' x '.join(map(str, self.shape))} numbers is too large"
-            raise AgnoscoError(message, f"pass a smaller size; at most {MOST_NUMBERS:,} numbers, not {numbers:,}")
-        self.mean = _per_channel(mean, 0.0, self.shape[0], "mean")
-        self.std = _per_channel(std, 1.0, self.shape[0], "std")
-        if min(self.std) <= 0:
-            message = f"std must be positive, not {self.std}"
-            raise AgnoscoError(message, "pass the std used in training, in [0, 1] units")
+        first = next((module.in_channels for module in convolutions), RGB)
         tensors = [*model.parameters(), *model.buffers()]
         self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self._frozen = 0
-        self._layout = torch.channels_last
-        self.classes = _checked_classes(self._probe(), asked=isinstance(self.model, Head))
+        shapes = [(number, height, width) for number in ((channels,) if channels else (first, RGB))]
+        self.classes = _checked_classes(self._first_logits(shapes, mean, std), asked=isinstance(self.model, Head))
         if labels is None and isinstance(self.model, Head):
             labels = self.model.labels(self.classes)
         self.labels = _checked_labels(labels, self.classes)
@@ -241,6 +237,31 @@ class Classifier:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    def _first_logits(
+        self, shapes: Sequence[Shape], mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> Tensor:
+        """Logits of two random images of the first shape ``(C, H, W)`` that the model takes, which is kept."""
+        errors = []
+        for shape in dict.fromkeys(shapes):
+            try:
+                self._set_shape(shape, mean, std)
+                return self._probe()
+            except AgnoscoError as error:  # a network may have convolutions that take no images
+                errors.append(error)
+        raise errors[0]
+
+    def _set_shape(self, shape: Shape, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Take images of a shape, with a mean and a standard deviation for each channel."""
+        if (numbers := math.prod(shape)) > MOST_NUMBERS:
+            message = f"an input of {' x '.join(map(str, shape))} numbers is too large"
+            raise AgnoscoError(message, f"pass a smaller size; at most {MOST_NUMBERS:,} numbers, not {numbers:,}")
+        self.shape, self._layout = shape, torch.channels_last
+        self.mean = _per_channel(mean, 0.0, shape[0], "mean")
+        self.std = _per_channel(std, 1.0, shape[0], "std")
+        if min(self.std) <= 0:
+            message = f"std must be positive, not {self.std}"
+            raise AgnoscoError(message, "pass the std used in training, in [0, 1] units")
+
     def _probe(self) -> Tensor:
         """Logits of two random images; decides in which memory layout images are passed to the model."""
         generator = torch.Generator().manual_seed(0)
@@ -255,14 +276,15 @@ class Classifier:
                 self._layout = torch.contiguous_format
                 return self._probe()
             message = f"{self.name} does not run on images of shape {self.shape}: {first_line(error)}"
-            raise AgnoscoError(message, "pass the size and channels that it was trained with") from error
+            own = _own_size(self.body)
+            hint = "pass the size and channels that it was trained with"
+            if own not in (None, self.shape[1:]):
+                hint = f"pass the size that it was made for: {own[0]} x {own[1]} pixels"
+            raise AgnoscoError(message, hint) from error
 
 
 def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    if size is None:
-        settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-        is_timm = isinstance(settings, dict)
-        size = settings.get("input_size", (None,))[-1] if is_timm else getattr(model, "image_size", None)
+    size = _own_size(model) if size is None else size
     if size is None:
         message = f"the input size of {type(model).__name__} is unknown"
         raise AgnoscoError(message, "pass it: size=224 (height and width in pixels)")
@@ -270,6 +292,17 @@ def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[i
     if min(height, width) < 1:
         raise AgnoscoError(f"an input of {height} x {width} pixels is empty", "pass a size of at least 1")
     return height, width
+
+
+def _own_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width in pixels that a model of timm or torchvision says it was made for."""
+    settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", None)
+    if size is None and isinstance(settings, dict):
+        size = settings.get("input_size", ())[-2:]
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) and len(size) == 2 else None
 
 
 def _per_channel(values: Sequence[float] | None, default: float, channels: int, name: str) -> tuple[float, ...]:

@@ -249,10 +249,10 @@ def _check_harmless(config: dict[str, Any], name: str) -> None:
         if text.get(key):
             message = f"the {what} of {name} is another repository's: {str(text[key])[:80]!r}"
             raise AgnoscoError(message, "give open_clip's own name of it, open_clip:NAME/PRETRAINED, if it has one")
-    timm_name = vision.get("timm_model_name")
-    if timm_name and timm_name not in timm.list_models():  # else it could name a repository or a folder
+    timm_name, names = vision.get("timm_model_name"), timm.list_models()
+    if timm_name and timm_name not in names:  # else it could name a repository or a folder
         message = f"timm has no model {str(timm_name)[:80]!r}, which {CONFIG} of {name} names"
-        raise AgnoscoError(message, nearest(str(timm_name), timm.list_models()))
+        raise AgnoscoError(message, nearest(str(timm_name), names))
 
 
 def _built(config: dict[str, Any]) -> Any:

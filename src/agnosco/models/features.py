@@ -11,6 +11,12 @@ from ..types import Shape
 RESAMPLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
 """Layers that are no stage, although their output may be a feature map."""
 
+ROUNDING = 0.02
+"""By how much shares may miss their sum of 1, in half precision."""
+
+MOST_STRETCHED = 2.0
+"""How far the proportions of a stage may be from the image's: heads of tokens, for one, are further."""
+
 
 def feature_map(output: object, image: Shape) -> Tensor | None:
     """A feature map ``(N, D, h, w)`` from a module's output, or None if the output is none.
@@ -27,10 +33,34 @@ def feature_map(output: object, image: Shape) -> Tensor | None:
         grid = output.permute(0, 3, 1, 2) if channels_last else output
         return grid if min(grid.shape[2:]) > 1 else None
     if output.ndim == 3:
-        for tokens in range(output.shape[1], output.shape[1] - 6, -1):
-            h = isqrt(tokens * height // width) if tokens > 0 else 0
-            if h > 1 and tokens % h == 0 and tokens // h * height == h * width:
-                return output[:, -tokens:].transpose(1, 2).unflatten(2, (h, tokens // h))
+        counts = range(output.shape[1], max(output.shape[1] - 6, 0), -1)
+        for grid_of in (_proportional_grid, _patch_grid):
+            for tokens in counts:
+                if (grid := grid_of(tokens, height, width)) is not None:
+                    return output[:, -tokens:].transpose(1, 2).unflatten(2, grid)
+    return None
+
+
+def attends(output: Tensor) -> bool:
+    """Whether a module answers how much tokens attend to each other: rows ``(N, heads, T, T)`` that sum to 1."""
+    if output.ndim != 4 or output.shape[3] < 2:
+        return False
+    rows = output.float().sum(3)
+    return bool((output >= 0).all() and ((rows - 1).abs() < ROUNDING).all())
+
+
+def _proportional_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+    """Rows and columns that have exactly the proportions of an image."""
+    h = isqrt(tokens * height // width)
+    return (h, tokens // h) if h > 1 and tokens % h == 0 and tokens // h * height == h * width else None
+
+
+def _patch_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+    """Rows and columns of square patches of an image, the last of which are cut off or filled up."""
+    for side in range(1, min(height, width)):
+        for h, w in ((height // side, width // side), (-(-height // side), -(-width // side))):
+            if h * w == tokens and min(h, w) > 1:
+                return h, w
     return None
 
 
@@ -45,11 +75,17 @@ def last_stage(model: nn.Module, image: Shape, classes: int | None, run: Callabl
     ``image`` is the shape ``(C, H, W)`` of the input; ``run`` sends one through the network.
     """
     names = {module: name for name, module in model.named_modules() if name}
+
+    def fits(h: int, w: int) -> bool:
+        return _stretch(h / w, image[1] / image[2]) <= MOST_STRETCHED
+
     stages: list[str] = []
 
     def note(module: nn.Module, _inputs: object, output: object) -> None:
-        grid = None if isinstance(module, RESAMPLING) else feature_map(output, image)
-        if grid is not None and grid.shape[1] != classes:
+        if not isinstance(output, Tensor) or isinstance(module, RESAMPLING) or attends(output):
+            return
+        grid = feature_map(output, image)
+        if grid is not None and grid.shape[1] != classes and fits(grid.shape[2], grid.shape[3]):
             stages.append(names[module])
 
     with ExitStack() as hooks:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import AgnoscoError
 from ..text import nearest
 from ..types import Shape
-from .features import feature_map
+from .features import attends, feature_map
 from .weights.opening import read_weights
 
 CENTER = ":center"
@@ -53,8 +53,9 @@ class Head(nn.Module):
         super().__init__()
         names = [name for name, _ in body.named_modules() if name]
         if layer not in names:
+            near = nearest(layer, [name + CENTER for name in names] if ":" in layer else names)
             message = f"{type(body).__name__} has no layer {layer!r}"
-            raise AgnoscoError(message, f"{nearest(layer, names)}; agnosco map MODEL --list-layers lists all")
+            raise AgnoscoError(message, f"{near}; agnosco map MODEL --list-layers lists all")
         self.body, self.layer, self.center = body, layer, center
         rows: dict[str, Tensor] = {}
         for name, row in _rows(directions or {}):
@@ -90,20 +91,34 @@ class Head(nn.Module):
 
     def _pooled(self, answer: Tensor, image: torch.Size) -> Tensor:
         """``(N, D)`` of what the layer answers."""
-        grid = feature_map(answer, (image[0], image[1], image[2]))
-        if grid is None:
-            if self.center:
+        shape: Shape = (image[0], image[1], image[2])
+        if self.center:
+            grid = feature_map(answer, shape)
+            if grid is None:
                 message = f"{self.layer!r} answers {tuple(answer.shape)}, which has no place in the middle"
                 raise AgnoscoError(message, f"name it without {CENTER}, or name a layer before it")
-            if answer.ndim not in (2, 3, 4):
-                message = f"{self.layer!r} answers {tuple(answer.shape)}, neither a feature map nor tokens nor a vector"
-                raise AgnoscoError(message, "name another layer")
-            if answer.ndim == 2:
-                return answer
-            return answer.mean(1) if answer.ndim == 3 else answer.mean((2, 3))
-        if self.center:
             return grid[:, :, grid.shape[2] // 2, grid.shape[3] // 2]
-        return grid.mean((2, 3))
+        values = at_places(answer, shape)
+        if values is None:
+            message = f"{self.layer!r} answers {tuple(answer.shape)}, neither a feature map nor tokens nor a vector"
+            raise AgnoscoError(message, "name another layer")
+        return values.mean(2)
+
+
+def at_places(answer: Tensor, image: Shape) -> Tensor | None:
+    """The values ``(N, D, places)`` of what a layer answers to images ``(C, H, W)``; None if it has no channels.
+
+    A vector is one place. What is no feature map has all of its tokens as places, extra ones too.
+    """
+    grid = feature_map(answer, image)
+    if grid is not None:
+        return grid.flatten(2)
+    if answer.ndim == 4:
+        pooled_last = answer.shape[1] == answer.shape[2] == 1  # of a network whose channels are last
+        return (answer.permute(0, 3, 1, 2) if pooled_last else answer).flatten(2)
+    if answer.ndim == 3:
+        return answer.transpose(1, 2)
+    return answer[:, :, None] if answer.ndim == 2 else None
 
 
 def answer_of(body: nn.Module, layer: str, images: Tensor) -> Tensor:
@@ -153,13 +168,11 @@ def layers_of(body: nn.Module, images: Tensor) -> list[Layer]:
 
     def note(module: nn.Module, _inputs: object, output: object) -> None:
         answer = tensor_in(output)
-        if answer is None or answer.ndim not in (2, 3, 4) or len(answer) != len(images):
+        if answer is None or answer.ndim < 2 or len(answer) != len(images) or attends(answer):
             return
-        grid = feature_map(answer, shape)
-        tokens = answer.shape[1] if answer.ndim == 3 else 1
-        channels = grid.shape[1] if grid is not None else answer.shape[2 if answer.ndim == 3 else 1]
-        places = grid.shape[2] * grid.shape[3] if grid is not None else tokens
-        found.setdefault(names[module], Layer(names[module], type(module).__name__, channels, places))
+        values = at_places(answer, shape)
+        if values is not None:
+            found.setdefault(names[module], Layer(names[module], type(module).__name__, *values.shape[1:]))
 
     with ExitStack() as hooks:
         for module in names:
