@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,6 +95,7 @@ class Classifier:
         tensors = [*model.parameters(), *model.buffers()]
         self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.objective: Callable[[Tensor], Tensor] | None = None  # see objectives.py
         self._frozen = 0
         self._layout = torch.channels_last
         self.classes = _checked_classes(self._probe(), asked=isinstance(self.model, Head))
@@ -117,7 +118,11 @@ class Classifier:
         if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
         with self.frozen():
-            return logits_in(self.model(self.normalised(pixels))).float()
+            logits = logits_in(self.model(self.normalised(pixels))).float()
+        if self.objective is None:
+            return logits
+        values = self.objective(logits)
+        return torch.stack([values, -values], 1)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` in [0, 1] as the model takes them: what training feeds it with."""
