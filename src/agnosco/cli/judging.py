@@ -50,7 +50,8 @@ def score(
     judgements: list[Judgement] = []
     for spec in target:
         classifier = _load_target(output, context, maps, spec)
-        images = None if samples is None else options.read_samples(output, samples, classifier)
+        rule = maps.settings.model.resize  # so that images are those of the run, of which some are held out
+        images = None if samples is None else options.read_samples(output, samples, classifier, rule)
         judgements = add_scores(maps, [score(maps, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, maps, classifier)
     output.result({"run": run, "targets": to_json(judgements)} if as_json else table(judgements))
@@ -93,7 +94,7 @@ def sanity(
     from ..evaluate.sanity import sanity as check  # imports torch, as above
 
     classifier = _load_target(output, context, maps, model, features=maps.settings.model.features)
-    images = options.read_samples(output, samples, classifier)
+    images = options.read_samples(output, samples, classifier, maps.settings.model.resize)
     with output.bar() as show:
         results = check(
             maps, classifier, images, classes=classes,

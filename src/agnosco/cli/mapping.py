@@ -128,7 +128,7 @@ def map_(
         output.result({"layers": [asdict(layer) for layer in found]} if as_json else "\n".join(_in_words(found)))
         return
     indices = options.chosen_classes(classifier, classes)
-    images = options.read_samples(output, samples, classifier)
+    images = options.read_samples(output, samples, classifier, classifier.resize)
     with nullcontext() if cluster is None else Cluster(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
         create = Run.create if workers is None else workers.run
         run = create(

@@ -16,6 +16,7 @@ from ..errors import AgnoscoError
 if TYPE_CHECKING:
     from ..data.samples import Samples
     from ..models.classifier import Classifier
+    from ..types import Resize
     from .console import Output
 
 # The panels of --help. Options about the output of a command are in none of them.
@@ -107,8 +108,8 @@ def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> lis
     return list(dict.fromkeys(classifier.index(label) for label in classes or range(classifier.classes)))
 
 
-def read_samples(output: Output, source: str, classifier: Classifier) -> Samples:
-    """The samples that ``--samples`` names, in the classifier's shape; a folder named ``leaves`` is ``./leaves``."""
+def read_samples(output: Output, source: str, classifier: Classifier, resize: Resize | None) -> Samples:
+    """The samples that ``--samples`` names, of the classifier's shape; a folder named ``leaves`` is ``./leaves``."""
     from ..data.cache import default_cache
     from ..data.datasets import digits
     from ..data.samples import Samples
@@ -121,7 +122,7 @@ def read_samples(output: Output, source: str, classifier: Classifier) -> Samples
         return digits().samples
     with output.bar() as show:
         progress = partial(show, "reading samples")
-        return Samples.from_folder(source, classifier.shape, cache=default_cache(), progress=progress)
+        return Samples.from_folder(source, classifier.shape, resize=resize, cache=default_cache(), progress=progress)
 
 
 def model_and_weights(target: str) -> tuple[str, str | None]:

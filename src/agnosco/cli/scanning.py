@@ -75,7 +75,7 @@ def scan(
 
     classifier = options.load_classifier(output, context, model)
     indices = options.chosen_classes(classifier, classes)
-    images = options.read_samples(output, samples, classifier)
+    images = options.read_samples(output, samples, classifier, classifier.resize)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
     config = ScanConfig(seeds=seeds, steps=steps)

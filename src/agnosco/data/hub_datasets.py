@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest
-from ..types import OnProgress, Shape
+from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
 from .files import FolderFiles, name_hash
 
@@ -35,7 +35,7 @@ def is_dataset(path: str | Path) -> bool:
 
 
 def read_dataset(
-    path: str | Path, shape: Shape, *, limit: int, progress: OnProgress | None = None
+    path: str | Path, shape: Shape, *, limit: int, resize: Resize | None = None, progress: OnProgress | None = None
 ) -> tuple[Tensor, FolderFiles]:
     """Images ``(N, C, H, W)`` uint8 of a data set in its order, and its rows that were read or skipped.
 
@@ -57,7 +57,7 @@ def read_dataset(
             data = encoded and encoded["bytes"]
             yield f"row {index}", io.BytesIO(data) if data else "no image in it"
 
-    images, skipped = decode_files(contents(), len(chosen), shape, progress)
+    images, skipped = decode_files(contents(), len(chosen), shape, progress, resize)
     files = {f"row {index}": Path(path) for index in chosen}
     return images, FolderFiles(files, total, list(skipped), len(skipped))
 

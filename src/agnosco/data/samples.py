@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import AgnoscoError, AgnoscoWarning
-from ..types import OnProgress, Shape
+from ..types import OnProgress, Resize, Shape
 from . import arrays, procedural
 from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
@@ -56,20 +56,23 @@ class Samples:
         path: str | Path,
         shape: Shape,
         *,
+        resize: Resize | None = None,
         limit: int = MOST_FILES,
         cache: str | Path | None = None,
         progress: OnProgress | None = None,
     ) -> Samples:
         """Every image in a folder and its subfolders, in the order of their names.
 
-        Images of any size and mode are turned upright, resized to cover the shape and cropped at the centre
-        (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and in one warning.
+        Images of any size and mode are turned upright, resized to cover the shape and cropped at the centre, or as
+        ``resize`` says (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and
+        in one warning.
 
         Args:
             path: A folder, one image file, or a ``.tar`` of images, which is not unpacked and not cached; or a data set
                 of Hugging Face: a folder that ``save_to_disk`` wrote, or ``hf:ORG/NAME``, with ``:SPLIT`` and
                 ``@REVISION`` if need be.
             shape: ``(C, H, W)`` of the samples; C is 1 (grey) or 3 (RGB).
+            resize: How the network's own images were resized (``classifier.resize``); None covers the shape.
             limit: If there are more files than this, or more than fit into 2 GiB as images, that many are chosen by a
                 hash of their names; ``source`` and a warning say so.
             cache: A folder in which decoded images are kept, such as :func:`.cache.default_cache`; None keeps nothing.
@@ -85,7 +88,9 @@ class Samples:
             >>> Samples.from_folder("red.png", (3, 32, 32))
             Samples('red.png', 1 of shape (3, 32, 32))
         """
-        images, folder = read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
+        images, folder = read_folder(
+            path, checked_shape(shape), resize=resize, limit=limit, cache=cache, progress=progress
+        )
         on_hub = str(path).startswith(HUB)
         source = str(path) if on_hub else Path(os.path.abspath(Path(path).expanduser())).name or "folder"
         if folder.skipped:
@@ -234,6 +239,7 @@ def read_folder(
     path: str | Path,
     shape: Shape,
     *,
+    resize: Resize | None = None,
     limit: int = MOST_FILES,
     cache: str | Path | None = None,
     progress: OnProgress | None = None,
@@ -242,16 +248,17 @@ def read_folder(
     limit = min(limit, max(FOLDER_BYTES // math.prod(shape), 1))
     if is_archive(path) or is_dataset(path):
         read = read_archive if is_archive(path) else read_dataset
-        images, folder = read(path, shape, limit=limit, progress=progress)
+        images, folder = read(path, shape, limit=limit, resize=resize, progress=progress)
         if not len(images):
             raise _no_image(path, folder)
         return images, folder
     listing = find_files(path, limit=limit)
     files = listing.files
-    cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, DECODER)}.safetensors"
+    decoder = DECODER if resize is None else f"{DECODER} {resize}"
+    cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, decoder)}.safetensors"
     decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
-        decoded = decode_files(files.items(), len(files), shape, progress)
+        decoded = decode_files(files.items(), len(files), shape, progress, resize)
         if cache_file and len(decoded[0]):
             write_cache(cache_file, *decoded)
     elif progress:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
+from ..types import Resize
 from .features import feature_map, last_stage
 from .heads import Head, Layer, layers_of, tensor_in, with_head
 
@@ -42,6 +43,7 @@ class Classifier:
             pixels in [0, 1]; None for no normalisation.
         channels: 3 (RGB) or 1 (grey); None reads them from the first convolution.
         labels: One name per class; None numbers them.
+        resize: How images are made to fit its input, if it is known; :meth:`.Samples.from_folder` can do the same.
         features: Name of the submodule whose output :meth:`activations` returns; None finds the last convolutional
             (or token) stage.
         at: Name of a layer whose channels are asked instead of classes: their mean over all places, or with
@@ -72,6 +74,7 @@ class Classifier:
         std: Sequence[float] | None = None,
         channels: int | None = None,
         labels: Sequence[str] | None = None,
+        resize: Resize | None = None,
         features: str | None = None,
         at: str | None = None,
         directions: Path | str | Mapping[str, Tensor] | None = None,
@@ -95,6 +98,7 @@ class Classifier:
         tensors = [*model.parameters(), *model.buffers()]
         self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.resize = resize
         self.objective: Callable[[Tensor], Tensor] | None = None  # see objectives.py
         self._frozen = 0
         self._layout = torch.channels_last
