@@ -20,7 +20,7 @@ from . import arrays, procedural
 from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
 from .decoding import DECODER, FORMATS, decode_files, stack
-from .files import MOST_FILES, FolderFiles, Skipped, find_files, summary
+from .files import MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, summary
 from .hub_datasets import HUB, is_dataset, read_dataset
 from .procedural import checked_shape
 
@@ -58,6 +58,7 @@ class Samples:
         *,
         resize: Resize | None = None,
         limit: int = MOST_FILES,
+        seed: int = 0,
         cache: str | Path | None = None,
         progress: OnProgress | None = None,
     ) -> Samples:
@@ -74,7 +75,9 @@ class Samples:
             shape: ``(C, H, W)`` of the samples; C is 1 (grey) or 3 (RGB).
             resize: How the network's own images were resized (``classifier.resize``); None covers the shape.
             limit: If there are more files than this, or more than fit into 2 GiB as images, that many are chosen by a
-                hash of their names; ``source`` and a warning say so.
+                hash of their names and the seed, the same on every machine; ``source`` and a warning say so. Those of
+                a smaller limit are among those of a larger one.
+            seed: Of that choice, from 0.
             cache: A folder in which decoded images are kept, such as :func:`.cache.default_cache`; None keeps nothing.
             progress: Called with the number of files done and their total.
 
@@ -89,7 +92,7 @@ class Samples:
             Samples('red.png', 1 of shape (3, 32, 32))
         """
         images, folder = read_folder(
-            path, checked_shape(shape), resize=resize, limit=limit, cache=cache, progress=progress
+            path, checked_shape(shape), resize=resize, limit=limit, seed=seed, cache=cache, progress=progress
         )
         on_hub = str(path).startswith(HUB)
         source = str(path) if on_hub else Path(os.path.abspath(Path(path).expanduser())).name or "folder"
@@ -99,8 +102,9 @@ class Samples:
             warnings.warn(message, AgnoscoWarning, stacklevel=2)
         if len(folder.files) < folder.total:
             counts = f"{len(folder.files):,} of {folder.total:,} files"
-            warnings.warn(f"{counts} in {source!r} were chosen by their names", AgnoscoWarning, stacklevel=2)
-            source += f" ({counts})"
+            chosen = f"chosen by their names{f' and the seed {seed}' if seed else ''}"
+            warnings.warn(f"{counts} in {source!r} were {chosen}", AgnoscoWarning, stacklevel=2)
+            source = chosen_of(source, len(folder.files), folder.total, seed)
         return cls(images, source=source, skipped=folder.skipped)
 
     @classmethod
@@ -164,12 +168,12 @@ class Samples:
         return cls(stacked, source=type(dataset).__name__)
 
     @classmethod
-    def leaves(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
+    def leaves(cls, shape: Shape, count: int = MADE, seed: int = 0) -> Samples:
         """Dead leaves, which need no data: see :func:`.procedural.leaves`."""
         return cls(procedural.leaves(count, shape, seed=seed), source=f"leaves-{count}-seed{seed}")
 
     @classmethod
-    def noise(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
+    def noise(cls, shape: Shape, count: int = MADE, seed: int = 0) -> Samples:
         """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`."""
         return cls(procedural.noise(count, shape, seed=seed), source=f"noise-{count}-seed{seed}")
 
@@ -241,6 +245,7 @@ def read_folder(
     *,
     resize: Resize | None = None,
     limit: int = MOST_FILES,
+    seed: int = 0,
     cache: str | Path | None = None,
     progress: OnProgress | None = None,
 ) -> tuple[Tensor, FolderFiles]:
@@ -248,11 +253,11 @@ def read_folder(
     limit = min(limit, max(FOLDER_BYTES // math.prod(shape), 1))
     if is_archive(path) or is_dataset(path):
         read = read_archive if is_archive(path) else read_dataset
-        images, folder = read(path, shape, limit=limit, resize=resize, progress=progress)
+        images, folder = read(path, shape, limit=limit, seed=seed, resize=resize, progress=progress)
         if not len(images):
             raise _no_image(path, folder)
         return images, folder
-    listing = find_files(path, limit=limit)
+    listing = find_files(path, limit=limit, seed=seed)
     files = listing.files
     decoder = DECODER if resize is None else f"{DECODER} {resize}"
     cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, decoder)}.safetensors"
