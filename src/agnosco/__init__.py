@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
     from .method.concept import ConceptMap
     from .method.config import PRESETS, Config, MapperConfig, RefineConfig, preset
     from .method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Sparse, Spectral
-    from .method.maker import map_class, map_classes
+    from .method.maker import map_class, map_classes, map_objective
     from .models.classifier import Classifier
     from .models.inspection import inspect
     from .models.loading import load
@@ -41,7 +41,7 @@ _MODULES = {
     "method.concept": ("ConceptMap",),
     "method.config": ("PRESETS", "Config", "MapperConfig", "RefineConfig", "preset"),
     "method.dials": ("L2", "AutoL2", "Crops", "Data", "Identity", "Pixel", "Sparse", "Spectral"),
-    "method.maker": ("map_class", "map_classes"),
+    "method.maker": ("map_class", "map_classes", "map_objective"),
     "models.classifier": ("Classifier",),
     "models.inspection": ("inspect",),
     "models.loading": ("load",),
@@ -56,8 +56,8 @@ _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items()
 __all__ = [
     "L2", "PRESETS", "AgnoscoError", "AgnoscoWarning", "AutoL2", "Classifier", "ConceptMap", "Config", "Crops", "Data",
     "Identity", "MapperConfig", "Pixel", "Progress", "RefineConfig", "Run", "Samples", "ScanConfig", "Sparse",
-    "Spectral", "Step", "inspect", "load", "map_class", "map_classes", "map_runs", "preset", "remake", "report",
-    "sanity", "scan", "score",
+    "Spectral", "Step", "inspect", "load", "map_class", "map_classes", "map_objective", "map_runs", "preset", "remake",
+    "report", "sanity", "scan", "score",
 ]  # fmt: skip
 
 

@@ -10,6 +10,45 @@ from typing import Literal, NamedTuple
 Shape = tuple[int, int, int]
 """Of an image: ``(C, H, W)``."""
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+"""Filters that resize images, as Pillow calls them."""
+
+SMALLEST_SHARE = 0.1
+"""The smallest share of a resized image that is kept: a rule may come from anyone, and images are decoded by it."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How an image of any size becomes a network's input, in the words of timm's ``pretrained_cfg``.
+
+    Args:
+        crop_pct: Share of the resized image's side that is kept: for an input of 224 pixels and 0.875, images are
+            resized to 256 pixels, and cropped at the centre.
+        crop_mode: ``"center"`` resizes the shorter side to this length and keeps the proportions; ``"squash"`` resizes
+            both sides to it.
+        interpolation: The filter, always antialiased.
+
+    Raises:
+        ValueError: The share is not in [0.1, 1].
+
+    Example:
+        >>> from agnosco.types import Resize
+        >>> str(Resize(0.875, "center", "bilinear"))
+        'center 0.875 bilinear'
+    """
+
+    crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        if not SMALLEST_SHARE <= self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be in [{SMALLEST_SHARE}, 1], not {self.crop_pct}")
+
+    def __str__(self) -> str:
+        return f"{self.crop_mode} {self.crop_pct:g} {self.interpolation}"
+
+
 OnProgress = Callable[[int, int], None]
 """Called with how many are done, and how many there are in all."""
 

@@ -31,7 +31,8 @@ from agnosco.method.dials import L2, AutoL2, Crops, Data, Identity, Pixel, Spars
 from agnosco.models import loading
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs
-from agnosco.runs.command import chosen_config
+from agnosco.runs.command import chosen_config, command_of
+from agnosco.runs.run import Run
 
 NAMES = ["tench", "goldfish", "great white shark"]
 
@@ -336,11 +337,35 @@ def test_class_named_twice_is_made_once() -> None:
 
 def test_samples_that_need_no_data_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Samples.leaves
-    monkeypatch.setattr(Samples, "leaves", lambda shape: few(shape, count=10))
+    monkeypatch.setattr(Samples, "leaves", lambda shape, **_: few(shape, count=10))
     result = call("map", *MODEL, "1", "--steps", "2", "--batch", "2", "--device", "cpu")
     assert result.exit_code == 0
     assert result.stderr.startswith("Samples: dead leaves, which need no data.")
     assert manifest()["samples"]["source"] == "leaves-10-seed0"
+
+
+def test_some_of_the_samples_by_a_seed_and_the_command_that_takes_them_again() -> None:
+    some = ("--samples-count", "7", "--samples-seed", "2")
+    told = "Warning: 7 of 10 files in 'photos' were chosen by their names and the seed 2"
+    assert told in mapped("goldfish", "tench", *some).stderr
+    record = manifest()["samples"]
+    assert (record["source"], record["count"]) == ("photos (7 of 10 files, seed 2)", 7)
+    run = Run.open("agnosco-run")
+    line = command_of(run.settings, run.entries)
+    assert line is not None
+    assert "--samples photos --samples-count=7 --samples-seed=2" in line
+    assert "2 of 2 maps are finished already" in mapped("goldfish", "tench", *some).stderr
+    checked = ("sanity", "agnosco-run", "--trust-code", "--model", "python:net.py:build", "--samples", "photos")
+    assert call(*checked, "--labels", "names.txt", "--classes", "2", *some).exit_code == 0
+    assert "made with other samples: photos (7 of 10 files, seed 2)" in call(*checked).stderr
+
+
+def test_synthetic_samples_take_a_number_and_a_seed_and_digits_do_not() -> None:
+    small = ("map", *MODEL, "1", "--steps", "1", "--batch", "2", "--device", "cpu")
+    assert call(*small, "--samples", "noise", "--samples-count", "12", "--samples-seed", "4").exit_code == 0
+    assert manifest()["samples"]["fingerprint"] == Samples.noise((3, 16, 16), count=12, seed=4).fingerprint
+    refusal = call(*small, "--samples", "digits", "--samples-count", "12")
+    assert (refusal.exit_code, "digits are always all of them" in refusal.stderr) == (2, True)
 
 
 def test_normalization_and_weights_are_used_and_stored() -> None:

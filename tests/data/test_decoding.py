@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -20,9 +21,10 @@ from agnosco.data import samples as reading
 from agnosco.data.cache import default_cache
 from agnosco.data.decoding import Unreadable, decode, fit, stack
 from agnosco.data.files import Skipped, find_files, summary
-from agnosco.data.samples import read_folder
+from agnosco.data.samples import Samples, read_folder
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.io.atomic import PART, host_name
+from agnosco.types import Interpolation, Resize
 
 RGB4 = (3, 4, 4)
 SMALL = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -38,6 +40,72 @@ def truncated(path: Path, share: float = 0.5, **options: bool) -> Path:
     Image.fromarray(SMALL).save(path, None, **options)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     return path
+
+
+# -- resizing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (224, 224), (90, 61)])
+@pytest.mark.parametrize("filter", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_a_rule_is_to_resize_the_whole_and_to_crop_the_centre(size: tuple[int, int], filter: Interpolation) -> None:
+    blots = np.random.default_rng(0).integers(30, 226, (9, 9, 3), dtype=np.uint8)  # filters clip noise on their way
+    image = Image.fromarray(blots).resize(size)
+    method = Image.Resampling[filter.upper()]
+    short = min(size)
+    whole = image.resize((128 * size[0] // short, 128 * size[1] // short), method)
+    left, top = (whole.width - 112) // 2, (whole.height - 112) // 2
+    expected = np.array(whole.crop((left, top, left + 112, top + 112)))
+    found = fit(image, (3, 112, 112), Resize(0.875, "center", filter))
+    assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
+    squashed = np.array(image.resize((128, 128), method).crop((8, 8, 120, 120)))
+    found = fit(image, (3, 112, 112), Resize(0.875, "squash", filter))
+    assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - squashed).max() <= 1
+
+
+def test_an_input_that_is_not_square_is_covered() -> None:
+    image = Image.fromarray(np.arange(100, dtype=np.uint8)[None].repeat(50, 0))
+    found = fit(image, (1, 20, 10), Resize(1.0, "center", "bilinear"))  # 40×20, of which columns 15 to 25 are kept
+    assert found[0, 3].tolist() == pytest.approx([15 * 2.5 + 0.75 + 2.5 * n for n in range(10)], abs=0.51)
+
+
+def test_a_very_long_image_is_resized_only_where_it_is_kept() -> None:
+    image = Image.new("RGB", (200_000, 2), "red")  # 22 million pixels across, if all of it were resized
+    tracemalloc.start()
+    pixels = fit(image, (3, 224, 224), Resize(0.875))
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
+    assert pixels[0].min() == 255
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.01, float("nan")])
+def test_shares_that_no_rule_has(share: float) -> None:
+    with pytest.raises(ValueError, match=r"crop_pct must be in \[0\.1, 1\]"):
+        Resize(share)
+
+
+def test_a_large_photograph_is_not_decoded_below_the_size_that_is_cropped(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    photograph = Image.fromarray(generator.integers(0, 256, (120, 160, 3), np.uint8)).resize((1600, 1200))
+    photograph.save(tmp_path / "large.jpg", quality=95)
+    rule = Resize(0.1, "center", "bilinear")  # 300 pixels are kept of 3000
+    found = decode(tmp_path / "large.jpg", (3, 300, 300), rule)
+    assert (found.float() - fit(Image.open(tmp_path / "large.jpg"), (3, 300, 300), rule).float()).abs().max() <= 1
+
+
+def test_folders_archives_and_the_cache_follow_the_rule(tmp_path: Path) -> None:
+    generator, folder = np.random.default_rng(0), tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(generator.integers(0, 256, (40, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(folder, "images")
+    rule = Resize(0.8, "squash", "bilinear")
+    expected = torch.stack([fit(Image.open(path), (3, 24, 24), rule) for path in sorted(folder.iterdir())])
+    plain = torch.stack([fit(Image.open(path), (3, 24, 24)) for path in sorted(folder.iterdir())])
+    for _ in range(2):  # the second time from the cache
+        assert Samples.from_folder(folder, (3, 24, 24), resize=rule, cache=tmp_path / "cache").images.equal(expected)
+        assert Samples.from_folder(folder, (3, 24, 24), cache=tmp_path / "cache").images.equal(plain)
+    assert Samples.from_folder(tmp_path / "images.tar", (3, 24, 24), resize=rule).images.equal(expected)
 
 
 # -- modes --------------------------------------------------------------------------------------

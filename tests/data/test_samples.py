@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from agnosco.data import procedural
-from agnosco.data.files import Skipped, plain_source
+from agnosco.data.files import Asked, Skipped, asked
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 
@@ -124,20 +125,56 @@ def test_a_choice_of_files_is_told(tmp_path: Path) -> None:
     assert len(samples) == 10
     assert samples.source == f"{tmp_path.name} (10 of 12 files)"
     assert samples.split()[0].source == samples.source
-    assert plain_source(samples.source) == tmp_path.name
+    assert asked(samples.source) == (tmp_path.name, 10, 0)
+
+
+def chosen_by_hand(names: list[str], count: int, seed: int) -> list[str]:
+    """The names whose SHA-256 of seed, zero byte and name come first; of the names alone for the seed 0."""
+    texts = {name: f"{seed}\0{name}" if seed else name for name in names}
+    return sorted(sorted(names, key=lambda name: hashlib.sha256(texts[name].encode()).digest())[:count])
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("form", ["flat", "nested", "tar", "data set"])
+def test_a_seed_chooses_the_same_images_everywhere(form: str, seed: int, tmp_path: Path) -> None:
+    names = [f"{n}.png" if form == "flat" else f"{'abc'[n % 3]}/{n % 5}/{n}.png" for n in range(40)]
+    folder = tmp_path / "images"
+    for value, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), value).save(folder / name)
+    given = folder
+    if form == "tar":
+        given = tmp_path / "images.tar"
+        with tarfile.open(given, "w") as tar:
+            for name in names:
+                tar.add(folder / name, name)
+    if form == "data set":
+        datasets = pytest.importorskip("datasets")
+        given, features = tmp_path / "saved", datasets.Features({"image": datasets.Image()})
+        rows = [{"bytes": (folder / name).read_bytes(), "path": None} for name in names]
+        datasets.Dataset.from_dict({"image": rows}, features=features).save_to_disk(given)
+        names = [f"row {n}" for n in range(40)]
+    with pytest.warns(AgnoscoWarning, match=f"15 of 40 files in '{given.name}' were chosen by their names"):
+        samples = Samples.from_folder(given, (1, 4, 4), limit=15, seed=seed)
+    assert sorted(numbers(samples)) == sorted(names.index(name) for name in chosen_by_hand(names, 15, seed))
+    assert asked(samples.source) == (given.name, 15, seed)
+    with pytest.warns(AgnoscoWarning):
+        assert set(numbers(Samples.from_folder(given, (1, 4, 4), limit=5, seed=seed))) < set(numbers(samples))
 
 
 @pytest.mark.parametrize(
-    ("source", "plain"),
+    ("source", "given"),
     [
-        ("leaves-800-seed0", "leaves"),
-        ("photographs (10,000 of 1,234,567 files)", "photographs"),
-        ("photographs (old)", "photographs (old)"),
-        ("leaves-800-seed1", "leaves-800-seed1"),
+        ("leaves-800-seed0", Asked("leaves", None, 0)),
+        ("leaves-50-seed1", Asked("leaves", 50, 1)),
+        ("photographs (10,000 of 1,234,567 files)", Asked("photographs", 10_000, 0)),
+        ("photographs (20 of 30 files, seed 4)", Asked("photographs", 20, 4)),
+        ("photographs (old)", Asked("photographs (old)", None, 0)),
+        ("tulips-800-seed0", Asked("tulips-800-seed0", None, 0)),
     ],
 )
-def test_the_source_as_it_was_asked_for(source: str, plain: str) -> None:
-    assert plain_source(source) == plain
+def test_the_source_as_it_was_asked_for(source: str, given: Asked) -> None:
+    assert asked(source) == given
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 4), (0, 4, 4), (3, 0, 4), (3, 4, -1)])

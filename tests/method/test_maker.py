@@ -252,9 +252,9 @@ def test_gradients_that_lead_nowhere_are_told(mapper: MapperConfig) -> None:
             return gone - gone.detach() + torch.tensor([1.0, 2.0, 3.0])
 
     config = Config(mapper, None, cycles=1)
-    with pytest.warns(AgnoscoWarning, match="gradients of class 1 vanish"):
+    with pytest.warns(AgnoscoWarning, match="gradients of '1' vanish"):
         map_class(Classifier(Dead(0.0), size=8), 1, SAMPLES, config)
-    with pytest.raises(AgnoscoError, match="gradients of class 1 are not finite"):
+    with pytest.raises(AgnoscoError, match="gradients of '1' are not finite"):
         map_class(Classifier(Dead(float("nan")), size=8), 1, SAMPLES, config)
 
 
@@ -277,7 +277,7 @@ def test_sound_maps_are_handed_out_before_an_error_of_another() -> None:
     config = Config(MapperConfig(batch=4, steps=3), None, cycles=1)
     maps = map_classes(Classifier(HalfBroken(), size=8), [0, 1, 2], SAMPLES, config)
     assert [next(maps).label, next(maps).label] == [1, 2]
-    with pytest.raises(AgnoscoError, match="gradients of class 0 are not finite"):
+    with pytest.raises(AgnoscoError, match="gradients of '0' are not finite"):
         next(maps)
 
 

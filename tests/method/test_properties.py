@@ -201,6 +201,15 @@ def parsed(line: str) -> dict[str, Any]:
     return group.commands["map"].make_context("map", words[2:]).params
 
 
+SOURCES = {
+    "leaves-800-seed0": ("leaves", None, 0), "leaves-20-seed3": ("leaves", 20, 3), "leaves": ("./leaves", None, 0),
+    "noise (8 of 9 files)": ("./noise", 8, 0), "my photographs": ("my photographs", None, 0),
+    "photographs (10,000 of 1,000,000 files)": ("photographs", 10_000, 0),
+    "photographs (50 of 1,000 files, seed 7)": ("photographs", 50, 7),
+}  # fmt: skip
+"""What manifests call samples, and the options that give them."""
+
+
 def config_of(options: dict[str, Any]) -> Config:
     dials = ("parameterization", "transforms", "ball", "loss", "steps", "batch", "radius", "precision", "compiled")
     return chosen_config(options["preset"], **{name: options[name] for name in dials})
@@ -228,7 +237,7 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     ),
     mean=st.lists(st.floats(-2, 2), min_size=3, max_size=3),
     std=st.lists(st.floats(1e-3, 4), min_size=3, max_size=3),
-    source=st.sampled_from(["leaves-800-seed0", "my photographs", "photographs (10,000 of 1,000,000 files)"]),
+    source=st.sampled_from(list(SOURCES)),
     seeds=st.tuples(st.integers(0, 99), st.integers(1, 4)),
     classes=st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True),
 )  # fmt: skip
@@ -259,7 +268,7 @@ def test_the_command_of_a_run_gives_it_again(
     assert replace(config_of(options), precision=config.precision) == config
     assert numbers(options["mean"], "--mean") == mean
     assert numbers(options["std"], "--std") == std
-    assert options["samples"] == {"l": "leaves", "m": "my photographs", "p": "photographs"}[source[0]]
+    assert tuple(options[name] for name in ("samples", "samples_count", "samples_seed")) == SOURCES[source]
     assert (options["seed"], options["seeds"], options["size"]) == (first, count, 8)
     assert list(options["classes"] or ()) == ([str(index) for index in sorted(classes)] if len(classes) < 5 else [])
 

@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from agnosco.cli.app import app
+from agnosco.data.decoding import fit
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.method.config import Config, MapperConfig
 from agnosco.method.maker import map_class
 from agnosco.models.classifier import Classifier
 from agnosco.models.loading import load
+from agnosco.runs.run import Run
+from agnosco.types import Resize
 
 transformers: Any = pytest.importorskip("transformers")
 timm: Any = pytest.importorskip("timm")
@@ -170,6 +176,67 @@ def test_the_global_random_generator_is_not_changed(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# -- how images are resized --------------------------------------------------------------------------
+
+SIDE, CROP = {"height": 224, "width": 224}, {"height": 256, "width": 256}
+RULES: dict[str, tuple[str, dict[str, Any], Resize | None]] = {
+    "both sides": ("ViT", {"size": SIDE}, Resize(1.0, "squash", "bilinear")),
+    "both sides, cropped": ("DeiT", {"size": CROP, "crop_size": SIDE}, Resize(0.875, "squash", "bicubic")),
+    "shorter side": ("CLIP", {"size": {"shortest_edge": 224}, "crop_size": SIDE}, Resize(1.0, "center", "bicubic")),
+    "shorter side, cropped": ("Bit", {"size": {"shortest_edge": 256}, "crop_size": SIDE, "resample": 2},
+                              Resize(0.875, "center", "bilinear")),
+    "a share": ("ConvNext", {"size": {"shortest_edge": 224}, "crop_pct": 0.9, "resample": 3},
+                Resize(224 / 248, "center", "bicubic")),  # 224 / 0.9 is 248.9
+    "a large input": ("ConvNext", {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 1},
+                      Resize(1.0, "squash", "lanczos")),
+    "an odd input": ("ViT", {"size": {"height": 98, "width": 98}, "resample": 3}, Resize(1.0, "squash", "bicubic")),
+    "a wide input": ("ViT", {"size": {"height": 64, "width": 128}}, Resize(1.0, "squash", "bilinear")),
+    "none": ("ViT", {"size": {"height": 512, "width": 512}, "do_resize": False}, None),
+    "bars": ("Bit", {"size": {"shortest_edge": 192}, "crop_size": SIDE}, None),
+}  # fmt: skip
+"""By what they do: processors of the library, and the rule that they follow; None for what no rule says."""
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rule_is_that_of_the_processor(name: str, tmp_path: Path) -> None:
+    kind, options, expected = RULES[name]
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**options)
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**SAVED["resnet"][1]))
+    assert load(f"hf:{saved(tmp_path / 'any', model, processor)}").resize == expected
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if RULES[name][2]])
+def test_photographs_are_resized_as_by_the_processor(name: str, assets: Path) -> None:
+    kind, options, rule = RULES[name]
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**options, do_rescale=False, do_normalize=False)
+    boxes = [(0, 0, 224, 224), (0, 0, 224, 150), (10, 0, 160, 224), (0, 30, 224, 131), (50, 0, 101, 224)]
+    paths = sorted((assets / "imagenet-samples").iterdir())[:: 800 // len(boxes)]
+    for path, box in zip(paths, boxes, strict=True):
+        photograph = Image.open(path).convert("RGB").crop(box)
+        theirs = processor(images=photograph, return_tensors="pt")["pixel_values"][0].float()
+        ours = fit(photograph, (3, theirs.shape[1], theirs.shape[2]), rule).float()
+        assert (ours - theirs).abs().max() <= 3  # grey levels: the filters round differently
+        assert (ours - theirs).abs().mean() < 0.3
+
+
+def test_samples_of_a_folder_follow_the_rule_of_the_command_lines_model(tmp_path: Path) -> None:
+    model, _ = built("vit")
+    folder = saved(tmp_path / "vit", model, transformers.ViTImageProcessor(size=SQUARE))
+    (tmp_path / "images").mkdir()
+    for number in range(10):
+        ramp = np.linspace(0, 255, 128, dtype=np.uint8)[None].repeat(64, 0)
+        Image.fromarray(np.roll(ramp, number, 0)).save(tmp_path / "images" / f"{number}.png")
+    words = ["map", f"hf:{folder}", "1", "--samples", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*words, "--steps", "1", "--batch", "2"])
+    assert result.exit_code == 0, result.output
+    record = Run.open(tmp_path / "run").settings
+    assert record.model.resize == Resize(1.0, "squash", "bilinear")
+    samples = Samples.from_folder(tmp_path / "images", (3, 64, 64), resize=record.model.resize)
+    assert record.samples.fingerprint == samples.fingerprint
+    assert samples.images[0, 0, 0, 0] < 8  # both ends of the ramp are in it
+    assert samples.images[0, 0, 0, -1] > 247
+
+
 # -- timm --------------------------------------------------------------------------------------------
 
 TIMM: dict[str, Callable[[], nn.Module]] = {
@@ -205,6 +272,28 @@ def test_a_folder_of_timm(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(classifier(pixels), expected, rtol=1e-4, atol=1e-5)
     concept = map_class(classifier, 2, Samples.noise(classifier.shape, count=4), TWO_STEPS)
     assert torch.isfinite(concept.nu).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, Resize(96 / 101, "center", "bicubic")), ({"crop_mode": "squash"}, Resize(96 / 101, "squash", "bicubic")),
+     ({"crop_mode": "border"}, None), ({"crop_pct": 1.0, "interpolation": "bilinear"}, Resize(1, "center", "bilinear")),
+     ({"interpolation": "random"}, None), ({"crop_pct": "many"}, None), ({"crop_pct": 1e-9}, None),
+     ({"crop_pct": float("nan")}, None), ({"interpolation": ["bicubic"]}, None)],
+)  # fmt: skip
+def test_the_rule_of_timm(changes: dict[str, Any], expected: Resize | None, tmp_path: Path) -> None:
+    data = {"input_size": (3, 96, 96), "crop_pct": 0.95, "crop_mode": "center", "interpolation": "bicubic"}
+    folder = saved_by_timm(tmp_path / "timm", TIMM["vit"](), data_config=data)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(f"timm:local-dir:{folder}").resize == expected
+    if expected:
+        theirs = timm.data.create_transform(**data | changes, normalize=False)
+        blots = np.random.default_rng(0).integers(30, 226, (9, 9, 3), dtype=np.uint8)
+        photograph = Image.fromarray(blots).resize((140, 200))
+        difference = theirs(photograph).int() - fit(photograph, (3, 96, 96), expected).int()
+        assert difference.abs().max() <= 2
 
 
 def test_each_library_names_the_other(tmp_path: Path) -> None:

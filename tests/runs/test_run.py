@@ -127,6 +127,7 @@ def test_manifest_says_what_is_needed_to_make_the_maps_again(run: Run) -> None:
         "features": "1",  # what the refinement looks at
         "at": None,
         "directions": None,
+        "resize": None,
     }
     assert data["samples"] == {
         "source": "photographs",

@@ -30,6 +30,8 @@ def score(
     samples: Annotated[
         str | None, samples_option(help="Images to perturb (default: those that the run held out).")
     ] = None,
+    samples_count: options.SamplesCountOption = None,
+    samples_seed: options.SamplesSeedOption = 0,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
@@ -50,7 +52,8 @@ def score(
     judgements: list[Judgement] = []
     for spec in target:
         classifier = _load_target(output, context, maps, spec)
-        images = None if samples is None else options.read_samples(output, samples, classifier)
+        rule = maps.settings.model.resize  # so that images are those of the run, of which some are held out
+        images = None if samples is None else options.read_samples(output, context, classifier, rule)
         judgements = add_scores(maps, [score(maps, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, maps, classifier)
     output.result({"run": run, "targets": to_json(judgements)} if as_json else table(judgements))
@@ -73,6 +76,8 @@ def sanity(
     trust_code: options.TrustCodeOption = False,
     allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[str, samples_option(help="Images that the run was made with.")] = "leaves",
+    samples_count: options.SamplesCountOption = None,
+    samples_seed: options.SamplesSeedOption = 0,
     classes: Annotated[int, typer.Option(min=2, help="Number of the run's classes to map again.")] = 3,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
@@ -93,7 +98,7 @@ def sanity(
     from ..evaluate.sanity import sanity as check  # imports torch, as above
 
     classifier = _load_target(output, context, maps, model, features=maps.settings.model.features)
-    images = options.read_samples(output, samples, classifier)
+    images = options.read_samples(output, context, classifier, maps.settings.model.resize)
     with output.bar() as show:
         results = check(
             maps, classifier, images, classes=classes,

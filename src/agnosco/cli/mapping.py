@@ -55,6 +55,8 @@ def map_(
             help="Images: a folder, .tar or data set (hf:ORG/NAME), or synthetic (leaves: overlapping discs)."
         ),
     ] = "leaves",
+    samples_count: options.SamplesCountOption = None,
+    samples_seed: options.SamplesSeedOption = 0,
     preset: Annotated[str, choice(PRESETS, "Settings to start from; the options below override them.")] = "quick",
     parameterization: Annotated[
         str | None,
@@ -128,7 +130,7 @@ def map_(
         output.result({"layers": [asdict(layer) for layer in found]} if as_json else "\n".join(_in_words(found)))
         return
     indices = options.chosen_classes(classifier, classes)
-    images = options.read_samples(output, samples, classifier)
+    images = options.read_samples(output, context, classifier, classifier.resize)
     with nullcontext() if cluster is None else Cluster(cluster, cpus=worker_cpus, gpus=worker_gpus) as workers:
         create = Run.create if workers is None else workers.run
         run = create(

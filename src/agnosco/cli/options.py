@@ -16,6 +16,7 @@ from ..errors import AgnoscoError
 if TYPE_CHECKING:
     from ..data.samples import Samples
     from ..models.classifier import Classifier
+    from ..types import Resize
     from .console import Output
 
 # The panels of --help. Options about the output of a command are in none of them.
@@ -24,7 +25,7 @@ images_option = partial(typer.Option, rich_help_panel="Images")
 method_option = partial(typer.Option, rich_help_panel="Method")
 computing_option = partial(typer.Option, rich_help_panel="Computing")
 
-samples_option = partial(images_option, metavar="DIR|FILE.tar|leaves|noise")
+samples_option = partial(images_option, metavar="DIR|FILE.tar|hf:ORG/NAME|leaves|noise")
 
 
 def choice(names: Iterable[str], help: str, panel: str = "Method") -> Any:
@@ -83,6 +84,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show warnings and errors only.")]
 
 
+SamplesCountOption = Annotated[
+    int | None,
+    images_option(
+        min=1,
+        metavar="N",
+        help="Take N images, chosen at random by their names (default: all, of a folder up to 10,000).",
+    ),
+]
+SamplesSeedOption = Annotated[
+    int, images_option(min=0, help="Seed of this choice, or of synthetic images: the same on every machine.")
+]
+
+
 def load_classifier(output: Output, context: typer.Context, model: str, **changes: Any) -> Classifier:
     """The classifier that a model's name and a command's options stand for; a download is announced.
 
@@ -107,21 +121,30 @@ def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> lis
     return list(dict.fromkeys(classifier.index(label) for label in classes or range(classifier.classes)))
 
 
-def read_samples(output: Output, source: str, classifier: Classifier) -> Samples:
-    """The samples that ``--samples`` names, in the classifier's shape; a folder named ``leaves`` is ``./leaves``."""
+def read_samples(output: Output, context: typer.Context, classifier: Classifier, resize: Resize | None) -> Samples:
+    """The samples that a command's options name, of the classifier's shape; a folder named ``leaves`` is ``./leaves``.
+
+    AgnoscoError if they cannot be read, or a number of digits is asked for.
+    """
     from ..data.cache import default_cache
     from ..data.datasets import digits
+    from ..data.files import MADE, MOST_FILES
     from ..data.samples import Samples
 
-    if source == "leaves":
-        return Samples.leaves(classifier.shape)
-    if source == "noise":
-        return Samples.noise(classifier.shape)
+    source, count, seed = (context.params[name] for name in ("samples", "samples_count", "samples_seed"))
+    if source in ("leaves", "noise"):
+        make = Samples.leaves if source == "leaves" else Samples.noise
+        return make(classifier.shape, count=count or MADE, seed=seed)
     if source == "digits":
+        if count is not None:
+            raise AgnoscoError("digits are always all of them", "leave --samples-count out")
         return digits().samples
     with output.bar() as show:
         progress = partial(show, "reading samples")
-        return Samples.from_folder(source, classifier.shape, cache=default_cache(), progress=progress)
+        return Samples.from_folder(
+            source, classifier.shape, resize=resize, limit=count or MOST_FILES, seed=seed, cache=default_cache(),
+            progress=progress,
+        )  # fmt: skip
 
 
 def model_and_weights(target: str) -> tuple[str, str | None]:

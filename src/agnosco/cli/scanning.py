@@ -38,6 +38,8 @@ def scan(
     trust_code: options.TrustCodeOption = False,
     allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[str, samples_option(help="Clean images like the training data; no labels needed.")] = "leaves",
+    samples_count: options.SamplesCountOption = None,
+    samples_seed: options.SamplesSeedOption = 0,
     classes: Annotated[
         list[str] | None,
         method_option("--class", metavar="CLASS", help="Class to scan; may be repeated (default: all)."),
@@ -75,7 +77,7 @@ def scan(
 
     classifier = options.load_classifier(output, context, model)
     indices = options.chosen_classes(classifier, classes)
-    images = options.read_samples(output, samples, classifier)
+    images = options.read_samples(output, context, classifier, classifier.resize)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
     config = ScanConfig(seeds=seeds, steps=steps)

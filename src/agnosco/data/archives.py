@@ -18,7 +18,7 @@ from ..errors import AgnoscoError
 from ..io.regular import open_regular
 from ..io.storage import reason_of
 from ..text import first_line
-from ..types import OnProgress, Shape
+from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
 from .files import MOST_SKIPPED, FolderFiles, Skipped, name_hash
 
@@ -44,13 +44,19 @@ def is_archive(path: str | Path) -> bool:
 
 
 def read_archive(
-    path: str | Path, shape: Shape, *, limit: int, progress: OnProgress | None = None
+    path: str | Path,
+    shape: Shape,
+    *,
+    limit: int,
+    seed: int = 0,
+    resize: Resize | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[Tensor, FolderFiles]:
     """Images ``(N, C, H, W)`` uint8 of a tar in the order of their names, and its members that were read or skipped.
 
     Members that are no regular files, hidden, or not named like images are skipped. If there are more images than the
-    limit, that many are chosen by a hash of their names, as those of a folder are. AgnoscoError if the tar is damaged,
-    compressed, or cannot be read, or the limit is below 1.
+    limit, that many are chosen by a hash of their names and the seed, as those of a folder are. AgnoscoError if
+    the tar is damaged, compressed, or cannot be read, or the limit is below 1.
     """
     if limit < 1:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
@@ -58,7 +64,7 @@ def read_archive(
     try:
         with open_regular(path) as file:
             listing = _Listing()
-            chosen = heapq.nsmallest(limit, listing.images(file), key=lambda member: name_hash(member.name))
+            chosen = heapq.nsmallest(limit, listing.images(file), key=lambda member: name_hash(member.name, seed=seed))
             members: dict[str, _Member] = {}
             for member in sorted(chosen):
                 if member.name in members:
@@ -66,7 +72,7 @@ def read_archive(
                     listing.skip(member.name, "a second one of this name")
                 members.setdefault(member.name, member)
             contents = ((member.name, _content(file, member)) for member in members.values())
-            images, undecoded = decode_files(contents, len(members), shape, progress)
+            images, undecoded = decode_files(contents, len(members), shape, progress, resize)
     except tarfile.TarError as error:
         message = f"cannot read {path.name}: {first_line(error)}"
         raise AgnoscoError(message, "give a whole tar that is not compressed (gunzip FILE.tar.gz)") from error

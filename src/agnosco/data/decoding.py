@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..io.storage import in_order, reason_of
-from ..types import OnProgress, Shape
+from ..types import OnProgress, Resize, Shape
 from .files import THREADS, Skipped
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -38,31 +38,50 @@ class Unreadable(Exception):
     """A file gives no image; the message says why, in a few words."""
 
 
-def decode(content: Path | IO[bytes], shape: Shape) -> Tensor:
+def decode(content: Path | IO[bytes], shape: Shape, resize: Resize | None = None) -> Tensor:
     """One file as a uint8 image; Unreadable if it cannot be opened, is no image, is damaged, or is too large."""
     try:
         with content.open("rb") if isinstance(content, Path) else content as file:
             head = file.read(16)
             if not head:
                 raise Unreadable("empty file")
-            return fit(_open(file, head, max(shape[1:])), shape)
+            side = max(shape[1:]) / (resize.crop_pct if resize else 1)
+            return fit(_open(file, head, math.ceil(side)), shape, resize)
     except OSError as error:
         raise Unreadable(reason_of(error)) from error
 
 
-def fit(image: Image.Image, shape: Shape) -> Tensor:
+def fit(image: Image.Image, shape: Shape, resize: Resize | None = None) -> Tensor:
     """A PIL image of any size and mode as ``(C, H, W)`` uint8.
 
-    It is resized (bicubic, antialiased) to cover the shape, and cropped at the centre. 16-bit grey is scaled to 8 bits,
-    transparent parts become white, colour profiles are ignored; colours become grey, if C is 1, by luma (`ITU-R BT.601
-    <https://www.itu.int/rec/R-REC-BT.601>`_). Unreadable if its pixels cannot be interpreted as grey or colour.
+    It is resized (bicubic, antialiased) to cover the shape and cropped at the centre, or as ``resize`` says. 16-bit
+    grey is scaled to 8 bits, transparent parts become white, colour profiles are ignored; colours become grey, if C is
+    1, by luma (`ITU-R BT.601 <https://www.itu.int/rec/R-REC-BT.601>`_). Unreadable if its pixels cannot be interpreted
+    as grey or colour.
     """
     channels, height, width = shape
     if not image.width * image.height:
         raise Unreadable("no pixels")
     plain = _rgb(image).convert("L") if channels == 1 else _rgb(image)
-    pixels = np.array(ImageOps.fit(plain, (width, height), Image.Resampling.BICUBIC))
-    return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).contiguous()
+    if resize is None:
+        fitted = ImageOps.fit(plain, (width, height), Image.Resampling.BICUBIC)
+    else:
+        fitted = _resized(plain, width, height, resize)
+    return torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1).contiguous()
+
+
+def _resized(image: Image.Image, width: int, height: int, rule: Resize) -> Image.Image:
+    """The part of the resized image that a rule keeps. The rest, which may be very long, is not computed."""
+    across, down = round(width / rule.crop_pct), round(height / rule.crop_pct)  # of the whole image, resized
+    if rule.crop_mode == "center":
+        wide = image.width * down > across * image.height
+        across, down = (
+            (down * image.width // image.height, down) if wide else (across, across * image.height // image.width)
+        )
+    left, top = (across - width) // 2, (down - height) // 2
+    x, y = image.width / across, image.height / down
+    box = (left * x, top * y, (left + width) * x, (top + height) * y)
+    return image.resize((width, height), Image.Resampling[rule.interpolation.upper()], box)
 
 
 def _open(file: IO[bytes], head: bytes, side: int) -> Image.Image:
@@ -117,14 +136,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def decode_files(
-    files: Iterable[tuple[str, Content]], count: int, shape: Shape, progress: OnProgress | None
+    files: Iterable[tuple[str, Content]],
+    count: int,
+    shape: Shape,
+    progress: OnProgress | None,
+    resize: Resize | None = None,
 ) -> tuple[Tensor, tuple[Skipped, ...]]:
     """Images ``(N, C, H, W)`` uint8 of ``count`` files with their names, and the files that gave none."""
 
     def attempt(file: tuple[str, Content]) -> tuple[str, Tensor | str]:
         name, content = file
         try:
-            return name, content if isinstance(content, str) else decode(content, shape)
+            return name, content if isinstance(content, str) else decode(content, shape, resize)
         except Unreadable as reason:
             return name, str(reason)
 

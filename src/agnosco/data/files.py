@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ MOST_NAMED = 3
 
 THREADS = min(8, os.cpu_count() or 1)
 """Files that are read and decoded at a time: most of that is computing."""
+
+MADE = 800
+"""Synthetic images that are made by default."""
 
 DIGITS = "scikit-learn digits"
 """What manifests call the samples of :func:`.datasets.digits`."""
@@ -54,13 +58,14 @@ class FolderFiles(NamedTuple):
     skipped_count: int
 
 
-def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
+def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> FolderFiles:
     """The regular files in a folder and its subfolders; or the one file, if the path is a file.
 
     Hidden files and folders are skipped. So are links to folders, which may form a loop, and links to files outside the
     folder: somebody else's folder could otherwise point to any file of yours. If there are more files than the limit,
-    that many are chosen by a hash of their names: at random, but always the same ones, wherever the folder lies and in
-    whatever order it is listed. AgnoscoError if there is no such folder, it cannot be read, or the limit is below 1.
+    that many are chosen by a hash of their names and the seed: at random, but always the same ones, wherever the folder
+    lies and in whatever order it is listed. AgnoscoError if there is no such folder, it cannot be read,
+    or the limit is below 1.
     """
     if limit < 1:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
@@ -69,7 +74,7 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
         if root.is_file():  # or a link to a file: the user named it
             return FolderFiles({root.name: root}, 1, [], 0)
         listing = _Listing(root)
-        chosen = heapq.nsmallest(limit, listing.names(), key=name_hash)
+        chosen = heapq.nsmallest(limit, listing.names(), key=partial(name_hash, seed=seed))
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"no folder {str(path)!r}"
         raise AgnoscoError(message, "check the path; 'leaves' and 'noise' are samples that need no folder") from error
@@ -79,9 +84,28 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES) -> FolderFiles:
     return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count)
 
 
-def plain_source(source: str) -> str:
-    """The source that was asked for: without the number of images, the seed, and the number of files."""
-    return re.sub(r"-\d+-seed0$| \([\d,]+ of [\d,]+ files\)$", "", source)
+class Asked(NamedTuple):
+    """The samples that were asked for: a folder or a kind of images, how many of them, and the seed of the choice."""
+
+    source: str
+    number: int | None
+    seed: int
+
+
+def chosen_of(source: str, count: int, total: int, seed: int) -> str:
+    """A source of which some files were chosen, for reports and manifests; :func:`asked` reads it."""
+    return f"{source} ({count:,} of {total:,} files{f', seed {seed}' if seed else ''})"
+
+
+def asked(source: str) -> Asked:
+    """What was asked for to get samples of this source; a number of None stands for all, or the usual number."""
+    made = re.fullmatch(r"(leaves|noise)-(\d{1,9})-seed(\d{1,19})", source)
+    if made:
+        return Asked(made[1], None if made[2] == str(MADE) else int(made[2]), int(made[3]))
+    some = re.fullmatch(r"(.*) \(([\d,]{1,12}) of [\d,]+ files(?:, seed (\d{1,19}))?\)", source, re.DOTALL)
+    if some:
+        return Asked(some[1], int(some[2].replace(",", "")), int(some[3] or 0))
+    return Asked(source, None, 0)
 
 
 def summary(skipped: Sequence[Skipped], count: int) -> str:
@@ -90,9 +114,13 @@ def summary(skipped: Sequence[Skipped], count: int) -> str:
     return ", ".join(map(str, skipped[:MOST_NAMED])) + rest
 
 
-def name_hash(name: str) -> bytes:
-    """What files are ordered by for the choice; their names may hold what UTF-8 cannot encode."""
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+def name_hash(name: str, *, seed: int = 0) -> bytes:
+    """What files are ordered by for the choice; their names may hold what UTF-8 cannot encode.
+
+    A name has no zero byte, so that no name with one seed is another name with another.
+    """
+    named = f"{seed}\0{name}" if seed else name
+    return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()
 
 
 class _Listing:

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest
-from ..types import OnProgress, Shape
+from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
 from .files import FolderFiles, name_hash
 
@@ -35,19 +36,25 @@ def is_dataset(path: str | Path) -> bool:
 
 
 def read_dataset(
-    path: str | Path, shape: Shape, *, limit: int, progress: OnProgress | None = None
+    path: str | Path,
+    shape: Shape,
+    *,
+    limit: int,
+    seed: int = 0,
+    resize: Resize | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[Tensor, FolderFiles]:
     """Images ``(N, C, H, W)`` uint8 of a data set in its order, and its rows that were read or skipped.
 
-    If it has more rows than the limit, that many are chosen by a hash of their numbers. AgnoscoError if there is no
-    such data set, it has no column of images, or it has several splits and none is named.
+    If it has more rows than the limit, that many are chosen by a hash of their numbers and the seed. AgnoscoError
+    if there is no such data set, it has no column of images, or it has several splits and none is named.
     """
     if limit < 1:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
     with _errors(str(path)):
         rows = _images(_opened(str(path)), str(path))
         total = len(rows)
-    names = sorted((f"row {index}" for index in range(total)), key=name_hash)[:limit]
+    names = sorted((f"row {index}" for index in range(total)), key=partial(name_hash, seed=seed))[:limit]
     chosen = sorted(int(name.removeprefix("row ")) for name in names)
 
     def contents() -> Iterator[tuple[str, Content]]:
@@ -57,7 +64,7 @@ def read_dataset(
             data = encoded and encoded["bytes"]
             yield f"row {index}", io.BytesIO(data) if data else "no image in it"
 
-    images, skipped = decode_files(contents(), len(chosen), shape, progress)
+    images, skipped = decode_files(contents(), len(chosen), shape, progress, resize)
     files = {f"row {index}": Path(path) for index in chosen}
     return images, FolderFiles(files, total, list(skipped), len(skipped))
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import AgnoscoError, AgnoscoWarning
-from ..types import OnProgress, Shape
+from ..types import OnProgress, Resize, Shape
 from . import arrays, procedural
 from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
 from .decoding import DECODER, FORMATS, decode_files, stack
-from .files import MOST_FILES, FolderFiles, Skipped, find_files, summary
+from .files import MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, summary
 from .hub_datasets import HUB, is_dataset, read_dataset
 from .procedural import checked_shape
 
@@ -56,22 +56,28 @@ class Samples:
         path: str | Path,
         shape: Shape,
         *,
+        resize: Resize | None = None,
         limit: int = MOST_FILES,
+        seed: int = 0,
         cache: str | Path | None = None,
         progress: OnProgress | None = None,
     ) -> Samples:
         """Every image in a folder and its subfolders, in the order of their names.
 
-        Images of any size and mode are turned upright, resized to cover the shape and cropped at the centre
-        (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and in one warning.
+        Images of any size and mode are turned upright, resized to cover the shape and cropped at the centre, or as
+        ``resize`` says (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and
+        in one warning.
 
         Args:
             path: A folder, one image file, or a ``.tar`` of images, which is not unpacked and not cached; or a data set
                 of Hugging Face: a folder that ``save_to_disk`` wrote, or ``hf:ORG/NAME``, with ``:SPLIT`` and
                 ``@REVISION`` if need be.
             shape: ``(C, H, W)`` of the samples; C is 1 (grey) or 3 (RGB).
+            resize: How the network's own images were resized (``classifier.resize``); None covers the shape.
             limit: If there are more files than this, or more than fit into 2 GiB as images, that many are chosen by a
-                hash of their names; ``source`` and a warning say so.
+                hash of their names and the seed, the same on every machine; ``source`` and a warning say so. Those of
+                a smaller limit are among those of a larger one.
+            seed: Of that choice, from 0.
             cache: A folder in which decoded images are kept, such as :func:`.cache.default_cache`; None keeps nothing.
             progress: Called with the number of files done and their total.
 
@@ -85,7 +91,9 @@ class Samples:
             >>> Samples.from_folder("red.png", (3, 32, 32))
             Samples('red.png', 1 of shape (3, 32, 32))
         """
-        images, folder = read_folder(path, checked_shape(shape), limit=limit, cache=cache, progress=progress)
+        images, folder = read_folder(
+            path, checked_shape(shape), resize=resize, limit=limit, seed=seed, cache=cache, progress=progress
+        )
         on_hub = str(path).startswith(HUB)
         source = str(path) if on_hub else Path(os.path.abspath(Path(path).expanduser())).name or "folder"
         if folder.skipped:
@@ -94,8 +102,9 @@ class Samples:
             warnings.warn(message, AgnoscoWarning, stacklevel=2)
         if len(folder.files) < folder.total:
             counts = f"{len(folder.files):,} of {folder.total:,} files"
-            warnings.warn(f"{counts} in {source!r} were chosen by their names", AgnoscoWarning, stacklevel=2)
-            source += f" ({counts})"
+            chosen = f"chosen by their names{f' and the seed {seed}' if seed else ''}"
+            warnings.warn(f"{counts} in {source!r} were {chosen}", AgnoscoWarning, stacklevel=2)
+            source = chosen_of(source, len(folder.files), folder.total, seed)
         return cls(images, source=source, skipped=folder.skipped)
 
     @classmethod
@@ -159,12 +168,12 @@ class Samples:
         return cls(stacked, source=type(dataset).__name__)
 
     @classmethod
-    def leaves(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
+    def leaves(cls, shape: Shape, count: int = MADE, seed: int = 0) -> Samples:
         """Dead leaves, which need no data: see :func:`.procedural.leaves`."""
         return cls(procedural.leaves(count, shape, seed=seed), source=f"leaves-{count}-seed{seed}")
 
     @classmethod
-    def noise(cls, shape: Shape, count: int = 800, seed: int = 0) -> Samples:
+    def noise(cls, shape: Shape, count: int = MADE, seed: int = 0) -> Samples:
         """Gaussian 1/f noise, which needs no data: see :func:`.procedural.noise`."""
         return cls(procedural.noise(count, shape, seed=seed), source=f"noise-{count}-seed{seed}")
 
@@ -234,7 +243,9 @@ def read_folder(
     path: str | Path,
     shape: Shape,
     *,
+    resize: Resize | None = None,
     limit: int = MOST_FILES,
+    seed: int = 0,
     cache: str | Path | None = None,
     progress: OnProgress | None = None,
 ) -> tuple[Tensor, FolderFiles]:
@@ -242,16 +253,17 @@ def read_folder(
     limit = min(limit, max(FOLDER_BYTES // math.prod(shape), 1))
     if is_archive(path) or is_dataset(path):
         read = read_archive if is_archive(path) else read_dataset
-        images, folder = read(path, shape, limit=limit, progress=progress)
+        images, folder = read(path, shape, limit=limit, seed=seed, resize=resize, progress=progress)
         if not len(images):
             raise _no_image(path, folder)
         return images, folder
-    listing = find_files(path, limit=limit)
+    listing = find_files(path, limit=limit, seed=seed)
     files = listing.files
-    cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, DECODER)}.safetensors"
+    decoder = DECODER if resize is None else f"{DECODER} {resize}"
+    cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, decoder)}.safetensors"
     decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
-        decoded = decode_files(files.items(), len(files), shape, progress)
+        decoded = decode_files(files.items(), len(files), shape, progress, resize)
         if cache_file and len(decoded[0]):
             write_cache(cache_file, *decoded)
     elif progress:

@@ -19,10 +19,11 @@ class ConceptMap:
 
     Args:
         nu: ν, ``(C, H, W)`` float32 on the CPU; −ν is the targeted universal adversarial perturbation.
-        label: Index of the class.
-        name: Name of the class.
+        label: Index of the class; 0 for an objective.
+        name: Name of the class or the objective.
         seed: Seed of the map's generator, together with the label.
-        probability: Softmax probability that the source classifier gives the class for :attr:`pixels`.
+        probability: Softmax probability that the source classifier gives the class for :attr:`pixels`; for an
+            objective, see :func:`~agnosco.method.maker.map_objective`.
         stages: ν after every stage of the cycle, by name, in order; the last one is ``nu``.
         trace: What every step saw and did, stage after stage.
         xi: Ξ of :attr:`pixels`, ``(1, H, W)`` in [0, 1]: where the network's last convolutional stage is active; None

@@ -15,6 +15,7 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..models.classifier import Classifier
 from ..models.loading import load
+from ..models.objectives import Objective, with_objective
 from ..types import Job, OnStep, Progress
 from .checkpoint import GroupState, fits
 from .concept import ConceptMap
@@ -111,6 +112,50 @@ def map_class(
     return next(map_classes(classifier, [label], samples, config, size=size, seeds=[seed], on_step=on_step))
 
 
+def map_objective(
+    classifier: Classifier | nn.Module | str,
+    objective: Objective,
+    samples: Samples,
+    config: Config | str = "quick",
+    *,
+    name: str = "objective",
+    size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> ConceptMap:
+    """The map of any objective of the logits, such as the difference or the sum of several classes.
+
+    It raises the mean of the objective over perturbed images; the loss of the settings is not used. Where a probability
+    is reported (``probability``, the steps, lines 8–14 of Algorithm 1), it is 1 / (1 + exp(−2 f)) for the value f, and
+    ``success`` is the share of images for which f is positive: a targeted success rate needs a class, and there is
+    none. Run folders and the command line take no objective, because a Python function cannot be read from a manifest.
+
+    Args:
+        classifier, samples, config, size, seed, on_step: As in :func:`map_classes`.
+        objective: Takes logits ``(N, classes)``, float32, and answers a value for each image, ``(N,)``, which can be
+            differentiated. It is maximised; to lower something, answer its negative. For a classifier with ``at``, the
+            logits are the scores of the layer's channels.
+        name: What the map is called.
+
+    Raises:
+        AgnoscoError: The objective answers something else, or for the reasons of :func:`map_classes`.
+
+    Example:
+        >>> import torch
+        >>> from agnosco import Samples, map_objective
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+        >>> samples = Samples.noise((3, 8, 8), count=16)
+        >>> def first_not_last(logits):
+        ...     return logits[:, 0] - logits[:, 3]
+        >>> map_objective(model, first_not_last, samples, "draft", size=8, name="first, not last").name
+        'first, not last'
+    """
+    asked = with_objective(load(classifier, size=size), objective, name)
+    config = preset(config) if isinstance(config, str) else config
+    config = replace(config, mapper=replace(config.mapper, loss="logit"))
+    return map_class(asked, 0, samples, config, seed=seed, on_step=on_step)
+
+
 def maps_together(classifier: Classifier, config: Config) -> int:
     """How many maps to make side by side to fill the device."""
     return _sized(classifier, config)[2]
@@ -174,7 +219,7 @@ class Maker:
                     on_state(state)
         norms = [trace[-1].norm for trace in state.traces]
         for place in sorted(range(len(group)), key=lambda place: not math.isfinite(norms[place])):
-            _check_norm(group[place].label, norms[place])  # those that raise come last
+            _check_norm(self.classifier.labels[group[place].label], norms[place])  # those that raise come last
             yield self._concept(group[place], place, state)
 
     def seconds_per_map(self, count: int = 1) -> float:
@@ -248,14 +293,14 @@ def _sized(classifier: Classifier, config: Config) -> tuple[Classifier, int, int
     return network, images, max(images // config.mapper.batch, 1)
 
 
-def _check_norm(label: int, norm: float) -> None:
+def _check_norm(name: str, norm: float) -> None:
     """Refuse a map whose gradients are not finite, and warn if they vanish."""
     if not math.isfinite(norm):
         raise AgnoscoError(
-            f"the gradients of class {label} are not finite", "check the weights and the mean and std of the model"
+            f"the gradients of {name!r} are not finite", "check the weights and the mean and std of the model"
         )
     if norm == 0:
-        warnings.warn(f"the gradients of class {label} vanish: its map is empty", AgnoscoWarning, stacklevel=3)
+        warnings.warn(f"the gradients of {name!r} vanish: its map is empty", AgnoscoWarning, stacklevel=3)
 
 
 def generator_for(*key: int | str) -> torch.Generator:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
-from ..types import Shape
+from ..types import Resize, Shape
 from .features import feature_map, last_stage
 from .heads import Head, Layer, layers_of, tensor_in, with_head
 
@@ -46,6 +46,7 @@ class Classifier:
             pixels in [0, 1]; None for no normalisation.
         channels: 3 (RGB) or 1 (grey); None reads them from the first convolution.
         labels: One name per class; None numbers them.
+        resize: How images are made to fit its input, if it is known; :meth:`.Samples.from_folder` can do the same.
         features: Name of the submodule whose output :meth:`activations` returns; None finds the last convolutional
             (or token) stage.
         at: Name of a layer whose channels are asked instead of classes: their mean over all places, or with
@@ -76,6 +77,7 @@ class Classifier:
         std: Sequence[float] | None = None,
         channels: int | None = None,
         labels: Sequence[str] | None = None,
+        resize: Resize | None = None,
         features: str | None = None,
         at: str | None = None,
         directions: Path | str | Mapping[str, Tensor] | None = None,
@@ -91,6 +93,8 @@ class Classifier:
         tensors = [*model.parameters(), *model.buffers()]
         self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.resize = resize
+        self.objective: Callable[[Tensor], Tensor] | None = None  # see objectives.py
         self._frozen = 0
         shapes = [(number, height, width) for number in ((channels,) if channels else (first, RGB))]
         self.classes = _checked_classes(self._first_logits(shapes, mean, std), asked=isinstance(self.model, Head))
@@ -113,7 +117,11 @@ class Classifier:
         if pixels.ndim != 4 or pixels.shape[1] != self.shape[0]:
             raise ValueError(f"pixels must be (N, {self.shape[0]}, H, W), not {tuple(pixels.shape)}")
         with self.frozen():
-            return logits_in(self.model(self.normalised(pixels))).float()
+            logits = logits_in(self.model(self.normalised(pixels))).float()
+        if self.objective is None:
+            return logits
+        values = self.objective(logits)
+        return torch.stack([values, -values], 1)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` in [0, 1] as the model takes them: what training feeds it with."""

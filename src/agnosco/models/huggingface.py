@@ -12,14 +12,16 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, one_line
+from ..types import SMALLEST_SHARE, Interpolation, Resize
 from .filling import building, check_described
 from .hub import CONFIG, Repository
 from .source import Network, OpenWeights, Source, of_foreign_file
@@ -43,8 +45,14 @@ REMOVED = (
 WIDEST = 4096
 """The most pixels that a processor may be told to make of a side: two images of this size are made with it."""
 
-SMALLEST_SHARE = 0.5
+LEAST_KEPT = 0.5
 """The smallest share of a resized image that a processor may keep: it resizes to a side divided by this."""
+
+RAMP = (191, 255)
+"""Height and width of an image that shows how a processor resizes; nobody resizes to this height."""
+
+ROUNDING = 2.0
+"""Grey levels by which a resized ramp may differ from a straight line."""
 
 
 class HuggingFace(Source):
@@ -65,7 +73,7 @@ class HuggingFace(Source):
         inputs = _input(repository, config)
         network = Network(
             model.to(memory_format=torch.channels_last), full_name, inputs.size, inputs.mean, inputs.std,
-            labels=labels, channels=inputs.channels, assumed=inputs.assumed,
+            labels=labels, channels=inputs.channels, assumed=inputs.assumed, resize=inputs.resize,
         )  # fmt: skip
         return of_foreign_file(network, f"{CONFIG} or {PROCESSOR} of {repository.given}")
 
@@ -181,6 +189,7 @@ class _Input(NamedTuple):
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     assumed: str | None = None
+    resize: Resize | None = None
 
 
 def _input(repository: Repository, config: PretrainedConfig) -> _Input:
@@ -195,7 +204,7 @@ def _input(repository: Repository, config: PretrainedConfig) -> _Input:
         size = tuple(side) if isinstance(side, list) else side
         return _Input(size, channels, None, None, f"pixels in [0, 1], since it has no {PROCESSOR}")
     share = given.get("crop_pct")  # of a side, so one that is resized to it is longer by its inverse
-    if isinstance(share, int | float) and not SMALLEST_SHARE <= share <= 1:
+    if isinstance(share, int | float) and not LEAST_KEPT <= share <= 1:
         message = f"crop_pct in {PROCESSOR} of {repository.given} is {share}"
         raise AgnoscoError(message, HINTS["limit"], exit_code=CODES["limit"])
     try:
@@ -220,18 +229,59 @@ def _measured(settings: dict[str, Any], config: Mapping[str, Any], channels: int
     mean = -black.mean((1, 2)) * std
     size = (black.shape[1], black.shape[2])
     return _Input(
-        size,
-        channels,
-        _declared(processor, "image_mean", mean),
-        _declared(processor, "image_std", std),
-    )
+        size, channels, _declared(processor, "image_mean", mean), _declared(processor, "image_std", std),
+        resize=_resize_rule(processor, black, white),
+    )  # fmt: skip
 
 
 def _flat(processor: Any, value: int, channels: int) -> torch.Tensor:
     """What a processor makes of an image of one colour: ``(C, H, W)``."""
-    image = np.full((512, 512, channels), value, np.uint8)
+    return _processed(processor, np.full((512, 512, channels), value, np.uint8))
+
+
+def _processed(processor: Any, image: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+    """What a processor makes of an image ``(H, W, C)``: ``(C, H, W)``."""
     output = processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
     return output.reshape(-1, *output.shape[-3:])[0].double()
+
+
+def _resize_rule(processor: Any, black: torch.Tensor, white: torch.Tensor) -> Resize | None:
+    """How a processor resizes, measured on two ramps; None for no resizing, or for what :class:`Resize` cannot say.
+
+    Args:
+        black, white: What it makes of images of these colours, ``(C, H, W)``.
+    """
+    lengths: list[int] = []
+    for axis, length in enumerate(RAMP):  # grey levels rise by one from pixel to pixel, along one side
+        levels = np.arange(length, dtype=np.uint8).reshape(-1 if axis == 0 else 1, 1 if axis == 0 else -1, 1)
+        output = _processed(processor, np.broadcast_to(levels, (*RAMP, len(black))).copy())
+        if output.shape != black.shape:  # such as for a processor that only pads
+            return None
+        along = (255 * (output - black) / (white - black)).mean((0, 2 - axis))
+        edge = len(along) // 16 + 2
+        middle = along[edge:-edge].numpy()  # filters reach beyond the ends
+        slope, start = np.polyfit(range(len(middle)), middle, 1)
+        if not slope > 0 or np.abs(middle - start - slope * np.arange(len(middle))).max() > ROUNDING:
+            return None
+        lengths.append(round(length / slope))
+    return _rule_of(processor, (lengths[0], lengths[1]), (black.shape[1], black.shape[2]))
+
+
+def _rule_of(processor: Any, resized: tuple[int, int], size: tuple[int, int]) -> Resize | None:
+    """The rule by which an image of the size :data:`RAMP` was resized before its centre was cropped."""
+    if resized == RAMP:
+        return None
+    short, long = RAMP
+    kept = size[0] / resized[0]
+    if abs(resized[1] - resized[0] * long / short) <= 1 and size[0] == size[1]:
+        mode = "center"
+    elif abs(size[1] / kept - resized[1]) <= 1:
+        mode = "squash"
+    else:
+        return None
+    filters = {int(Image.Resampling[name.upper()]): name for name in get_args(Interpolation)}
+    chosen: Any = getattr(processor, "resample", None)
+    return Resize(kept, mode, filters.get(chosen, "bilinear")) if SMALLEST_SHARE <= kept <= 1 else None
 
 
 def _declared(processor: Any, name: str, measured: torch.Tensor) -> tuple[float, ...]:

@@ -100,6 +100,7 @@ def load(
         std=network.std if std is None else std,
         channels=network.channels if channels is None else channels,
         labels=network.labels if names is None and at is None else names,
+        resize=network.resize,
         features=features,
         at=at,
         directions=directions,

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import AgnoscoError
 from ..text import first_line
+from ..types import Resize
 from .weights.limits import CODES, HINTS
 from .weights.opening import Weights
 
@@ -44,6 +45,7 @@ class Network:
     labels: Sequence[str] | None = None
     channels: int | None = None
     assumed: str | None = None
+    resize: Resize | None = None
 
 
 def of_foreign_file(network: Network, file: str) -> Network:

@@ -6,18 +6,20 @@ A source turns a name into a network, with what is known about its input, and im
 import ast
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, one_line
+from ..types import SMALLEST_SHARE, Interpolation, Resize
 from .architectures import ARCHITECTURES
 from .clip import OpenClip
 from .filling import WithoutMemory, count_classes, described, fill, with_classes_of
@@ -140,12 +142,25 @@ class Timm(Source):
         names = [one_line(str(label)) for label in labels] if isinstance(labels, list) else None
         network = Network(
             model.to(memory_format=torch.channels_last), full_name, size=size, mean=settings["mean"],
-            std=settings["std"], labels=names or None,
+            std=settings["std"], labels=names or None, resize=_resize_of(settings, size),
         )  # fmt: skip
         return of_foreign_file(network, f"{CONFIG} of {repository.given}")
 
     def download(self, name: str) -> str | None:
         return None if name.startswith("local-dir:") else f"the weights of timm:{name}, unless they are already here"
+
+
+def _resize_of(settings: dict[str, Any], size: tuple[int, ...]) -> Resize | None:
+    """How timm resizes images for a network; None for what :class:`Resize` cannot say, such as borders."""
+    share: Any
+    mode: Any
+    filter: Any
+    share, mode, filter = (settings.get(key) for key in ("crop_pct", "crop_mode", "interpolation"))
+    numbers = isinstance(share, int | float) and share > 0 and all(isinstance(side, int) for side in size)
+    if not numbers or mode not in ("center", "squash") or filter not in get_args(Interpolation) or not size:
+        return None
+    kept = size[0] / max(math.floor(size[0] / share), 1)  # whole pixels are resized to
+    return Resize(kept, mode, filter) if SMALLEST_SHARE <= kept <= 1 else None
 
 
 class Own(Source):

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ..data.files import DIGITS, plain_source
+from ..data.files import DIGITS, Asked, asked
 from ..errors import AgnoscoError
 from ..method.config import Config, config_from_json
 from ..method.config import preset as preset_config
@@ -78,7 +78,9 @@ def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
     words += [] if len(indices) == model.classes else [str(index) for index in indices]
     words += ["--weights", model.weights] if model.weights else []
     words += ["--prompts", "PROMPTS"] * model.name.startswith("open_clip:")
-    words += ["--samples", _source_of(settings.samples), "--size", str(width)]
+    source, count, seed_of_samples = _asked(settings.samples)
+    words += ["--samples", source] + [f"--samples-count={count}"] * (count is not None)
+    words += [f"--samples-seed={seed_of_samples}"] * (seed_of_samples != 0) + ["--size", str(width)]
     words += [f"--channels={channels}"] * (channels != 3)
     for name, values in (("mean", model.mean), ("std", model.std)):
         words += [f"--{name}", ",".join(repr(value).removesuffix(".0") for value in values)]
@@ -112,9 +114,10 @@ def options_of(settings: Settings) -> dict[str, Any] | None:
     return {"preset": settings.preset} | {name: noted[name] for name in OVERRIDES if name in noted}
 
 
-def _source_of(samples: SamplesRecord) -> str:
-    """What the option ``--samples`` was given."""
-    source = samples.source
-    if source == DIGITS:
-        return "digits"
-    return f"./{source}" if source in ("leaves", "noise", "digits") else plain_source(source)  # a folder of that name
+def _asked(samples: SamplesRecord) -> Asked:
+    """What the options of samples were given."""
+    if samples.source == DIGITS:
+        return Asked("digits", None, 0)
+    given = asked(samples.source)
+    is_folder = given.source in ("leaves", "noise", "digits") and not samples.source.startswith(f"{given.source}-")
+    return given._replace(source=f"./{given.source}") if is_folder else given

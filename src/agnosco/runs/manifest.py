@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from ..io import records
 from ..io.records import Record
 from ..method.config import Config, config_from_json
-from ..types import Job
+from ..types import Job, Resize
 
 if TYPE_CHECKING:
     from ..data.samples import Samples
@@ -52,6 +52,7 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
         features: The layer that a refinement compares, if there is one.
         at, directions: The layer that was asked instead of the classes, and the base name of the file of directions in
             its space, if there are any ("given in Python" without a file).
+        resize: How its own files say that images are resized, which those of a folder then are; None if they do not.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
     features: str | None
     at: str | None = None
     directions: str | None = None
+    resize: Resize | None = None
 
     @classmethod
     def of(cls, classifier: Classifier, weights: str | Path | None, config: Config) -> ModelRecord:
@@ -72,6 +74,7 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
             name=classifier.name, weights=Path(weights).name if weights else None, fingerprint=classifier.fingerprint,
             shape=classifier.shape, mean=classifier.mean, std=classifier.std, classes=classifier.classes,
             features=classifier.features if config.refine else None, at=classifier.at, directions=classifier.directions,
+            resize=classifier.resize,
         )  # fmt: skip
 
 
