@@ -132,7 +132,7 @@ def measure(family: str, member: str) -> dict[str, Any]:
     try:
         classifier = classifier_of(model, native)
     except AgnoscoError as error:
-        return row | {"refused": [str(error), error.hint]}
+        return row | {"refused": [error.message, error.hint]}
     return row | {"size": classifier.shape[1]} | places(classifier) | sound(classifier) | mapped(classifier)
 
 
@@ -141,7 +141,7 @@ def places(classifier: Classifier) -> dict[str, Any]:
     try:
         grid = classifier.activations(images(classifier))
     except AgnoscoError as error:
-        return {"no_places": [str(error), error.hint]}
+        return {"no_places": [error.message, error.hint]}
     return {"stage": classifier.features, "grid": list(grid.shape[1:])}
 
 
@@ -214,15 +214,16 @@ def tables() -> str:
         "refused in two lines": {f: r for f, r in rows.items() if "refused" in r},
         "only at the size that it is made for": {f: r for f, r in mapped_ones.items() if r["size"] == r["native_size"]},
         "all batch norms folded": {f: r for f, r in normed.items() if not r["norms_left"]},
-        "batch norms folded but those that follow no convolution": {
+        "batch norms folded but those that follow no layer directly": {
             f: r for f, r in normed.items() if 0 < r["norms_left"] < r["norms"]
         },
         "no batch norm folded": {f: r for f, r in normed.items() if r["norms_left"] == r["norms"]},
         "last layer zero at first; here it is random": {f: r for f, r in rows.items() if r["zero_head"]},
     }
     cells = [[kind, str(len(found)), names(found)] for kind, found in kinds.items() if found]
+    said = "; ".join(sorted({", ".join(row["refused"]) for row in rows.values() if "refused" in row}))
     libraries = ", ".join(f"{library} {version}" for library, version in versions(rows).items())
-    return f"{libraries}; {measured_on(results)}.\n\n{markdown(['', 'families', ''], cells)}"
+    return f"{libraries}; {measured_on(results)}.\n\n{markdown(['', 'families', ''], cells)}\n\nRefused with: {said}."
 
 
 def versions(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
