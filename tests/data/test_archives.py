@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ def packed(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def announced(kind: bytes, size: int) -> bytes:
+    """The header of something of a kind and a size, in bytes, which follows."""
+    info = tarfile.TarInfo("announced")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
@@ -133,3 +141,51 @@ def test_what_is_no_whole_tar_is_refused_in_two_lines(tmp_path: Path) -> None:
         Samples.from_folder(packed(tmp_path / "t.tar", {"a.txt": b"x"}), SHAPE)
     with pytest.raises(AgnoscoError, match="a limit of 0 leaves no samples"):
         Samples.from_folder(tmp_path / "x.tar", SHAPE, limit=0)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "behind an image"])
+def test_a_giant_header_is_refused_unread(kind: bytes, first: bool, tmp_path: Path) -> None:
+    path = packed(tmp_path / "giant.tar", {} if first else {"a.png": picture(10)})
+    size = 4 * 2**30
+    with path.open("r+b") as file:
+        file.seek(0 if first else 1024)  # behind a header and a block
+        file.write(announced(kind, size))
+        file.truncate(size + 4096)  # which takes no space on the disk
+    tracemalloc.start()
+    with pytest.raises(
+        AgnoscoError, match=r"cannot read giant\.tar: a header is larger than 1,048,576 bytes"
+    ) as caught:
+        Samples.from_folder(path, SHAPE)
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "a header is damaged"), (b"9999999\n" + b"0\n" * 2**20, "a header is larger")],
+    ids=["nothing", "too much"],
+)
+def test_a_map_of_holes_that_says_nothing_or_too_much_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.png")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
+    path = tmp_path / "holes.tar"
+    path.write_bytes(info.tobuf(tarfile.PAX_FORMAT) + content)
+    with path.open("r+b") as file:
+        file.truncate(2**30)
+    with pytest.raises(AgnoscoError, match=message):
+        Samples.from_folder(path, SHAPE)
+
+
+def test_headers_that_only_announce_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chain.tar"
+    path.write_bytes(announced(tarfile.XHDTYPE, 0) * 1500)
+    with pytest.raises(AgnoscoError, match=r"cannot read chain\.tar: a header is damaged"):
+        Samples.from_folder(path, SHAPE)
+
+
+def test_long_names_are_read(tmp_path: Path) -> None:
+    name = "/".join(["folder" * 20] * 20) + "/a.png"
+    path = packed(tmp_path / "long.tar", {name: picture(30), "b.png": picture(20)})
+    assert levels(Samples.from_folder(path, SHAPE)) == [20, 30]

@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,6 +27,10 @@ IMAGES = r"\.(avif|bmp|gif|ico|jpe?g|jpe|jp2|j2k|png|p[bgpn]m|tiff?|webp)"
 
 MOST_BYTES = 64 * 2**20
 """Bytes of one image in an archive: it is read as a whole."""
+
+
+MOST_HEADER = 2**20
+"""Bytes of the headers of one member, with its long name and other attributes: tarfile reads them as a whole."""
 
 
 class _Member(NamedTuple):
@@ -91,6 +95,21 @@ def _content(file: IO[bytes], member: _Member) -> Content:
     return io.BytesIO(file.read(member.size))
 
 
+class _Headers:
+    """A file from which tarfile reads headers, no more than :data:`MOST_HEADER` of a member."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.left = file, MOST_HEADER
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, size: int) -> bytes:
+        """That many bytes; TarError if the member has none left."""
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError(f"a header is larger than {MOST_HEADER:,} bytes")
+        return self.file.read(size)
+
+
 class _Listing:
     """Lists the images in a tar, and counts them and what is skipped."""
 
@@ -100,8 +119,16 @@ class _Listing:
 
     def images(self, file: IO[bytes]) -> Iterator[_Member]:
         """The images, in the order in which they were packed; TarError for what is no tar."""
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        try:
+            yield from self._members(file)
+        except (ValueError, LookupError, ArithmeticError, RecursionError) as error:  # as tarfile takes some headers
+            raise tarfile.ReadError("a header is damaged") from error
+
+    def _members(self, file: IO[bytes]) -> Iterator[_Member]:
+        headers: Any = _Headers(file)  # which tarfile only reads
+        with tarfile.open(fileobj=headers, mode="r:") as tar:
             while (member := tar.next()) is not None:
+                headers.left = MOST_HEADER
                 tar.members = []  # type: ignore[attr-defined]  # which would keep all of them
                 if reason := _reason_to_skip(member):
                     self.skip(member.name, reason)
