@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ..data.datasets import Labelled
 from ..errors import AgnoscoError
 from ..io.storage import write_whole
-from ..models.classifier import Classifier, logits_in
+from ..models.classifier import Classifier
+from ..models.heads import logits_in
 from .config import Training
 from .triggers import Trigger
 

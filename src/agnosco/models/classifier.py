@@ -19,7 +19,7 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
 from ..types import Resize, Shape
 from .features import feature_map, last_stage
-from .heads import Head, Layer, layers_of, tensor_in, with_head
+from .heads import Head, Layer, layers_of, logits_in, with_head
 
 RGB = 3
 """Channels of images, unless a model's first convolution has others."""
@@ -318,22 +318,6 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
     if len(values) != channels:
         raise AgnoscoError(f"{name} has {len(values)} values for {channels} channels", f"pass {channels} of them")
     return values
-
-
-def logits_in(output: object) -> Tensor:
-    """The logits ``(N, classes)`` in a model's answer, which may wrap them as Hugging Face and torchvision do.
-
-    Those of a segmentation network, ``(N, classes, h, w)``, are averaged over places.
-    """
-    if isinstance(output, Mapping):  # of several tensors, the one with a usual name
-        output = next((output[key] for key in ("logits", "out") if key in output), output)
-    logits = tensor_in(getattr(output, "logits", output))
-    if logits is not None and logits.ndim == 4:
-        return logits.mean((2, 3))
-    if logits is None:
-        message = f"the model answers a {type(output).__name__}, not logits"
-        raise AgnoscoError(message, "wrap it so that it returns (N, classes)")
-    return logits
 
 
 def _checked_classes(logits: Tensor, *, asked: bool) -> int:

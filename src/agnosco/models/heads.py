@@ -150,6 +150,22 @@ def tensor_in(output: Any) -> Tensor | None:
     return None
 
 
+def logits_in(output: object) -> Tensor:
+    """The logits ``(N, classes)`` in a model's answer, which may wrap them as Hugging Face and torchvision do.
+
+    Those of a segmentation network, ``(N, classes, h, w)``, are averaged over places.
+    """
+    if isinstance(output, Mapping):  # of several tensors, the one with a usual name
+        output = next((output[key] for key in ("logits", "out") if key in output), output)
+    logits = tensor_in(getattr(output, "logits", output))
+    if logits is not None and logits.ndim == 4:
+        return logits.mean((2, 3))
+    if logits is None:
+        message = f"the model answers a {type(output).__name__}, not logits"
+        raise AgnoscoError(message, "wrap it so that it returns (N, classes)")
+    return logits
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer that can be asked: its name, what it is, how many channels it has and in how many places."""
