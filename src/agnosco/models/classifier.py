@@ -27,7 +27,6 @@ RGB = 3
 LONGEST_INDEX = 9
 """Digits of the longest number that can be the index of a class."""
 
-
 MOST_NUMBERS = 2**26
 """Numbers of one image, 4096 pixels square with four channels: a configuration may ask for any size."""
 
@@ -173,17 +172,17 @@ class Classifier:
 
     def layers(self) -> list[Layer]:
         """All layers that ``at`` can name, in the order in which images go through them."""
-        images = self.normalised(torch.full((2, *self.shape), 0.5, device=self.device))
         with self.frozen(), torch.no_grad():
-            return layers_of(self.body, images)
+            return layers_of(self.body, self.normalised(self._random_images()))
 
     @property
     def features(self) -> str:
         """Name of the submodule that :meth:`activations` reads: the last convolutional stage."""
         if self._features is None:
-            grey = torch.full((1, *self.shape), 0.5, device=self.device)
             scores = None if self.at else self.classes  # a map of scores is no stage, but a layer that is asked is one
-            self._features = last_stage(self.body, self.shape, scores, lambda: self.probabilities(grey))
+            self._features = last_stage(
+                self.body, self.shape, scores, lambda: self.probabilities(self._random_images())
+            )
         if self._features is None:
             raise AgnoscoError(f"{self.name} has no stage whose output is a feature map", "name one: features='layer4'")
         return self._features
@@ -270,13 +269,15 @@ class Classifier:
             message = f"std must be positive, not {self.std}"
             raise AgnoscoError(message, "pass the std used in training, in [0, 1] units")
 
+    def _random_images(self) -> Tensor:
+        """Two images, always the same."""
+        return torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
     def _probe(self) -> Tensor:
         """Logits of two random images; decides in which memory layout images are passed to the model."""
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.rand(2, *self.shape, generator=generator).to(self.device)
         try:
             with torch.no_grad():
-                return self(pixels)
+                return self(self._random_images())
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
