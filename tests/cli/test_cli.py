@@ -162,6 +162,42 @@ def test_channels_of_a_layer_are_mapped_continued_judged_checked_and_reported() 
     assert "channels at 0" in Path("page.html").read_text()
 
 
+BARE = """
+from torch import nn
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(768, 3)
+
+    def forward(self, images):
+        return self.body(images.flatten(1))
+"""
+
+
+def test_another_network_is_asked_at_the_layer_of_the_run() -> None:
+    small = ("--samples", "photos", "--steps", "3", "--batch", "4", "--device", "cpu")
+    assert call("map", *MODEL, "1", "3", "--at", "0", *small).exit_code == 0
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    opposite = {name: -tensor for name, tensor in scope["build"]().state_dict().items()}
+    save_file(opposite, "opposite.safetensors")
+    judge = ("score", "agnosco-run", "--trust-code", "--device", "cpu", "--target")
+    assert "is asked at 0" not in call(*judge, "python:net.py:build").stderr
+    result = call(*judge, "python:net.py:build=opposite.safetensors", "--json")
+    assert "python:net.py:build is asked at 0, too: a number is the same channel only in a copy" in result.stderr
+    own, other = sorted(json.loads(result.stdout)["targets"], key=lambda judgement: not judgement["source"])
+    assert (own["source"], other["source"], other["classes"]) == (True, False, 2)
+    pictures = torch.stack([agnosco.Run.open("agnosco-run").map(index).pixels for index in (1, 3)])
+    answers = torch.nn.functional.conv2d(pictures, opposite["0.weight"], opposite["0.bias"], stride=2).mean((2, 3))
+    assert other["probability"] == pytest.approx(answers.softmax(1)[[0, 1], [1, 3]].mean().item(), rel=1e-4)
+
+    Path("bare.py").write_text(BARE)
+    result = call(*judge, "python:bare.py:Bare")
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (2, "Error: Bare has no layer '0'")
+    assert "body" in result.stderr.splitlines()[1]
+
+
 def test_layers_are_listed_and_no_map_is_made() -> None:
     result = mapped("--list-layers", "--json")
     names = [layer["name"] for layer in json.loads(result.stdout)["layers"]]

@@ -122,6 +122,11 @@ def _load_target(output: Output, context: typer.Context, run: Run, target: str, 
 
 def _say_what_may_differ(output: Output, run: Run, classifier: Classifier) -> None:
     """Say which class names and which normalization a target is tested with, if these may be wrong."""
+    own = run.settings.model
+    if own.at and not own.directions and classifier.fingerprint != own.fingerprint:
+        output.say(
+            f"{classifier.name} is asked at {own.at}, too: a number is the same channel only in a copy of the network"
+        )
     if all(label.isdecimal() for label in classifier.labels):
         output.say(f"{classifier.name} has no class names: classes are taken in the run's order (--labels)")
     if (classifier.mean, classifier.std) != (run.settings.model.mean, run.settings.model.std):
