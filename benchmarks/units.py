@@ -1,6 +1,6 @@
 """Units and directions of ResNet-18's layers: does a map raise what it was asked for, and nothing else as much?
 
-    python benchmarks/units.py                  50 channels at random of three layers, and 20 directions of one
+    python benchmarks/units.py                  50 channels at random of three layers, and 20 directions of each
     python benchmarks/units.py --only layer3.1  only rows whose name contains this
     python benchmarks/units.py --picture        draw docs/pictures/units.jpg from units at 224 px
     python benchmarks/units.py --tables         write the table into docs/evidence.md
