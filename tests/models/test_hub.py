@@ -20,6 +20,7 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.method.config import Config, MapperConfig
 from agnosco.method.maker import map_class
+from agnosco.method.prepare import prepared
 from agnosco.models.classifier import Classifier
 from agnosco.models.loading import load
 from agnosco.runs.run import Run
@@ -115,6 +116,24 @@ def test_a_saved_network_needs_nothing_but_its_folder(name: str, tmp_path: Path)
     concept = map_class(classifier, "Łoś", Samples.noise(classifier.shape, count=4), TWO_STEPS)
     assert torch.isfinite(concept.nu).all()
     assert concept.nu.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "means", [{}, {"do_normalize": True, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}]
+)
+def test_a_processor_that_puts_blue_first(means: dict[str, Any], tmp_path: Path) -> None:
+    model, _ = built("vit")
+    processor = transformers.MobileViTImageProcessor(size={"shortest_edge": 64}, crop_size=SQUARE, **means)
+    classifier = load(f"hf:{saved(tmp_path / 'blue', model, processor)}")
+    images = flat_and_noisy(3)
+    taken = processor(images=list(images), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    assert taken[0, 0, 5, 7].item() != pytest.approx(taken[0, 2, 5, 7].item(), abs=1e-3)  # the colours differ
+    with torch.no_grad():
+        expected = model(taken).logits
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(classifier(pixels), expected, rtol=1e-4, atol=1e-5)
+    fast = prepared(classifier)
+    torch.testing.assert_close(fast(pixels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_grey_images(tmp_path: Path) -> None:

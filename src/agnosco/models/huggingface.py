@@ -22,6 +22,7 @@ from torch import nn
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, one_line
 from ..types import SMALLEST_SHARE, Interpolation, Resize
+from .classifier import RGB
 from .filling import building, check_described
 from .hub import CONFIG, Repository
 from .source import Network, OpenWeights, Source, of_foreign_file
@@ -71,6 +72,8 @@ class HuggingFace(Source):
         with (weights or repository.weights)() as file:
             model = _filled(config, file, full_name)
         inputs = _input(repository, config)
+        if inputs.blue_first:
+            model.register_forward_pre_hook(_reversed_colours)
         network = Network(
             model.to(memory_format=torch.channels_last), full_name, inputs.size, inputs.mean, inputs.std,
             labels=labels, channels=inputs.channels, assumed=inputs.assumed, resize=inputs.resize,
@@ -190,12 +193,13 @@ class _Input(NamedTuple):
     std: tuple[float, ...] | None
     assumed: str | None = None
     resize: Resize | None = None
+    blue_first: bool = False
 
 
 def _input(repository: Repository, config: PretrainedConfig) -> _Input:
     """The input of a network by its processor, or by its configuration where it has none."""
     channels = getattr(config, "num_channels", 3)
-    if channels not in (1, 3):
+    if channels not in (1, RGB):
         message = f"{CONFIG} of {repository.given} names {str(channels)[:80]} channels"
         raise AgnoscoError(message, "give a network for grey images (1) or colours (3)")
     given = repository.json(PROCESSOR, largest=WIDEST)
@@ -227,16 +231,32 @@ def _measured(settings: dict[str, Any], config: Mapping[str, Any], channels: int
     black, white = (_flat(processor, value, channels) for value in (0, 255))
     std = 1 / (white - black).mean((1, 2))
     mean = -black.mean((1, 2)) * std
+    blue_first = channels == RGB and _takes_blue_first(processor, mean, std)
+    if blue_first:  # mean and std are of red, green and blue
+        mean, std = mean.flip(0), std.flip(0)
     size = (black.shape[1], black.shape[2])
     return _Input(
         size, channels, _declared(processor, "image_mean", mean), _declared(processor, "image_std", std),
-        resize=_resize_rule(processor, black, white),
+        resize=_resize_rule(processor, black, white), blue_first=blue_first,
     )  # fmt: skip
 
 
 def _flat(processor: Any, value: int, channels: int) -> torch.Tensor:
     """What a processor makes of an image of one colour: ``(C, H, W)``."""
     return _processed(processor, np.full((512, 512, channels), value, np.uint8))
+
+
+def _takes_blue_first(processor: Any, mean: torch.Tensor, std: torch.Tensor) -> bool:
+    """Whether a processor reverses the colours, as MobileViT's does: red comes out in the last channel."""
+    red = np.zeros((512, 512, RGB), np.uint8)
+    red[..., 0] = 255
+    levels = _processed(processor, red).mean((1, 2)) * std + mean
+    return bool(levels[-1] > levels[0])
+
+
+def _reversed_colours(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs of a network, images ``(N, 3, H, W)`` first, with these in the order blue, green, red."""
+    return inputs[0].flip(1), *inputs[1:]
 
 
 def _processed(processor: Any, image: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
