@@ -292,3 +292,26 @@ def test_images_at_once_fill_the_budget(monkeypatch: pytest.MonkeyPatch) -> None
     assert images_at_once(classifier) == 1
     monkeypatch.setattr(prepare, "CPU_BYTES", 2**60)
     assert images_at_once(classifier) == prepare.MOST_IMAGES
+
+
+class OfLightImages(nn.Module):
+    """One convolution whose answer goes to another normalisation where the images are light."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.light, self.dark = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.last = nn.Linear(8, 4)
+        for norm in (self.light, self.dark):
+            norm.running_mean = torch.randn(8)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        norm = self.light if images.mean() > 0.3 else self.dark
+        return self.last(norm(self.conv(images)).mean((2, 3)))
+
+
+def test_a_condition_on_the_images_is_not_folded_away() -> None:
+    classifier = Classifier(OfLightImages().eval(), size=16)
+    fast = prepared(classifier)
+    for images in (torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16) / 8):
+        torch.testing.assert_close(fast(images), classifier(images), rtol=1e-4, atol=1e-5)

@@ -115,6 +115,8 @@ def test_channels_of_a_layer_are_logits_too() -> None:
         (lambda z: z.mean(), r"answers shape \(\) to logits \(2, 4\), not \(2,\).*one number for each image"),
         (lambda z: z, r"answers shape \(2, 4\)"),
         (lambda z: [1.0, 2.0], "answers a list"),
+        (lambda z: (z[:, [0]] - z[:, [3]]).squeeze(), r"answers shape \(\) to logits \(1, 4\)"),
+        (lambda z: z[:2, 0] - z[:2, 3], r"answers shape \(2,\) to logits \(3, 4\)"),
         (lambda z: z.argmax(1), "does not depend on the logits"),
         (lambda z: z.detach()[:, 0], "does not depend on the logits.*leave out argmax"),
     ],

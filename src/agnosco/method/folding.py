@@ -1,7 +1,8 @@
 """Batch normalisations folded into the layers before them: the same answers, with fewer passes over memory.
 
 One pass of images shows which normalisation takes what a layer answers, and that nothing else reads that answer. No
-code has to be followed, so networks with conditions fold like others, and so do networks up to a layer that is asked.
+code has to be followed, so networks with conditions fold like others, and so do networks up to a layer that is asked. A
+condition on the images themselves may not show in one pass: whoever folds compares the answers to unlike images.
 """
 
 import copy

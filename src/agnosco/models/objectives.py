@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,18 +24,26 @@ def with_objective(classifier: Classifier, objective: Objective, name: str) -> C
     Raises:
         AgnoscoError: The objective does not answer a differentiable number for each image.
     """
-    two_images = torch.randn(2, classifier.classes, device=classifier.device, requires_grad=True)
-    with torch.enable_grad():
-        values = objective(two_images)
-    if not isinstance(values, Tensor) or values.shape != (2,):
-        answer = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        message = f"the objective answers {answer} to logits {tuple(two_images.shape)}, not (2,)"
-        raise AgnoscoError(message, "answer one number for each image, such as logits[:, 3] - logits[:, 5]")
-    if not values.requires_grad:
-        message = "the objective does not depend on the logits in a way that can be differentiated"
-        raise AgnoscoError(message, "leave out argmax, rounding and detach; use the logits, softmax or log_softmax")
+    for count in (2, 1, 3):  # an objective may squeeze too much, or take a number of images for granted
+        logits = torch.randn(count, classifier.classes, device=classifier.device, requires_grad=True)
+        with torch.enable_grad():
+            values = _of_each(objective, logits)
+        if not values.requires_grad:
+            message = "the objective does not depend on the logits in a way that can be differentiated"
+            raise AgnoscoError(message, "leave out argmax, rounding and detach; use the logits, softmax or log_softmax")
     copied = copy.copy(classifier)
     with suppress(AgnoscoError):  # a network without a feature map
         copied._features = classifier.features  # which is found by the number of its own classes
-    copied.objective, copied.classes, copied.labels = objective, 2, (name, f"minus {name}")
+    copied.objective = partial(_of_each, objective)
+    copied.classes, copied.labels = 2, (name, f"minus {name}")
     return copied
+
+
+def _of_each(objective: Objective, logits: Tensor) -> Tensor:
+    """The objective's answer, one number for each image."""
+    values = objective(logits)
+    if not isinstance(values, Tensor) or values.shape != (len(logits),):
+        answer = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        message = f"the objective answers {answer} to logits {tuple(logits.shape)}, not ({len(logits)},)"
+        raise AgnoscoError(message, "answer one number for each image, such as logits[:, 3] - logits[:, 5]")
+    return values
