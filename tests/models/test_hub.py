@@ -224,6 +224,15 @@ def test_the_rule_is_that_of_the_processor(name: str, tmp_path: Path) -> None:
     assert load(f"hf:{saved(tmp_path / 'any', model, processor)}").resize == expected
 
 
+def test_of_a_tiny_input_no_rule_is_measured(tmp_path: Path) -> None:
+    side = {"height": 4, "width": 4}
+    model = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**TOKENS | {"image_size": 4, "patch_size": 2})
+    )
+    classifier = load(f"hf:{saved(tmp_path / 'tiny', model, transformers.ViTImageProcessor(size=side))}")
+    assert (classifier.shape, classifier.resize) == ((3, 4, 4), None)
+
+
 @pytest.mark.parametrize("name", [name for name in RULES if RULES[name][2]])
 def test_photographs_are_resized_as_by_the_processor(name: str, assets: Path) -> None:
     kind, options, rule = RULES[name]

@@ -89,11 +89,14 @@ SamplesCountOption = Annotated[
     images_option(
         min=1,
         metavar="N",
-        help="Take N images, chosen at random by their names (default: all, of a folder up to 10,000).",
+        help="Take N files, chosen at random by their names (default: all, of a folder up to 10,000).",
     ),
 ]
+MOST_SEED = 10**18
+"""A run's own command gives the seed again, from at most 19 digits."""
+
 SamplesSeedOption = Annotated[
-    int, images_option(min=0, help="Seed of this choice, or of synthetic images: the same on every machine.")
+    int, images_option(min=0, max=MOST_SEED, help="Seed of this choice, or of synthetic images: the same everywhere.")
 ]
 
 

@@ -20,14 +20,13 @@ from ..io.storage import reason_of
 from ..text import first_line
 from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
-from .files import MOST_SKIPPED, FolderFiles, Skipped, name_hash
+from .files import MOST_SKIPPED, FolderFiles, Skipped, check_limit, name_hash
 
 IMAGES = r"\.(avif|bmp|gif|ico|jpe?g|jpe|jp2|j2k|png|p[bgpn]m|tiff?|webp)"
 """Suffixes of images; a shard of WebDataset holds labels and captions beside them."""
 
 MOST_BYTES = 64 * 2**20
 """Bytes of one image in an archive: it is read as a whole."""
-
 
 MOST_HEADER = 2**20
 """Bytes of the headers of one member, with its long name and other attributes: tarfile reads them as a whole."""
@@ -62,8 +61,7 @@ def read_archive(
     limit, that many are chosen by a hash of their names and the seed, as those of a folder are. AgnoscoError if
     the tar is damaged, compressed, or cannot be read, or the limit is below 1.
     """
-    if limit < 1:
-        raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
+    check_limit(limit)
     path = Path(path).expanduser()
     try:
         with open_regular(path) as file:

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from ..errors import AgnoscoError
 from ..types import Shape
 from .decoding import Unreadable, fit
+from .files import check_limit
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in grey, as Pillow uses them (`ITU-R BT.601 <https://www.itu.int/rec/R-REC-BT.601>`_)."""
@@ -100,8 +101,8 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def items_of(dataset: Any, limit: int | None) -> tuple[Iterable[Any], int]:
     """The items to take, and their greatest number."""
-    if limit is not None and limit < 1:
-        raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
+    if limit is not None:
+        check_limit(limit)
     length = len(dataset) if hasattr(dataset, "__len__") else None
     bounds = [bound for bound in (length, limit) if bound is not None]
     if not bounds:

@@ -67,8 +67,7 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> F
     lies and in whatever order it is listed. AgnoscoError if there is no such folder, it cannot be read,
     or the limit is below 1.
     """
-    if limit < 1:
-        raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
+    check_limit(limit)
     root = Path(path).expanduser()
     try:
         if root.is_file():  # or a link to a file: the user named it
@@ -82,6 +81,12 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> F
         raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
     files = {name: root / name for name in sorted(chosen)}
     return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count)
+
+
+def check_limit(limit: int) -> None:
+    """AgnoscoError if a limit leaves no samples."""
+    if limit < 1:
+        raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
 
 
 class Asked(NamedTuple):

@@ -20,7 +20,7 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest
 from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
-from .files import FolderFiles, name_hash
+from .files import FolderFiles, check_limit, name_hash
 
 HUB = "hf:"
 SAVED, SPLITS = "dataset_info.json", "dataset_dict.json"
@@ -49,8 +49,7 @@ def read_dataset(
     If it has more rows than the limit, that many are chosen by a hash of their numbers and the seed. AgnoscoError
     if there is no such data set, it has no column of images, or it has several splits and none is named.
     """
-    if limit < 1:
-        raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
+    check_limit(limit)
     with _errors(str(path)):
         rows = _images(_opened(str(path)), str(path))
         total = len(rows)

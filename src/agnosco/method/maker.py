@@ -133,8 +133,9 @@ def map_objective(
     Args:
         classifier, samples, config, size, seed, on_step: As in :func:`map_classes`.
         objective: Takes logits ``(N, classes)``, float32, and answers a value for each image, ``(N,)``, which can be
-            differentiated. It is maximised; to lower something, answer its negative. For a classifier with ``at``, the
-            logits are the scores of the layer's channels.
+            differentiated. It is maximised; to lower something, answer its negative. Where probability and success
+            matter (``AutoL2``, ``direction="lookahead"``), subtract what counts as success. For a classifier
+            with ``at``, the logits are the scores of the layer's channels.
         name: What the map is called.
 
     Raises:

@@ -280,6 +280,8 @@ def _resize_rule(processor: Any, black: torch.Tensor, white: torch.Tensor) -> Re
         along = (255 * (output - black) / (white - black)).mean((0, 2 - axis))
         edge = len(along) // 16 + 2
         middle = along[edge:-edge].numpy()  # filters reach beyond the ends
+        if len(middle) < 3:  # of so small an input, a line says nothing
+            return None
         slope, start = np.polyfit(range(len(middle)), middle, 1)
         if not slope > 0 or np.abs(middle - start - slope * np.arange(len(middle))).max() > ROUNDING:
             return None

@@ -154,13 +154,13 @@ def _resize_of(settings: dict[str, Any], size: tuple[int, ...]) -> Resize | None
     """How timm resizes images for a network; None for what :class:`Resize` cannot say, such as borders."""
     share: Any
     mode: Any
-    filter: Any
-    share, mode, filter = (settings.get(key) for key in ("crop_pct", "crop_mode", "interpolation"))
+    name: Any
+    share, mode, name = (settings.get(key) for key in ("crop_pct", "crop_mode", "interpolation"))
     numbers = isinstance(share, int | float) and share > 0 and all(isinstance(side, int) for side in size)
-    if not numbers or mode not in ("center", "squash") or filter not in get_args(Interpolation) or not size:
+    if not numbers or mode not in ("center", "squash") or name not in get_args(Interpolation) or not size:
         return None
     kept = size[0] / max(math.floor(size[0] / share), 1)  # whole pixels are resized to
-    return Resize(kept, mode, filter) if SMALLEST_SHARE <= kept <= 1 else None
+    return Resize(kept, mode, name) if SMALLEST_SHARE <= kept <= 1 else None
 
 
 class Own(Source):

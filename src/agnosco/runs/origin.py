@@ -54,7 +54,8 @@ def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings
         if (old.fingerprint, old.shape) != (new.fingerprint, new.shape):
             raise AgnoscoError(
                 f"{run.folder.name!r} was made with other {what}: {identity(old)}, not {identity(new)}",
-                "load what its manifest names, at the same size, with the same mean and std",
+                "load what its manifest names, at the same size, with the same mean and std; of samples, as many with "
+                "the same seed",
             )
     if before.model.features != now.model.features:  # the refinement compares them
         raise AgnoscoError(
