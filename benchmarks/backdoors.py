@@ -43,14 +43,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agnosco.backdoor.config import PLACES, ScanConfig, Training
-from agnosco.backdoor.evidence import final_layer, footprint, margin_p_value, margins
+from agnosco.backdoor.config import PLACES, FirstLook, ScanConfig, Training
+from agnosco.backdoor.evidence import final_layer, footprint
+from agnosco.backdoor.margins import margin_p_value, margins
 from agnosco.backdoor.record import FOUND, LEVEL
 from agnosco.backdoor.scan import full_map
 from agnosco.backdoor.screening import screen
 from agnosco.backdoor.train import Attack, evaluate, fit
 from agnosco.backdoor.triggers import LOGOS, Blended, Logo, Patch, Sinusoid, Trigger, trigger_to_json
-from agnosco.backdoor.verdict import judge
+from agnosco.backdoor.verdict import judge, leave_one_out, stabilised
 from agnosco.backdoor.windows import patches_in_windows
 from agnosco.data.datasets import Labelled, digits, from_class_folders
 from agnosco.data.samples import Samples
@@ -219,13 +220,19 @@ def timed(detector: Detector, classifier: Classifier, samples: Samples) -> dict[
 def agnosco_scan(classifier: Classifier, samples: Samples) -> dict[str, Any]:
     """``agnosco scan`` without its closer look at the suspicious classes."""
     screened = screen(classifier, samples)
-    verdict = judge(screened.z, screened.reach, problems=screened.problems())
-    return {
-        "score": screened.greatest_z, "label": verdict.label, "outcome": verdict.outcome,
-        "reach": screened.reach.tolist(), "z": screened.z.tolist(), "hits": screened.hits.tolist(),
-        "movable": screened.movable.tolist(), "screens": screened.screens,
+    return judged({"reach": screened.reach.tolist(), "problems": screened.problems()}) | {
+        "hits": screened.hits.tolist(), "movable": screened.movable.tolist(), "screens": screened.titles,
         "patterns": screened.patterns[screened.z.argmax(0), torch.arange(len(screened.classes))],
     }  # fmt: skip
+
+
+def judged(result: dict[str, Any], bank: Sequence[float] | None = None) -> dict[str, Any]:
+    """A result of agnosco with its score, class and outcome, as its reaches are judged today."""
+    reach = torch.tensor(result["reach"])
+    deviation = leave_one_out(stabilised(reach))
+    verdict = judge(deviation, reach, classes=reach.shape[1], bank=bank, problems=result.get("problems", ()))
+    score = deviation.z.max().item()
+    return result | {"score": score, "label": verdict.label, "outcome": verdict.outcome}
 
 
 def cleansed(classifier: Classifier, samples: Samples, steps: int = ScanConfig().images // 32) -> dict[str, Any]:
@@ -236,7 +243,7 @@ def cleansed(classifier: Classifier, samples: Samples, steps: int = ScanConfig()
 
 def maximal_margin(classifier: Classifier, samples: Samples) -> dict[str, Any]:
     """MM-BD with its 30 starts; it needs no samples."""
-    greatest = margins(classifier, starts=30, steps=MARGIN_STEPS)
+    greatest = margins(classifier, FirstLook(30, MARGIN_STEPS))
     p, label = margin_p_value(greatest), int(greatest.argmax())
     return {"score": -math.log(max(p, 1e-300)), "label": label, "p_value": p, "margins": greatest.tolist()}
 
@@ -338,7 +345,7 @@ def figure(seed: int = 0, target: int = 3) -> Image.Image:
         classifier = pool.network(seed)
         fit(classifier, pool.train_images, pool.training, attack=attack, seed=seed)
         l2_pattern = full_map(classifier, target, pool.test_images.samples)
-        patch = -patches_in_windows(classifier, target, pool.test_images.samples, ScanConfig().windows, finalists=1)[0]
+        patch = -patches_in_windows(classifier, [target], pool.test_images.samples, ScanConfig().windows)[0, 0]
         patterns.append({"L2 ball": l2_pattern, "window": patch})
     rows = [
         figure_row(attack.trigger, images, own, patterns[0], name=pool.train_images.names[target])
@@ -392,7 +399,7 @@ def intervals(clean: list[float], compromised: list[float], draws: int = 2000) -
 
 def table(results: dict[str, Any]) -> str:
     """A split as Markdown: every detector on every kind of attack."""
-    networks, rows = results["networks"], []
+    networks, rows = [judged_today(network) for network in results["networks"]], []
     names = [name for name in DETECTORS if all(name in network["detectors"] for network in networks)]
     clean = [network for network in networks if network["kind"] == "clean"]
     has_bank = len(clean) > 1 / LEVEL - 1  # with fewer, no p-value can be small enough, as one is left out
@@ -400,7 +407,7 @@ def table(results: dict[str, Any]) -> str:
         attacked = [network for network in networks if network["kind"] == kind]
         rows += [table_row(kind, name, clean, attacked, has_bank) for name in names if attacked]
     alarms = "; ".join(
-        f"{name} {sum(network['detectors'][name]['outcome'] == FOUND for network in clean)} by the cut-off"
+        f"{name} {sum(network['detectors'][name]['outcome'] == FOUND for network in clean)} by the p-value"
         + (f", {sum(found_by_bank(each, clean, name) for each in clean)} with a bank of the others" if has_bank else "")
         for name in names
         if "outcome" in clean[0]["detectors"][name]
@@ -432,9 +439,14 @@ def table_row(kind: str, name: str, clean: list[dict], attacked: list[dict], has
 
 def found_by_bank(network: dict[str, Any], clean: list[dict], name: str) -> bool:
     """Whether a network is found with the other clean networks of its split as a bank."""
-    bank = [max(map(max, other["detectors"][name]["z"])) for other in clean if other is not network]
-    own = network["detectors"][name]
-    return judge(torch.tensor(own["z"]), torch.tensor(own["reach"]), bank=bank).outcome == FOUND
+    bank = [other["detectors"][name]["score"] for other in clean if other is not network]
+    return judged(network["detectors"][name], bank)["outcome"] == FOUND
+
+
+def judged_today(network: dict[str, Any]) -> dict[str, Any]:
+    """A network whose stored reaches are judged by today's rule."""
+    detectors = {name: judged(own) if "reach" in own else own for name, own in network["detectors"].items()}
+    return network | {"detectors": detectors}
 
 
 def footprint_table(results: dict[str, Any]) -> str:

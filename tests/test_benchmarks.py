@@ -55,15 +55,16 @@ def test_auroc_counts_pairs_and_lies_in_its_interval() -> None:
 
 
 def test_the_table_of_detectors_counts_networks() -> None:
-    def entry(kind: str, score: float, label: int, outcome: str, target: int | None) -> dict[str, Any]:
-        z = [[0.0] * 9 + [float(score)]]
-        result = {"score": score, "label": label, "outcome": outcome, "seconds": 2.0, "z": z, "reach": [[0.8] * 10]}
+    def entry(kind: str, score: float, label: int, target: int | None) -> dict[str, Any]:
+        reach = [0.1] * 10  # all others are alike, so that z grows with the reach of the one
+        reach[label] = 0.1 + 0.02 * score
+        result = {"score": -1.0, "label": -1, "outcome": "of another version", "seconds": 2.0, "reach": [reach]}
         return {"kind": kind, "target": target, "detectors": {"agnosco": result}}
 
-    networks = [entry("clean", score, 0, "no outlier found", None) for score in range(19)]
-    networks.append(entry("clean", 30.0, 0, "outlier class found", None))
-    networks += [entry("patch", score, 3, "outlier class found", 3) for score in (18.5, 40.0, 40.0)]
-    networks.append(entry("patch", 1.0, 4, "inconclusive", 3))
+    networks = [entry("clean", score, 0, None) for score in range(19)]
+    networks.append(entry("clean", 30.0, 0, None))  # a reach of 0.7
+    networks += [entry("patch", score, 3, 3) for score in (18.5, 40.0, 40.0)]  # 0.47 is too little for a finding
+    networks.append(entry("patch", 1.0, 4, 3))
     about = {"title": "a pool", "hardware": "a CPU", "versions": {"torch": "2"}, "date": "today"}
     table = backdoors.table({"about": about, "networks": networks})
     (row,) = [line for line in table.splitlines() if line.startswith("| patch")]
@@ -71,8 +72,8 @@ def test_the_table_of_detectors_counts_networks() -> None:
     pairs = 19 + 20 + 20 + 1.5  # of 80; the score of 1.0 ties with one clean network
     assert cells[2].startswith(f"{pairs / 80:.3f} (")
     # One clean network of twenty may lie above the bound; with twenty, p = 1/21 takes a z above all of theirs.
-    assert cells[3:] == ["0.75", "0.75", "0.75", "0.50", "2.0", "4"]
-    assert "false alarms: agnosco 1 by the cut-off, 1 with a bank of the others" in table
+    assert cells[3:] == ["0.75", "0.75", "0.50", "0.50", "2.0", "4"]
+    assert "false alarms: agnosco 1 by the p-value, 1 with a bank of the others" in table
 
 
 def test_attacks_of_other_seeds_have_other_triggers_and_targets() -> None:

@@ -21,8 +21,7 @@ from PIL import Image
 from torchvision import models
 from typer.testing import CliRunner
 
-from agnosco.backdoor import scan as scanning
-from agnosco.backdoor.config import ScanConfig, Tournament, Training
+from agnosco.backdoor.config import FirstLook, Round, ScanConfig, Tournament, Training
 from agnosco.cli import app
 from agnosco.cli import scanning as cli_scanning
 from agnosco.method import maker
@@ -73,9 +72,15 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, config in small.items():
         monkeypatch.setitem(PRESETS, name, config)
     monkeypatch.setattr(maker, "TIMED", 2)
-    quick = ScanConfig(windows=Tournament(grid=1, steps=1, longer_steps=1), steps=2, batch=2, seeds=1, evaluation=20)
+    quick = ScanConfig(
+        windows=Tournament(grid=1, rounds=(Round(1, 1, 1),)),
+        steps=2,
+        batch=2,
+        seeds=1,
+        evaluation=20,
+        first=FirstLook(1, 1),
+    )
     monkeypatch.setattr(cli_scanning, "ScanConfig", lambda **_: quick)
-    monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
     monkeypatch.setattr(cli_scanning, "Training", lambda **options: replace(Training(**options), epochs=1))
     ordinary = Torchvision.network
     monkeypatch.setattr(Torchvision, "network", lambda *args, **options: replace(ordinary(*args, **options), size=64))

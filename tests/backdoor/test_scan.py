@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from agnosco.backdoor import record as scan_record
 from agnosco.backdoor import scan as scanning
 from agnosco.backdoor import screening
-from agnosco.backdoor.config import FULL_SEEDS, ScanConfig, Tournament
+from agnosco.backdoor.config import FULL_SEEDS, FirstLook, Round, ScanConfig, Tournament
 from agnosco.backdoor.evidence import (
     concentration,
     cut_out,
     final_layer,
     footprint,
-    margin_p_value,
-    margins,
     of_pattern,
 )
+from agnosco.backdoor.margins import margin_p_value, margins
+from agnosco.backdoor.plan import closer_look, images_of_scan, planned
 from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE, Measured, ScannedSamples, ScanRecord, Verdict, read_bank
 from agnosco.backdoor.scan import full_map, scan
 from agnosco.backdoor.screening import Screening, screen
@@ -38,7 +38,8 @@ from agnosco.errors import AgnoscoError
 from agnosco.method.maker import map_classes
 from agnosco.models.classifier import Classifier
 
-QUICK = ScanConfig(pixels=0.036, windows=Tournament(0.25, grid=4, longer_steps=20), steps=30, batch=4, evaluation=60)
+WINDOWS = Tournament(0.25, grid=4, rounds=(Round(16, 4, 4), Round(4, 8, 4), Round(2, 20, 8)))
+QUICK = ScanConfig(pixels=0.036, windows=WINDOWS, steps=30, batch=4, evaluation=60)
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "tools"
 
 
@@ -131,12 +132,19 @@ def test_nan_weights_are_an_error() -> None:
         Classifier(model, size=16, channels=1)
 
 
+def screening_of(names: tuple[str, ...], hits: Tensor, movable: Tensor) -> Screening:
+    """A screening of ten classes by its hits; its patterns are blank."""
+    everything = torch.ones(10, dtype=torch.bool)
+    blank, scales = torch.zeros(len(names), 10, *SHAPE), (1.0,) * len(names)
+    return Screening(names, scales, tuple(range(10)), everything, hits, movable, blank, 10.0)
+
+
 def test_seeds_that_name_several_classes_are_inconclusive() -> None:
     hits = torch.zeros(1, 10, 3)
     hits[0, 4] = torch.tensor([60.0, 10.0, 10.0])
     hits[0, 2] = torch.tensor([0.0, 50.0, 0.0])
     hits[0, 3] = torch.tensor([0.0, 0.0, 50.0])
-    screened = Screening(("9 pixels",), tuple(range(10)), hits, torch.full((10,), 60), torch.zeros(1), 9.0)
+    screened = screening_of(("9 pixels",), hits, torch.full((10,), 60))
     assert screened.problems() == ["seeds disagree about the class"]
     hits[0, 4, 1] = 55
     assert screened.problems() == []
@@ -173,12 +181,27 @@ def test_a_map_within_a_window_is_bounded_and_stays_there() -> None:
 
 
 def test_the_best_window_is_that_of_the_planted_square() -> None:
-    best = patches_in_windows(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
-    assert best.shape == (2, *SHAPE)
-    assert (best[0, :, -3:, -3:] < 0).all()  # white is added
-    assert best[0, :, :12].abs().max() == 0
-    again = patches_in_windows(planted(TARGET), TARGET, samples(), Tournament(0.25, grid=4), finalists=2)
+    best = patches_in_windows(planted(TARGET), [TARGET], samples(), WINDOWS)
+    assert best.shape == (1, 2, *SHAPE)
+    assert (best[0, 0, :, -3:, -3:] < 0).all()  # white is added
+    assert best[0, 0, :, :12].abs().max() == 0
+    again = patches_in_windows(planted(TARGET), [TARGET], samples(), WINDOWS)
     assert torch.equal(best, again)
+
+
+def test_classes_side_by_side_have_the_windows_that_each_has_alone() -> None:
+    both = patches_in_windows(planted(TARGET), [2, TARGET], samples(), WINDOWS)
+    alone = patches_in_windows(planted(TARGET), [TARGET], samples(), WINDOWS)
+    torch.testing.assert_close(both[1], alone[0], atol=1e-4, rtol=0)
+
+
+def test_every_image_of_the_rounds_is_counted() -> None:
+    counted: list[int] = []
+    patches_in_windows(planted(None), [1, 2], samples(), WINDOWS, on_images=counted.append)
+    assert WINDOWS.images == 16 * 4 * 4 + 4 * 8 * 4 + 2 * 20 * 8
+    assert sum(counted) == 2 * WINDOWS.images
+    few = Tournament(grid=1, rounds=(Round(64, 2, 2), Round(24, 3, 4)))  # of one window there are not more
+    assert few.images == 2 * 2 + 3 * 4
 
 
 # -- evidence ------------------------------------------------------------------------------------------
@@ -213,7 +236,7 @@ def test_margins_are_those_of_a_linear_network() -> None:
     weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
     model[1].weight.data = weight
-    found = margins(Classifier(model, size=(1, 2), channels=1), steps=200, rate=0.1)
+    found = margins(Classifier(model, size=(1, 2), channels=1), FirstLook(10, 200))
     # Over [0, 1]²: x0 − max(2 x1, −x0 − x1) is greatest at (1, 0): 1; 2 x1 − max(x0, …) at (0, 1): 2; at (0, 0): 0.
     torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 0.0]), atol=0.02, rtol=0)
 
@@ -228,8 +251,7 @@ def test_the_class_and_the_screen_of_the_verdict_are_the_ones_that_are_looked_at
     assert f"Class 2 ({found.candidates[0].record.name})" in scan_record.conclusion(found.record)[0]
     hits = torch.zeros(3, 10, 1)
     hits[0, 4], hits[1, 4], hits[1, 5:] = 30, 60, 50  # the first screen: far from the others, and few images
-    blank = torch.zeros(3, 10, *SHAPE)
-    screened = Screening(("a", "b", "c"), tuple(range(10)), hits, torch.full((10,), 100), blank, 10.0)
+    screened = screening_of(("a", "b", "c"), hits, torch.full((10,), 100))
     assert screened.z[0, 4] > screened.z[1, 4]
     assert screened.showing(4) == 1
     assert screened.showing(0) == int(screened.z[:, 0].argmax())
@@ -243,17 +265,16 @@ def test_a_full_map_is_what_its_seeds_have_in_common() -> None:
 
 def test_what_stands_out_and_reaches_too_little_is_said() -> None:
     found = scan(planted(None), samples(), QUICK).record
-    verdict = Verdict(NONE, 0, 7.8, 5.2, None, ())
+    verdict = Verdict(NONE, 0, 7.8, 0.01, False, ())
     told = scan_record.conclusion(msgspec.structs.replace(found, verdict=verdict))
     assert "its reach is below 50%" in told[1]
-    ordinary = scan_record.conclusion(msgspec.structs.replace(found, verdict=replace(verdict, z=2.0)))
+    ordinary = scan_record.conclusion(msgspec.structs.replace(found, verdict=replace(verdict, p_value=0.3)))
     assert not any("below" in line for line in ordinary)
 
 
 def test_a_reach_over_few_images_is_no_verdict() -> None:
-    hits, blank = torch.zeros(3, 10, 1), torch.zeros(3, 10, *SHAPE)
     movable = torch.full((10,), 100)
-    screened = Screening(("a", "b", "c"), tuple(range(10)), hits, movable, blank, 10.0)
+    screened = screening_of(("a", "b", "c"), torch.zeros(3, 10, 1), movable)
     assert screened.problems() == []
     movable[8] = 19
     assert "class 8" in screened.problems()[0]
@@ -266,7 +287,8 @@ def test_screens_that_reach_every_class_are_scaled_down_until_one_stands_out(mon
     (row,) = [place for place, name in enumerate(whole.screens) if name == "windows"]
     assert whole.reach[row].quantile(0.5) > 0.15
     assert found.reach[row].quantile(0.5) <= 0.15
-    scale = float(found.screens[row].removeprefix("windows x "))
+    scale = found.scales[row]
+    assert (whole.titles[row], found.titles[row]) == ("windows", f"windows x {scale:.2f}")
     assert whole.patterns[row].abs().max().item() == pytest.approx(1.0, abs=0.01)
     assert found.patterns[row].abs().max().item() == pytest.approx(scale, abs=0.01)
     assert found.z[row].argmax() == TARGET
@@ -292,17 +314,65 @@ def test_the_final_layer_is_read_without_images() -> None:
     assert int(z.argmax()) == 3
 
 
-def test_progress_counts_every_image_of_the_screening_and_then_of_the_candidates() -> None:
+def test_progress_counts_every_image_of_all_stages() -> None:
     told: list[tuple[str, int, int]] = []
     scan(planted(TARGET), samples(), QUICK, on_progress=lambda *step: told.append(step))
-    end = [done for _, done, _ in told].index(10 * QUICK.images) + 1
-    first, second = told[:end], told[end:]
-    assert {title for title, _, _ in first} == set(QUICK.screens(SHAPE))
-    for part in (first, second):
-        done = [done for _, done, _ in part]
-        assert done == sorted(done)
-        assert {total for _, _, total in part} == {done[-1]}
-    assert all(title.startswith("class ") for title, _, _ in second)
+    done = [done for _, done, _ in told]
+    assert done == sorted(done)
+    assert {total for _, _, total in told} == {done[-1]}
+    assert done[-1] == 10 * (QUICK.first.images + QUICK.images) + closer_look(QUICK, 10)
+    titles = list(dict.fromkeys(title for title, _, _ in told))
+    assert titles[:4] == ["first look", *QUICK.screens(SHAPE)]
+    assert all(title.startswith("class ") for title in titles[4:])
+
+
+# -- many classes --------------------------------------------------------------------------------------
+
+MANY = replace(QUICK, thorough=18, seeds=1)
+
+
+def test_of_many_classes_the_leading_ones_are_screened_until_one_is_found() -> None:
+    found = scan(planted(TARGET, classes=60), samples(), MANY)
+    assert (found.verdict.outcome, found.verdict.label) == (FOUND, TARGET)
+    rows = found.record.classes
+    assert len(rows) == 60
+    assert sorted(row.index for row in rows) == list(range(60))
+    screened = found.record.screened_classes
+    assert sum(row.at_random for row in screened) == 12
+    assert len(screened) == 18  # six with the largest margins: found among the first six
+    margins_of_others = [row.margin for row in rows if not row.screens]
+    assert margins_of_others == sorted(margins_of_others, reverse=True)
+    assert min(row.margin for row in screened if not row.at_random) >= max(margins_of_others)
+    assert "Screened: 18 of 60 classes, 6 with the largest margins and 12 at random" in " ".join(
+        scan_record.conclusion(found.record)
+    )
+
+
+def test_nothing_more_is_screened_when_it_is_decided() -> None:
+    assert len(scan(planted(TARGET, classes=60), samples(), replace(MANY, thorough=27)).screening.classes) == 12 + 6
+    assert len(scan(planted(None, classes=60), samples(), replace(MANY, thorough=27)).screening.classes) == 27
+
+
+def test_a_clean_network_of_many_classes_has_no_outlier() -> None:
+    found = scan(planted(None, classes=60), samples(), MANY)
+    assert found.verdict.outcome == NONE
+    again = scan(planted(None, classes=60), samples(), MANY)
+    assert again.record == found.record
+
+
+def test_what_fits_the_time_is_planned() -> None:
+    config = ScanConfig()
+    assert planned(config, 10, images=images_of_scan(config, 10)) == config
+    one_seed = planned(config, 10, images=images_of_scan(config, 10) - 1)
+    assert one_seed == replace(config, seeds=1)
+    for images in (3e5, 1e5):
+        staged = planned(config, 1000, images=images)
+        assert staged.thorough is not None
+        assert 15 <= staged.thorough <= 48
+        assert images_of_scan(staged, 1000) <= images
+    least = planned(config, 1000, images=1)
+    assert (least.thorough, least.first, least.seeds) == (15, FirstLook(2, 10), 1)
+    assert planned(config, 12, images=1).thorough is None  # twelve are too few to choose from
 
 
 # -- the real network ----------------------------------------------------------------------------------

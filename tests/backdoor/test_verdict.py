@@ -11,36 +11,85 @@ from agnosco.backdoor.verdict import (
     FOUND,
     INCONCLUSIVE,
     NONE,
+    Deviation,
     judge,
+    leave_one_out,
+    of_many,
     p_value,
     robust_z,
-    simulated_cutoff,
     stabilised,
+    student_tail,
     wilson,
 )
 
 
 def test_robust_z_counts_from_the_median_in_deviations() -> None:
     # Median 3; distances 2 1 0 1 97, their median 1; one robust deviation is 1.4826.
-    z = robust_z(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0]))
+    z = robust_z(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0]), floor=0.1)
     torch.testing.assert_close(z, torch.tensor([-2.0, -1.0, 0.0, 1.0, 97.0]) / 1.4826)
 
 
 def test_the_median_of_an_even_number_is_in_the_middle() -> None:
-    assert robust_z(torch.tensor([0.0, 0.0, 1.0, 1.0]))[2] == pytest.approx(0.5 / (0.5 * 1.4826))
+    assert robust_z(torch.tensor([0.0, 0.0, 1.0, 1.0]), floor=0.1)[2] == pytest.approx(0.5 / (0.5 * 1.4826))
+
+
+def test_a_class_is_measured_by_all_others_but_itself() -> None:
+    found = leave_one_out(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0]))
+    # The others of the last: mean 2.5, variance 5/3; those of the third are worked out below.
+    assert found.z[4].item() == pytest.approx(97.5 / math.sqrt(5 / 3 * 1.25))
+    mean = 107 / 4
+    variance = ((1 - mean) ** 2 + (2 - mean) ** 2 + (4 - mean) ** 2 + (100 - mean) ** 2) / 3
+    assert found.z[2].item() == pytest.approx((3 - mean) / math.sqrt(variance * 1.25))
+    assert found.others.tolist() == [4] * 5
+
+
+def test_only_ordinary_classes_tell_what_is_ordinary() -> None:
+    ordinary = torch.tensor([True, True, True, True, False, False])
+    found = leave_one_out(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0, 50.0]), ordinary)
+    assert found.z[4].item() == pytest.approx(97.5 / math.sqrt(5 / 3 * 1.25))
+    assert found.z[5].item() == pytest.approx(47.5 / math.sqrt(5 / 3 * 1.25))
+    assert found.others.tolist() == [3, 3, 3, 3, 4, 4]
 
 
 def test_alike_classes_make_no_outlier_of_a_hair() -> None:
-    assert robust_z(torch.tensor([0.0] * 9 + [0.05])).max() == pytest.approx(0.5)  # over the floor of 0.1
+    assert leave_one_out(torch.tensor([0.0] * 9 + [0.05])).z.max() == pytest.approx(0.5 / math.sqrt(1 + 1 / 9))  # floor
 
 
-@pytest.mark.parametrize(("classes", "expected"), [(10, 3.85), (43, 3.5), (100, 3.5), (1000, 3.9)])
-def test_simulated_cutoffs_are_those_of_the_protocol(classes: int, expected: float) -> None:
-    assert simulated_cutoff(classes, 1) == pytest.approx(expected, abs=0.08)  # backdoors.md
+def test_too_few_classes_have_no_deviation() -> None:
+    for count in (1, 2):
+        found = leave_one_out(torch.rand(3, count))
+        assert torch.equal(found.z, torch.zeros(3, count, dtype=torch.float64))
+        assert torch.equal(found.p_values(), torch.ones(3, count, dtype=torch.float64))
 
 
-def test_more_screens_need_a_higher_cutoff() -> None:
-    assert simulated_cutoff(10, 3) > simulated_cutoff(10, 2) > simulated_cutoff(10, 1)
+@pytest.mark.parametrize(
+    ("t", "freedom", "tail"),
+    [(12.706, 1, 0.025), (1.860, 8, 0.05), (3.055, 12, 0.005), (2.447, 6, 0.025), (1.697, 30, 0.05), (0.0, 7, 0.5)],
+)
+def test_students_tails_are_those_of_the_tables(t: float, freedom: int, tail: float) -> None:
+    assert student_tail(t, freedom) == pytest.approx(tail, rel=2e-3)
+    assert student_tail(-t, freedom) == pytest.approx(1 - tail, rel=2e-3)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 8, 9, 41, 42, 998])
+def test_students_tails_are_those_of_scipy(freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for t in (-3.0, 0.3, 2.0, 5.0, 7.5):
+        assert student_tail(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=1e-6, abs=1e-14)
+
+
+def test_false_alarms_are_as_rare_as_said_if_scores_are_normal() -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(4000, 10, generator=generator)
+    found = leave_one_out(scores, floor=0.0)
+    alarms = [of_many(p, 10) <= 0.05 for p in found.p_values().amin(1).tolist()]
+    assert 0.035 < sum(alarms) / len(alarms) < 0.065
+
+
+def test_many_tests_make_a_small_p_value_likely() -> None:
+    assert of_many(0.05, 1) == pytest.approx(0.05)
+    assert of_many(0.5, 2) == pytest.approx(0.75)
+    assert of_many(1e-4, 30) == pytest.approx(0.003, rel=0.01)
 
 
 def test_an_anomaly_index_of_2_is_often_chance() -> None:
@@ -68,55 +117,66 @@ def test_stabilised_runs_from_0_to_a_quarter_turn() -> None:
     torch.testing.assert_close(ends, torch.tensor([0.0, math.pi / 4, math.pi / 2]))
 
 
-Z = torch.zeros(2, 10)
+Z = torch.zeros(2, 10, dtype=torch.float64)
 Z[1, 7] = 12.0
 REACH = torch.full((2, 10), 0.1)
 REACH[1, 7] = 0.9
 
 
+def judged(z: torch.Tensor, reach: torch.Tensor, **options):
+    """The verdict on classes that are each compared with all others."""
+    count = z.shape[1]
+    return judge(Deviation(z, torch.full((count,), count - 1)), reach, classes=count, **options)
+
+
 def test_a_class_that_stands_out_and_is_reached_is_found() -> None:
-    verdict = judge(Z, REACH)
+    verdict = judged(Z, REACH)
     assert (verdict.outcome, verdict.label, verdict.z) == (FOUND, 7, 12.0)
-    assert verdict.cutoff is not None
-    assert verdict.p_value is None
+    # Student's t of 12 with 8 degrees of freedom is exceeded with probability 1.075e-6; 2 screens of 10 classes.
+    assert verdict.p_value == pytest.approx(20 * 1.075e-6, rel=0.01)
+    assert not verdict.calibrated
 
 
 def test_a_class_that_stands_out_but_is_hardly_reached_is_not() -> None:
     hardly = REACH.clone()
     hardly[1, 7] = 0.4
     hardly[0, 7] = 1.0  # in the screen in which it does not stand out
-    assert judge(Z, hardly).outcome == NONE
+    assert judged(Z, hardly).outcome == NONE
 
 
 def test_a_screen_that_hardly_reaches_hides_no_other() -> None:
     both, reach = Z.clone(), REACH.clone()
     both[0, 7], reach[0, 7] = 20.0, 0.4  # stands out most where it is hardly reached
-    assert judge(both, reach) == judge(Z, REACH)
+    assert judged(both, reach) == judged(Z, REACH)
     both[0, 3], reach[0, 3] = 20.0, 0.4  # and another class too
-    assert judge(both, reach).label == 7
+    assert judged(both, reach).label == 7
 
 
-def test_below_the_cutoff_nothing_is_found() -> None:
-    assert judge(Z / 4, REACH).outcome == NONE
+def test_what_is_likely_by_chance_is_not_found() -> None:
+    assert judged(Z / 4, REACH).outcome == NONE
+    # Nine others: t of 4.2 is exceeded with probability 0.0015, in one of 20 with 0.029; in one of 2,000 with 0.95.
+    assert judged(Z * 0.35, REACH).outcome == FOUND
+    assert judge(Deviation(Z * 0.35, torch.full((10,), 9)), REACH, classes=1000).outcome == NONE
 
 
 def test_few_classes_are_inconclusive_without_a_bank() -> None:
-    verdict = judge(Z[:, 5:], REACH[:, 5:])
+    verdict = judged(Z[:, 5:], REACH[:, 5:])
     assert verdict.outcome == INCONCLUSIVE
     assert "5 classes" in verdict.reasons[0]
-    assert verdict.cutoff is None  # of one class alone it would be no number
-    assert judge(Z[:, 5:], REACH[:, 5:], bank=[1.0] * 19).outcome == FOUND
+    assert verdict.p_value is None
+    assert judged(Z[:, 5:], REACH[:, 5:], bank=[1.0] * 19).outcome == FOUND
 
 
 def test_a_bank_decides_by_its_p_value() -> None:
-    assert judge(Z, REACH, bank=[3.0] * 19).outcome == FOUND
-    assert judge(Z, REACH, bank=[3.0] * 18 + [13.0]).outcome == NONE
-    small = judge(Z, REACH, bank=[3.0] * 5)
+    found = judged(Z, REACH, bank=[3.0] * 19)
+    assert (found.outcome, found.calibrated) == (FOUND, True)
+    assert judged(Z, REACH, bank=[3.0] * 18 + [13.0]).outcome == NONE
+    small = judged(Z, REACH, bank=[3.0] * 5)
     assert small.outcome == INCONCLUSIVE
     assert small.p_value == pytest.approx(1 / 6)
 
 
 def test_a_problem_leaves_no_verdict() -> None:
-    verdict = judge(Z, REACH, problems=["seeds disagree"])
+    verdict = judged(Z, REACH, problems=["seeds disagree"])
     assert verdict.outcome == INCONCLUSIVE
     assert verdict.reasons == ("seeds disagree",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from agnosco.backdoor import scan as scanning
-from agnosco.backdoor.config import Tournament
+from agnosco.backdoor.config import FirstLook, Round, ScanConfig, Tournament
 from agnosco.backdoor.record import FOUND, INCONCLUSIVE
+from agnosco.cli import scanning as commands
 from agnosco.cli.app import app
 from agnosco.models import loading
 
@@ -27,17 +29,10 @@ def call(*args: str) -> Result:
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A network for digits that has learned nothing, in a folder of its own; searches are short."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Tournament, "__init__", _shorter(Tournament.__init__))
-    monkeypatch.setattr(scanning, "margins", lambda classifier: torch.arange(1.0, 1 + classifier.classes))
+    short = partial(ScanConfig, windows=Tournament(grid=1, rounds=(Round(1, 2, 2),)), first=FirstLook(1, 2))
+    monkeypatch.setattr(commands, "ScanConfig", short)
     save_file(loading.untrained("agnosco:digits", classes=10).model.state_dict(), tmp_path / "net.safetensors")
     return "net.safetensors"
-
-
-def _shorter(init):
-    def shorter(self, *args, **options) -> None:
-        init(self, *args, **{"grid": 1, "steps": 2, "longer_steps": 2} | options)
-
-    return shorter
 
 
 def test_an_untrained_network_has_no_outlier_class(weights: str) -> None:
@@ -74,6 +69,8 @@ def test_fail_on_finding_exits_with_3(weights: str, monkeypatch: pytest.MonkeyPa
         (("--bank", "empty"), "holds no scans"),
         (("--class", "digit"), "has no class 'digit'"),
         (("--samples", "absent"), "absent"),
+        (("--budget", "soon"), "'soon' is not a length of time"),
+        (("--budget", "0s"), "'0s' is not a length of time"),
     ],
 )
 def test_mistakes_are_two_lines(weights: str, args: tuple[str, ...], error: str) -> None:
@@ -136,7 +133,7 @@ def test_poison_says_what_is_wrong(
 
 def test_the_time_is_announced_and_a_folder_with_other_files_refused_first(weights: str) -> None:
     base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", *SHORT)
-    assert "Three screens of 10 classes: " in call(*base).stderr
+    assert "Three screens of 10 classes, 1 seed: " in call(*base).stderr
     Path("s").mkdir()
     Path("s/letter.txt").write_text("dear")
     result = call(*base, "--out", "s")
@@ -152,6 +149,6 @@ def test_one_class_alone_has_no_verdict(weights: str) -> None:
     result = call(*base)
     assert result.exit_code == 0, result.stderr
     assert f"Outcome: {INCONCLUSIVE}." in result.stdout
-    assert "(no cut-off)" in result.stdout
+    assert "no p-value" in result.stdout
     record = json.loads(call(*base, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert [row["index"] for row in record["classes"]] == [1]

@@ -94,14 +94,21 @@ def scan_of(run: Run) -> dict[str, Any]:
     return {
         "model": {"name": "planted", "fingerprint": "f", "shape": [3, 8, 8]},
         "samples": {"source": "nothing", "count": 20}, "config": {}, "greatest_z": 12.0,
-        "effective_classes": 2.0, "other_signs": {"mm_bd": None, "final_layer": None},
+        "effective_classes": 2.0, "other_signs": {"mm_bd": {"index": 1, "p_value": 0.01}, "final_layer": None},
         "screened": [0, 1],
         "verdict": {
-            "outcome": "outlier class found", "label": 1, "z": 12.0, "cutoff": 5.2, "p_value": None, "reasons": [],
+            "outcome": "outlier class found", "label": 1, "z": 12.0, "p_value": 0.002, "calibrated": False,
+            "reasons": [],
         },
         "classes": [
-            {"index": 1, "class": "Castle", "screens": {"9 pixels": screens[1]}, "k90": 7, "eps50": None},
-            {"index": 0, "class": "tench", "screens": {"9 pixels": screens[0]}, "k90": None, "eps50": None},
+            {
+                "index": 1, "class": "Castle", "margin": 90.5, "screens": {"9 pixels": screens[1]}, "at_random": False,
+                "k90": 7, "eps50": None,
+            },
+            {
+                "index": 0, "class": "tench", "margin": 8.0, "screens": {"9 pixels": screens[0]}, "at_random": False,
+                "k90": None, "eps50": None,
+            },
         ],
         "candidates": [{"index": 1, "class": "Castle", "screen": "9 pixels", **evidence}],
     }  # fmt: skip
@@ -178,6 +185,28 @@ def test_scores_sanity_and_scan_are_shown_where_they_lie_in_the_run(run: Run) ->
     assert "0.870" in page
     assert "No outcome says that a network is clean" in page
     assert '<strong class="outcome">outlier class found</strong>' in page
+
+
+def test_classes_that_had_only_the_first_look_are_listed_as_such(run: Run) -> None:
+    scan = scan_of(run)
+    scan["classes"][1] |= {"at_random": True}
+    scan["classes"] += [scan["classes"][1] | {"index": 2, "class": "crane", "screens": {}, "at_random": False}]
+    (run.path / "scan.json").write_text(json.dumps(scan))
+    page = page_of(run)
+    rows = {
+        name: re.findall(r"<td>(.*?)</td>", row)
+        for name, row in re.findall(r'row">(\w+) \(\d\)</th>(.*?)</tr>', page, re.S)
+    }
+    assert rows == {"Castle": ["screened"], "tench": ["screened, chosen at random"], "crane": ["first look only"]}
+    assert "Screened: 2 of 3 classes, 1 with the largest margins and 1 at random." in page
+
+
+def test_the_map_of_a_candidate_stands_beside_its_evidence(run: Run) -> None:
+    put_scan(run)
+    page = page_of(run)
+    (image,) = re.findall(r'src="(data:[^"]+)"[^>]*alt="What \w+ looks for in Castle">', page)
+    tile = re.findall(r'<li data-index="1".*?</li>', page, re.S)[0]
+    assert image in tile
 
 
 def test_a_tile_keeps_the_place_of_a_run_that_lacks_its_class(tmp_path: Path, run: Run) -> None:
@@ -529,7 +558,7 @@ def altered(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> str:
 SCANS: list[tuple[tuple[Any, ...], Any]] = [
     (("classes",), []), (("candidates",), KeyError), (("verdict",), "outlier class found"),
     (("verdict", "label"), 99), (("verdict", "outcome"), "all is well"), (("verdict", "z"), 1e999),
-    (("classes", 0, "screens"), {}), (("classes", 1, "screens"), {"another": {}}),
+    (("classes", 0, "screens"), {}), (("classes", 1, "screens"), {"another": {}}), (("classes", 0, "margin"), None),
     (("classes", 0, "screens", "9 pixels", "interval"), [0.1]), (("classes", 0, "index"), "1"),
     (("candidates", 0, "concentration"), None), (("candidates", 0, "reach"), "all"), (("classes", 0, "k90"), 10**400),
 ]  # fmt: skip

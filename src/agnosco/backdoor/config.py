@@ -11,6 +11,16 @@ from ..types import Shape
 FEWEST_IMAGES = 20
 """Evaluation images of other classes below which a reach says nothing."""
 
+FEWEST_CLASSES = 10
+"""With fewer classes, only a bank of clean networks tells what is ordinary."""
+
+HANDFUL = 12
+"""At least so many classes, chosen at random, are screened beside the leading ones if not all are: they tell what is
+ordinary."""
+
+FEWEST_THOROUGH = HANDFUL + 3
+"""Fewest classes to screen if not all are."""
+
 FULL_STEPS, FULL_BATCH, FULL_SEEDS = 2, 0.5, 8
 """Each seed of a full map takes so many times the steps and the images of a screening one."""
 
@@ -28,28 +38,64 @@ PLACES = {
 
 
 @dataclass(frozen=True)
+class Round:
+    """A round of the search for patches: how many windows take part, and steps and images of each of their maps."""
+
+    windows: int
+    steps: int
+    batch: int
+
+
+ROUNDS = (Round(64, 2, 2), Round(24, 4, 4), Round(6, 8, 4), Round(2, 20, 8))
+"""Most windows drop out early: in the networks that this was chosen on, it finds what 12 steps in all windows find."""
+
+
+@dataclass(frozen=True)
 class Tournament:
     """Settings of the search for patches in windows, see :mod:`agnosco.backdoor.windows`.
 
     Args:
         side: Side of a window, as a share of the image's lesser side.
         grid: Windows along height and width, evenly spaced and overlapping.
-        steps, batch: Steps, and images of each, of every window's map.
-        longer_steps, longer_batch: The same of the finalists' maps.
+        rounds: The first is of all windows; those of most probability enter the next.
         last: Steps over whose mean probability of the class windows are ranked.
     """
 
     side: float = 0.19
     grid: int = 8
-    steps: int = 12
-    batch: int = 4
-    longer_steps: int = 40
-    longer_batch: int = 8
-    last: int = 4
+    rounds: tuple[Round, ...] = ROUNDS
+    last: int = 2
 
-    def images(self, finalists: int) -> int:
-        """How many images all maps of a class take together, with so many finalists."""
-        return self.grid**2 * self.steps * self.batch + finalists * self.longer_steps * self.longer_batch
+    def entrants(self) -> list[Round]:
+        """The rounds, with as many windows in each as there are."""
+        most, entered = self.grid**2, []
+        for each in self.rounds:
+            most = min(most, each.windows)
+            entered.append(replace(each, windows=most))
+        return [replace(entered[0], windows=self.grid**2), *entered[1:]]
+
+    @property
+    def images(self) -> int:
+        """How many images all maps of a class take together."""
+        return sum(each.windows * each.steps * each.batch for each in self.entrants())
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """Settings of the first look at every class: its greatest margin, see :func:`agnosco.backdoor.margins.margins`.
+
+    Args:
+        starts: Random images that the ascent starts from, for each class.
+        steps: Steps of each ascent.
+    """
+
+    starts: int = 10
+    steps: int = 60
+
+    @property
+    def images(self) -> int:
+        """How many images the first look at a class takes."""
+        return self.starts * self.steps
 
 
 @dataclass(frozen=True)
@@ -63,6 +109,8 @@ class ScanConfig:
         steps, batch: K and b of a screening map.
         seeds: Maps of every class and ball; the one with the greatest reach counts.
         evaluation: Most images that patterns are evaluated on; no map is made with them.
+        first: The first look at every class.
+        thorough: Number of classes that are screened; None screens all. See :func:`agnosco.backdoor.plan.planned`.
 
     Example:
         >>> from agnosco import ScanConfig
@@ -75,22 +123,26 @@ class ScanConfig:
     radius: float = 24.0
     steps: int = 60
     batch: int = 8
-    seeds: int = 3
-    evaluation: int = 300
+    seeds: int = 2
+    evaluation: int = 150
+    first: FirstLook = field(default_factory=FirstLook)
+    thorough: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.pixels < 1:
             raise AgnoscoError(f"pixels must be a share of the image, not {self.pixels}", "give one between 0 and 1")
-        for name, value, least in (("seeds", self.seeds, 1), ("evaluation", self.evaluation, FEWEST_IMAGES)):
-            if value < least:
-                raise AgnoscoError(f"{name} must be at least {least}, not {value}", f"give {least} or more")
+        least = {"seeds": 1, "evaluation": FEWEST_IMAGES, "thorough": FEWEST_THOROUGH}
+        for name, fewest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < fewest:
+                raise AgnoscoError(f"{name} must be at least {fewest}, not {value}", f"give {fewest} or more")
 
     def screens(self, shape: Shape) -> dict[str, Config | Tournament]:
         """What maps of every class are made with, by the name of the screen; the L2 ball comes last."""
         base = MapperConfig(self.batch, self.steps, step=0.1, direction="plus", clip="masked")
         pixels = max(1, round(self.pixels * shape[1] * shape[2]))
         return {
-            f"{pixels} pixels": Config(replace(base, ball=Sparse(pixels, hold=0.1)), refine=None, cycles=1),
+            f"{pixels} pixels": replace(self.spread, mapper=replace(base, ball=Sparse(pixels, hold=0.1))),
             "windows": self.windows,
             f"L2 {scaled_radius(self.radius, shape):.1f}": self.spread,
         }
@@ -101,7 +153,7 @@ class ScanConfig:
         mapper = MapperConfig(
             self.batch, self.steps, step=0.1, decay=1.0, direction="plus", clip="masked", ball=L2(self.radius)
         )
-        return Config(mapper, refine=None, cycles=1)
+        return Config(mapper, refine=None, cycles=1, precision="auto")
 
     @property
     def full(self) -> Config:
@@ -112,7 +164,7 @@ class ScanConfig:
     @property
     def images(self) -> int:
         """How many images the screening of a class takes; an image counts once for each step that uses it."""
-        return 2 * self.seeds * self.steps * self.batch + self.windows.images(self.seeds)
+        return 2 * self.seeds * self.steps * self.batch + self.windows.images
 
 
 @dataclass(frozen=True)

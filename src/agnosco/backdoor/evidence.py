@@ -1,4 +1,4 @@
-"""Evidence beside a scan's outcome: properties of a pattern, also beside a known trigger, and two signs without one.
+"""Evidence beside a scan's outcome: properties of a pattern, also beside a known trigger, and a sign without one.
 
 It does not decide the outcome; docs/backdoors.md says how well each tells compromised networks from clean ones.
 """
@@ -16,9 +16,6 @@ from ..method.score import targeted_success_rate
 from ..models.classifier import Classifier
 from .triggers import Trigger
 from .verdict import robust_z
-
-MARGIN_STARTS, MARGIN_STEPS = 10, 100
-"""Random images for each class, and steps of the ascent from each, of :func:`margins`."""
 
 
 def concentration(nu: Tensor, *, share: float = 0.5) -> float:
@@ -99,48 +96,6 @@ def footprint(pattern: Tensor, trigger: Trigger, images: Tensor) -> Footprint:
     inside = energy[mask].sum() / energy.sum().clamp_min(1e-30)
     cosine = F.cosine_similarity(pattern.flatten(), trigger.difference(images).flatten(), dim=0)
     return Footprint(both / (2 * count - both), inside.item() * mask.numel() / count, cosine.item())
-
-
-def margins(
-    classifier: Classifier, *, starts: int = MARGIN_STARTS, steps: int = MARGIN_STEPS, rate: float = 0.05, seed: int = 0
-) -> Tensor:
-    """The greatest logit margin of each class over all images (Wang et al. 2024, "MM-BD"), ``(classes,)``.
-
-    Found by ascent from random images, the best of several starts; a backdoor lets one class's margin grow.
-    Needs no data. The paper takes 30 starts of up to 300 steps; its authors' code ascends by SGD (rate 0.01, momentum
-    0.2) until the margin changes by less than 1e-5, where this takes a number of steps of Adam, and clamps the image
-    inside the network's input, where this projects it after every step. The rate is in [0, 1] pixel units.
-    """
-    greatest: list[Tensor] = []
-    generator = torch.Generator().manual_seed(seed)
-    with classifier.frozen():
-        for label in range(classifier.classes):
-            images = torch.rand(starts, *classifier.shape, generator=generator).to(classifier.device).requires_grad_()
-            adam = torch.optim.Adam([images], rate)
-            for _ in range(steps):
-                images.grad = torch.autograd.grad(-_margin(classifier(images), label).sum(), images)[0]
-                adam.step()
-                images.data.clamp_(0, 1)
-            greatest.append(_margin(classifier(images).detach(), label).max().cpu())
-    return torch.stack(greatest)
-
-
-def _margin(logits: Tensor, label: int) -> Tensor:
-    rivals = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
-    return logits[:, label] - rivals.amax(1)
-
-
-def margin_p_value(margins: Tensor) -> float:
-    """How likely the greatest margin is by chance (MM-BD, Eq. 4): Gamma fitted to all others.
-
-    By their moments, with location 0; the authors' code fits scale, shape and location by maximum likelihood.
-    """
-    others = margins.sort().values[:-1].double().clamp_min(1e-6)
-    scale = others.var(unbiased=False) / others.mean()
-    if scale <= 0:
-        return 1.0 if margins.max() <= others.max() else 0.0
-    below = torch.special.gammainc(others.mean() / scale, margins.max().double().clamp_min(0) / scale)
-    return 1 - below.item() ** len(margins)
 
 
 def final_layer(classifier: Classifier) -> Tensor | None:

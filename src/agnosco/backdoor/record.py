@@ -35,25 +35,24 @@ class Verdict:
     Args:
         outcome: The conclusion.
         label: Index of the class that stands out most.
-        z: Its robust z.
-        cutoff: What z is compared with where there is no bank; None with one, and for too few classes.
-        p_value: Against the bank; None without one.
+        z: How far it stands out from the others, see :func:`agnosco.backdoor.verdict.leave_one_out`.
+        p_value: How likely something stands out as far by chance: by the bank, or else if the scores of classes are
+            normal and independent; None for too few classes.
+        calibrated: Whether it is by a bank.
         reasons: Why it is inconclusive; empty otherwise.
     """
 
     outcome: Outcome
     label: int
     z: float
-    cutoff: float | None
     p_value: float | None
+    calibrated: bool
     reasons: tuple[str, ...]
 
 
-def stands_out(z: float, cutoff: float | None, p_value: float | None) -> bool:
-    """Whether few clean networks have such a z: by the bank if there is one, or else by the cut-off."""
-    if p_value is not None:
-        return p_value <= LEVEL
-    return cutoff is not None and z >= cutoff
+def stands_out(p_value: float | None) -> bool:
+    """Whether few clean networks have such a class."""
+    return p_value is not None and p_value <= LEVEL
 
 
 class ScannedModel(Record, frozen=True):
@@ -72,7 +71,7 @@ class ScannedSamples(Record, frozen=True):
 
 
 class ScreenRecord(Record, frozen=True):
-    """A class in one screen: greatest reach of its seeds, with 95 % interval and robust z; the reach of each seed."""
+    """A class in one screen: greatest reach of its seeds, with 95 % interval and z; the reach of each seed."""
 
     reach: float
     interval: tuple[float, float]
@@ -81,22 +80,26 @@ class ScreenRecord(Record, frozen=True):
 
 
 class ClassRecord(Record, frozen=True, rename={"name": "class"}):
-    """A class in all screens, by name.
+    """A class: its margin in the first look, and its results in all screens by their names.
 
-    ``k90`` is the smallest number of pixels with a reach of 90 %, ``eps50`` the smallest L2 norm with 50 %; both are
-    measured of the leading classes only, and None where no pattern reaches so many images.
+    There are no screens if the class had only the first look. ``at_random`` says that it was screened to tell what is
+    ordinary, not because of its margin. ``k90`` is the smallest number of pixels with a reach of 90 %, ``eps50`` the
+    smallest L2 norm with 50 %; both are measured of the leading classes only, and None where no pattern reaches so many
+    images.
     """
 
     index: int
     name: str
+    margin: float
     screens: dict[str, ScreenRecord]
+    at_random: bool
     k90: int | None
     eps50: float | None
 
     @property
-    def z(self) -> float:
-        """Robust z in the screen in which the class stands out most."""
-        return max(screen.z for screen in self.screens.values())
+    def z(self) -> float | None:
+        """z in the screen in which the class stands out most; None if it had only the first look."""
+        return max((screen.z for screen in self.screens.values()), default=None)
 
 
 class CandidateRecord(Record, frozen=True, rename={"name": "class"}):
@@ -113,7 +116,7 @@ class CandidateRecord(Record, frozen=True, rename={"name": "class"}):
 
 
 class MarginRecord(Record, frozen=True):
-    """The class of the greatest margin (MM-BD), and how likely such a margin is by chance."""
+    """The class of the greatest margin (MM-BD), and how likely such a margin is by chance, by MM-BD's own rule."""
 
     index: int
     p_value: float
@@ -127,9 +130,9 @@ class FinalLayerRecord(Record, frozen=True):
 
 
 class OtherSigns(Record, frozen=True):
-    """Signs that need no pattern and no samples; None where there is no such layer, or there are too many classes."""
+    """Signs that need no pattern and no samples; None where there is no such layer."""
 
-    mm_bd: MarginRecord | None
+    mm_bd: MarginRecord
     final_layer: FinalLayerRecord | None
 
 
@@ -153,11 +156,16 @@ class ScanRecord(Measured, frozen=True):
     other_signs: OtherSigns
 
     def __post_init__(self) -> None:
-        screens = [list(row.screens) for row in self.classes]
-        if self.verdict.label not in [row.index for row in self.classes]:
-            raise ValueError("the verdict is about a class that was not scanned")
-        if not all(own and own == screens[0] for own in screens):
+        screens = [list(row.screens) for row in self.classes if row.screens]
+        if self.verdict.label not in [row.index for row in self.classes if row.screens]:
+            raise ValueError("the verdict is about a class that was not screened")
+        if not all(own == screens[0] for own in screens) or not self.classes[0].screens:
             raise ValueError("classes differ in their screens")
+
+    @property
+    def screened_classes(self) -> list[ClassRecord]:
+        """The classes that were screened, those that stand out most first."""
+        return [row for row in self.classes if row.screens]
 
 
 def read(folder: Folder, name: str = FILE) -> ScanRecord | None:
@@ -219,18 +227,18 @@ def greatest_z_of(bank: Sequence[Measured], own: Measured) -> list[float]:
 
 def table(scan: ScanRecord, *, rows: int = 10) -> str:
     """The first classes of a scan and its conclusion, as lines of text."""
-    classes = scan.classes[:rows]
+    classes = scan.screened_classes[:rows]
     width = max(12, *(len(row.name[:24]) + 2 for row in classes))
     head = "".join(f"{name:>16s}" for name in classes[0].screens)
     lines = [
         "reach: targeted success rate of the pattern that the scan found for the class",
-        f"{'':{width}s}{head}{'z':>8s}{'k90':>6s}{'eps50':>7s}",
+        f"{'':{width}s}{head}{'z':>8s}{'k90':>6s}{'eps50':>7s}{'margin':>9s}",
     ]
     for row in classes:
         reach = "".join(f"{screen.reach:16.2f}" for screen in row.screens.values())
         k90 = "-" if row.k90 is None else str(row.k90)
         eps50 = "-" if row.eps50 is None else f"{row.eps50:.2f}"
-        lines.append(f"{row.name[:24]:{width}s}{reach}{row.z:8.1f}{k90:>6s}{eps50:>7s}")
+        lines.append(f"{row.name[:24]:{width}s}{reach}{row.z:8.1f}{k90:>6s}{eps50:>7s}{row.margin:9.1f}")
     return "\n".join([*lines, "", *conclusion(scan)])
 
 
@@ -239,11 +247,12 @@ def conclusion(scan: ScanRecord) -> list[str]:
     verdict = scan.verdict
     name = next(row.name for row in scan.classes if row.index == verdict.label)
     lines = [
-        f"Outcome: {verdict.outcome}. Class {verdict.label} ({name}) stands out most: z {verdict.z:.1f} "
-        f"({_threshold(verdict)})."
+        f"Outcome: {verdict.outcome}. Class {verdict.label} ({name}) stands out most: z {verdict.z:.1f}, "
+        f"{_likelihood(verdict)}."
     ]
     lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
-    if verdict.outcome == NONE and stands_out(verdict.z, verdict.cutoff, verdict.p_value):
+    lines += how_closely(scan)
+    if verdict.outcome == NONE and stands_out(verdict.p_value):
         lines.append(f"It stands out, but its reach is below {ENOUGH_REACH:.0%}.")
     if verdict.outcome == FOUND and scan.candidates:
         lines.append(_pattern_in_words(scan.candidates[0]))
@@ -254,10 +263,23 @@ def conclusion(scan: ScanRecord) -> list[str]:
     return lines
 
 
-def _threshold(verdict: Verdict) -> str:
-    if verdict.cutoff is not None:
-        return f"cut-off {verdict.cutoff:.1f}, simulated, uncalibrated"
-    return "no cut-off" if verdict.p_value is None else f"p {verdict.p_value:.3f}"
+def how_closely(scan: ScanRecord) -> list[str]:
+    """A sentence about the classes that had only the first look; none if all were screened."""
+    screened = scan.screened_classes
+    if len(screened) == len(scan.classes):
+        return []
+    at_random = sum(row.at_random for row in screened)
+    return [
+        f"Screened: {len(screened)} of {len(scan.classes)} classes, {len(screened) - at_random} with the largest "
+        f"margins and {at_random} at random. The others had only the first look; a backdoor there is missed."
+    ]
+
+
+def _likelihood(verdict: Verdict) -> str:
+    if verdict.p_value is None:
+        return "no p-value"
+    p = "p < 0.0001" if verdict.p_value < 0.0001 else f"p {verdict.p_value:.2g}"
+    return f"{p}, by the bank" if verdict.calibrated else f"{p}, uncalibrated"
 
 
 def _pattern_in_words(candidate: CandidateRecord) -> str:

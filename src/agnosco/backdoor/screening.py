@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..method.config import Config
 from ..method.maker import map_classes
+from ..method.prepare import prepared, resolve_precision
 from ..method.score import m_score, predictions, probabilities_of, targeted_success_rate
 from ..models.classifier import Classifier
 from .config import FEWEST_IMAGES, ScanConfig, Tournament
 from .record import ENOUGH_REACH
-from .verdict import robust_z, stabilised
+from .verdict import Deviation, leave_one_out, stabilised
 from .windows import patches_in_windows
 
 ENOUGH_SAMPLES = 3 * FEWEST_IMAGES
@@ -27,8 +28,8 @@ FEWEST_KINDS = 1.1
 """Kinds of samples that a network must see at least (M_score times classes): untrained ones see 1.00, trained ones up
 to 3 among dead leaves, and more among images of their own kind."""
 
-CROWDED, SHRINK, LEAST_SCALE = 0.15, 0.8, 0.1
-"""Median reach above which all maps of a screen are scaled down, by how much at a time, and where that ends: patterns
+CROWDED, SHRINK, MOST_SHRUNK = 0.15, 0.8, 11
+"""Median reach above which all maps of a screen are scaled down, by how much at a time, and how often at most: patterns
 of one size reach every class of one network, and none of another."""
 
 OnScan = Callable[[str, int, int], None] | None
@@ -37,11 +38,14 @@ OnScan = Callable[[str, int, int], None] | None
 
 @dataclass(frozen=True)
 class Screening:
-    """Results of the screening of all classes.
+    """Results of the screening of classes.
 
     Args:
         screens: Names of the screens.
+        scales: By what the patterns of each screen are multiplied.
         classes: Indices of the classes that were screened.
+        ordinary: Whether each of them tells what is ordinary: all, unless only the leading ones and some at random were
+            screened, ``(classes,)``.
         hits: Number of evaluation images that each map turns into its class, ``(screens, classes, seeds)``.
         movable: Number of evaluation images that are not classified as the class already, ``(classes,)``.
         patterns: −ν of the seed with the greatest reach, ``(screens, classes, C, H, W)``.
@@ -49,7 +53,9 @@ class Screening:
     """
 
     screens: tuple[str, ...]
+    scales: tuple[float, ...]
     classes: tuple[int, ...]
+    ordinary: Tensor
     hits: Tensor
     movable: Tensor
     patterns: Tensor
@@ -60,20 +66,42 @@ class Screening:
         """Greatest reach of any seed, ``(screens, classes)``."""
         return self.hits.amax(2) / self.movable.clamp_min(1)
 
+    @cached_property
+    def deviation(self) -> Deviation:
+        """How far the reach of each class stands out from those of the ordinary ones."""
+        return leave_one_out(stabilised(self.reach), self.ordinary)
+
     @property
     def z(self) -> Tensor:
-        """Robust z of the reaches over classes, ``(screens, classes)``."""
-        return robust_z(stabilised(self.reach))
+        """That as a number, ``(screens, classes)``."""
+        return self.deviation.z
 
     @property
     def greatest_z(self) -> float:
         """Of all classes and screens; a bank holds it of each clean network."""
         return self.z.max().item()
 
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """Names of the screens, with their scales if they are not 1."""
+        named = zip(self.screens, self.scales, strict=True)
+        return tuple(name if scale == 1 else f"{name} x {scale:.2f}" for name, scale in named)
+
     def showing(self, column: int) -> int:
         """The screen in which a class stands out most: of those with enough reach, if there are any."""
         z, reached = self.z[:, column], self.reach[:, column] >= ENOUGH_REACH
         return int((z.where(reached, -torch.inf) if reached.any() else z).argmax())
+
+    def joined(self, others: Screening) -> Screening:
+        """These classes and others, which were screened at the same scales."""
+        return replace(
+            self,
+            classes=self.classes + others.classes,
+            ordinary=torch.cat([self.ordinary, others.ordinary]),
+            hits=torch.cat([self.hits, others.hits], 1),
+            movable=torch.cat([self.movable, others.movable]),
+            patterns=torch.cat([self.patterns, others.patterns], 1),
+        )
 
     def problems(self) -> list[str]:
         """Reasons against a verdict."""
@@ -109,11 +137,23 @@ def screen(
     config: ScanConfig | None = None,
     *,
     classes: Sequence[int | str] | None = None,
-    on_progress: OnScan = None,
+    scales: Sequence[float] | None = None,
+    ordinary: bool = True,
+    clock: Clock | None = None,
 ) -> Screening:
     """Screen the classes of a network, by index or name; all of them if None.
 
     Maps are made with half of the samples and evaluated on the others. Labels are not needed.
+
+    Args:
+        classifier: The network.
+        samples: Images.
+        config: Settings.
+        classes: Indices or names.
+        scales: By what to multiply the patterns of each screen; None scales them down until most classes are reached by
+            few images.
+        ordinary: Whether these classes tell what is ordinary.
+        clock: Counts the images that the maps take.
 
     Raises:
         AgnoscoError: Too few samples, samples of another shape, or gradients that are not finite.
@@ -121,30 +161,77 @@ def screen(
     config = config or ScanConfig()
     labels = [classifier.index(label) for label in (range(classifier.classes) if classes is None else classes)]
     mapping, evaluation = halves(samples, config)
-    before = predictions(classifier, evaluation)
-    movable = torch.tensor([int((before != label).sum()) for label in labels])
-
-    def hits_of(nus: Tensor) -> Tensor:
-        """How many evaluation images maps ``(classes, seeds, C, H, W)`` turn into their classes."""
-        shares = [
-            [targeted_success_rate(classifier, nu, label, evaluation, before=before) for nu in of_class]
-            for label, of_class in zip(labels, nus, strict=True)
-        ]
-        return (torch.tensor(shares).nan_to_num() * movable[:, None]).round()
-
-    screens, hits, patterns = [], [], []
-    clock = Clock(on_progress, len(labels) * config.images)
-    for name, settings in config.screens(classifier.shape).items():
+    evaluated = _Evaluation.of(classifier, labels, evaluation)
+    clock = clock or Clock(None, len(labels) * config.images)
+    screens, used, hits, patterns = [], [], [], []
+    for number, (name, settings) in enumerate(config.screens(classifier.shape).items()):
         nus = _maps(classifier, labels, mapping, settings, config.seeds, clock, name)
-        scale, counts = 1.0, hits_of(nus)
-        while _crowded(counts, movable) and scale > LEAST_SCALE:
-            scale *= SHRINK
-            counts = hits_of(scale * nus)
-        screens.append(name if scale == 1 else f"{name} x {scale:.2f}")
+        scale, counts = evaluated.scaled(nus, None if scales is None else scales[number])
+        screens.append(name)
+        used.append(scale)
         hits.append(counts)
         patterns.append(-(scale * nus)[torch.arange(len(labels)), counts.argmax(1)])
-    effective = m_score(probabilities_of(classifier, evaluation).double()) * classifier.classes
-    return Screening(tuple(screens), tuple(labels), torch.stack(hits), movable, torch.stack(patterns), effective)
+    return Screening(
+        tuple(screens), tuple(used), tuple(labels), torch.full((len(labels),), ordinary), _stacked(hits),
+        evaluated.movable, torch.stack(patterns), evaluated.effective_classes,
+    )  # fmt: skip
+
+
+def _stacked(hits: list[Tensor]) -> Tensor:
+    """``(screens, classes, seeds)`` of screens that may differ in their seeds: what is missing reaches nothing."""
+    most = max(counts.shape[1] for counts in hits)
+    return torch.stack([torch.nn.functional.pad(counts, (0, most - counts.shape[1])) for counts in hits])
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """How many images patterns turn into their classes.
+
+    Args:
+        network: The network, made fast.
+        labels: The classes.
+        images: Images that no map was made with.
+        before: What the network gives them as they are.
+        movable: How many of them it does not give each class already.
+        effective_classes: How many kinds of images the network sees.
+    """
+
+    network: Classifier
+    labels: list[int]
+    images: Samples
+    before: Tensor
+    movable: Tensor
+    effective_classes: float
+
+    @classmethod
+    def of(cls, classifier: Classifier, labels: list[int], images: Samples) -> _Evaluation:
+        """An evaluation on images."""
+        network = prepared(classifier, precision=resolve_precision("auto", classifier.device))
+        before = predictions(network, images)
+        movable = torch.tensor([int((before != label).sum()) for label in labels])
+        kinds = m_score(probabilities_of(classifier, images).double()) * classifier.classes
+        return cls(network, labels, images, before, movable, kinds)
+
+    def hits(self, nus: Tensor) -> Tensor:
+        """How many images maps ``(classes, seeds, C, H, W)`` turn into their classes, ``(classes, seeds)``."""
+        with self.network.frozen():
+            shares = [
+                [targeted_success_rate(self.network, nu, label, self.images, before=self.before) for nu in of_class]
+                for label, of_class in zip(self.labels, nus, strict=True)
+            ]
+        return (torch.tensor(shares).nan_to_num() * self.movable[:, None]).round()
+
+    def scaled(self, nus: Tensor, scale: float | None) -> tuple[float, Tensor]:
+        """A scale and the hits at it; None finds, by bisection, one at which most classes are reached by few images."""
+        if scale is not None:
+            return scale, self.hits(scale * nus)
+        hits = lru_cache(lambda power: self.hits(SHRINK**power * nus))
+        low, high = -1, MOST_SHRUNK  # the greatest scale that is not crowded lies above low
+        middle = 0  # most screens are not crowded at all
+        while high - low > 1:
+            low, high = (middle, high) if _crowded(hits(middle), self.movable) else (low, middle)
+            middle = (low + high) // 2
+        return SHRINK**high, hits(high)
 
 
 def halves(samples: Samples, config: ScanConfig) -> tuple[Samples, Samples]:
@@ -168,14 +255,9 @@ def _maps(
     clock: Clock,
     title: str,
 ) -> Tensor:
-    """ν of all maps of a screen, ``(classes, seeds, C, H, W)``."""
+    """ν of all maps of a screen, ``(classes, seeds, C, H, W)``; the best windows of a class take the place of seeds."""
     if isinstance(settings, Tournament):
-        on_images = partial(clock.count, title)
-        patches = [
-            patches_in_windows(classifier, label, samples, settings, finalists=seeds, on_images=on_images)
-            for label in labels
-        ]
-        return torch.stack(patches)
+        return patches_in_windows(classifier, labels, samples, settings, on_images=partial(clock.count, title))
 
     def on_step(_: object) -> None:
         clock.count(title, settings.mapper.batch)
@@ -185,7 +267,7 @@ def _maps(
 
 
 class Clock:
-    """Counts the images that the maps of a scan have taken, over several screens."""
+    """Counts the images that the maps of a scan have taken, over its stages."""
 
     def __init__(self, on_progress: OnScan, total: int) -> None:
         self.on_progress = on_progress or (lambda *_: None)
@@ -196,6 +278,10 @@ class Clock:
         """Add images and report them under a title."""
         self.done += images
         self.on_progress(title, self.done, self.total)
+
+    def advance(self, done: int) -> None:
+        """Skip images that will not be needed, up to a number."""
+        self.done = max(self.done, done)
 
 
 def _crowded(hits: Tensor, movable: Tensor) -> bool:

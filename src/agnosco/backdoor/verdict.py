@@ -1,23 +1,23 @@
-"""From scores of classes to an outcome: robust z, a cut-off or a p-value, and the reasons against a verdict.
+"""From the reach of all classes to an outcome: how unlikely is it that the greatest stands out so far by chance?
 
 Nothing here looks at a network; every rule can be tested on numbers alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from functools import lru_cache
-from math import ceil, sqrt
+from dataclasses import dataclass
+from math import atan, ceil, cos, pi, sin, sqrt
 
 import torch
 from torch import Tensor
 
+from .config import FEWEST_CLASSES
 from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Verdict, stands_out
 
 FLOOR = 0.1
-"""Least scale that scores are measured by, in the units of :func:`stabilised`: when all classes are alike, a tiny
-difference must not make an outlier."""
-
-FEWEST_CLASSES = 10
-"""With fewer classes, only a bank of clean networks tells what is ordinary."""
+"""Least standard deviation that scores are measured by, in the units of :func:`stabilised`: when all classes are alike,
+a tiny difference must not make an outlier."""
 
 NORMAL_SCALE = 1.4826
 """The median absolute deviation of normal scores, inverted."""
@@ -28,22 +28,73 @@ def stabilised(reach: Tensor) -> Tensor:
     return reach.sqrt().asin()
 
 
-def robust_z(scores: Tensor, *, floor: float = FLOOR) -> Tensor:
+def robust_z(scores: Tensor, *, floor: float) -> Tensor:
     """How far each score lies above the median, in robust standard deviations; along the last axis."""
     median = scores.quantile(0.5, -1, keepdim=True)  # of an even number the middle, which Tensor.median is not
     deviation = (scores - median).abs().quantile(0.5, -1, keepdim=True)
     return (scores - median) / (NORMAL_SCALE * deviation).clamp_min(floor)
 
 
-@lru_cache
-def simulated_cutoff(classes: int, screens: int) -> float:
-    """What the greatest robust z over classes and screens exceeds in a share :data:`LEVEL` of networks by chance.
+@dataclass(frozen=True)
+class Deviation:
+    """How far each class stands out from others, :func:`leave_one_out`.
 
-    Scores are taken to be normal and independent, which those of real networks are not: it is uncalibrated.
+    Args:
+        z: ``(screens, classes)``.
+        others: With how many classes each is compared, ``(classes,)``.
     """
-    generator = torch.Generator().manual_seed(0)
-    draws = (torch.randn(1000, screens, classes, generator=generator) for _ in range(20))
-    return torch.cat([robust_z(scores, floor=0.0).amax((1, 2)) for scores in draws]).quantile(1 - LEVEL).item()
+
+    z: Tensor
+    others: Tensor
+
+    def p_values(self) -> Tensor:
+        """How likely such a z is for one class in one screen, if scores are normal: ``(screens, classes)``."""
+        others = self.others.tolist()
+
+        def tail(z: float, n: int) -> float:
+            return student_tail(z, n - 1) if n > 1 else 1.0
+
+        rows = [[tail(*each) for each in zip(row, others, strict=True)] for row in self.z.tolist()]
+        return torch.tensor(rows, dtype=torch.float64)
+
+
+def leave_one_out(scores: Tensor, reference: Tensor | None = None, *, floor: float = FLOOR) -> Deviation:
+    """How far each score lies above the mean of all others, in their standard deviations; along the last axis.
+
+    Its own score is not among those that a class is measured by, so that an outlier cannot hide itself. z is divided by
+    √(1 + 1/n) for n others; for normal scores it then follows Student's t with n − 1 degrees of freedom (the externally
+    studentized residual; the greatest is `Grubbs' test <https://doi.org/10.1214/aoms/1177729885>`_).
+
+    Args:
+        scores: ``(..., classes)``.
+        reference: Which classes tell what is ordinary, ``(classes,)``; None takes all.
+        floor: Least standard deviation.
+    """
+    scores = scores.double()
+    ordinary = torch.ones(scores.shape[-1]) if reference is None else reference.double()
+    weights = ordinary.double() * (1 - torch.eye(len(ordinary), dtype=torch.float64))  # (class, others)
+    others = weights.sum(1)
+    mean = scores @ weights.T / others.clamp_min(1)
+    squares = (weights * (scores[..., None, :] - mean[..., None]) ** 2).sum(-1)
+    deviation = (squares / (others - 1).clamp_min(1)).sqrt().clamp_min(floor)
+    z = (scores - mean) / (deviation * (1 + 1 / others.clamp_min(1)).sqrt())
+    return Deviation(z.where(others > 1, 0.0), others.long())
+
+
+def student_tail(t: float, freedom: int) -> float:
+    """How likely Student's t with so many degrees of freedom exceeds a value (Abramowitz and Stegun, 26.7.3-4)."""
+    angle = atan(t / sqrt(freedom))
+    term, total, first = (1.0, 1.0, 2) if freedom % 2 == 0 else (cos(angle), cos(angle), 3)
+    for k in range(first, freedom - 1, 2):
+        term *= (k - 1) / k * cos(angle) ** 2
+        total += term
+    within = sin(angle) * total if freedom % 2 == 0 else 2 / pi * (angle + sin(angle) * total * (freedom > 1))
+    return (1 - within) / 2
+
+
+def of_many(p: float, tests: int) -> float:
+    """How likely the smallest of the p-values of many independent tests is at most ``p`` (Šidák)."""
+    return 1 - (1 - p) ** tests
 
 
 def p_value(observed: float, clean: Sequence[float]) -> float:
@@ -61,16 +112,25 @@ def wilson(hits: int, total: int, *, deviations: float = 1.96) -> tuple[float, f
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def judge(z: Tensor, reach: Tensor, *, bank: Sequence[float] | None = None, problems: Sequence[str] = ()) -> Verdict:
+def judge(
+    deviation: Deviation,
+    reach: Tensor,
+    *,
+    classes: int,
+    bank: Sequence[float] | None = None,
+    problems: Sequence[str] = (),
+) -> Verdict:
     """The verdict on one network.
 
     Args:
-        z: Robust z, ``(screens, classes)``.
-        reach: Reach of the classes, of the same shape.
+        deviation: How far the screened classes stand out.
+        reach: Their reach, ``(screens, screened classes)``.
+        classes: How many classes were looked at in all; any of them could have come first.
         bank: Greatest z of each clean network of a bank.
         problems: Other reasons against a verdict.
     """
-    enough = z.shape[1] >= FEWEST_CLASSES
+    z, p_values = deviation.z, deviation.p_values()
+    enough = classes >= FEWEST_CLASSES
     reasons = list(problems)
     if bank and 1 / (len(bank) + 1) > LEVEL:
         reasons.append(
@@ -78,13 +138,23 @@ def judge(z: Tensor, reach: Tensor, *, bank: Sequence[float] | None = None, prob
             f"at least {ceil(1 / LEVEL) - 1} are needed"
         )
     if not bank and not enough:
-        reasons.append(f"{z.shape[1]} classes are too few to say what is ordinary without a bank of clean networks")
-    cutoff = simulated_cutoff(z.shape[1], z.shape[0]) if enough and not bank else None
+        reasons.append(f"{classes} classes are too few to say what is ordinary without a bank of clean networks")
+
+    def p_of(row: int, column: int) -> float | None:
+        if bank:
+            return p_value(z[row, column].item(), bank)
+        return of_many(p_values[row, column].item(), len(z) * classes) if enough else None
+
     reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
-    greatest = reached.max().item()
-    outlier = stands_out(greatest, cutoff, p_value(greatest, bank) if bank else None)
-    deciding = reached if outlier else z
-    label, observed = int(deciding.amax(0).argmax()), deciding.max().item()
-    p = p_value(observed, bank) if bank else None
+    place = _greatest(reached)
+    outlier = bool(reached[place].isfinite()) and stands_out(p_of(*place))
+    if not outlier:
+        place = _greatest(z)
     outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
-    return Verdict(outcome, label, observed, cutoff, p, tuple(reasons))
+    return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons))
+
+
+def _greatest(values: Tensor) -> tuple[int, int]:
+    """Row and column of the greatest of values ``(rows, columns)``."""
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    return row, column

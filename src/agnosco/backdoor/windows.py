@@ -4,8 +4,10 @@ Far from a trigger patch no gradient points to it, and a map that starts at zero
 contrast in a window over the patch is near enough.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,10 +17,17 @@ from ..method.ball import BallState
 from ..method.config import MapperConfig
 from ..method.maker import generator_for
 from ..method.mapper import Mapper
-from ..method.prepare import images_at_once, prepared
+from ..method.parameterization import Basis
+from ..method.prepare import images_at_once, prepared, resolve_precision
 from ..models.classifier import Classifier
 from ..types import Shape
-from .config import Tournament
+from .config import Round, Tournament
+
+OnImages = Callable[[int], None] | None
+"""Called after every step with the number of images that it took."""
+
+LAST_DECAY = 0.5
+"""Share of the last round's steps over which they become shorter."""
 
 
 class Within:
@@ -53,44 +62,75 @@ def windows(shape: Shape, config: Tournament) -> Tensor:
 
 def patches_in_windows(
     classifier: Classifier,
-    label: int,
+    labels: Sequence[int],
     samples: Samples,
     config: Tournament,
     *,
-    finalists: int,
     seed: int = 0,
-    on_images: Callable[[int], None] | None = None,
+    on_images: OnImages = None,
 ) -> Tensor:
-    """The ν of a class's best windows, which are mapped for longer, ``(finalists, C, H, W)``, on the CPU.
+    """The ν of the best windows of each class, ``(classes, windows of the last round, C, H, W)``, on the CPU.
 
-    ``on_images`` is called after every step with the number of images that it took.
+    The windows of a class compete: after each round, those of most probability enter the next. Classes run side by
+    side, as many as fill the device in the last round.
     """
-    first = MapperConfig(config.batch, config.steps, step=0.2, direction="plus")
-    masks = windows(classifier.shape, config).to(classifier.device)
-    generator = generator_for("window", label, seed, -1)
-    noise = 2 * torch.randint(2, (len(masks), *classifier.shape), generator=generator) - 1.0
-    faster = prepared(classifier)
-    basis = first.parameterization.fit(samples, classifier.device)
-    micro_batch = images_at_once(faster)
+    faster = prepared(classifier, precision=resolve_precision("auto", classifier.device))
+    basis, at_once = MapperConfig().parameterization.fit(samples, classifier.device), images_at_once(faster)
+    search, last = _Search(faster, samples, config, basis, at_once, seed, on_images), config.entrants()[-1]
+    together = max(1, at_once // (last.windows * last.batch))
+    parts = [labels[start : start + together] for start in range(0, len(labels), together)]
+    return torch.cat([search.best_of(part).cpu() for part in parts])
 
-    def maps(start: Tensor, masks: Tensor, settings: MapperConfig, round_: int) -> tuple[Tensor, Tensor]:
-        generators = [generator_for("window", label, seed, round_ * 1000 + i) for i in range(len(masks))]
+
+@dataclass(frozen=True)
+class _Search:
+    """What the rounds of all classes share."""
+
+    network: Classifier
+    samples: Samples
+    config: Tournament
+    basis: Basis
+    micro_batch: int
+    seed: int
+    on_images: OnImages
+
+    def best_of(self, labels: Sequence[int]) -> Tensor:
+        """The ν of the last round for a few classes side by side, ``(classes, windows, C, H, W)``."""
+        shape, device = self.network.shape, self.network.device
+        masks = windows(shape, self.config).to(device).expand(len(labels), -1, -1, -1, -1)
+        generators = [generator_for("window", label, self.seed, -1) for label in labels]
+        noise = torch.stack([2 * torch.randint(2, (masks.shape[1], *shape), generator=g) - 1.0 for g in generators])
+        nu, rounds = masks * noise.to(device), self.config.entrants()
+        for number, round_ in enumerate(rounds):
+            nu, probability = self.maps(labels, nu, masks, round_, number)
+            if number + 1 < len(rounds):
+                best = probability.topk(rounds[number + 1].windows, dim=1).indices.to(device)
+                rows = torch.arange(len(labels), device=device)[:, None]
+                nu, masks = nu[rows, best], masks[rows, best]
+        return nu
+
+    def maps(
+        self, labels: Sequence[int], start: Tensor, masks: Tensor, round_: Round, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """The maps of a round, and the mean probability of their class over the last steps, ``(classes, windows)``."""
+        count, (channels, *_) = start.shape[1], self.network.shape
+        final = number + 1 == len(self.config.rounds)
+        settings = MapperConfig(
+            round_.batch, round_.steps, step=0.2, direction="plus", decay=LAST_DECAY if final else 0.0
+        )
+        keys = [(label, self.seed, 1000 * number + window) for label in labels for window in range(count)]
         mapper = Mapper(
-            faster, [label] * len(masks), samples, settings, basis=basis, project=Within(masks, classifier.shape[0]),
-            generators=generators, micro_batch=micro_batch,
+            self.network, [label for label, *_ in keys], self.samples, settings, basis=self.basis,
+            project=Within(masks.flatten(0, 1), channels), micro_batch=self.micro_batch,
+            generators=[generator_for("window", *key) for key in keys],
         )  # fmt: skip
-        state = begun = mapper.begin(start)
-        with faster.frozen():
+        state = begun = mapper.begin(start.flatten(0, 1))
+        with self.network.frozen():
             for state in mapper.steps(begun):
-                if on_images is not None:
-                    on_images(len(state.w) * settings.batch)
-        late = [[step.probability for step in trace[-config.last :]] for trace in state.steps_by_map]
-        return basis.pixels(state.w), torch.tensor(late).mean(1)
-
-    nu, probabilities = maps(masks * noise.to(masks.device), masks, first, 0)
-    best = probabilities.topk(min(finalists, len(masks))).indices.to(masks.device)
-    longer = replace(first, batch=config.longer_batch, steps=config.longer_steps, decay=0.5)
-    return maps(nu[best], masks[best], longer, 1)[0].cpu()
+                if self.on_images is not None:
+                    self.on_images(len(state.w) * settings.batch)
+        late = [[step.probability for step in trace[-self.config.last :]] for trace in state.steps_by_map]
+        return self.basis.pixels(state.w).view_as(start), torch.tensor(late).mean(1).view(len(labels), count)
 
 
 def _starts(free: int, count: int) -> list[int]:

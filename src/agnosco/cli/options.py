@@ -25,6 +25,9 @@ images_option = partial(typer.Option, rich_help_panel="Images")
 method_option = partial(typer.Option, rich_help_panel="Method")
 computing_option = partial(typer.Option, rich_help_panel="Computing")
 
+MOST_SECONDS = 1e7
+"""No budget of time is longer: four months."""
+
 samples_option = partial(images_option, metavar="DIR|FILE.tar|hf:ORG/NAME|leaves|noise")
 
 
@@ -175,3 +178,12 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     if not all(isfinite(value) for value in values):
         raise AgnoscoError(f"{option} {text!r} is not finite", hint)
     return values
+
+
+def seconds_in(text: str) -> float:
+    """A length of time, such as ``90s``, ``5m`` or ``1h``, in seconds; a bare number is seconds."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text.strip())
+    seconds = float(parts[1]) * {"s": 1, "m": 60, "h": 3600}[parts[2] or "s"] if parts else 0.0
+    if not 0 < seconds < MOST_SECONDS:
+        raise AgnoscoError(f"{text!r} is not a length of time", "write it as 90s, 5m or 1h")
+    return seconds

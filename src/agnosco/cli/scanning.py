@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..backdoor.config import PLACES, TRIGGERS, ScanConfig, Training
+from ..backdoor.config import FEWEST_THOROUGH, PLACES, TRIGGERS, ScanConfig, Training
 from ..errors import AgnoscoError
 from . import options
 from .console import Output, duration
@@ -54,6 +54,20 @@ def scan(
     steps: Annotated[
         int, method_option(min=1, help="Steps of each of these maps, except in the screen windows.")
     ] = ScanConfig.steps,
+    budget: Annotated[
+        str | None,
+        method_option(
+            metavar="TIME", help="Time that the scan may take, as 90s, 10m or 1h (default: 5m, and 2s for each class)."
+        ),
+    ] = None,
+    thorough: Annotated[
+        int | None,
+        method_option(
+            min=FEWEST_THOROUGH,
+            metavar="N",
+            help="Classes to screen after the first look (default: what fits the time).",
+        ),
+    ] = None,
     device: options.DeviceOption = "auto",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run folder.")
@@ -73,23 +87,37 @@ def scan(
         check_target(out, holding=(record.FILE, MANIFEST))
     clean_scans = None if bank is None else record.read_bank(bank)
 
-    from ..backdoor import scan as scanning  # imports torch: wrong options are answered before
+    allowed = None if budget is None else options.seconds_in(budget)
+
+    from ..backdoor import plan  # imports torch: wrong options are answered before
+    from ..backdoor import scan as scanning
 
     classifier = options.load_classifier(output, context, model)
     indices = options.chosen_classes(classifier, classes)
     images = options.read_samples(output, context, classifier, classifier.resize)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
-    config = ScanConfig(seeds=seeds, steps=steps)
-    seconds = scanning.seconds_of_scan(classifier, images, config, classes=len(indices))
-    output.say(f"Three screens of {len(indices)} classes: {duration(seconds)} to {duration(2 * seconds)}")
+    config = ScanConfig(seeds=seeds, steps=steps, thorough=thorough)
+    each, count = plan.seconds_per_image(classifier, images, config), len(indices)
+    if thorough is None and (bank is None or allowed is not None):  # a bank has to be scanned as this network is
+        config = plan.planned(config, count, images=(allowed or plan.default_budget(count)) / each)
+    output.say(_announced(config, count, plan.images_of_scan(config, count) * each))
     with output.bar() as show:
         result = scanning.scan(classifier, images, config, bank=clean_scans, classes=indices, on_progress=show)
     if out is not None:
-        output.say("Wrote {} and {}".format(*scanning.write(result, out)))
+        output.say("Wrote {} and {}, which shows one of the samples".format(*scanning.write(result, out)))
     output.result(result.to_json() if as_json else record.table(result.record))
     output.say("Next: --out DIR, to store the result" if out is None else f"Next: agnosco report RUN --scan {out}")
     return FINDING if fail and result.verdict.outcome == record.FOUND else 0
+
+
+def _announced(config: ScanConfig, classes: int, seconds: float) -> str:
+    """What a scan is about to do, and how long it takes."""
+    screened, some = min(config.thorough or classes, classes), f"{classes} classes"
+    if screened < classes:
+        some = f"{screened} of {classes} classes, after a first look at all"
+    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
+    return f"Three screens of {some}, {seeds}: {duration(seconds)} to {duration(2 * seconds)}"
 
 
 def poison(

@@ -97,7 +97,7 @@ def _standing(views: Sequence[RunView], parts: Sequence[Part]) -> tuple[float | 
         scan = views[place].scan
         if scan is None:
             continue
-        scores += [row.z for row in scan.classes if row.index == index]
+        scores += [row.z for row in scan.screened_classes if row.index == index and row.z is not None]
         if scan.verdict.outcome == FOUND and scan.verdict.label == index:
             outlier_in.append(views[place].name)
     return max(scores, default=None), outlier_in

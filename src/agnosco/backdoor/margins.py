@@ -1,0 +1,93 @@
+"""The first look at all classes: how far a network can be pushed towards each (Wang et al. 2024, "MM-BD").
+
+It needs no samples and takes seconds, and a backdoor usually lets one class's margin grow. So it says which classes to
+look at first. It does not decide: networks whose backdoor was removed keep the large margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..method.prepare import images_at_once, prepared, resolve_precision
+from ..models.classifier import Classifier
+from .config import FirstLook
+
+RATE = 0.05
+"""Learning rate of the ascent, in [0, 1] pixel units."""
+
+
+def margins(
+    classifier: Classifier,
+    first: FirstLook | None = None,
+    *,
+    classes: list[int] | None = None,
+    seed: int = 0,
+    on_images: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The greatest logit margin of each class over all images, ``(classes,)`` on the CPU.
+
+    Found by ascent from random images, the best of several starts (`Wang et al. 2024
+    <https://arxiv.org/abs/2205.06900>`_). The paper takes 30 starts of up to 300 steps; its authors' code ascends by
+    SGD until the margin changes by less than 1e-5, where this takes a number of steps of Adam, and clamps the image
+    inside the network's input, where this projects it after every step. Classes run side by side, and all have the
+    same starts.
+
+    Args:
+        classifier: The network.
+        first: Starts and steps.
+        classes: Indices; None takes all.
+        seed: Of the starts.
+        on_images: Called after every step with the number of images that it took.
+    """
+    first = first or FirstLook()
+    labels = torch.tensor(range(classifier.classes) if classes is None else classes).repeat_interleave(first.starts)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.rand(first.starts, *classifier.shape, generator=generator)
+    faster = prepared(classifier, precision=resolve_precision("auto", classifier.device))
+    greatest: list[Tensor] = []
+    with faster.frozen(), classifier.frozen():
+        for rows in torch.arange(len(labels)).split(images_at_once(faster)):
+            targets = labels[rows].to(classifier.device)
+            images = _ascended(faster, starts[rows % first.starts].to(classifier.device), targets, first, on_images)
+            with torch.no_grad():
+                greatest.append(margin(classifier(images), targets).cpu())
+    return torch.cat(greatest).view(-1, first.starts).amax(1)
+
+
+def margin(logits: Tensor, targets: Tensor) -> Tensor:
+    """How far the logit of each image's class lies above all others, ``(N,)``."""
+    own = logits.gather(1, targets[:, None])
+    return (own - logits.scatter(1, targets[:, None], -torch.inf).amax(1, keepdim=True))[:, 0]
+
+
+def margin_p_value(margins: Tensor) -> float:
+    """How likely the greatest margin is by chance (MM-BD, Eq. 4): Gamma fitted to all others.
+
+    By their moments, with location 0; the authors' code fits scale, shape and location by maximum likelihood.
+    """
+    if len(margins) < 3:  # no distribution can be fitted to fewer than two others
+        return 1.0
+    others = margins.sort().values[:-1].double().clamp_min(1e-6)
+    scale = others.var(unbiased=False) / others.mean()
+    if scale <= 0:
+        return 1.0 if margins.max() <= others.max() else 0.0
+    below = torch.special.gammainc(others.mean() / scale, margins.max().double().clamp_min(0) / scale)
+    return 1 - below.item() ** len(margins)
+
+
+def _ascended(
+    network: Classifier, images: Tensor, targets: Tensor, first: FirstLook, on_images: Callable[[int], None] | None
+) -> Tensor:
+    """Images after the ascent of their margins."""
+    images = images.clone().requires_grad_()
+    adam = torch.optim.Adam([images], RATE)
+    for _ in range(first.steps):
+        (images.grad,) = torch.autograd.grad(-margin(network(images), targets).sum(), images)
+        adam.step()
+        images.data.clamp_(0, 1)
+        if on_images is not None:
+            on_images(len(images))
+    return images.detach()
