@@ -82,7 +82,7 @@ def pixel_backdoor(
         for _ in range(steps):
             images = (samples.draw(batch, generator).to(device) for _ in range(batches))
             taken = [_descend(classifier, part, parts, costs.now, adam) for part in images]
-            shares, counts = (torch.stack(each).mean(0) for each in list(zip(*taken, strict=True))[:2])
+            shares, counts = (torch.stack([each[part] for each in taken]).mean(0) for part in (0, 1))
             kept = _without_small_values(taken[-1][2])
             pixels, right = changed_pixels(kept), shares >= SUCCESS
             better = right & (counts < least) & (pixels < best)
