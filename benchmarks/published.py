@@ -370,12 +370,18 @@ def table(results: dict[str, Any]) -> str:
         if about[name]["kind"] != "bank"
     ]
     summary = [line for name in names if (line := summary_line(name, about, rows))]
-    accuracies = [each["accuracy"] for each in about.values() if each["kind"] == "bank"]
-    bank = f"; {len(accuracies)} networks in the bank, accuracy {min(accuracies):.2f}–{max(accuracies):.2f}"
     return (
-        f"{measured_on(results)}{bank if accuracies else ''}. In each cell: outcome, rank of the target, statistic, "
-        f"seconds.\n\n{markdown(head, body)}\n\n{markdown(SUMMARY, summary)}"
+        f"{measured_on(results)}. {bank_in_words(about)}In each cell: outcome, rank of the target, statistic, seconds."
+        f"\n\n{markdown(head, body)}\n\n{markdown(SUMMARY, summary)}"
     )
+
+
+def bank_in_words(about: dict[str, Any]) -> str:
+    """Number of networks in the bank and their accuracy, as a sentence; empty without a bank."""
+    accuracies = [each["accuracy"] for each in about.values() if each["kind"] == "bank"]
+    if not accuracies:
+        return ""
+    return f"Networks in the bank: {len(accuracies)}, of accuracy {min(accuracies):.2f}–{max(accuracies):.2f}. "
 
 
 def described(about: dict[str, Any]) -> list[str]:

@@ -121,7 +121,17 @@ def test_the_table_of_published_networks_says_what_each_detector_says() -> None:
     assert _cells(table, "signs")[4:] == ["inconclusive, rank 3, 2.0, 90 s", ""]
     assert _cells(table, "resnet")[1:] == ["clean", "", "0.75", "no, 3.0, 10 s", ""]
     assert "| bank 1" not in table
-    assert "2 networks in the bank, accuracy 0.75–0.75" in table
+    assert "Networks in the bank: 2, of accuracy 0.75–0.75" in table
+
+
+def test_published_networks_need_no_bank() -> None:
+    results = _published_results()
+    for name in ("bank 1", "bank 2"):
+        del results["networks"][name]
+    table = published.table(results)
+    assert "in the bank" not in table
+    assert _cells(table, "agnosco")[1:2] == ["2 + 1"]
+    assert _cells(table, "agnosco")[5:7] == ["0 of 1", ""]
 
 
 def test_the_summary_of_published_networks_counts_pairs_and_false_alarms() -> None:
