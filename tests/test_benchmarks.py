@@ -1,4 +1,4 @@
-"""The benchmarks: figures on known numbers, stored results, Neural Cleanse on a planted square, and a long process."""
+"""The benchmarks: figures on known numbers, stored results, detectors on a planted square, and a long process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agnosco import Classifier, Samples
 from agnosco.backdoor.config import TRIGGERS
 from agnosco.backdoor.triggers import Patch, trigger_of, trigger_to_json
+from agnosco.data.datasets import Labelled
 from agnosco.errors import AgnoscoError
 from agnosco.runs.manifest import read_manifest
 
@@ -26,6 +27,8 @@ common = pytest.importorskip("common")
 frontier = pytest.importorskip("frontier")
 gallery = pytest.importorskip("gallery")
 long_run = pytest.importorskip("long_run")
+pixel_backdoor = pytest.importorskip("pixel_backdoor")
+published = pytest.importorskip("published")
 speed = pytest.importorskip("speed")
 table1 = pytest.importorskip("table1")
 
@@ -36,6 +39,157 @@ def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
     assert masks.norms[TARGET] < 20
     clean = cleanse.neural_cleanse(planted(None), samples(), steps=150)
     assert clean.anomaly.max() < masks.anomaly.max()
+
+
+def test_the_cost_of_size_rises_while_a_class_is_reached_and_falls_while_it_is_not() -> None:
+    costs = cleanse.Costs(torch.tensor([0.0, 1.0, 1.0]), rise=4.0, patience=2, least=0.5)
+    for reached in ([True, True, False], [True, False, False], [True, True, False], [True, True, True]):
+        costs.decide(torch.tensor(reached))
+    # Twice in a row: reached 2 times from nothing, then once more by 4; once; not reached, by 4 ** 1.5.
+    assert costs.now.tolist() == [2.0, 4.0, 1 / 8]
+    assert (costs.rose.tolist(), costs.fell.tolist()) == ([True, True, False], [False, False, True])
+
+
+def test_batches_between_decisions_are_averaged() -> None:
+    one = cleanse.neural_cleanse(planted(TARGET), samples(), steps=40)
+    several = cleanse.neural_cleanse(planted(TARGET), samples(), steps=40, batches=3)
+    assert several.norms[TARGET] < one.norms[TARGET]  # three times as many steps of the optimizer
+    assert int(several.anomaly.argmax()) == TARGET
+
+
+def test_pixel_backdoor_finds_the_planted_square_of_fewest_pixels() -> None:
+    found, images = pixel_backdoor.pixel_backdoor(planted(TARGET), samples(), steps=300), samples()
+    assert int(found.anomaly.argmax()) == TARGET
+    assert found.sizes[TARGET] <= 9  # the square has so many
+    pattern = found.patterns[TARGET]
+    assert int((pattern != 0).any(0).sum()) == found.sizes[TARGET]
+    assert (pattern != 0)[..., -3:, -3:].sum() == (pattern != 0).sum()  # nothing outside of it
+    shown = (images.images.float() / 255 + pattern).clamp(0, 1)
+    assert (planted(TARGET)(shown).argmax(1) == TARGET).float().mean() > 0.85
+    clean = pixel_backdoor.pixel_backdoor(planted(None), samples(), steps=300)
+    assert clean.anomaly.max() < found.anomaly.max() / 2
+
+
+def test_pixels_are_counted_where_the_parts_differ() -> None:
+    parts = torch.zeros(2, 1, 3, 2, 2)
+    parts[0, 0, 1, 0, 0] = 0.5
+    parts[:, 0, :, 1, 1] = 0.25  # added and taken: nothing changes
+    parts[1, 0, 2, 0, 1] = 0.1
+    assert pixel_backdoor.changed_pixels(parts).tolist() == [2.0]
+
+
+def _published_row(network: str, detector: str, score: float, order: list[int], **more: Any) -> dict[str, Any]:
+    return {"network": network, "detector": detector, "score": score, "order": order, "seconds": 10.0, **more}
+
+
+def _published_results() -> dict[str, Any]:
+    def network(kind: str, classes: int = 10, target: int | None = None) -> dict[str, Any]:
+        success = None if target is None else 0.98
+        return {"kind": kind, "classes": classes, "target": target, "accuracy": 0.75, "attack_success_rate": success}
+
+    networks = {
+        "square": network("backdoored", target=2), "signs": network("backdoored", 43, target=1),
+        "resnet": network("control"), "bank 1": network("bank"), "bank 2": network("bank"),
+    }  # fmt: skip
+    found, none, unclear = "outlier class found", "no outlier found", "inconclusive"
+    rows = [
+        _published_row("square", "agnosco", 8.0, [2, 0, 1], outcome=found),
+        _published_row("signs", "agnosco", 2.0, [0, 2, 1], outcome=unclear) | {"seconds": 90.0},
+        _published_row("resnet", "agnosco", 3.0, [0, 1, 2], outcome=none),
+        _published_row("bank 1", "agnosco", 1.0, [0, 1, 2], outcome=none) | {"seconds": 31.0},
+        _published_row("bank 2", "agnosco", 5.0, [0, 1, 2], outcome=found) | {"seconds": 20.0},
+        _published_row("square", "final layer", 1.5, [0, 2, 1]),
+    ]
+    about = {"hardware": "a CPU", "versions": {"torch": "2"}, "date": "today"}
+    return {
+        "about": about,
+        "networks": networks,
+        "rows": {f"{row['network']}: {row['detector']}": row for row in rows},
+    }
+
+
+def _cells(table: str, name: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_published_networks_says_what_each_detector_says() -> None:
+    table = published.table(_published_results())
+    assert _cells(table, "square")[1:] == [
+        "2", "0.98", "0.75", "found, rank 1, 8.0, 10 s", "rank 2, 1.5, 10 s",
+    ]  # fmt: skip
+    assert _cells(table, "signs")[4:] == ["inconclusive, rank 3, 2.0, 90 s", ""]
+    assert _cells(table, "resnet")[1:] == ["clean", "", "0.75", "no, 3.0, 10 s", ""]
+    assert "| bank 1" not in table
+    assert "Networks in the bank: 2, of accuracy 0.75–0.75" in table
+
+
+def test_published_networks_need_no_bank() -> None:
+    results = _published_results()
+    for name in ("bank 1", "bank 2"):
+        del results["networks"][name]
+    table = published.table(results)
+    assert "in the bank" not in table
+    assert _cells(table, "agnosco")[1:2] == ["2 + 1"]
+    assert _cells(table, "agnosco")[5:7] == ["0 of 1", ""]
+
+
+def test_the_summary_of_published_networks_counts_pairs_and_false_alarms() -> None:
+    table = published.table(_published_results())
+    summary = _cells(table, "agnosco")
+    # Of six pairs, 8 exceeds 3, 1 and 5, and 2 exceeds 1.
+    assert summary[1] == "2 + 3"
+    assert summary[2].startswith(f"{4 / 6:.3f} (")
+    # Median of 10, 10, 31 and 20 seconds.
+    assert summary[3:] == ["1 of 2", "1 of 2", "0 of 1", "1 of 2", "15", "90"]
+    assert "\n| final layer |" not in table  # it has no line, because no clean network was measured
+
+
+def test_the_smallest_trigger_is_the_most_suspicious() -> None:
+    masks = cleanse.Masks(torch.tensor([30.0, 33.0, 3.0, 31.0, 28.0]), torch.ones(5, dtype=torch.bool))
+    row = published.by_anomaly(masks)
+    assert row["order"] == [2, 4, 0, 3, 1]
+    assert row["score"] == pytest.approx((30 - 3) / (1.4826 * 2))  # deviations 0, 3, 27, 1, 2
+    assert row["outcome"] == "outlier class found"
+    assert published.rank(row["order"], 0) == 3
+
+
+def test_the_attack_success_rate_leaves_out_images_of_the_target() -> None:
+    images = torch.full((40, *samples().shape), 0.46)
+    images[:10, ..., -3:, -3:] = 1  # of the target, and seen as it
+    labels = torch.tensor([TARGET] * 10 + [0] * 30)
+    data = Labelled(Samples.from_array(images, source="grey"), labels, tuple("0123456789"))
+
+    def square(part: Tensor) -> Tensor:
+        return part.index_fill(2, torch.tensor([13, 14, 15]), 1.0)  # three white rows hold the square
+
+    classifier = planted(TARGET)
+    assert published.attack_success_rate(classifier, data, lambda part: part, TARGET) == 0.0
+    assert published.attack_success_rate(classifier, data, square, TARGET) == 1.0
+
+
+@pytest.mark.parametrize("invert", [cleanse.neural_cleanse, pixel_backdoor.pixel_backdoor])
+def test_an_inversion_takes_as_many_steps_as_fit_into_its_time(invert, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def counted(*args: Any, steps: int, batch: int) -> Any:
+        taken.append(steps)
+        return invert(*args, steps=1, batch=batch)
+
+    times = iter([100.0, 106.0])  # two steps take six seconds
+    monkeypatch.setattr(published, "clock", lambda: next(times))
+    row = published.inverted(counted, planted(TARGET), samples(), 30.0)
+    assert taken == [1, 2, 10]
+    assert row["steps"] == 10
+    assert len(row["sizes"]) == 10
+
+
+def test_every_published_network_is_measured_as_its_row_says() -> None:
+    stored = common.read_results(published.FILE)["networks"]
+    for name, network in published.PUBLISHED.items():
+        assert (stored[name]["kind"], stored[name]["target"]) == (network.kind, network.target), name
+        if network.kind == "backdoored":
+            assert stored[name]["attack_success_rate"] >= 0.95, name
 
 
 def test_table_1_has_a_row_of_the_seeds_that_the_source_itself_prefers() -> None:

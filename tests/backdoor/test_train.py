@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_the_same_seed_gives_the_same_network_and_another_another() -> None:
         fit(classifier, bars(), Training(epochs=1), attack=ATTACK, seed=seed)
     assert torch.equal(weights(one), weights(again))
     assert not torch.equal(weights(one), weights(other))
+
+
+def test_training_in_bfloat16_learns_the_task_and_keeps_the_weights_in_float32() -> None:
+    halved, full = small(), small()
+    fit(halved, bars(), replace(TRAINING, precision="bfloat16"))
+    fit(full, bars(), TRAINING)
+    assert evaluate(halved, bars(seed=1)).accuracy > 0.95
+    assert {parameter.dtype for parameter in halved.model.parameters()} == {torch.float32}
+    assert not torch.equal(weights(halved), weights(full))  # so it did run in another precision
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> None:
@@ -182,6 +192,8 @@ def test_a_setting_out_of_range_is_named() -> None:
         Training(shift=-1)
     with pytest.raises(AgnoscoError, match="rate must be positive and finite, not inf"):
         Training(rate=float("inf"))
+    with pytest.raises(AgnoscoError, match="no precision 'float16' to train in"):
+        Training(precision="float16")
 
 
 # -- a folder of twins ---------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def fit(
                 seen[poisoned[rows]] = attack.trigger.apply(seen[poisoned[rows]], generator=generator)
             progress = (epoch * steps + step + 1) / (training.epochs * steps)
             adam.param_groups[0]["lr"] = training.rate * schedule(progress)
-            _descend(classifier, adam, seen, batch_labels)
+            _descend(classifier, adam, seen, batch_labels, halved=training.precision == "bfloat16")
         if checkpoint is not None:
             _save(checkpoint, settings, epoch + 1, model, adam, generator)
         if on_epoch is not None:
@@ -117,10 +117,14 @@ def fit(
         checkpoint.unlink(missing_ok=True)
 
 
-def _descend(classifier: Classifier, adam: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-    """One step down the cross-entropy."""
+def _descend(
+    classifier: Classifier, adam: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, halved: bool
+) -> None:
+    """One step down the cross-entropy, with the network's products in bfloat16 if ``halved``."""
     adam.zero_grad()
-    F.cross_entropy(logits_in(classifier.model(classifier.normalised(images))), labels).backward()
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=halved):
+        logits = logits_in(classifier.model(classifier.normalised(images)))
+    F.cross_entropy(logits.float() if halved else logits, labels).backward()
     adam.step()
 
 
