@@ -17,6 +17,7 @@ processor, on one thread: they do not depend on what else runs.
 
 from __future__ import annotations
 
+import math
 import runpy
 import time
 from collections.abc import Callable, Sequence
@@ -249,8 +250,9 @@ class Inversion(Protocol):
 def agnosco_scan(classifier: Classifier, samples: Samples, seconds: float) -> dict[str, Any]:
     """``agnosco scan`` from end to end, at its default settings."""
     result = agnosco.scan(classifier, samples)
-    order = [row.index for row in result.record.classes]
-    return {"score": result.verdict.z, "order": order, "outcome": result.verdict.outcome}
+    order, p = [row.index for row in result.record.classes], result.verdict.p_value
+    assert p is not None  # there are at least ten classes
+    return {"score": -math.log10(max(p, 1e-12)), "order": order, "outcome": result.verdict.outcome, "p_value": p}
 
 
 def cleansed(classifier: Classifier, samples: Samples, seconds: float) -> dict[str, Any]:

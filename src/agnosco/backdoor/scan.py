@@ -27,6 +27,7 @@ from ..io.storage import Folder, Place
 from ..method.algorithm1 import perturbed
 from ..method.dials import scaled_radius
 from ..method.maker import generator_for, map_classes
+from ..method.prepare import prepared, resolve_precision
 from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
 from ..method.score import predictions, targeted_success_rate
 from ..models.classifier import Classifier
@@ -177,7 +178,8 @@ def scan(
     candidates = tuple(
         _candidate(classifier, screened, column, mapping, evaluation, config, clock) for column in columns[:CANDIDATES]
     )
-    sizes = {column: _smallest_sizes(classifier, screened, column, evaluation, config) for column in columns[:LEADING]}
+    faster = prepared(classifier, precision=resolve_precision("auto", classifier.device))
+    sizes = {column: _smallest_sizes(faster, screened, column, evaluation, config) for column in columns[:LEADING]}
     margin_of = dict(zip(labels, of_class.tolist(), strict=True))
     rows = [
         _class_record(classifier, screened, column, margin_of, *sizes.get(column, (None, None))) for column in columns
@@ -329,9 +331,10 @@ def _smallest_sizes(
 ) -> tuple[int | None, float | None]:
     """k90 and eps50 of a class."""
     images = Samples(evaluation.images[:CURVE_IMAGES], source=evaluation.source)
+    before = predictions(classifier, images)
 
     def reach(nu: Tensor) -> float:
-        return targeted_success_rate(classifier, nu, screened.classes[column], images)
+        return targeted_success_rate(classifier, nu, screened.classes[column], images, before=before)
 
     *_, patch, spread = -screened.patterns[:, column]
     most = int((patch != 0).any(0).sum())
