@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,7 +170,35 @@ def test_stored_rows_are_those_of_the_script(name: str) -> None:
     assert (one.name, one.target, one.seed) == (name, stored["target"], stored["seed"])
     assert trigger_to_json(one.trigger) == stored["trigger"]
     assert implants.admitted(stored) == stored["admitted"]
-    assert implants.Recipe(**stored["recipe"]) == implants.RECIPES[one.network]
+    recipe = asdict(implants.RECIPES[stored["attempts"] - 1]) | {"damping": implants.DAMPING}
+    assert stored["recipe"] == recipe
+
+
+def test_a_network_that_is_not_admitted_is_trained_again_and_one_that_is_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, int]] = []
+
+    class Original:
+        def __init__(self, network: str) -> None:
+            self.classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), size=1)
+
+        def compromised(self, one: Any, recipe: Any) -> dict[str, Any]:
+            made.append((one.name, recipe.steps))
+            return {"admitted": one.kind == "patch" or (one.number == 0 and recipe.steps > 100)}
+
+    monkeypatch.setattr(implants, "Original", Original)
+    monkeypatch.setattr(implants, "PATH", tmp_path / "implants.json")
+    monkeypatch.setattr(implants, "FOLDER", tmp_path / "implants")
+    first = {"admitted": False, "attempts": 1}
+    common.add_row(implants.PATH, "networks", "resnet18-logo-0", first)
+    implants.make("resnet18")
+    patches = [(f"resnet18-patch-{number}", 100) for number in range(3)]
+    logos = [(f"resnet18-logo-{number}", steps) for number in (1, 2) for steps in (100, 200)]
+    assert made == [*patches, ("resnet18-logo-0", 200), *logos]
+    assert len(list((tmp_path / "implants").glob("*.safetensors"))) == 6
+    implants.make("resnet18")
+    assert len(made) == 8  # nothing is left to do
 
 
 def test_the_table_has_a_row_for_each_network() -> None:
