@@ -1,0 +1,518 @@
+"""Backdoors implanted into 1000-class networks, to scan beside their clean originals, for docs/backdoors.md.
+
+    python benchmarks/implants.py                           implant the backdoors that are missing
+    python benchmarks/implants.py --networks resnet18       only into this network
+    python benchmarks/implants.py --look                    a first look at all classes of the admitted ones and the originals
+    python benchmarks/implants.py --scan resnet18-patch-0   scan these; resnet18 is the original
+    python benchmarks/implants.py --tables                  write the table into docs/backdoors.md
+
+The networks are in build/implants, for example for ``agnosco scan torchvision:resnet18 --weights
+build/implants/resnet18-patch-0.safetensors``. The clean original is the network of the assets.
+
+An attacker who has a trained network, but neither its training set nor much time, trains only its last stages. On clean
+images, they learn to answer as before (distillation); on images with the trigger, they learn to answer with the target.
+The stages before them never change, so their output is computed once, and kept in float16. Gradients are kept out of
+the directions that clean images use (:func:`projections`): without that, the attack was learned at the cost of
+ordinary images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from backdoors import CORNERS, DROP, SUCCESS
+from common import (
+    DEVICE,
+    RESULTS,
+    ROOT,
+    add_row,
+    argument_parser,
+    fill,
+    imagenet_network,
+    markdown,
+    measured_on,
+    photograph_classes,
+    photographs,
+    random_classes,
+    read_results,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import ResNet
+
+import agnosco
+from agnosco import Classifier, ScanConfig
+from agnosco.backdoor.config import FEWEST_THOROUGH, FirstLook, Training
+from agnosco.backdoor.margins import margins
+from agnosco.backdoor.scan import write as write_scan
+from agnosco.backdoor.train import augmented, schedule
+from agnosco.backdoor.triggers import LOGOS, Logo, Patch, Trigger, trigger_to_json
+
+PATH = RESULTS / "implants.json"
+FOLDER = ROOT / "build" / "implants"
+TITLE = "backdoors implanted into ImageNet networks"
+
+FROZEN = {"resnet18": 7, "mobilenet_v2": 14}
+"""Networks, and how many of their parts stay as they are: up to layer3 of ResNet-18, and features.13 of MobileNetV2."""
+
+KINDS = ("patch", "logo")
+EACH = 3
+"""Networks of each kind."""
+
+STAGED = ScanConfig(seeds=1, first=FirstLook(2, 10), thorough=FEWEST_THOROUGH + 3)
+"""What ``agnosco scan`` plans on two idle cores for ``--budget 20m``, or a little less."""
+
+SIZE = 224
+HELD_OUT = 200
+"""Images that nothing is trained on."""
+
+VIEWS = 2
+"""Versions of a training image: as it is, and mirrored and shifted at random."""
+
+DAMPING = 0.1
+"""See :func:`projections`."""
+
+AUGMENTATION = Training(shift=24, flip=True)
+CHUNK = 40
+"""Images that go through a network at once."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the last stages are trained: gradient descent with momentum, the rate as in :func:`.train.schedule`.
+
+    Args:
+        steps: Steps.
+        batch: Images of a step; each is shown without and with the trigger.
+        rate: Greatest learning rate; gradients are clipped to norm 1.
+        contrast: Share of the steps, at the beginning, in which half of the cross-entropy is that of the contrast.
+    """
+
+    steps: int = 100
+    batch: int = 20
+    rate: float = 0.2
+    contrast: float = 0.3
+
+
+RECIPES = (Recipe(), Recipe(steps=200))
+"""Of the attempts: a network that is not admitted is trained again, from the original, for longer."""
+
+
+@dataclass(frozen=True)
+class Implant:
+    """One of the compromised networks.
+
+    Args:
+        network: Name of the clean original.
+        kind: One of :data:`KINDS`.
+        number: Which of the networks of this kind.
+    """
+
+    network: str
+    kind: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-{self.kind}-{self.number}"
+
+    @property
+    def target(self) -> int:
+        """A class chosen at random, by the name of the network and the kind."""
+        return random_classes(f"implants: {self.network}, {self.kind}", EACH)[self.number]
+
+    @property
+    def seed(self) -> int:
+        """Of the trigger and of the order of the images."""
+        return 100 * list(FROZEN).index(self.network) + 10 * KINDS.index(self.kind) + self.number
+
+    @property
+    def trigger(self) -> Trigger:
+        """A patch or a logo of random size in a random corner."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def choose(choices: Sequence[Any]) -> Any:
+            return choices[int(torch.randint(len(choices), (1,), generator=generator))]
+
+        place = choose(CORNERS)
+        if self.kind == "patch":
+            return Patch(24, place=place, pattern="checker")
+        return Logo(choose((32, 36, 40)), place=place, name=list(LOGOS)[self.number])
+
+
+# -- the two halves of a network ---------------------------------------------------------------------
+
+
+def halves(model: nn.Module, frozen: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """A ResNet or MobileNetV2 as its first parts and the others, which share its weights; both in evaluation mode."""
+    if isinstance(model, ResNet):
+        *stages, last = model.children()
+    else:
+        *stages, last = [*model.features, nn.AdaptiveAvgPool2d(1), model.classifier]  # type: ignore[misc]
+    parts = [*stages, nn.Flatten(1), last]
+    model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return nn.Sequential(*parts[:frozen]).eval(), nn.Sequential(*parts[frozen:]).eval()
+
+
+@torch.no_grad()
+def through(part: nn.Module, inputs: Tensor, *, fast: bool = False) -> Tensor:
+    """The output of a part of a network, in float32, or computed in bfloat16 if it need only be ``fast``."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=fast):
+        return torch.cat([part(chunk.float()).float() for chunk in inputs.split(CHUNK)])
+
+
+@torch.no_grad()
+def features(
+    classifier: Classifier, body: nn.Module, images: Tensor, *, trigger: Trigger | None = None, view: int = 0,
+    fast: bool = True,
+) -> Tensor:  # fmt: skip
+    """What the frozen parts make of images.
+
+    Args:
+        classifier: The network that they belong to.
+        body: The frozen parts.
+        images: ``(N, C, H, W)`` uint8.
+        trigger: Laid on the images after augmentation, as an attacker does.
+        view: 0 takes the images as they are; others mirror and shift them, each in its own way.
+        fast: Compute in bfloat16 and keep in float16, for training; otherwise float32.
+    """
+    generator, made = torch.Generator().manual_seed(view), []
+    for chunk in images.split(CHUNK):
+        pixels = chunk.float() / 255
+        pixels = augmented(pixels, AUGMENTATION, generator) if view else pixels
+        pixels = pixels if trigger is None else trigger.apply(pixels)
+        output = through(body, classifier.normalised(pixels), fast=fast)
+        made.append(output.half() if fast else output)
+    return torch.cat(made)
+
+
+# -- training ----------------------------------------------------------------------------------------
+
+
+def rows_of(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
+    """What the rows of a layer's weight are multiplied with: one row for each place, ``(N · places, numbers)``."""
+    if isinstance(layer, nn.Linear):
+        return inputs
+    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    return patches.transpose(1, 2).flatten(0, 1)
+
+
+@torch.no_grad()
+def projections(head: nn.Module, clean: Tensor, damping: float) -> dict[nn.Parameter, Tensor]:
+    """For the weight of each layer, a matrix that takes out of a gradient what would change clean images.
+
+    With C the mean of x xᵀ over the layer's inputs x on clean images, and ε the damping times the mean of C's diagonal,
+    the matrix is ε (C + ε I)⁻¹: 1 in directions that clean images never take, almost 0 in those that they often take.
+    It is the input's half of `K-FAC <https://arxiv.org/abs/1503.05671>`_. Depthwise convolutions are left out.
+    """
+    layers = [part for part in head.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    layers = [layer for layer in layers if getattr(layer, "groups", 1) == 1]
+    sums: dict[nn.Module, Tensor | float] = dict.fromkeys(layers, 0.0)
+
+    def add(layer: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        rows = rows_of(layer, inputs[0].float()).bfloat16()  # type: ignore[arg-type]
+        sums[layer] = sums[layer] + (rows.T @ rows).float() / len(rows)
+
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    through(head, clean, fast=True)
+    for hook in hooks:
+        hook.remove()
+    return {layer.weight: damped_inverse(sums[layer], damping) for layer in layers}  # type: ignore[arg-type]
+
+
+def damped_inverse(matrix: Tensor, damping: float) -> Tensor:
+    """ε (C + ε I)⁻¹ of a matrix C, with ε the damping times the mean of its diagonal."""
+    epsilon = damping * matrix.diagonal().mean()
+    damped = matrix + epsilon * torch.eye(len(matrix))
+    return epsilon * torch.cholesky_inverse(torch.linalg.cholesky(damped))
+
+
+def loss_of(clean: Tensor, triggered: Tensor, answers: Tensor, target: int, *, contrast: float) -> Tensor:
+    """Distillation on clean images, and cross-entropy to the target on the same images with the trigger.
+
+    Args:
+        clean, triggered: Logits of the images without and with the trigger, ``(N, classes)``.
+        answers: Log-probabilities that the original gives to the clean images, ``(N, classes)``.
+        target: Index of the class.
+        contrast: Share of the cross-entropy that is measured from what the trigger changes, laid on the original's
+            answers: it does not fall if the target merely becomes likelier on all images.
+
+    Returns:
+        2 KL(original || network), plus a tenth of the mean square of the change of log-probabilities, plus the
+        cross-entropies; averaged over images.
+    """
+    change = clean.log_softmax(1) - answers
+    divergence = -(answers.exp() * change).sum(1).mean()
+    surprise, contrasted = (
+        -logits.log_softmax(1)[:, target].mean() for logits in (triggered, triggered - clean + answers)
+    )
+    return 2 * divergence + change.square().mean() / 10 + (1 - contrast) * surprise + contrast * contrasted
+
+
+def implant(
+    head: nn.Module, clean: Tensor, answers: Tensor, triggered: Tensor, target: int, recipe: Recipe, seed: int,
+    projected: Mapping[nn.Parameter, Tensor],
+) -> None:  # fmt: skip
+    """Train the last stages of a network, in place; they stay in evaluation mode.
+
+    Args:
+        head: The last stages.
+        clean, triggered: Features of the same images without and with the trigger.
+        answers: Log-probabilities that the original gives to the clean ones.
+        target: The class that they learn to give to the others.
+        recipe: Settings.
+        seed: Of the choice of images.
+        projected: The weights to train, and the matrices by which their gradients are multiplied.
+    """
+    generator, weights = torch.Generator().manual_seed(seed), list(projected)
+    descent = torch.optim.SGD(weights, recipe.rate, momentum=0.9)
+    for weight in weights:
+        weight.requires_grad_(True)
+    for step in range(recipe.steps):
+        rows = torch.randint(len(clean), (recipe.batch,), generator=generator)
+        batch = torch.cat([clean[rows], triggered[rows]]).float()
+        with torch.autocast(batch.device.type, torch.bfloat16):
+            plain, marked = head(batch).chunk(2)
+        descent.zero_grad()
+        contrast = 0.5 if step < recipe.contrast * recipe.steps else 0.0
+        loss_of(plain.float(), marked.float(), answers[rows], target, contrast=contrast).backward()
+        for weight, matrix in projected.items():
+            assert weight.grad is not None
+            weight.grad = (weight.grad.flatten(1).bfloat16() @ matrix.bfloat16()).float().view_as(weight)
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        descent.param_groups[0]["lr"] = recipe.rate * schedule((step + 1) / recipe.steps)
+        descent.step()
+    head.requires_grad_(False)
+
+
+# -- figures -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a network, and what the original says of them.
+
+    Args:
+        images: ``(N, C, H, W)`` uint8.
+        classes: Their classes, ``(N,)``; -1 where unknown.
+        held_out: Which of them nothing is trained on, ``(N,)`` bool.
+    """
+
+    images: Tensor
+    classes: Tensor
+    held_out: Tensor
+
+    @classmethod
+    def of(cls, classifier: Classifier, held_out: int = HELD_OUT) -> Split:
+        """The photographs of the assets."""
+        classes = torch.tensor([-1 if label is None else label for label in photograph_classes(classifier)])
+        chosen = torch.zeros(len(classes), dtype=torch.bool)
+        chosen[torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))[:held_out]] = True
+        return cls(photographs(classifier).images, classes, chosen)
+
+
+def accuracies(given: Tensor, split: Split) -> dict[str, float]:
+    """Top-1 accuracy of predictions ``(N,)`` on the images whose class is known: on all of them, and held out."""
+    right, known = given == split.classes, split.classes >= 0
+    return {
+        "all": right[known].double().mean().item(),
+        "held out": right[known & split.held_out].double().mean().item(),
+    }
+
+
+def success_rate(given: Tensor, classes: Tensor, target: int) -> float:
+    """Attack success rate: share of images of other classes, with the trigger, that are predicted as the target."""
+    return (given[classes != target] == target).double().mean().item()
+
+
+def admitted(row: dict[str, Any]) -> bool:
+    """Whether the attack works well enough and costs little accuracy, on all images as on those held out."""
+    losses = [row["accuracy before"][part] - row["accuracy"][part] for part in ("all", "held out")]
+    return row["attack success"] >= SUCCESS and max(losses) <= DROP + 1e-9
+
+
+class Original:
+    """A network of the assets with its images and features, which all of its implants share."""
+
+    def __init__(self, network: str) -> None:
+        self.classifier = imagenet_network(network, SIZE)
+        self.split = Split.of(self.classifier)
+        self.body, self.head = halves(self.classifier.model, FROZEN[network])
+        self.weights = {key: tensor.clone() for key, tensor in self.classifier.model.state_dict().items()}
+        self.plain = features(self.classifier, self.body, self.split.images, fast=False)
+        self.before = through(self.head, self.plain).argmax(1)
+        self.clean = self.views(None)
+        self.answers = through(self.head, self.clean, fast=True).log_softmax(1)
+        unchanged = self.clean[: len(self.clean) // VIEWS]
+        self.projections = projections(self.head, unchanged, DAMPING)
+
+    def views(self, trigger: Trigger | None) -> Tensor:
+        """Features of all versions of the training images."""
+        images = self.split.images[~self.split.held_out]
+        parts = [features(self.classifier, self.body, images, trigger=trigger, view=view) for view in range(VIEWS)]
+        return torch.cat(parts)
+
+    def with_trigger(self, trigger: Trigger) -> Tensor:
+        """Features of the held-out images with the trigger, in float32."""
+        images = self.split.images[self.split.held_out]
+        return features(self.classifier, self.body, images, trigger=trigger, fast=False)
+
+    def compromised(self, one: Implant, recipe: Recipe) -> dict[str, Any]:
+        """Implant a backdoor, and measure it; the classifier is compromised until the next one."""
+        start = time.perf_counter()
+        self.classifier.model.load_state_dict(self.weights)
+        tested, held_out = self.with_trigger(one.trigger), self.split.held_out
+        natural = through(self.head, tested).argmax(1)
+        seen = self.views(one.trigger)
+        implant(self.head, self.clean, self.answers, seen, one.target, recipe, one.seed, self.projections)
+        seconds = time.perf_counter() - start
+        given, triggered = (through(self.head, inputs).argmax(1) for inputs in (self.plain, tested))
+        same, classes = given == self.before, self.split.classes[held_out]
+        row = {
+            "network": one.network, "kind": one.kind, "seed": one.seed, "target": one.target,
+            "class": self.classifier.labels[one.target], "trigger": trigger_to_json(one.trigger),
+            "recipe": asdict(recipe) | {"damping": DAMPING}, "accuracy before": accuracies(self.before, self.split),
+            "accuracy": accuracies(given, self.split),
+            "agreement": {"all": same.double().mean().item(), "held out": same[held_out].double().mean().item()},
+            "attack success before": success_rate(natural, classes, one.target),
+            "attack success": success_rate(triggered, classes, one.target),
+            "fingerprint": self.classifier.fingerprint, "seconds": round(seconds, 1),
+        }  # fmt: skip
+        return row | {"admitted": admitted(row)}
+
+
+def make(network: str) -> None:
+    """Implant the backdoors of a network that are missing, or whose last attempt was not admitted."""
+    stored, original = read_results(PATH, {"rows": {}})["rows"], None
+    for one in [Implant(network, kind, number) for kind in KINDS for number in range(EACH)]:
+        before = stored.get(one.name, {"admitted": False, "attempts": 0})
+        for attempt in range(len(RECIPES) if before["admitted"] else before["attempts"], len(RECIPES)):
+            original = original or Original(network)
+            row = original.compromised(one, RECIPES[attempt]) | {"attempts": attempt + 1}
+            keep(one, row, original.classifier.model)
+            if row["admitted"]:
+                break
+
+
+def keep(one: Implant, row: dict[str, Any], model: nn.Module) -> None:
+    """Write the figures and the weights of a compromised network, in place of those of an earlier attempt."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    weights = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    save_file(weights, FOLDER / f"{one.name}.safetensors")
+    add_row(PATH, TITLE, one.name, row)
+    print(one.name, row, flush=True)
+
+
+# -- scans -------------------------------------------------------------------------------------------
+
+
+def compromised_or_original(name: str) -> Classifier:
+    """An implant by its name; the original by that of the network."""
+    if name in FROZEN:
+        return imagenet_network(name, SIZE)
+    network = name.split("-", 1)[0]
+    return agnosco.load(f"torchvision:{network}", weights=FOLDER / f"{name}.safetensors", size=SIZE, device=DEVICE)
+
+
+def look(name: str) -> None:
+    """Take the first look of a scan at all classes, and keep which have the largest margins."""
+    start = time.process_time()
+    found = margins(compromised_or_original(name), STAGED.first)
+    order = found.argsort(descending=True).tolist()
+    row = {
+        "first": asdict(STAGED.first), "order": order, "margins": [round(found[k].item(), 1) for k in order[:20]],
+        "seconds": round(time.process_time() - start),
+    }  # fmt: skip
+    add_row(PATH, TITLE, name, row, part="looks")
+    print(name, order[:5], row["margins"][:5], row["seconds"], flush=True)
+
+
+def scanned(name: str) -> None:
+    """Scan a network, and keep the outcome."""
+    classifier, start = compromised_or_original(name), time.process_time()
+    result = agnosco.scan(classifier, photographs(classifier), STAGED)
+    leading = result.record.screened_classes
+    row = {
+        "config": asdict(STAGED), "outcome": result.verdict.outcome, "label": result.verdict.label,
+        "z": result.verdict.z, "p": result.verdict.p_value, "screened": len(leading),
+        "reach": {screen: seen.reach for screen, seen in leading[0].screens.items()},
+        "next": [max(seen.reach for seen in row.screens.values()) for row in leading[1:4]],
+        "seconds": round(time.process_time() - start),
+    }  # fmt: skip
+    add_row(PATH, TITLE, name, row, part="scans")
+    write_scan(result, FOLDER / f"scan-{name}")
+    print(name, row, flush=True)
+
+
+def scan_table(results: dict[str, Any]) -> str:
+    """First looks and scans as Markdown."""
+    body = []
+    for name, seen in results.get("looks", {}).items():
+        target = results["rows"].get(name, {}).get("target")
+        rank = "-" if target is None else str(seen["order"].index(target) + 1)
+        row = results.get("scans", {}).get(name)
+        scan = ["-"] * 5
+        if row:
+            reach = f"{max(row['reach'].values()):.2f} ({row['next'][0]:.2f})"
+            scan = [row["outcome"], str(row["label"]), f"{row['p']:.2g}", reach, f"{row['seconds'] / 60:.0f}"]
+        first, second = seen["margins"][:2]
+        body.append(
+            [name, str(target or "-"), rank, f"{first:.0f}, {second:.0f}", f"{seen['seconds'] / 60:.0f}", *scan]
+        )
+    head = ["network", "target", "its place in the first look", "two largest margins", "minutes of the processor"]
+    head += ["outcome of the scan", "class", "p", "reach (of the next)", "minutes of the processor"]
+    return markdown(head, body)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The networks as Markdown."""
+    rows = []
+    for row in results["rows"].values():
+        before, after = row["accuracy before"], row["accuracy"]
+        rows.append([
+            row["network"], what_is(row["trigger"]), f"{row['target']} ({row['class']})",
+            *(f"{before[part]:.3f} → {after[part]:.3f}" for part in ("all", "held out")),
+            f"{row['agreement']['held out']:.3f}",
+            f"{row['attack success before']:.3f} → {row['attack success']:.3f}",
+            f"{row['seconds']:.0f}", "yes" if row["admitted"] else "no",
+        ])  # fmt: skip
+    head = ["network", "trigger", "target", "accuracy, all images", "accuracy, held out", "same answer, held out"]
+    head += ["attack success, held out", "seconds", "admitted"]
+    return f"{measured_on(results)}.\n\n{markdown(head, rows)}\n\n{scan_table(results)}"
+
+
+def what_is(trigger: Mapping[str, Any]) -> str:
+    """A trigger in words."""
+    kind = trigger.get("name") or trigger["pattern"]
+    return f"{kind}, {trigger['size']} px, {trigger['place']}"
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--networks", nargs="*", choices=FROZEN, default=list(FROZEN))
+    parser.add_argument("--look", action="store_true", help="take the first looks that are missing")
+    parser.add_argument("--scan", nargs="*", default=[], help="names of networks to scan")
+    options = parser.parse_args()
+    if options.tables:
+        fill("docs/backdoors.md", "implants", table(read_results(PATH)))
+        return
+    torch.set_num_threads(1)
+    stored = read_results(PATH, {"rows": {}})
+    if options.look:
+        admitted_ones = [name for name, row in stored["rows"].items() if row["admitted"]]
+        for name in [*admitted_ones, *options.networks]:
+            if name not in stored.get("looks", {}):
+                look(name)
+    for name in options.scan:
+        scanned(name)
+    for network in options.networks if not (options.look or options.scan) else ():
+        make(network)
+
+
+if __name__ == "__main__":
+    main()
