@@ -43,11 +43,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from agnosco.backdoor.closer import full_map
 from agnosco.backdoor.config import PLACES, FirstLook, ScanConfig, Training
 from agnosco.backdoor.evidence import final_layer, footprint
 from agnosco.backdoor.margins import margin_p_value, margins
 from agnosco.backdoor.record import FOUND, LEVEL
-from agnosco.backdoor.scan import full_map
 from agnosco.backdoor.screening import screen
 from agnosco.backdoor.train import Attack, evaluate, fit
 from agnosco.backdoor.triggers import LOGOS, Blended, Logo, Patch, Sinusoid, Trigger, trigger_to_json

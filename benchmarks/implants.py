@@ -2,7 +2,7 @@
 
     python benchmarks/implants.py                           implant the backdoors that are missing
     python benchmarks/implants.py --networks resnet18       only into this network
-    python benchmarks/implants.py --look                    a first look at all classes of the admitted ones and the originals
+    python benchmarks/implants.py --look                    a first look at the admitted ones and the originals
     python benchmarks/implants.py --scan resnet18-patch-0   scan these; resnet18 is the original
     python benchmarks/implants.py --tables                  write the table into docs/backdoors.md
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from agnosco.backdoor import record as scan_record
 from agnosco.backdoor import scan as scanning
 from agnosco.backdoor import screening
+from agnosco.backdoor.closer import full_map
 from agnosco.backdoor.config import FULL_SEEDS, FirstLook, Round, ScanConfig, Tournament
 from agnosco.backdoor.evidence import (
     concentration,
@@ -29,7 +30,7 @@ from agnosco.backdoor.evidence import (
 from agnosco.backdoor.margins import margin_p_value, margins
 from agnosco.backdoor.plan import closer_look, images_of_scan, planned
 from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE, Measured, ScannedSamples, ScanRecord, Verdict, read_bank
-from agnosco.backdoor.scan import full_map, scan
+from agnosco.backdoor.scan import scan
 from agnosco.backdoor.screening import Screening, screen
 from agnosco.backdoor.triggers import Patch
 from agnosco.backdoor.windows import Within, patches_in_windows, windows

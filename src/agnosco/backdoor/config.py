@@ -159,7 +159,7 @@ class ScanConfig:
 
     @property
     def full(self) -> Config:
-        """Settings of the longer maps in the L2 ball that :func:`agnosco.backdoor.scan.full_map` averages."""
+        """Settings of the longer maps in the L2 ball that :func:`agnosco.backdoor.closer.full_map` averages."""
         batch = max(1, round(FULL_BATCH * self.batch))
         return replace(self.spread, mapper=replace(self.spread.mapper, steps=FULL_STEPS * self.steps, batch=batch))
 

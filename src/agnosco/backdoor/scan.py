@@ -11,37 +11,31 @@ An L2 ball alone misses a small patch: in a small network a diffuse pattern of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 import msgspec
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.samples import Samples
 from ..io import records
 from ..io.storage import Folder, Place
-from ..method.algorithm1 import perturbed
-from ..method.dials import scaled_radius
-from ..method.maker import generator_for, map_classes
+from ..method.maker import generator_for
 from ..method.prepare import prepared, resolve_precision
-from ..method.render import contact_sheet, enlarged, png, stretched, to_picture
-from ..method.score import predictions, targeted_success_rate
+from ..method.render import contact_sheet, png
 from ..models.classifier import Classifier
 from ..models.loading import load
-from ..types import OnStep
-from .config import FULL_SEEDS, HANDFUL, ScanConfig
-from .evidence import cut_out, final_layer, of_pattern
+from .closer import TILE, Candidate, examined, smallest_sizes
+from .config import HANDFUL, ScanConfig
+from .evidence import final_layer
 from .margins import margin_p_value, margins
-from .plan import BISECTIONS, CANDIDATES, CURVE_IMAGES, LEADING, closer_look
+from .plan import CANDIDATES, LEADING, closer_look
 from .record import (
     FILE,
     FOUND,
     PICTURE,
-    CandidateRecord,
     ClassRecord,
     FinalLayerRecord,
     MarginRecord,
@@ -60,26 +54,7 @@ from .verdict import judge, wilson
 PART = 6
 """Leading classes that are screened at a time when not all are."""
 
-TILE = 224
-
 WITHOUT_IMAGES = "With images like its training data, a scan finds more backdoors (docs/backdoors.md)"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A leading class that was examined more closely.
-
-    Args:
-        record: The class, the screen in which it stands out most, and evidence; as it is written.
-        pattern: −ν of that screen.
-        full: See :func:`full_map`.
-        image: A sample of another class, which the pattern turns into this one if it turns any, ``(C, H, W)``.
-    """
-
-    record: CandidateRecord
-    pattern: Tensor
-    full: Tensor
-    image: Tensor
 
 
 @dataclass(frozen=True)
@@ -149,93 +124,156 @@ def scan(
         3
     """
     classifier, config = load(model, size=size), config or ScanConfig()
-    labels = [classifier.index(label) for label in (range(classifier.classes) if classes is None else classes)]
-    mapping, evaluation = halves(samples, config)
-    screened_count = min(config.thorough or len(labels), len(labels))
-    clock = Clock(
-        on_progress,
-        len(labels) * config.first.images + screened_count * config.images + closer_look(config, screened_count),
+    labels = list(
+        dict.fromkeys(classifier.index(k) for k in (range(classifier.classes) if classes is None else classes))
     )
-    of_class = margins(classifier, config.first, classes=labels, on_images=lambda n: clock.count("first look", n))
-    order = [labels[row] for row in of_class.argsort(descending=True, stable=True).tolist()]
-    measured = Measured(
-        model=ScannedModel(name=classifier.name, fingerprint=classifier.fingerprint, shape=classifier.shape),
-        samples=ScannedSamples(source=samples.source, count=len(samples)),
-        config=config,
-        screened=labels,
-        greatest_z=0.0,
-    )
-    clean = None if bank is None else greatest_z_of(bank, measured)
-
-    def judged(screened: Screening) -> Verdict:
-        return judge(screened.deviation, screened.reach, classes=len(labels), bank=clean, problems=screened.problems())
-
-    screened = _screened(classifier, samples, config, order, clock, lambda part: judged(part).outcome == FOUND)
-    verdict = judged(screened)
+    subject = _Subject(classifier, samples, config, labels, _clock(config, len(labels), on_progress))
+    measured = subject.measured()
+    subject.bank = None if bank is None else greatest_z_of(bank, measured)
+    margin_of = subject.first_look()
+    screened = subject.screened(sorted(labels, key=margin_of.__getitem__, reverse=True))
+    verdict = subject.verdict(screened)
     columns = screened.z.amax(0).argsort(descending=True).tolist()
     columns.insert(0, columns.pop(columns.index(verdict.label)))  # its class first: it may not be that of most z
-    clock.advance(len(labels) * config.first.images + screened_count * config.images)
-    candidates = tuple(
-        _candidate(classifier, screened, column, mapping, evaluation, config, clock) for column in columns[:CANDIDATES]
-    )
-    faster = prepared(classifier, precision=resolve_precision("auto", classifier.device))
-    sizes = {column: _smallest_sizes(faster, screened, column, evaluation, config) for column in columns[:LEADING]}
-    margin_of = dict(zip(labels, of_class.tolist(), strict=True))
-    rows = [
-        _class_record(classifier, screened, column, margin_of, *sizes.get(column, (None, None))) for column in columns
-    ]
-    rows += [_only_looked_at(classifier, label, margin_of[label]) for label in order if label not in screened.classes]
+    candidates = subject.candidates(screened, columns[:CANDIDATES])
     record = ScanRecord(
         **msgspec.structs.asdict(msgspec.structs.replace(measured, greatest_z=screened.greatest_z)),
         verdict=replace(verdict, label=screened.classes[verdict.label]),
         effective_classes=screened.effective_classes,
         candidates=[candidate.record for candidate in candidates],
-        classes=rows,
-        other_signs=_other_signs(classifier, labels, of_class),
+        classes=subject.class_records(screened, columns, margin_of),
+        other_signs=subject.other_signs(margin_of),
     )
     return Scan(screened, candidates, record)
 
 
-def _screened(
-    classifier: Classifier,
-    samples: Samples,
-    config: ScanConfig,
-    order: Sequence[int],
-    clock: Clock,
-    decided: Callable[[Screening], bool],
-) -> Screening:
-    """The screening of all classes; or of the first ones in an order, beside some at random, until it is decided."""
-    if config.thorough is None or config.thorough >= len(order):
-        return screen(classifier, samples, config, classes=sorted(order), clock=clock)
-    handful = max(HANDFUL, config.thorough // 3)
-    leading, rest = order[: config.thorough - handful], order[config.thorough - handful :]
-    chosen = torch.randperm(len(rest), generator=generator_for("ordinary classes", len(order)))[:handful]
-    screened = screen(classifier, samples, config, classes=sorted(rest[row] for row in chosen.tolist()), clock=clock)
-    for start in range(0, len(leading), PART):
-        part = leading[start : start + PART]
-        screened = screened.joined(
-            screen(classifier, samples, config, classes=part, scales=screened.scales, ordinary=False, clock=clock)
-        )
-        if decided(screened):  # nothing that follows can change it
-            break
-    return screened
+def _clock(config: ScanConfig, classes: int, on_progress: OnScan) -> Clock:
+    """A clock that counts to the images that a scan of so many classes takes."""
+    screened = min(config.thorough or classes, classes)
+    total = classes * config.first.images + screened * config.images + closer_look(config, screened)
+    return Clock(on_progress, total)
 
 
-def full_map(
-    classifier: Classifier,
-    label: int,
-    samples: Samples,
-    config: ScanConfig | None = None,
-    *,
-    on_step: OnStep | None = None,
-) -> Tensor:
-    """What longer maps of several seeds within the L2 ball have in common: the mean of their −ν, ``(C, H, W)``.
+@dataclass
+class _Subject:
+    """A network under scan, and what the stages of the scan share.
 
-    Maps of small mini-batches are noisy, each in its own way; what the network looks for is in all of them.
+    Args:
+        classifier, samples, config, labels: What is scanned, and how.
+        clock: Counts the images of all stages.
+        bank: Greatest z of the networks of a bank.
     """
-    config = config or ScanConfig()
-    maps = map_classes(classifier, [label], samples, config.full, seeds=range(FULL_SEEDS), on_step=on_step)
-    return torch.stack([concept.pattern for concept in maps]).mean(0)
+
+    classifier: Classifier
+    samples: Samples
+    config: ScanConfig
+    labels: list[int]
+    clock: Clock
+    bank: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        self.halves = halves(self.samples, self.config)
+
+    def measured(self) -> Measured:
+        """What is measured and how, before anything is."""
+        classifier, samples = self.classifier, self.samples
+        return Measured(
+            model=ScannedModel(name=classifier.name, fingerprint=classifier.fingerprint, shape=classifier.shape),
+            samples=ScannedSamples(source=samples.source, count=len(samples)),
+            config=self.config,
+            screened=self.labels,
+            greatest_z=0.0,
+        )
+
+    def first_look(self) -> dict[int, float]:
+        """The greatest margin of every class."""
+
+        def count(images: int) -> None:
+            self.clock.count("first look", images)
+
+        found = margins(self.classifier, self.config.first, classes=self.labels, on_images=count)
+        return dict(zip(self.labels, found.tolist(), strict=True))
+
+    def screened(self, order: Sequence[int]) -> Screening:
+        """The screening of all classes; or of the first in an order, beside some at random, until it is decided."""
+        thorough = self.config.thorough
+        if thorough is None or thorough >= len(order):
+            return self._screen(sorted(order))
+        handful = max(HANDFUL, thorough // 3)
+        leading, rest = order[: thorough - handful], order[thorough - handful :]
+        chosen = torch.randperm(len(rest), generator=generator_for("ordinary classes", len(order)))[:handful]
+        screened = self._screen(sorted(rest[row] for row in chosen.tolist()))
+        for start in range(0, len(leading), PART):
+            part = self._screen(leading[start : start + PART], scales=screened.scales, ordinary=False)
+            screened = screened.joined(part)
+            if self.verdict(screened).outcome == FOUND:  # nothing that follows can change it
+                break
+        return screened
+
+    def _screen(self, classes: Sequence[int], **options: Any) -> Screening:
+        return screen(self.classifier, self.samples, self.config, classes=classes, clock=self.clock, **options)
+
+    def verdict(self, screened: Screening) -> Verdict:
+        """The verdict on what is screened."""
+        return judge(
+            screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, problems=screened.problems()
+        )
+
+    def candidates(self, screened: Screening, columns: Sequence[int]) -> tuple[Candidate, ...]:
+        """A closer look at some classes."""
+        batch = self.config.full.mapper.batch
+        self.clock.advance(self.clock.total - closer_look(self.config, len(screened.classes)))
+
+        def closer(column: int) -> Candidate:
+            title = f"class {self.classifier.labels[screened.classes[column]]}"
+            return examined(
+                self.classifier, screened, column, self.halves, self.config,
+                on_step=lambda _: self.clock.count(title, batch),
+            )  # fmt: skip
+
+        return tuple(closer(column) for column in columns)
+
+    def class_records(
+        self, screened: Screening, columns: Sequence[int], margin_of: dict[int, float]
+    ) -> list[ClassRecord]:
+        """All classes: those that were screened in the order of the columns, then the others by their margins."""
+        faster = prepared(self.classifier, precision=resolve_precision("auto", self.classifier.device))
+        sizes = {
+            column: smallest_sizes(faster, screened, column, self.halves[1], self.config)
+            for column in columns[:LEADING]
+        }
+        some_at_random = not screened.ordinary.all()
+
+        def record(label: int, column: int | None = None) -> ClassRecord:
+            k90, eps50 = sizes.get(column, (None, None)) if column is not None else (None, None)
+            return ClassRecord(
+                index=label, name=self.classifier.labels[label], margin=margin_of[label],
+                screens={} if column is None else _screen_records(screened, column),
+                at_random=column is not None and some_at_random and bool(screened.ordinary[column]),
+                k90=k90, eps50=eps50,
+            )  # fmt: skip
+
+        others = sorted(set(self.labels) - set(screened.classes), key=lambda label: (-margin_of[label], label))
+        return [*(record(screened.classes[column], column) for column in columns), *map(record, others)]
+
+    def other_signs(self, margin_of: dict[int, float]) -> OtherSigns:
+        """MM-BD's own verdict, and the weights of the final layer."""
+        last = final_layer(self.classifier)
+        p_value = margin_p_value(torch.tensor([margin_of[label] for label in self.labels]))
+        margin = MarginRecord(index=max(margin_of, key=margin_of.__getitem__), p_value=p_value)
+        layer = None if last is None else FinalLayerRecord(index=int(last.argmax()), z=last.max().item())
+        return OtherSigns(mm_bd=margin, final_layer=layer)
+
+
+def _screen_records(screened: Screening, column: int) -> dict[str, ScreenRecord]:
+    """The results of a class in all screens."""
+    movable, records_ = int(screened.movable[column]), {}
+    for name, reach, z, hits in zip(
+        screened.titles, screened.reach[:, column], screened.z[:, column], screened.hits[:, column], strict=True
+    ):
+        interval, seeds = wilson(int(hits.max()), movable), (hits / max(movable, 1)).tolist()
+        records_[name] = ScreenRecord(reach=reach.item(), interval=interval, z=z.item(), seeds=seeds)
+    return records_
 
 
 def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
@@ -246,117 +284,12 @@ def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     Raises:
         AgnoscoError: The folder cannot be written.
     """
-    pictures = [picture for candidate in scan.candidates for picture in _pictures(candidate)]
-    captions = [
-        caption
-        for candidate in scan.candidates
-        for caption in (
-            f"{candidate.record.name}: {candidate.record.screen}", "a sample", "with the pattern", "longer maps, L2"
-        )
-    ]  # fmt: skip
+    pictures = [picture for candidate in scan.candidates for picture in candidate.pictures().items()]
     sheet = contact_sheet(
-        pictures, captions, columns=4, tile=TILE,
+        [picture for _, picture in pictures], [caption for caption, _ in pictures], columns=4, tile=TILE,
         footer=f"{scan.record.model.name}. {scan.verdict.outcome}.",
     )  # fmt: skip
     folder = Folder.of(place)
     folder.make()
     picture = folder.write(PICTURE, png(sheet))
     return folder.write(FILE, records.encode(scan.record)), picture
-
-
-def _pictures(candidate: Candidate) -> list[Image.Image]:
-    """A candidate's pattern, an image without and with it, and what its longer maps have in common."""
-    image, pattern = candidate.image, candidate.pattern
-    shown = stretched(pattern), image, perturbed(image, -pattern), stretched(candidate.full)
-    return [enlarged(to_picture(each), TILE) for each in shown]
-
-
-def _candidate(
-    classifier: Classifier,
-    screened: Screening,
-    column: int,
-    mapping: Samples,
-    evaluation: Samples,
-    config: ScanConfig,
-    clock: Clock,
-) -> Candidate:
-    label, row = screened.classes[column], screened.showing(column)
-    name, pattern, batch = classifier.labels[label], screened.patterns[row, column], config.full.mapper.batch
-    full = full_map(classifier, label, mapping, config, on_step=lambda _: clock.count(f"class {name}", batch))
-    evidence = of_pattern(classifier, -pattern, label, evaluation)
-    finite: dict[str, Any] = {key: value if isfinite(value) else None for key, value in evidence.items()}
-    record = CandidateRecord(index=label, name=name, screen=screened.titles[row], **finite)
-    return Candidate(record, pattern, full, _example(classifier, pattern, label, evaluation))
-
-
-def _example(classifier: Classifier, pattern: Tensor, label: int, images: Samples) -> Tensor:
-    """An image that a pattern turns into a class; any if it turns none, ``(C, H, W)`` in [0, 1]."""
-    first = Samples(images.images[:CURVE_IMAGES], source=images.source)
-    shown = first.images.float() / 255
-    after = Samples((perturbed(shown, -pattern.cpu()) * 255).round().byte(), source=images.source)
-    turned = (predictions(classifier, first) != label) & (predictions(classifier, after) == label)
-    return shown[int(turned.int().argmax())]
-
-
-def _class_record(
-    classifier: Classifier,
-    screened: Screening,
-    column: int,
-    margin_of: dict[int, float],
-    k90: int | None,
-    eps50: float | None,
-) -> ClassRecord:
-    label, movable = screened.classes[column], int(screened.movable[column])
-    screens = {}
-    for name, reach, z, hits in zip(
-        screened.titles, screened.reach[:, column], screened.z[:, column], screened.hits[:, column], strict=True
-    ):
-        interval, seeds = wilson(int(hits.max()), movable), (hits / max(movable, 1)).tolist()
-        screens[name] = ScreenRecord(reach=reach.item(), interval=interval, z=z.item(), seeds=seeds)
-    all_screened = bool(screened.ordinary.all())
-    return ClassRecord(
-        index=label, name=classifier.labels[label], margin=margin_of[label], screens=screens,
-        at_random=bool(screened.ordinary[column]) and not all_screened, k90=k90, eps50=eps50,
-    )  # fmt: skip
-
-
-def _only_looked_at(classifier: Classifier, label: int, margin: float) -> ClassRecord:
-    """A class that was not screened."""
-    name = classifier.labels[label]
-    return ClassRecord(index=label, name=name, margin=margin, screens={}, at_random=False, k90=None, eps50=None)
-
-
-def _smallest_sizes(
-    classifier: Classifier, screened: Screening, column: int, evaluation: Samples, config: ScanConfig
-) -> tuple[int | None, float | None]:
-    """k90 and eps50 of a class."""
-    images = Samples(evaluation.images[:CURVE_IMAGES], source=evaluation.source)
-    before = predictions(classifier, images)
-
-    def reach(nu: Tensor) -> float:
-        return targeted_success_rate(classifier, nu, screened.classes[column], images, before=before)
-
-    *_, patch, spread = -screened.patterns[:, column]
-    most = int((patch != 0).any(0).sum())
-    k90 = _smallest(lambda k: reach(cut_out(patch, round(k))), most, 0.9)
-    unit = spread / torch.linalg.vector_norm(spread).clamp_min(1e-12)
-    eps50 = _smallest(lambda e: reach(e * unit), scaled_radius(config.radius, classifier.shape), 0.5)
-    return None if k90 is None else round(k90), eps50
-
-
-def _smallest(reach: Callable[[float], float], greatest: float, enough: float) -> float | None:
-    """The smallest size with enough reach, by bisection; None if the greatest has too little."""
-    if greatest <= 0 or not reach(greatest) >= enough:
-        return None
-    low, high = 0.0, float(greatest)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reach(middle) >= enough else (middle, high)
-    return high
-
-
-def _other_signs(classifier: Classifier, labels: Sequence[int], margin_of: Tensor) -> OtherSigns:
-    last = final_layer(classifier)
-    margin = MarginRecord(index=labels[int(margin_of.argmax())], p_value=margin_p_value(margin_of))
-    layer = None if last is None else FinalLayerRecord(index=int(last.argmax()), z=last.max().item())
-    return OtherSigns(mm_bd=margin, final_layer=layer)
