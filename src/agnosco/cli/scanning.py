@@ -70,7 +70,10 @@ def scan(
     ] = None,
     device: options.DeviceOption = "auto",
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder for scan.json and scan.png; may be a run folder.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder for scan.json and scan.png, which shows a sample; may be a run folder."
+        ),
     ] = None,
     fail: Annotated[
         bool, typer.Option("--fail-on-finding", help="Exit with code 3 if an outlier class is found.")
