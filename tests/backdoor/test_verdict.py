@@ -10,6 +10,7 @@ import torch
 from agnosco.backdoor.verdict import (
     FOUND,
     INCONCLUSIVE,
+    LEAST_P,
     NONE,
     Deviation,
     judge,
@@ -34,32 +35,54 @@ def test_the_median_of_an_even_number_is_in_the_middle() -> None:
 
 
 def test_a_class_is_measured_by_all_others_but_itself() -> None:
-    found = leave_one_out(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0]))
-    # The others of the last: mean 2.5, variance 5/3; those of the third are worked out below.
-    assert found.z[4].item() == pytest.approx(97.5 / math.sqrt(5 / 3 * 1.25))
+    found = leave_one_out(torch.tensor([[1.0, 2.0, 3.0, 4.0, 100.0]]))
+    assert found.z[0, 4].item() == pytest.approx(97.5 / math.sqrt(5 / 3 * 1.25))  # 1 to 4: mean 2.5, variance 5/3
     mean = 107 / 4
     variance = ((1 - mean) ** 2 + (2 - mean) ** 2 + (4 - mean) ** 2 + (100 - mean) ** 2) / 3
-    assert found.z[2].item() == pytest.approx((3 - mean) / math.sqrt(variance * 1.25))
-    assert found.others.tolist() == [4] * 5
+    assert found.z[0, 2].item() == pytest.approx((3 - mean) / math.sqrt(variance * 1.25))
+    assert found.others.tolist() == [[4] * 5]
+    assert torch.equal(found.tested, found.z)
 
 
 def test_only_ordinary_classes_tell_what_is_ordinary() -> None:
     ordinary = torch.tensor([True, True, True, True, False, False])
-    found = leave_one_out(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0, 50.0]), ordinary)
-    assert found.z[4].item() == pytest.approx(97.5 / math.sqrt(5 / 3 * 1.25))
-    assert found.z[5].item() == pytest.approx(47.5 / math.sqrt(5 / 3 * 1.25))
-    assert found.others.tolist() == [3, 3, 3, 3, 4, 4]
+    found = leave_one_out(torch.tensor([[1.0, 2.0, 3.0, 4.0, 100.0, 50.0]]), ordinary)
+    assert found.z[0, 4].item() == pytest.approx(97.5 / math.sqrt(5 / 3 * 1.25))
+    assert found.z[0, 5].item() == pytest.approx(47.5 / math.sqrt(5 / 3 * 1.25))
+    assert found.others.tolist() == [[3, 3, 3, 3, 4, 4]]
+
+
+def test_two_outliers_do_not_hide_each_other() -> None:
+    found = leave_one_out(torch.tensor([[1.0, 2.0, 3.0, 4.0, 100.0, 90.0]]))
+    # Without each other, both are measured by 1 to 4; the p-value of both is that of the second.
+    assert found.z[0, 4].item() == pytest.approx(97.5 / math.sqrt(5 / 3 * 1.25))
+    assert found.z[0, 5].item() == pytest.approx(87.5 / math.sqrt(5 / 3 * 1.25))
+    assert found.tested[0, 4] == found.tested[0, 5] == found.z[0, 5]
+    assert found.others[0, 4:].tolist() == [4, 4]
+    assert found.p_value(0, 4) == found.p_value(0, 5)
+
+
+def test_an_outlier_among_the_ordinary_classes_does_not_take_the_place_of_a_leading_one() -> None:
+    reach = torch.full((1, 13), 0.1)
+    reach[0, 3], reach[0, 12] = 0.9, 1.0  # one of the twelve, and the leading one
+    ordinary = torch.arange(13) < 12
+    found = leave_one_out(stabilised(reach), ordinary)
+    verdict = judge(found, reach, classes=100)
+    assert (verdict.outcome, verdict.label) == (FOUND, 12)
 
 
 def test_alike_classes_make_no_outlier_of_a_hair() -> None:
-    assert leave_one_out(torch.tensor([0.0] * 9 + [0.05])).z.max() == pytest.approx(0.5 / math.sqrt(1 + 1 / 9))  # floor
+    z = leave_one_out(torch.tensor([[0.0] * 9 + [0.05]])).z
+    assert z.max() == pytest.approx(0.5 / math.sqrt(1 + 1 / 9))  # over the floor of 0.1
 
 
 def test_too_few_classes_have_no_deviation() -> None:
     for count in (1, 2):
         found = leave_one_out(torch.rand(3, count))
         assert torch.equal(found.z, torch.zeros(3, count, dtype=torch.float64))
-        assert torch.equal(found.p_values(), torch.ones(3, count, dtype=torch.float64))
+        verdict = judge(found, torch.ones(3, count), classes=count, bank=[2.0] * 30)
+        assert verdict.outcome == INCONCLUSIVE
+        assert f"{count} classes cannot be compared" in verdict.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -75,15 +98,17 @@ def test_students_tails_are_those_of_the_tables(t: float, freedom: int, tail: fl
 def test_students_tails_are_those_of_scipy(freedom: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     for t in (-3.0, 0.3, 2.0, 5.0, 7.5):
-        assert student_tail(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=1e-6, abs=1e-14)
+        assert student_tail(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=1e-6, abs=2e-15)
+    assert student_tail(100.0, 998) == LEAST_P  # never 0, and never negative
 
 
 def test_false_alarms_are_as_rare_as_said_if_scores_are_normal() -> None:
     generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(4000, 10, generator=generator)
+    scores = torch.randn(2000, 10, generator=generator)
     found = leave_one_out(scores, floor=0.0)
-    alarms = [of_many(p, 10) <= 0.05 for p in found.p_values().amin(1).tolist()]
-    assert 0.035 < sum(alarms) / len(alarms) < 0.065
+    first = found.z.argmax(1).tolist()
+    alarms = [of_many(found.p_value(row, column), 10) <= 0.05 for row, column in enumerate(first)]
+    assert 0.035 < sum(alarms) / len(alarms) < 0.07
 
 
 def test_many_tests_make_a_small_p_value_likely() -> None:
@@ -126,7 +151,7 @@ REACH[1, 7] = 0.9
 def judged(z: torch.Tensor, reach: torch.Tensor, **options):
     """The verdict on classes that are each compared with all others."""
     count = z.shape[1]
-    return judge(Deviation(z, torch.full((count,), count - 1)), reach, classes=count, **options)
+    return judge(Deviation(z, z, torch.full(z.shape, count - 1)), reach, classes=count, **options)
 
 
 def test_a_class_that_stands_out_and_is_reached_is_found() -> None:
@@ -156,7 +181,7 @@ def test_what_is_likely_by_chance_is_not_found() -> None:
     assert judged(Z / 4, REACH).outcome == NONE
     # Nine others: t of 4.2 is exceeded with probability 0.0015, in one of 20 with 0.029; in one of 2,000 with 0.95.
     assert judged(Z * 0.35, REACH).outcome == FOUND
-    assert judge(Deviation(Z * 0.35, torch.full((10,), 9)), REACH, classes=1000).outcome == NONE
+    assert judge(Deviation(Z * 0.35, Z * 0.35, torch.full((2, 10), 9)), REACH, classes=1000).outcome == NONE
 
 
 def test_few_classes_are_inconclusive_without_a_bank() -> None:

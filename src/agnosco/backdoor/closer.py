@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..data.samples import Samples
 from ..method.algorithm1 import perturbed
-from ..method.dials import scaled_radius
 from ..method.maker import map_classes
 from ..method.render import enlarged, stretched, to_picture
 from ..method.score import predictions, targeted_success_rate
@@ -40,7 +39,7 @@ class Candidate:
         record: The class, the screen in which it stands out most, and evidence; as it is written.
         pattern: −ν of that screen.
         full: See :func:`full_map`.
-        image: A sample of another class, which the pattern turns into this one if it turns any, ``(C, H, W)``.
+        image: A sample, which the pattern turns into this class if it turns any, ``(C, H, W)``.
     """
 
     record: CandidateRecord
@@ -114,7 +113,7 @@ def smallest_sizes(
     most = int((patch != 0).any(0).sum())
     k90 = _smallest(lambda k: reach(cut_out(patch, round(k))), most, 0.9)
     unit = spread / torch.linalg.vector_norm(spread).clamp_min(1e-12)
-    eps50 = _smallest(lambda e: reach(e * unit), scaled_radius(config.radius, classifier.shape), 0.5)
+    eps50 = _smallest(lambda e: reach(e * unit), torch.linalg.vector_norm(spread).item(), 0.5)
     return None if k90 is None else round(k90), eps50
 
 

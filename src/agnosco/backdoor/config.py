@@ -21,6 +21,9 @@ ordinary."""
 FEWEST_THOROUGH = HANDFUL + 3
 """Fewest classes to screen if not all are."""
 
+WINDOWS = "windows"
+"""Name of the screen of windows."""
+
 FULL_STEPS, FULL_BATCH, FULL_SEEDS = 2, 0.5, 8
 """Each seed of a full map takes so many times the steps and the images of a screening one."""
 
@@ -41,7 +44,7 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Round:
-    """A round of the search for patches: how many windows take part, and steps and images of each of their maps."""
+    """A round of the search for patches: how many windows take part at most, and steps and images of their maps."""
 
     windows: int
     steps: int
@@ -59,7 +62,7 @@ class Tournament:
     Args:
         side: Side of a window, as a share of the image's lesser side.
         grid: Windows along height and width, evenly spaced and overlapping.
-        rounds: The first is of all windows; those of most probability enter the next.
+        rounds: The first is of all windows, whatever its number; those of most probability enter the next.
         last: Steps over whose mean probability of the class windows are ranked.
     """
 
@@ -67,6 +70,10 @@ class Tournament:
     grid: int = 8
     rounds: tuple[Round, ...] = ROUNDS
     last: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.rounds:
+            raise AgnoscoError("a search in windows needs a round", "give at least one Round")
 
     def entrants(self) -> list[Round]:
         """The rounds, with as many windows in each as there are."""
@@ -145,7 +152,7 @@ class ScanConfig:
         pixels = max(1, round(self.pixels * shape[1] * shape[2]))
         return {
             f"{pixels} pixels": replace(self.spread, mapper=replace(base, ball=Sparse(pixels, hold=0.1))),
-            "windows": self.windows,
+            WINDOWS: self.windows,
             f"L2 {scaled_radius(self.radius, shape):.1f}": self.spread,
         }
 

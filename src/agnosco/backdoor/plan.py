@@ -6,7 +6,7 @@ records: with the same settings, a scan gives the same result again, however fas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..data.samples import Samples
@@ -31,10 +31,13 @@ SCALES = 5
 
 SCREENS = 3
 
-WORTH, ENOUGH = 30, 48
-"""With fewer classes to screen, a shorter first look is taken instead; more are not screened unless all are."""
+WORTH = 30
+"""With fewer classes to screen, a shorter first look is taken instead."""
 
 SHORTER = (FirstLook(5, 30), FirstLook(2, 20), FirstLook(2, 10))
+
+SLACK = 1.3
+"""What a scan may take longer than its images say: evaluation at more scales, and other work of the machine."""
 
 BASE, EACH = 300.0, 2.0
 """Seconds of the default budget, and what each class adds."""
@@ -63,33 +66,45 @@ def closer_look(config: ScanConfig, classes: int) -> int:
     return min(classes, CANDIDATES) * FULL_SEEDS * config.full.passes
 
 
-def seconds_per_image(classifier: Classifier, samples: Samples, config: ScanConfig) -> float:
-    """The seconds of an image in a step of a map, here and now, measured in a few steps."""
+def seconds_per_image(classifier: Classifier, samples: Samples, config: ScanConfig, classes: int) -> float:
+    """The seconds of an image in a step of as many maps side by side as a scan makes, here and now."""
     settings = config.spread
-    return Maker(classifier, samples, settings).seconds_per_map(8) / settings.passes
+    return Maker(classifier, samples, settings).seconds_per_map(classes * config.seeds) / settings.passes
 
 
-def planned(config: ScanConfig, classes: int, *, images: float) -> ScanConfig:
+def planned(config: ScanConfig, classes: int, *, images: float, seeds: Sequence[int] | None = None) -> ScanConfig:
     """The settings with which a scan of so many classes takes at most so many images, or the least there are.
 
-    All classes are screened if possible, with one seed if need be. Otherwise the first look chooses which, and becomes
-    shorter if the time would be too short for enough classes.
+    All classes are screened if possible, with fewer seeds if need be. Otherwise the first look chooses which, and
+    becomes shorter if the time would be too short for enough classes.
+
+    Args:
+        config: The settings of a scan that has time enough; a number of classes in ``thorough`` is kept.
+        classes: How many classes there are.
+        images: How many images the scan may take, as :func:`images_of_scan` counts them.
+        seeds: Numbers of seeds to choose from, the largest first; None takes the config's, and 1.
     """
-    for settings in _all_screened(config):
+    seeds = seeds or sorted({config.seeds, 1}, reverse=True)
+    looks = (config.first, *SHORTER)
+    some = config.thorough if config.thorough is not None and config.thorough < classes else None
+    choices = [replace(config, seeds=count, thorough=some) for count in seeds]
+    choices += [replace(choices[-1], first=first) for first in (looks if some else looks[:2])]
+    for settings in choices:
         if images_of_scan(settings, classes) <= images:
             return settings
+    if some or classes <= FEWEST_THOROUGH:
+        return choices[-1]
+    return _staged(choices[-1], classes, images, looks)
+
+
+def _staged(config: ScanConfig, classes: int, images: float, looks: Sequence[FirstLook]) -> ScanConfig:
+    """Settings that screen as many classes as the time allows after the longest first look that leaves enough of it."""
     settings = config
-    for first in (config.first, *SHORTER):
-        settings = replace(config, seeds=1, first=first, thorough=FEWEST_THOROUGH)
+    for first in looks:
+        settings = replace(config, first=first, thorough=FEWEST_THOROUGH)
         left = max(images - images_of_scan(settings, classes), 0)
-        screened = min(FEWEST_THOROUGH + int(left / images_of_class(settings)), ENOUGH)
+        screened = min(FEWEST_THOROUGH + int(left / images_of_class(settings)), classes - 1)
         settings = replace(settings, thorough=screened)
         if screened >= WORTH:
             break
-    return settings if settings.thorough and settings.thorough < classes else replace(settings, thorough=None)
-
-
-def _all_screened(config: ScanConfig) -> Iterator[ScanConfig]:
-    yield config
-    yield replace(config, seeds=1)
-    yield from (replace(config, seeds=1, first=first) for first in SHORTER[:1])
+    return settings

@@ -206,9 +206,13 @@ def greatest_z_of(bank: Sequence[Measured], own: Measured) -> list[float]:
     """
     seen = {own.model.fingerprint}
     for member in bank:
+        if member.config.thorough is not None:
+            raise AgnoscoError(
+                "the bank holds a scan that did not screen all classes", "scan its networks with a longer --budget"
+            )
         for what, ours, theirs in (
             ("config", own.config, member.config),
-            ("screened", own.screened, member.screened),
+            ("set of classes", own.screened, member.screened),
             ("model shape", own.model.shape, member.model.shape),
             ("samples source", own.samples.source, member.samples.source),
         ):

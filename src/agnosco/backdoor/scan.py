@@ -206,7 +206,7 @@ class _Subject:
         for start in range(0, len(leading), PART):
             part = self._screen(leading[start : start + PART], scales=screened.scales, ordinary=False)
             screened = screened.joined(part)
-            if self.verdict(screened).outcome == FOUND:  # nothing that follows can change it
+            if self.verdict(screened).outcome == FOUND:  # enough is known
                 break
         return screened
 

@@ -16,7 +16,7 @@ from ..method.maker import map_classes
 from ..method.prepare import prepared, resolve_precision
 from ..method.score import m_score, predictions, probabilities_of, targeted_success_rate
 from ..models.classifier import Classifier
-from .config import FEWEST_IMAGES, ScanConfig, Tournament
+from .config import FEWEST_IMAGES, WINDOWS, ScanConfig, Tournament
 from .record import ENOUGH_REACH
 from .verdict import Deviation, leave_one_out, stabilised
 from .windows import patches_in_windows
@@ -122,10 +122,16 @@ class Screening:
         return problems
 
     def _rival_seeds(self) -> bool:
-        """Whether another class has the greatest reach in as many seeds as the one that stands out."""
+        """Whether another class has the greatest reach in as many seeds as the one that stands out.
+
+        Not in the screen of windows, whose maps are no seeds, and not with a single seed.
+        """
         enough = self.z.where(self.reach >= ENOUGH_REACH, -torch.inf)
         label = int(enough.amax(0).argmax())
-        reach = self.hits[self.showing(label)] / self.movable.clamp_min(1)[:, None]
+        screen, hits = self.showing(label), self.hits[self.showing(label)]
+        if self.screens[screen] == WINDOWS or hits.shape[1] == 1:
+            return False
+        reach = hits / self.movable.clamp_min(1)[:, None]
         leaders = [int(of_seed.argmax()) for of_seed in reach.T if of_seed.max() >= ENOUGH_REACH]
         others = max((leaders.count(other) for other in leaders if other != label), default=0)
         return others >= max(leaders.count(label), 1)
@@ -160,6 +166,8 @@ def screen(
     """
     config = config or ScanConfig()
     labels = [classifier.index(label) for label in (range(classifier.classes) if classes is None else classes)]
+    if not labels:
+        raise AgnoscoError("there are no classes to screen", "name some, or leave classes out for all")
     mapping, evaluation = halves(samples, config)
     evaluated = _Evaluation.of(classifier, labels, evaluation)
     clock = clock or Clock(None, len(labels) * config.images)
@@ -212,20 +220,21 @@ class _Evaluation:
         kinds = m_score(probabilities_of(classifier, images).double()) * classifier.classes
         return cls(network, labels, images, before, movable, kinds)
 
-    def hits(self, nus: Tensor) -> Tensor:
-        """How many images maps ``(classes, seeds, C, H, W)`` turn into their classes, ``(classes, seeds)``."""
+    def hits(self, nus: Tensor, scale: float) -> Tensor:
+        """How many images maps ``(classes, seeds, C, H, W)``, scaled, turn into their classes, ``(classes, seeds)``."""
+
+        def share(nu: Tensor, label: int) -> float:
+            return targeted_success_rate(self.network, scale * nu, label, self.images, before=self.before)
+
         with self.network.frozen():
-            shares = [
-                [targeted_success_rate(self.network, nu, label, self.images, before=self.before) for nu in of_class]
-                for label, of_class in zip(self.labels, nus, strict=True)
-            ]
+            shares = [[share(nu, k) for nu in of_class] for k, of_class in zip(self.labels, nus, strict=True)]
         return (torch.tensor(shares).nan_to_num() * self.movable[:, None]).round()
 
     def scaled(self, nus: Tensor, scale: float | None) -> tuple[float, Tensor]:
         """A scale and the hits at it; None finds, by bisection, one at which most classes are reached by few images."""
         if scale is not None:
-            return scale, self.hits(scale * nus)
-        hits = lru_cache(lambda power: self.hits(SHRINK**power * nus))
+            return scale, self.hits(nus, scale)
+        hits = lru_cache(lambda power: self.hits(nus, SHRINK**power))
         low, high = -1, MOST_SHRUNK  # the greatest scale that is not crowded lies above low
         middle = 0  # most screens are not crowded at all
         while high - low > 1:
@@ -286,4 +295,4 @@ class Clock:
 
 def _crowded(hits: Tensor, movable: Tensor) -> bool:
     """Whether most classes are reached by so many images that none could stand out."""
-    return ((hits.amax(1) / movable.clamp_min(1)).quantile(0.5) > CROWDED).item()  # type: ignore[return-value]
+    return ((hits.amax(1) / movable.clamp_min(1)).quantile(0.5, interpolation="lower") > CROWDED).item()  # type: ignore[return-value]

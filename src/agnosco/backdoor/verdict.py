@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import atan, ceil, cos, pi, sin, sqrt
+from math import atan, ceil, cos, expm1, log1p, pi, sin, sqrt
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Ver
 FLOOR = 0.1
 """Least standard deviation that scores are measured by, in the units of :func:`stabilised`: when all classes are alike,
 a tiny difference must not make an outlier."""
+
+LEAST_P = 1e-15
+"""Smaller p-values are not told from 0 by the arithmetic here."""
 
 NORMAL_SCALE = 1.4826
 """The median absolute deviation of normal scores, inverted."""
@@ -37,64 +40,84 @@ def robust_z(scores: Tensor, *, floor: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far each class stands out from others, :func:`leave_one_out`.
+    """How far each class stands out from others, by :func:`leave_one_out`; all are ``(screens, classes)``.
 
     Args:
-        z: ``(screens, classes)``.
-        others: With how many classes each is compared, ``(classes,)``.
+        z: How far.
+        tested: The z by which its p-value is found: its own, or for the first of two outliers that of the second.
+        others: With how many classes that was compared.
     """
 
     z: Tensor
+    tested: Tensor
     others: Tensor
 
-    def p_values(self) -> Tensor:
-        """How likely such a z is for one class in one screen, if scores are normal: ``(screens, classes)``."""
-        others = self.others.tolist()
-
-        def tail(z: float, n: int) -> float:
-            return student_tail(z, n - 1) if n > 1 else 1.0
-
-        rows = [[tail(*each) for each in zip(row, others, strict=True)] for row in self.z.tolist()]
-        return torch.tensor(rows, dtype=torch.float64)
+    def p_value(self, screen: int, column: int) -> float:
+        """How likely one class has such a z in one screen by chance, if scores are normal."""
+        others = int(self.others[screen, column])
+        return student_tail(self.tested[screen, column].item(), others - 1) if others > 1 else 1.0
 
 
-def leave_one_out(scores: Tensor, reference: Tensor | None = None, *, floor: float = FLOOR) -> Deviation:
-    """How far each score lies above the mean of all others, in their standard deviations; along the last axis.
+def leave_one_out(scores: Tensor, ordinary: Tensor | None = None, *, floor: float = FLOOR) -> Deviation:
+    """How far each score lies above the mean of all others, in their standard deviations.
 
     Its own score is not among those that a class is measured by, so that an outlier cannot hide itself. z is divided by
     √(1 + 1/n) for n others; for normal scores it then follows Student's t with n − 1 degrees of freedom (the externally
     studentized residual; the greatest is `Grubbs' test <https://doi.org/10.1214/aoms/1177729885>`_).
 
+    Two outliers would still hide each other. So the second class is compared with the rest without the first; if it
+    stands out more, both are measured without each other, and both have its p-value (`Rosner 1983
+    <https://doi.org/10.1080/00401706.1983.10487848>`_ with two outliers at most).
+
     Args:
-        scores: ``(..., classes)``.
-        reference: Which classes tell what is ordinary, ``(classes,)``; None takes all.
+        scores: ``(screens, classes)``.
+        ordinary: Which classes tell what is ordinary, ``(classes,)``; None takes all.
         floor: Least standard deviation.
     """
-    scores = scores.double()
-    ordinary = torch.ones(scores.shape[-1]) if reference is None else reference.double()
-    weights = ordinary.double() * (1 - torch.eye(len(ordinary), dtype=torch.float64))  # (class, others)
-    others = weights.sum(1)
-    mean = scores @ weights.T / others.clamp_min(1)
-    squares = (weights * (scores[..., None, :] - mean[..., None]) ** 2).sum(-1)
-    deviation = (squares / (others - 1).clamp_min(1)).sqrt().clamp_min(floor)
+    scores, count = scores.double(), scores.shape[-1]
+    weights = (torch.ones(count) if ordinary is None else ordinary).double().expand(scores.shape).clone()
+    z, others = _apart(scores, weights, floor)
+    tested = z.clone()
+    if count < 3:
+        return Deviation(z, tested, others)
+    for row, (first, second) in enumerate(scores.topk(2, dim=1).indices.tolist()):
+        without_first, without_second = weights[row].clone(), weights[row].clone()
+        without_first[first] = without_second[second] = 0
+        apart, left = _apart(scores[row : row + 1], without_first[None], floor)
+        alone = Deviation(z[row : row + 1], z[row : row + 1], others[row : row + 1])
+        if Deviation(apart, apart, left).p_value(0, second) < alone.p_value(0, first):
+            z[row, second] = tested[row, second] = tested[row, first] = apart[0, second]
+            others[row, second] = others[row, first] = left[0, second]
+            z[row, first] = _apart(scores[row : row + 1], without_second[None], floor)[0][0, first]
+    return Deviation(z, tested, others)
+
+
+def _apart(scores: Tensor, weights: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """z of each score by the others of weight 1, and how many they are; all ``(screens, classes)``."""
+    others = weights.sum(1, keepdim=True) - weights  # none is among its own others
+    mean = ((weights * scores).sum(1, keepdim=True) - weights * scores) / others.clamp_min(1)
+    squares = (weights[:, None] * (scores[:, None] - mean[..., None]).square()).sum(2) - weights * (
+        scores - mean
+    ).square()
+    deviation = (squares.clamp_min(0) / (others - 1).clamp_min(1)).sqrt().clamp_min(floor)
     z = (scores - mean) / (deviation * (1 + 1 / others.clamp_min(1)).sqrt())
-    return Deviation(z.where(others > 1, 0.0), others.long())
+    return z.where(others > 1, 0.0), others.long()
 
 
 def student_tail(t: float, freedom: int) -> float:
-    """How likely Student's t with so many degrees of freedom exceeds a value (Abramowitz and Stegun, 26.7.3-4)."""
+    """How likely Student's t exceeds a value (Abramowitz and Stegun, 26.7.3-4); :data:`LEAST_P` or more."""
     angle = atan(t / sqrt(freedom))
     term, total, first = (1.0, 1.0, 2) if freedom % 2 == 0 else (cos(angle), cos(angle), 3)
     for k in range(first, freedom - 1, 2):
         term *= (k - 1) / k * cos(angle) ** 2
         total += term
     within = sin(angle) * total if freedom % 2 == 0 else 2 / pi * (angle + sin(angle) * total * (freedom > 1))
-    return (1 - within) / 2
+    return max((1 - within) / 2, LEAST_P)
 
 
 def of_many(p: float, tests: int) -> float:
     """How likely the smallest of the p-values of many independent tests is at most ``p`` (Šidák)."""
-    return 1 - (1 - p) ** tests
+    return -expm1(tests * log1p(-p)) if p < 1 else 1.0
 
 
 def p_value(observed: float, clean: Sequence[float]) -> float:
@@ -129,9 +152,10 @@ def judge(
         bank: Greatest z of each clean network of a bank.
         problems: Other reasons against a verdict.
     """
-    z, p_values = deviation.z, deviation.p_values()
-    enough = classes >= FEWEST_CLASSES
+    z, enough = deviation.z, classes >= FEWEST_CLASSES
     reasons = list(problems)
+    if not (deviation.others > 1).any():
+        reasons.append(f"{classes} classes cannot be compared with each other")
     if bank and 1 / (len(bank) + 1) > LEVEL:
         reasons.append(
             f"a bank of {len(bank)} clean networks cannot give a p-value of {LEVEL:g}: "
@@ -143,7 +167,7 @@ def judge(
     def p_of(row: int, column: int) -> float | None:
         if bank:
             return p_value(z[row, column].item(), bank)
-        return of_many(p_values[row, column].item(), len(z) * classes) if enough else None
+        return of_many(deviation.p_value(row, column), len(z) * classes) if enough else None
 
     reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
     place = _greatest(reached)

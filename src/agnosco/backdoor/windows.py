@@ -72,12 +72,12 @@ def patches_in_windows(
     """The ν of the best windows of each class, ``(classes, windows of the last round, C, H, W)``, on the CPU.
 
     The windows of a class compete: after each round, those of most probability enter the next. Classes run side by
-    side, as many as fill the device in the last round.
+    side, as many as fill the device in the largest round.
     """
     faster = prepared(classifier, precision=resolve_precision("auto", classifier.device))
     basis, at_once = MapperConfig().parameterization.fit(samples, classifier.device), images_at_once(faster)
-    search, last = _Search(faster, samples, config, basis, at_once, seed, on_images), config.entrants()[-1]
-    together = max(1, at_once // (last.windows * last.batch))
+    search = _Search(faster, samples, config, basis, at_once, seed, on_images)
+    together = max(1, at_once // max(each.windows * each.batch for each in config.entrants()))
     parts = [labels[start : start + together] for start in range(0, len(labels), together)]
     return torch.cat([search.best_of(part).cpu() for part in parts])
 
@@ -99,7 +99,7 @@ class _Search:
         shape, device = self.network.shape, self.network.device
         masks = windows(shape, self.config).to(device).expand(len(labels), -1, -1, -1, -1)
         generators = [generator_for("window", label, self.seed, -1) for label in labels]
-        noise = torch.stack([2 * torch.randint(2, (masks.shape[1], *shape), generator=g) - 1.0 for g in generators])
+        noise = torch.stack([_noise((masks.shape[1], *shape), generator) for generator in generators])
         nu, rounds = masks * noise.to(device), self.config.entrants()
         for number, round_ in enumerate(rounds):
             nu, probability = self.maps(labels, nu, masks, round_, number)
@@ -135,3 +135,8 @@ class _Search:
 
 def _starts(free: int, count: int) -> list[int]:
     return torch.linspace(0, free, count).round().long().tolist()
+
+
+def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values of −1 and 1 at random."""
+    return 2.0 * torch.randint(2, shape, generator=generator, dtype=torch.int8) - 1

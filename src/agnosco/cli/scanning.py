@@ -49,11 +49,13 @@ def scan(
         method_option(metavar="DIR", help="Folder with scans of clean models, as printed by --json; gives a p-value."),
     ] = None,
     seeds: Annotated[
-        int, method_option(min=1, help="Maps of each class in each screen (see docs/backdoors.md).")
-    ] = ScanConfig.seeds,
+        int | None,
+        method_option(min=1, help="Maps of each class in each screen (default: 2, or 1 if there is little time)."),
+    ] = None,
     steps: Annotated[
-        int, method_option(min=1, help="Steps of each of these maps, except in the screen windows.")
-    ] = ScanConfig.steps,
+        int | None,
+        method_option(min=1, help="Steps of each of these maps, except in windows (default: 60)."),
+    ] = None,
     budget: Annotated[
         str | None,
         method_option(
@@ -72,7 +74,7 @@ def scan(
     out: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Folder for scan.json and scan.png, which shows a sample; may be a run folder."
+            metavar="DIR", help="Folder for scan.json and scan.png, which shows samples; may be a run folder."
         ),
     ] = None,
     fail: Annotated[
@@ -89,6 +91,8 @@ def scan(
     if out is not None:
         check_target(out, holding=(record.FILE, MANIFEST))
     clean_scans = None if bank is None else record.read_bank(bank)
+    if clean_scans:
+        _refuse_settings(context)
 
     allowed = None if budget is None else options.seconds_in(budget)
 
@@ -100,18 +104,28 @@ def scan(
     images = options.read_samples(output, context, classifier, classifier.resize)
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
-    config = ScanConfig(seeds=seeds, steps=steps, thorough=thorough)
-    each, count = plan.seconds_per_image(classifier, images, config), len(indices)
-    if thorough is None and (bank is None or allowed is not None):  # a bank has to be scanned as this network is
-        config = plan.planned(config, count, images=(allowed or plan.default_budget(count)) / each)
+    count = len(indices)
+    given = ScanConfig(seeds=seeds or ScanConfig.seeds, steps=steps or ScanConfig.steps, thorough=thorough)
+    config = clean_scans[0].config if clean_scans else given  # networks of a bank are compared at its settings
+    each = plan.seconds_per_image(classifier, images, config, count)
+    if not clean_scans:
+        allowed = (allowed or plan.default_budget(count)) / plan.SLACK
+        config = plan.planned(config, count, images=allowed / each, seeds=None if seeds is None else [seeds])
     output.say(_announced(config, count, plan.images_of_scan(config, count) * each))
     with output.bar() as show:
         result = scanning.scan(classifier, images, config, bank=clean_scans, classes=indices, on_progress=show)
     if out is not None:
-        output.say("Wrote {} and {}, which shows one of the samples".format(*scanning.write(result, out)))
+        output.say("Wrote {} and {}, which shows some of the samples".format(*scanning.write(result, out)))
     output.result(result.to_json() if as_json else record.table(result.record))
     output.say("Next: --out DIR, to store the result" if out is None else f"Next: agnosco report RUN --scan {out}")
     return FINDING if fail and result.verdict.outcome == record.FOUND else 0
+
+
+def _refuse_settings(context: typer.Context) -> None:
+    """A network is scanned with the settings of the bank that it is compared with."""
+    for name in ("seeds", "steps", "budget", "thorough"):
+        if context.params[name] is not None:
+            raise AgnoscoError(f"--{name} does not go with --bank", "leave it out: the settings are those of the bank")
 
 
 def _announced(config: ScanConfig, classes: int, seconds: float) -> str:
@@ -120,7 +134,7 @@ def _announced(config: ScanConfig, classes: int, seconds: float) -> str:
     if screened < classes:
         some = f"{screened} of {classes} classes, after a first look at all"
     seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
-    return f"Three screens of {some}, {seeds}: {duration(seconds)} to {duration(2 * seconds)}"
+    return f"Three screens of {some}, {seeds}: about {duration(seconds)}"
 
 
 def poison(
