@@ -83,10 +83,13 @@ def test_a_scan_is_plain_json_and_a_bank_is_made_of_scans(tmp_path: Path) -> Non
     leaves = msgspec.structs.replace(bank[0], samples=ScannedSamples(source="leaves", count=1))
     with pytest.raises(AgnoscoError, match="another samples source"):
         scan(planted(TARGET), samples(), QUICK, bank=[leaves])
-    with pytest.raises(AgnoscoError, match="another screened"):
+    with pytest.raises(AgnoscoError, match="another set of classes"):
         scan(planted(TARGET), samples(), QUICK, bank=[msgspec.structs.replace(bank[0], screened=list(range(5)))])
     with pytest.raises(AgnoscoError, match="another config"):
         scan(planted(TARGET), samples(), ScanConfig(pixels=0.04), bank=bank)
+    staged = msgspec.structs.replace(bank[0], config=replace(QUICK, thorough=15))
+    with pytest.raises(AgnoscoError, match="did not screen all classes"):
+        scan(planted(TARGET), samples(), QUICK, bank=[staged])
 
 
 def scan_like(classifier: Classifier) -> dict:
@@ -149,6 +152,14 @@ def test_seeds_that_name_several_classes_are_inconclusive() -> None:
     assert screened.problems() == ["seeds disagree about the class"]
     hits[0, 4, 1] = 55
     assert screened.problems() == []
+
+
+def test_windows_are_no_seeds_and_one_seed_disagrees_with_none() -> None:
+    hits = torch.zeros(1, 10, 2)
+    hits[0, 7], hits[0, 2] = torch.tensor([60.0, 5.0]), torch.tensor([0.0, 31.0])
+    assert screening_of(("L2 1.0",), hits, torch.full((10,), 60)).problems() == ["seeds disagree about the class"]
+    assert screening_of(("windows",), hits, torch.full((10,), 60)).problems() == []
+    assert screening_of(("L2 1.0",), hits[..., :1], torch.full((10,), 60)).problems() == []
 
 
 def test_an_image_that_has_the_class_already_is_not_moved() -> None:
@@ -321,7 +332,9 @@ def test_progress_counts_every_image_of_all_stages() -> None:
     done = [done for _, done, _ in told]
     assert done == sorted(done)
     assert {total for _, _, total in told} == {done[-1]}
-    assert done[-1] == 10 * (QUICK.first.images + QUICK.images) + closer_look(QUICK, 10)
+    of_classes = [number for title, number, _ in told if not title.startswith("class ")]
+    assert of_classes[-1] == 10 * (QUICK.first.images + QUICK.images)
+    assert done[-1] == of_classes[-1] + closer_look(QUICK, 10)
     titles = list(dict.fromkeys(title for title, _, _ in told))
     assert titles[:4] == ["first look", *QUICK.screens(SHAPE)]
     assert all(title.startswith("class ") for title in titles[4:])
@@ -364,16 +377,24 @@ def test_a_clean_network_of_many_classes_has_no_outlier() -> None:
 def test_what_fits_the_time_is_planned() -> None:
     config = ScanConfig()
     assert planned(config, 10, images=images_of_scan(config, 10)) == config
-    one_seed = planned(config, 10, images=images_of_scan(config, 10) - 1)
-    assert one_seed == replace(config, seeds=1)
-    for images in (3e5, 1e5):
-        staged = planned(config, 1000, images=images)
-        assert staged.thorough is not None
-        assert 15 <= staged.thorough <= 48
-        assert images_of_scan(staged, 1000) <= images
+    assert planned(config, 10, images=images_of_scan(config, 10) - 1) == replace(config, seeds=1)
+    assert planned(config, 10, images=images_of_scan(config, 10) - 1, seeds=[2]).seeds == 2  # those that were asked for
+    assert planned(config, 10, images=1).thorough is None  # ten are too few to choose from
     least = planned(config, 1000, images=1)
     assert (least.thorough, least.first, least.seeds) == (15, FirstLook(2, 10), 1)
-    assert planned(config, 12, images=1).thorough is None  # twelve are too few to choose from
+    chosen = planned(replace(config, thorough=40), 1000, images=2e5)
+    assert (chosen.thorough, chosen.first) == (40, FirstLook(2, 20))
+
+
+def test_more_time_screens_more_classes_and_the_time_is_used() -> None:
+    screened = []
+    for images in (1.5e5, 3e5, 6e5, 1.2e6):
+        config = planned(ScanConfig(), 1000, images=images)
+        assert config.thorough is not None
+        assert 0.75 * images <= images_of_scan(config, 1000) <= images
+        screened.append(config.thorough)
+    assert screened == sorted(screened)
+    assert planned(ScanConfig(), 1000, images=1e9) == ScanConfig()
 
 
 # -- the real network ----------------------------------------------------------------------------------

@@ -63,6 +63,25 @@ def test_fail_on_finding_exits_with_3(weights: str, monkeypatch: pytest.MonkeyPa
     assert f"Outcome: {FOUND}" in result.stdout
 
 
+def test_a_bank_brings_its_settings(weights: str) -> None:
+    base = ("scan", "agnosco:digits", "--samples", "noise", "--device", "cpu")
+    Path("bank").mkdir()
+    for seed in range(2):
+        network = loading.untrained("agnosco:digits", classes=10, seed=seed + 1)
+        save_file(network.model.state_dict(), f"{seed}.safetensors")
+        result = call(*base, "--weights", f"{seed}.safetensors", "--seeds", "1", "--steps", "3", "--json")
+        Path(f"bank/{seed}.json").write_text(result.stdout)
+    result = call(*base, "--weights", weights, "--bank", "bank", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert (record["config"]["seeds"], record["config"]["steps"]) == (1, 3)
+    assert record["verdict"]["calibrated"]
+    assert record["verdict"]["p_value"] in (1 / 3, 2 / 3, 1.0)
+    refused = call(*base, "--weights", weights, "--bank", "bank", "--budget", "5m")
+    assert refused.exit_code == 2
+    assert "Error: --budget does not go with --bank" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "error"),
     [

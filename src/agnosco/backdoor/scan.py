@@ -279,7 +279,7 @@ def _screen_records(screened: Screening, column: int) -> dict[str, ScreenRecord]
 def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     """Write a scan as JSON, and its candidates' patterns as a picture, into a folder; returns the names of both files.
 
-    The picture shows a sample, as it is and with each pattern.
+    The picture shows a sample for each candidate, as it is and with the pattern.
 
     Raises:
         AgnoscoError: The folder cannot be written.

@@ -29,7 +29,7 @@ def report(
 ) -> None:
     """Write an HTML file that shows the maps, scores, checks and scans of runs.
 
-    It is a single file that works offline.
+    It is a single file that works offline. Of the samples it shows at most three, and only if there is a scan.png.
     """
     from ..reports import page
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -105,7 +105,8 @@ def scan(
     if samples in ("leaves", "noise"):
         output.say(f"Samples: {samples}, which need no data. {scanning.WITHOUT_IMAGES}: --samples DIR")
     count = len(indices)
-    given = ScanConfig(seeds=seeds or ScanConfig.seeds, steps=steps or ScanConfig.steps, thorough=thorough)
+    settings: dict[str, Any] = {"seeds": seeds, "steps": steps, "thorough": thorough}
+    given = ScanConfig(**{name: value for name, value in settings.items() if value is not None})
     config = clean_scans[0].config if clean_scans else given  # networks of a bank are compared at its settings
     each = plan.seconds_per_image(classifier, images, config, count)
     if not clean_scans:
