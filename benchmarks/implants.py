@@ -462,7 +462,7 @@ def scan_table(results: dict[str, Any]) -> str:
             scan = [row["outcome"], str(row["label"]), f"{row['p']:.2g}", reach, f"{row['seconds'] / 60:.0f}"]
         first, second = seen["margins"][:2]
         body.append(
-            [name, str(target or "-"), rank, f"{first:.0f}, {second:.0f}", f"{seen['seconds'] / 60:.0f}", *scan]
+            [name, "-" if target is None else str(target), rank, f"{first:.0f}, {second:.0f}", f"{seen['seconds'] / 60:.0f}", *scan]
         )
     head = ["network", "target", "its place in the first look", "two largest margins", "minutes of the processor"]
     head += ["outcome of the scan", "class", "p", "reach (of the next)", "minutes of the processor"]
@@ -483,7 +483,7 @@ def table(results: dict[str, Any]) -> str:
         ])  # fmt: skip
     head = ["network", "trigger", "target", "accuracy, all images", "accuracy, held out", "same answer, held out"]
     head += ["attack success, held out", "seconds", "admitted"]
-    return f"{measured_on(results)}.\n\n{markdown(head, rows)}\n\n{scan_table(results)}"
+    return f"{measured_on(results)}.\n\n{markdown(head, rows)}"
 
 
 def what_is(trigger: Mapping[str, Any]) -> str:
@@ -499,7 +499,8 @@ def main() -> None:
     parser.add_argument("--scan", nargs="*", default=[], help="names of networks to scan")
     options = parser.parse_args()
     if options.tables:
-        fill("docs/backdoors.md", "implants", table(read_results(PATH)))
+        results = read_results(PATH)
+        fill("docs/backdoors.md", "implants", f"{table(results)}\n\n{scan_table(results)}")
         return
     torch.set_num_threads(1)
     stored = read_results(PATH, {"rows": {}})
