@@ -462,7 +462,14 @@ def scan_table(results: dict[str, Any]) -> str:
             scan = [row["outcome"], str(row["label"]), f"{row['p']:.2g}", reach, f"{row['seconds'] / 60:.0f}"]
         first, second = seen["margins"][:2]
         body.append(
-            [name, "-" if target is None else str(target), rank, f"{first:.0f}, {second:.0f}", f"{seen['seconds'] / 60:.0f}", *scan]
+            [
+                name,
+                "-" if target is None else str(target),
+                rank,
+                f"{first:.0f}, {second:.0f}",
+                f"{seen['seconds'] / 60:.0f}",
+                *scan,
+            ]
         )
     head = ["network", "target", "its place in the first look", "two largest margins", "minutes of the processor"]
     head += ["outcome of the scan", "class", "p", "reach (of the next)", "minutes of the processor"]

@@ -21,7 +21,7 @@ import math
 import runpy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -51,7 +51,7 @@ import agnosco
 from agnosco import Classifier, Samples
 from agnosco.backdoor.config import Training
 from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE
-from agnosco.backdoor.train import evaluate, fit
+from agnosco.backdoor.train import augmented, evaluate, fit
 from agnosco.data.datasets import Labelled, from_class_folders
 from agnosco.method.prepare import prepared, resolve_precision
 
@@ -64,6 +64,10 @@ BANK_SEEDS = range(30_000, 30_020)
 """Of first weights, and of order and augmentation of the training images, of each network of the bank."""
 
 BANK_TRAINING = Training(epochs=5, batch=64, rate=4e-3, shift=2, flip=True, precision="bfloat16")
+
+ROBUST, ROBUST_SEED = BANK.parent / "robust.safetensors", 30_100
+ADVERSARIAL = 0.5
+"""The L2 norm of the adversary's step against the network that is trained adversarially."""
 
 BATCH = 8
 """Images of a mini-batch of an inversion, as of agnosco's maps: with the 32 of its authors, too few steps fit in."""
@@ -154,7 +158,8 @@ def networks(bank_size: int) -> dict[str, Network]:
     """The published networks, and those of the bank that are trained."""
     paths = {f"bank {seed}": BANK / f"{seed}.safetensors" for seed in BANK_SEEDS[:bank_size]}
     bank = {name: Network("bank", path, "small_vgg") for name, path in paths.items() if path.exists()}
-    return PUBLISHED | bank
+    robust = {"adversarially trained": Network("control", ROBUST, "small_vgg")} if ROBUST.exists() else {}
+    return PUBLISHED | robust | bank
 
 
 def images_of(data: str) -> Labelled:
@@ -177,6 +182,26 @@ def train_bank(size: int) -> None:
         fit(classifier, training_images, BANK_TRAINING, seed=seed, checkpoint=path.with_suffix(".checkpoint"))
         save_file(classifier.model.state_dict(), path)
         print(path.name, f"{time.process_time() - start:.0f} s", flush=True)
+
+
+def train_robust() -> None:
+    """Train a network against one step of an adversary on each image (Goodfellow et al. 2015), for three epochs."""
+    if ROBUST.exists():
+        return
+    classifier = untrained(ROBUST_SEED)
+
+    def attacked_images(images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        seen = augmented(images, BANK_TRAINING, generator).requires_grad_()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(classifier.model(seen), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, seen)
+        length = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+        return (seen + ADVERSARIAL * gradient / length).clamp(0, 1).detach()
+
+    training_images = from_class_folders(ASSETS / "cifar10-train", SHAPE)
+    fit(classifier, training_images, replace(BANK_TRAINING, epochs=3), seed=ROBUST_SEED, augment=attacked_images)
+    ROBUST.parent.mkdir(parents=True, exist_ok=True)
+    save_file(classifier.model.state_dict(), ROBUST)
 
 
 def untrained(seed: int) -> Classifier:
@@ -455,6 +480,7 @@ def main() -> None:
     every = networks(options.bank_size)
     chosen = every if options.networks is None else {name: every[name] for name in options.networks}
     if options.what == "bank":
+        train_robust()
         train_bank(options.bank_size)
     if options.what == "check":
         check(chosen, again=options.again)

@@ -14,11 +14,11 @@ FEWEST_IMAGES = 20
 FEWEST_CLASSES = 10
 """With fewer classes, only a bank of clean networks tells what is ordinary."""
 
-HANDFUL = 12
+RANDOM_CLASSES = 12
 """At least so many classes, chosen at random, are screened beside the leading ones if not all are: they tell what is
 ordinary."""
 
-FEWEST_THOROUGH = HANDFUL + 3
+FEWEST_THOROUGH = RANDOM_CLASSES + 3
 """Fewest classes to screen if not all are."""
 
 WINDOWS = "windows"

@@ -31,7 +31,7 @@ SCALES = 5
 
 SCREENS = 3
 
-WORTH = 30
+ENOUGH_CLASSES = 30
 """With fewer classes to screen, a shorter first look is taken instead."""
 
 SHORTER = (FirstLook(5, 30), FirstLook(2, 20), FirstLook(2, 10))
@@ -39,13 +39,13 @@ SHORTER = (FirstLook(5, 30), FirstLook(2, 20), FirstLook(2, 10))
 SLACK = 1.3
 """What a scan may take longer than its images say: evaluation at more scales, and other work of the machine."""
 
-BASE, EACH = 300.0, 2.0
+BASE_SECONDS, SECONDS_PER_CLASS = 300.0, 2.0
 """Seconds of the default budget, and what each class adds."""
 
 
 def default_budget(classes: int) -> float:
     """Seconds that a scan of so many classes may take unless told otherwise: 5 minutes for ten, 38 for a thousand."""
-    return BASE + EACH * classes
+    return BASE_SECONDS + SECONDS_PER_CLASS * classes
 
 
 def images_of_scan(config: ScanConfig, classes: int) -> float:
@@ -105,6 +105,6 @@ def _staged(config: ScanConfig, classes: int, images: float, looks: Sequence[Fir
         left = max(images - images_of_scan(settings, classes), 0)
         screened = min(FEWEST_THOROUGH + int(left / images_of_class(settings)), classes - 1)
         settings = replace(settings, thorough=screened)
-        if screened >= WORTH:
+        if screened >= ENOUGH_CLASSES:
             break
     return settings

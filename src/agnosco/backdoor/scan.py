@@ -28,7 +28,7 @@ from ..method.render import contact_sheet, png
 from ..models.classifier import Classifier
 from ..models.loading import load
 from .closer import TILE, Candidate, examined, smallest_sizes
-from .config import HANDFUL, ScanConfig
+from .config import RANDOM_CLASSES, ScanConfig
 from .evidence import final_layer
 from .margins import margin_p_value, margins
 from .plan import CANDIDATES, LEADING, closer_look
@@ -51,7 +51,7 @@ from .record import (
 from .screening import Clock, OnScan, Screening, halves, screen
 from .verdict import judge, wilson
 
-PART = 6
+AT_A_TIME = 6
 """Leading classes that are screened at a time when not all are."""
 
 WITHOUT_IMAGES = "With images like its training data, a scan finds more backdoors (docs/backdoors.md)"
@@ -127,22 +127,22 @@ def scan(
     labels = list(
         dict.fromkeys(classifier.index(k) for k in (range(classifier.classes) if classes is None else classes))
     )
-    subject = _Subject(classifier, samples, config, labels, _clock(config, len(labels), on_progress))
-    measured = subject.measured()
-    subject.bank = None if bank is None else greatest_z_of(bank, measured)
-    margin_of = subject.first_look()
-    screened = subject.screened(sorted(labels, key=margin_of.__getitem__, reverse=True))
-    verdict = subject.verdict(screened)
+    scanner = _Scanner(classifier, samples, config, labels, _clock(config, len(labels), on_progress))
+    measured = scanner.measured()
+    scanner.bank = None if bank is None else greatest_z_of(bank, measured)
+    margin_of = scanner.first_look()
+    screened = scanner.screened(sorted(labels, key=margin_of.__getitem__, reverse=True))
+    verdict = scanner.verdict(screened)
     columns = screened.z.amax(0).argsort(descending=True).tolist()
     columns.insert(0, columns.pop(columns.index(verdict.label)))  # its class first: it may not be that of most z
-    candidates = subject.candidates(screened, columns[:CANDIDATES])
+    candidates = scanner.candidates(screened, columns[:CANDIDATES])
     record = ScanRecord(
         **msgspec.structs.asdict(msgspec.structs.replace(measured, greatest_z=screened.greatest_z)),
         verdict=replace(verdict, label=screened.classes[verdict.label]),
         effective_classes=screened.effective_classes,
         candidates=[candidate.record for candidate in candidates],
-        classes=subject.class_records(screened, columns, margin_of),
-        other_signs=subject.other_signs(margin_of),
+        classes=scanner.class_records(screened, columns, margin_of),
+        other_signs=scanner.other_signs(margin_of),
     )
     return Scan(screened, candidates, record)
 
@@ -155,7 +155,7 @@ def _clock(config: ScanConfig, classes: int, on_progress: OnScan) -> Clock:
 
 
 @dataclass
-class _Subject:
+class _Scanner:
     """A network under scan, and what the stages of the scan share.
 
     Args:
@@ -199,12 +199,12 @@ class _Subject:
         thorough = self.config.thorough
         if thorough is None or thorough >= len(order):
             return self._screen(sorted(order))
-        handful = max(HANDFUL, thorough // 3)
-        leading, rest = order[: thorough - handful], order[thorough - handful :]
-        chosen = torch.randperm(len(rest), generator=generator_for("ordinary classes", len(order)))[:handful]
+        random_count = max(RANDOM_CLASSES, thorough // 3)
+        leading, rest = order[: thorough - random_count], order[thorough - random_count :]
+        chosen = torch.randperm(len(rest), generator=generator_for("ordinary classes", len(order)))[:random_count]
         screened = self._screen(sorted(rest[row] for row in chosen.tolist()))
-        for start in range(0, len(leading), PART):
-            part = self._screen(leading[start : start + PART], scales=screened.scales, ordinary=False)
+        for start in range(0, len(leading), AT_A_TIME):
+            part = self._screen(leading[start : start + AT_A_TIME], scales=screened.scales, ordinary=False)
             screened = screened.joined(part)
             if self.verdict(screened).outcome == FOUND:  # enough is known
                 break
