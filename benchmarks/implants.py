@@ -452,25 +452,19 @@ def scanned(name: str) -> None:
 def scan_table(results: dict[str, Any]) -> str:
     """First looks and scans as Markdown."""
     body = []
-    for name, seen in results.get("looks", {}).items():
-        target = results["rows"].get(name, {}).get("target")
-        rank = "-" if target is None else str(seen["order"].index(target) + 1)
-        row = results.get("scans", {}).get(name)
-        scan = ["-"] * 5
+    looks, scans = results.get("looks", {}), results.get("scans", {})
+    for name in {**looks, **scans}:
+        target, seen, row = results["rows"].get(name, {}).get("target"), looks.get(name), scans.get(name)
+        first, scan = ["-"] * 3, ["-"] * 5
+        if seen:
+            rank = "-" if target is None else str(seen["order"].index(target) + 1)
+            first = [rank, "{:.0f}, {:.0f}".format(*seen["margins"]), f"{seen['seconds'] / 60:.0f}"]
         if row:
             reach = f"{max(row['reach'].values()):.2f} ({row['next'][0]:.2f})"
             scan = [row["outcome"], str(row["label"]), f"{row['p']:.2g}", reach, f"{row['seconds'] / 60:.0f}"]
-        first, second = seen["margins"][:2]
-        body.append(
-            [
-                name,
-                "-" if target is None else str(target),
-                rank,
-                f"{first:.0f}, {second:.0f}",
-                f"{seen['seconds'] / 60:.0f}",
-                *scan,
-            ]
-        )
+        body.append([name, "-" if target is None else str(target), *first, *scan])
+    if not body:
+        return "No network has been scanned yet."
     head = ["network", "target", "its place in the first look", "two largest margins", "minutes of the processor"]
     head += ["outcome of the scan", "class", "p", "reach (of the next)", "minutes of the processor"]
     return markdown(head, body)
