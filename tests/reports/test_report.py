@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 from agnosco.cli.app import app
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
-from agnosco.evaluate.score_record import add_scores
+from agnosco.evaluate.score_record import Answer, add_scores
 from agnosco.evaluate.transfer import score
 from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
@@ -693,7 +693,7 @@ def test_a_report_with_scores_sanity_and_scan_imports_no_torch(run: Run) -> None
     result = guarded("torch,torchvision,timm,scipy,skimage,rich.console", "report", str(run.path), "--quiet")
     assert result.returncode == 0, result.stderr
     sections = re.findall(r'<section id="(\w+)"', (run.path / "report.html").read_text())
-    assert sections == ["classes", "seen", "sanity", "backdoors", "reading", "made"]
+    assert sections == ["classes", "seen", "also", "sanity", "backdoors", "reading", "made"]
 
 
 # -- in a browser --------------------------------------------------------------------------------------------
@@ -856,7 +856,8 @@ def test_the_policy_refuses_every_request(opened: Any) -> None:
           const frame = document.createElement("iframe");
           frame.src = "http://127.0.0.1:9/";
           document.body.append(frame);
-          await new Promise((done) => setTimeout(done, 50));
+          for (let tries = 0; refused.length < 3 && tries < 100; tries++)
+            await new Promise((done) => setTimeout(done, 50));
           return refused.sort();
         }"""
     )
@@ -975,6 +976,76 @@ def test_the_keyboard_reaches_everything(opened: Any) -> None:
     opened.keyboard.press("Escape")
     assert not opened.locator("dialog").is_visible()
     pytest.importorskip("playwright.sync_api").expect(opened.locator("#tile-1-castle")).to_be_focused()
+
+
+def judged_by_one(run: Run) -> None:
+    """A judgement by a network that sees each class in its own picture with p 0.5, and in the next one with p 0.25."""
+    judged = score(run, network(tuple(entry.name for entry in run.entries)))
+    names = [entry.name for entry in run.entries]
+    answers = [
+        Answer(own=i, entropy=1.0, top=((i, name, 0.5), ((i + 1) % len(names), names[(i + 1) % len(names)], 0.25)))
+        for i, name in enumerate(names)
+    ]
+    add_scores(run, [msgspec.structs.replace(judged, target="judge", fingerprint="judge", answers=tuple(answers))])
+
+
+def test_what_else_is_seen_stands_beside_a_map_and_in_a_table(chromium: Any, tmp_path: Path) -> None:
+    run = made(tmp_path / "run", ("tench", HOSTILE, "crane"), seeds=1)
+    judged_by_one(run)
+    report(run, out=tmp_path / "report.html")
+    page = chromium.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    rows = page.locator(".likeness tbody tr").all()
+    names = page.locator(".likeness thead th").all_text_contents()[1:]
+    cells = {row.locator("th").text_content(): row.locator("td").all_text_contents() for row in rows}
+    assert cells["tench"][names.index("tench")] == "0.50"
+    assert cells["tench"][names.index(HOSTILE)] == "0.25"
+    assert cells["tench"][names.index("crane")] == ""
+    page.goto((tmp_path / "report.html").as_uri() + "#0-tench")
+    assert page.locator("dialog .also").text_content() == f"judge also sees: {HOSTILE} 0.25"
+    with page.expect_download() as download:
+        page.evaluate("document.querySelector('a[download=\"lookalikes.csv\"]').click()")
+    lines, quoted = download.value.path().read_text().splitlines(), HOSTILE.replace('"', '""')
+    assert lines[0] == "map,seed,network,rank,class,p"
+    assert lines[1:3] == [
+        "tench,0,judge,1,tench,0.5",
+        f'tench,0,judge,2,"{quoted}",0.25',
+    ]
+    page.close()
+
+
+def test_a_large_matrix_is_a_picture_that_can_be_read_and_zoomed(chromium: Any, tmp_path: Path) -> None:
+    names = tuple(f"class {i}" for i in range(30))
+    run = made(tmp_path / "run", names, seeds=1)
+    judged_by_one(run)
+    report(run, out=tmp_path / "report.html")
+    complaints: list[str] = []
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    plane, expect = page.locator(".plane"), pytest.importorskip("playwright.sync_api").expect
+    expect(plane).to_be_visible()
+    order = json.loads(plane.get_attribute("data-names"))
+    assert sorted(order) == sorted(names)
+    view, said = plane.locator(".window"), plane.locator("[role=status]")
+    view.press("ArrowDown")
+    view.press("ArrowUp")  # the first row and column
+    first, p = re.fullmatch(
+        r"Pictures of (class \d+) are taken for class \d+ with p (0\.\d+)", said.text_content()
+    ).groups()
+    assert (first, float(p)) == (order[0], pytest.approx(0.5, abs=0.01))
+    row, column = order.index("class 7"), order.index("class 8")
+    image = view.locator("img")
+    for zoom in (0, 100):
+        plane.locator("input").fill(str(zoom))
+        cell = image.evaluate("(one) => one.clientWidth") / 30
+        image.hover(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell}, force=True)
+        p = re.fullmatch(r"Pictures of class 7 are taken for class 8 with p (0\.\d+)", said.text_content())
+        assert p is not None, said.text_content()
+        assert float(p[1]) == pytest.approx(0.25, abs=0.01)
+    assert complaints == []
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -27,9 +27,6 @@ from .screening import Screening
 TILE = 224
 """Side of a picture in pixels."""
 
-PICTURES = ("a sample", "with the pattern", "longer maps, L2")
-"""What the pictures of a candidate show, after its pattern."""
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -39,19 +36,22 @@ class Candidate:
         record: The class, the screen in which it stands out most, and evidence; as it is written.
         pattern: −ν of that screen.
         full: See :func:`full_map`.
-        image: A sample, which the pattern turns into this class if it turns any, ``(C, H, W)``.
+        image: A sample, which the pattern turns into this class if it turns any, ``(C, H, W)``; None if the samples are
+            private.
     """
 
     record: CandidateRecord
     pattern: Tensor
     full: Tensor
-    image: Tensor
+    image: Tensor | None
 
     def pictures(self) -> dict[str, Image.Image]:
         """Its pattern, an image without and with it, and what its longer maps have in common, by their captions."""
-        shown = stretched(self.pattern), self.image, perturbed(self.image, -self.pattern), stretched(self.full)
-        captions = f"{self.record.name}: {self.record.screen}", *PICTURES
-        return {name: enlarged(to_picture(each), TILE) for name, each in zip(captions, shown, strict=True)}
+        shown = {f"{self.record.name}: {self.record.screen}": stretched(self.pattern)}
+        if self.image is not None:
+            shown |= {"a sample": self.image, "with the pattern": perturbed(self.image, -self.pattern)}
+        shown["longer maps, L2"] = stretched(self.full)
+        return {name: enlarged(to_picture(each), TILE) for name, each in shown.items()}
 
 
 def examined(
@@ -73,9 +73,11 @@ def examined(
     return Candidate(record, pattern, full, _example(classifier, pattern, label, evaluation))
 
 
-def _example(classifier: Classifier, pattern: Tensor, label: int, images: Samples) -> Tensor:
-    """An image that a pattern turns into a class; any if it turns none, ``(C, H, W)`` in [0, 1]."""
-    first = Samples(images.images[:CURVE_IMAGES], source=images.source)
+def _example(classifier: Classifier, pattern: Tensor, label: int, images: Samples) -> Tensor | None:
+    """An image that a pattern turns into a class; any if it turns none, ``(C, H, W)`` in [0, 1]; no private one."""
+    if images.private:
+        return None
+    first = images.part(slice(CURVE_IMAGES))
     shown = first.images.float() / 255
     after = Samples((perturbed(shown, -pattern.cpu()) * 255).round().byte(), source=images.source)
     turned = (predictions(classifier, first) != label) & (predictions(classifier, after) == label)
@@ -103,7 +105,7 @@ def smallest_sizes(
     classifier: Classifier, screened: Screening, column: int, evaluation: Samples, config: ScanConfig
 ) -> tuple[int | None, float | None]:
     """k90 and eps50 of a class, see :class:`agnosco.backdoor.record.ClassRecord`."""
-    images = Samples(evaluation.images[:CURVE_IMAGES], source=evaluation.source)
+    images = evaluation.part(slice(CURVE_IMAGES))
     before = predictions(classifier, images)
 
     def reach(nu: Tensor) -> float:

@@ -279,14 +279,15 @@ def _screen_records(screened: Screening, column: int) -> dict[str, ScreenRecord]
 def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     """Write a scan as JSON, and its candidates' patterns as a picture, into a folder; returns the names of both files.
 
-    The picture shows a sample for each candidate, as it is and with the pattern.
+    The picture shows a sample for each candidate, as it is and with the pattern, unless the samples are private.
 
     Raises:
         AgnoscoError: The folder cannot be written.
     """
-    pictures = [picture for candidate in scan.candidates for picture in candidate.pictures().items()]
+    rows = [candidate.pictures() for candidate in scan.candidates]
     sheet = contact_sheet(
-        [picture for _, picture in pictures], [caption for caption, _ in pictures], columns=4, tile=TILE,
+        [picture for row in rows for picture in row.values()], [caption for row in rows for caption in row],
+        columns=max(map(len, rows), default=1), tile=TILE,
         footer=f"{scan.record.model.name}. {scan.verdict.outcome}.",
     )  # fmt: skip
     folder = Folder.of(place)

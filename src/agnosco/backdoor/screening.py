@@ -252,7 +252,7 @@ def halves(samples: Samples, config: ScanConfig) -> tuple[Samples, Samples]:
     if len(samples) < ENOUGH_SAMPLES:
         raise AgnoscoError(f"{len(samples)} samples are too few to scan with", f"give at least {ENOUGH_SAMPLES}")
     mapping, evaluation = samples.split(0.5)
-    return mapping, Samples(evaluation.images[: config.evaluation], source=evaluation.source)
+    return mapping, evaluation.part(slice(config.evaluation))
 
 
 def _maps(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import AgnoscoError
 from . import options
 from .console import Output, step_in_words
 from .options import model_option, samples_option
@@ -32,6 +33,10 @@ def score(
     ] = None,
     samples_count: options.SamplesCountOption = None,
     samples_seed: options.SamplesSeedOption = 0,
+    csv: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.csv", help="Write what each network sees in each picture, ten classes, as a table."),
+    ] = None,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
@@ -40,11 +45,17 @@ def score(
 
     A target is written like the MODEL of agnosco map, followed by =WEIGHTS if it needs a weights file.
     """
+    from msgspec.structs import replace
+
+    from ..evaluate.lookalikes import to_csv
     from ..evaluate.score_record import FILE, Judgement, add_scores, table
     from ..io.records import to_json
+    from ..io.storage import write_whole
     from ..runs.run import Run
 
     output = Output.of(context, quiet=quiet)
+    if csv is not None and not csv.lower().endswith(".csv"):
+        raise AgnoscoError(f"{csv!r} is not a CSV file", "name a file that ends in .csv")
     maps = Run.open(run)
 
     from ..evaluate.transfer import score  # imports torch: a wrong run folder is answered before
@@ -56,7 +67,10 @@ def score(
         images = None if samples is None else options.read_samples(output, context, classifier, rule)
         judgements = add_scores(maps, [score(maps, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, maps, classifier)
-    output.result({"run": run, "targets": to_json(judgements)} if as_json else table(judgements))
+    if csv is not None:
+        output.say(f"Wrote {write_whole(csv, to_csv(maps.entries, judgements).encode(errors='replace'))}")
+    figures = [replace(judgement, answers=()) for judgement in judgements]  # which are long, and in scores.json
+    output.result({"run": run, "targets": to_json(figures)} if as_json else table(judgements))
     written = maps.folder.at(FILE)
     output.say(f"Wrote {written}. p: probability of the class; success rate: targeted success rate of the maps")
     if any(judgement.interval for judgement in judgements):

@@ -14,7 +14,7 @@ from ..method.dials import BALLS, PARAMETERIZATIONS, TRANSFORMS
 from ..text import without_password
 from . import options
 from .console import Output
-from .maps import make_maps
+from .maps import keep_samples, make_maps
 from .options import choice, computing_option, method_option, model_option, samples_option
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def map_(
             output, run, classifier, images, indices, seeds=range(seed, seed + seeds),
             backend=None if workers is None else workers.make,
         )  # fmt: skip
+    keep_samples(output, run, classifier, images)
     if as_json:
         output.result({"run": out, "maps": [_summary(run, each) for each in finished]})
     output.say(f"Next: agnosco report {out}, or agnosco score {out} --target MODEL")

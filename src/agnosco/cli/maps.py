@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import AgnoscoError
@@ -103,3 +104,15 @@ class _MapsProgress:
         count = f"{len(self.new)}" if len(self.new) >= self.missing else f"{len(self.new)} of {self.missing}"
         wrote = f"Wrote {count} {'map' if self.missing == 1 else 'maps'} to {run.folder}. " if self.new else ""
         self.output.say(f"{wrote}Look at {sheet}")
+
+
+def keep_samples(output: Output, run: Run, classifier: Classifier, samples: Samples) -> None:
+    """Keep the samples that are typical of a run's maps, for ``agnosco report --with-samples``, and say so."""
+    from ..evaluate.typical import keep_typical
+
+    with output.bar() as show:
+        found = keep_typical(run, classifier, samples, on_progress=partial(show, "looking for typical samples"))
+    if samples.private:
+        output.say("The samples are private: the run keeps none of them")
+    elif found is not None:
+        output.say(f"Kept thumbnails of typical samples in {run.folder.at('samples')}: agnosco report --with-samples")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import AgnoscoError
 from ..types import OnProgress, Shape
 from .cache import default_cache
-from .files import DIGITS
+from .files import DIGITS, PRIVATE
 from .samples import Samples
 
 SIDE, DIGIT = 32, 24
@@ -38,8 +38,7 @@ class Labelled:
 
     def part(self, indices: Tensor) -> Labelled:
         """The images with these indices."""
-        samples = Samples(self.samples.images[indices], source=self.samples.source)
-        return Labelled(samples, self.labels[indices], self.names)
+        return Labelled(self.samples.part(indices), self.labels[indices], self.names)
 
     def split(self, held_out: float, *, seed: int) -> tuple[Labelled, Labelled]:
         """Two disjoint parts, split as :meth:`Samples.split` splits images."""
@@ -82,8 +81,10 @@ def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress |
     limit = max(MOST_BYTES // math.prod(shape) // len(folders), 1)
     parts = []
     for done, folder in enumerate(folders, start=1):
-        parts.append(Samples.from_folder(folder, shape, limit=limit, cache=default_cache()).images)
+        parts.append(Samples.from_folder(folder, shape, limit=limit, cache=default_cache()))
         if progress:
             progress(done, len(folders))
     labels = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
-    return Labelled(Samples(torch.cat(parts), source=path.name), labels, tuple(folder.name for folder in folders))
+    private = (path / PRIVATE).exists() or any(part.private for part in parts)
+    samples = Samples(torch.cat([part.images for part in parts]), source=path.name, private=private)
+    return Labelled(samples, labels, tuple(folder.name for folder in folders))

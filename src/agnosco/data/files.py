@@ -22,6 +22,9 @@ MOST_FILES = 10_000
 MOST_SKIPPED = 1000
 """Skipped files and folders that are remembered by name; the rest are counted."""
 
+PRIVATE = ".private"
+"""A file of this name, in a folder or above its images inside it, marks them as private."""
+
 MOST_NAMED = 3
 """Skipped files that a message names; the rest are counted."""
 
@@ -49,6 +52,8 @@ class Skipped:
 class FolderFiles(NamedTuple):
     """The files of a folder by relative name, sorted; of too many, the chosen ones; ``total`` counts all.
 
+    ``private`` says whether any folder among them is marked as such.
+
     Skipped files and folders are sorted, too; of very many, they are the first ones, and ``skipped_count`` counts all.
     """
 
@@ -56,6 +61,7 @@ class FolderFiles(NamedTuple):
     total: int
     skipped: list[Skipped]
     skipped_count: int
+    private: bool = False
 
 
 def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> FolderFiles:
@@ -80,7 +86,7 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> F
     except OSError as error:
         raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
     files = {name: root / name for name in sorted(chosen)}
-    return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count)
+    return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count, listing.private)
 
 
 def check_limit(limit: int) -> None:
@@ -134,6 +140,7 @@ class _Listing:
     def __init__(self, root: Path) -> None:
         self.root, self.real_root = root, root.resolve()
         self.total = self.skipped_count = 0
+        self.private = False
         self._skipped: list[Skipped] = []
 
     def names(self) -> Iterator[str]:
@@ -145,7 +152,9 @@ class _Listing:
                 with os.scandir(self.root / folder) as entries:
                     for entry in entries:
                         name = folder + entry.name
-                        if reason := _reason_to_skip(entry, self.real_root):
+                        if entry.name == PRIVATE:
+                            self.private = True
+                        elif reason := _reason_to_skip(entry, self.real_root):
                             self._skip(name, reason)
                         elif entry.is_dir():
                             folders.append(f"{name}/")

@@ -35,6 +35,7 @@ class Samples:
         images: ``(N, C, H, W)`` uint8.
         source: Where they come from, for reports and manifests: a name, not a path.
         skipped: Files of the source that gave no image; of very many, the first ones by name.
+        private: Whether nothing of them may be kept or shown, beyond numbers.
 
     Example:
         >>> from agnosco import Samples
@@ -42,13 +43,14 @@ class Samples:
         Samples('leaves-10-seed0', 10 of shape (3, 32, 32))
     """
 
-    def __init__(self, images: Tensor, *, source: str, skipped: Iterable[Skipped] = ()) -> None:
+    def __init__(self, images: Tensor, *, source: str, skipped: Iterable[Skipped] = (), private: bool = False) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
             message = f"samples must be a non-empty uint8 array (N, C, H, W), not {images.dtype} {tuple(images.shape)}"
             raise AgnoscoError(message, "use Samples.from_array, which converts floats in [0, 1]")
         self.images = images
         self.source = source
         self.skipped = tuple(skipped)
+        self.private = private
 
     @classmethod
     def from_folder(
@@ -66,7 +68,7 @@ class Samples:
 
         Images of any size and mode are turned upright, resized to cover the shape and cropped at the centre, or as
         ``resize`` says (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and
-        in one warning.
+        in one warning. A folder that holds a file ``.private`` gives private samples.
 
         Args:
             path: A folder, one image file, or a ``.tar`` of images, which is not unpacked and not cached; or a data set
@@ -105,7 +107,7 @@ class Samples:
             chosen = f"chosen by their names{f' and the seed {seed}' if seed else ''}"
             warnings.warn(f"{counts} in {source!r} were {chosen}", AgnoscoWarning, stacklevel=2)
             source = chosen_of(source, len(folder.files), folder.total, seed)
-        return cls(images, source=source, skipped=folder.skipped)
+        return cls(images, source=source, skipped=folder.skipped, private=folder.private)
 
     @classmethod
     def from_array(cls, array: Any, *, shape: Shape | None = None, source: str = "array") -> Samples:
@@ -202,6 +204,10 @@ class Samples:
         for part in self.images.split(size):
             yield part.float() / 255
 
+    def part(self, indices: Tensor | slice) -> Samples:
+        """The images with these indices."""
+        return Samples(self.images[indices], source=self.source, private=self.private)
+
     def split(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Samples, Samples]:
         """Two disjoint sets: images to make maps with, which keep ``skipped``, and held-out images to judge them by.
 
@@ -217,8 +223,9 @@ class Samples:
             (8, 2)
         """
         used, others = self.split_indices(held_out, seed=seed)
-        first = Samples(self.images[used], source=self.source, skipped=self.skipped)
-        return first, Samples(self.images[others], source=self.source)
+        first = self.part(used)
+        first.skipped = self.skipped
+        return first, self.part(others)
 
     def split_indices(self, held_out: float = 0.2, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Indices of the images in each of the two sets of :meth:`split`, in order."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FILE = "scores.json"
 
+TOP = 10
+"""Most classes of an answer."""
+
 FIGURES = ("m_score", "top1_of_concepts", "top1", "probability")
 """Fields of :class:`~agnosco.method.score.Score`."""
 
@@ -28,6 +31,20 @@ class Intervals(Record, frozen=True):
     top1_of_concepts: tuple[float, float]
     top1: tuple[float, float]
     probability: tuple[float, float]
+
+
+class Answer(Record, frozen=True):
+    """What a network says of the picture of one map.
+
+    Args:
+        own: The network's index of the class of the map.
+        entropy: Of its probabilities, in nats; 0 where it is certain.
+        top: Index, name and probability of its most probable classes, :data:`TOP` at most.
+    """
+
+    own: int
+    entropy: float
+    top: tuple[tuple[int, str, float], ...]
 
 
 class Judgement(Record, frozen=True):
@@ -44,6 +61,7 @@ class Judgement(Record, frozen=True):
         diversity: See :func:`agnosco.method.score.diversity`; None where no class has two maps, and for a network
             without feature maps.
         targeted_success_rate: Mean over maps; None without images to perturb.
+        answers: To the picture of each map, by index and seed; none in files that were written before they were kept.
     """
 
     target: str
@@ -61,6 +79,11 @@ class Judgement(Record, frozen=True):
     interval: Intervals | None
     diversity: float | None
     targeted_success_rate: float | None
+    answers: tuple[Answer, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.answers) not in (0, self.maps):
+            raise ValueError("there must be an answer for each map")
 
     @property
     def network(self) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from statistics import fmean
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
@@ -16,7 +16,7 @@ from ..models.classifier import Classifier
 from ..models.loading import as_classifier
 from ..runs.run import Run
 from ..text import spelling
-from .score_record import Intervals, Judgement, digest_of
+from .score_record import TOP, Answer, Intervals, Judgement, digest_of
 
 
 def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | None = None) -> Judgement:
@@ -65,6 +65,18 @@ def score(run: Run, target: Classifier | nn.Module | str, *, images: Samples | N
         interval=None if ends is None else Intervals(**ends),
         diversity=spread,
         targeted_success_rate=None if images is None else _success_rate(run, target, maps, labels, images),
+        answers=_answers(target, logits, labels),
+    )
+
+
+def _answers(target: Classifier, logits: Tensor, labels: Sequence[int]) -> tuple[Answer, ...]:
+    """The answers behind logits ``(N, classes)`` for pictures of classes ``labels``."""
+    probabilities = logits.double().softmax(1)
+    entropies = torch.special.entr(probabilities).sum(1).tolist()
+    values, indices = (part.tolist() for part in probabilities.topk(min(TOP, logits.shape[1])))
+    return tuple(
+        Answer(own=own, entropy=entropy, top=tuple((i, target.labels[i], p) for i, p in zip(*row, strict=True)))
+        for own, entropy, *row in zip(labels, entropies, indices, values, strict=True)
     )
 
 

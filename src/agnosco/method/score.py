@@ -156,5 +156,20 @@ def targeted_success_rate(
         A share in [0, 1]; NaN if every image has the class already.
     """
     before = predictions(classifier, images) if before is None else before
-    hits = probabilities_of(classifier, images, nu=nu).argmax(1) == label
-    return hits[before != label].double().mean().item()
+    return share_moved(probabilities_of(classifier, images, nu=nu), label, before)
+
+
+def share_moved(probabilities: Tensor, label: int, before: Tensor) -> float:
+    """Share of images that have a class by these probabilities ``(N, classes)``, of those that had another before.
+
+    ``before`` is the class of each, ``(N,)``. NaN if every image had the class already.
+    """
+    return (probabilities.argmax(1) == label)[before != label].double().mean().item()
+
+
+def log_odds(probabilities: Tensor, label: int) -> Tensor:
+    """log p / (1 − p) of a class, ``(N,)`` in float64, of probabilities ``(N, classes)``: exact where p is nearly 1."""
+    values = probabilities.double()
+    others = values.clone()
+    others[:, label] = 0
+    return values[:, label].log() - others.sum(1).log()

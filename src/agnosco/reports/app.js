@@ -126,6 +126,58 @@ byId("close").addEventListener("click", () => dialog.close());
 window.addEventListener("hashchange", follow);
 follow();
 
+// -- what pictures are taken for: a plane with one pixel for each pair of classes ---------------
+
+const MOST_ZOOM = 24; // pixels of the screen for a cell
+
+function explore(plane) {
+  const names = JSON.parse(plane.dataset.names);
+  const image = plane.querySelector("img");
+  const said = plane.querySelector("[role=status]");
+  const view = plane.querySelector(".window");
+  const zoom = plane.querySelector("input");
+  const count = names.length;
+  let values;
+  let place = [0, 0]; // row and column
+
+  function tell(row, column) {
+    place = [row, column].map((at) => Math.max(0, Math.min(count - 1, at)));
+    const p = (values[4 * (place[0] * count + place[1]) + 3] / 255) ** 2; // the opacity is the root of p
+    said.textContent = `Pictures of ${names[place[0]]} are taken for ${names[place[1]]} with p ${p.toFixed(3)}`;
+  }
+
+  function read() {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = count;
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    values = context.getImageData(0, 0, count, count).data;
+    plane.hidden = false;
+  }
+
+  zoom.addEventListener("input", () => {
+    const fit = view.clientWidth / count;
+    const cell = fit * (Math.max(MOST_ZOOM, fit) / fit) ** (zoom.value / 100);
+    const across = (view.scrollLeft + view.clientWidth / 2) / view.scrollWidth;
+    const down = (view.scrollTop + view.clientHeight / 2) / view.scrollHeight;
+    image.style.width = `${cell * count}px`;
+    view.scrollTo(across * view.scrollWidth - view.clientWidth / 2, down * view.scrollHeight - view.clientHeight / 2);
+  });
+  image.addEventListener("pointermove", (event) => {
+    const cell = image.clientWidth / count;
+    tell(Math.floor(event.offsetY / cell), Math.floor(event.offsetX / cell));
+  });
+  view.addEventListener("keydown", (event) => {
+    const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
+    if (down === undefined) return;
+    event.preventDefault();
+    tell(place[0] + down, place[1] + right);
+  });
+  image.decode().then(read);
+}
+
+document.querySelectorAll(".plane").forEach(explore);
+
 // -- how it was made: folded away on a phone, all of it on paper --------------------------------
 
 const abouts = document.querySelectorAll("details.about");

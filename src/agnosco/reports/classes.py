@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..backdoor.record import FOUND
+from ..evaluate.lookalikes import also_in
 from ..runs.manifest import Entry, slug
 from ..runs.run import Run
 from ..text import one_line, spelling
 from ..types import OnProgress
 from .pictures import Curve, Fit, Pictures, boundaries, curves, fit_for, pictures
 from .runs import RunView
+from .samples import SampleRow, sample_rows
 
 NAME_LIMIT = 200
 """Most characters of a class name on the page."""
@@ -26,13 +28,21 @@ Part = tuple[int, Entry]
 
 @dataclass(frozen=True)
 class MapView:
-    """A map as the page shows it; ``run`` is the number of its run."""
+    """A map as the page shows it.
+
+    Args:
+        run: The number of its run.
+        seen: Names of the networks that were asked, and what else each sees in its picture, by probability.
+        samples: Its typical samples, if they are to be shown.
+    """
 
     run: int
     entry: Entry
     pictures: Pictures
     curves: list[Curve]
     boundaries: list[float]
+    seen: list[tuple[str, list[tuple[str, float]]]]
+    samples: list[SampleRow]
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnProgress | 
     """
     total = sum(len(run.entries) for run in runs)
     fit = _fit(runs, total)
+    also_seen = [also_in(run.entries, view.scores) for run, view in zip(runs, views, strict=True)]
     done = 0
 
     def drawn(part: Part) -> MapView:
@@ -75,7 +86,8 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnProgress | 
         done += 1
         if on_map is not None:
             on_map(done, total)
-        return MapView(place, entry, *drawings)
+        samples = sample_rows(runs[place].folder, entry, views[place].samples, fit)
+        return MapView(place, entry, *drawings, seen=also_seen[place].get(entry.stem, []), samples=samples)
 
     rows: dict[str, ClassView] = {}
     for (index, name), parts in sorted(aligned(runs).items(), key=lambda item: item[0][0]):

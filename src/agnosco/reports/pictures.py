@@ -127,7 +127,12 @@ def uri(picture: Image.Image, side: int, quality: int = 85) -> Markup:
     else:
         kind = "webp"
         picture.save(content, kind, quality=quality, method=4)
-    return Markup(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}")
+    return embedded(f"image/{kind}", content.getvalue())
+
+
+def embedded(kind: str, content: bytes) -> Markup:
+    """Content of a MIME type as a data URI."""
+    return Markup(f"data:{kind};base64,{base64.b64encode(content).decode()}")
 
 
 def _glow(arrays: Arrays) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 import re
@@ -16,7 +15,7 @@ from PIL import Image
 
 from ..backdoor import record as scanning
 from ..errors import AgnoscoError
-from ..evaluate import sanity_record
+from ..evaluate import sample_record, sanity_record
 from ..evaluate.score_record import Judgement, read_scores
 from ..io.local import Local
 from ..io.storage import Folder, Place, in_order
@@ -24,7 +23,8 @@ from ..method.config import describe
 from ..runs.command import command_of, options_of
 from ..runs.run import MANIFEST, Run
 from ..text import one_line, without_password
-from .pictures import uri
+from .likeness import LikenessView, likeness_of
+from .pictures import embedded, uri
 
 SHORT_NAME_LIMIT = 80
 """Most characters of the name of a network, its weights or a folder."""
@@ -44,13 +44,15 @@ class RunView:
     command: Markup | None
     manifest: Markup
     scores: list[Judgement]
+    likeness: LikenessView | None
     sanity: sanity_record.SanityRecord | None
     sanity_picture: Markup | None
     scan: scanning.ScanRecord | None
     scan_picture: Markup | None
+    samples: sample_record.TypicalRecord | None
 
 
-def view_of(run: Run, name: str, scan: Place | None) -> RunView:
+def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = False) -> RunView:
     """A run as the page shows it; ``scan`` is the folder or file of its scan, if not in the run's folder.
 
     Raises:
@@ -61,16 +63,19 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
     if record is None and scan is not None:
         raise AgnoscoError(f"there is no {folder.at(file)!r}", "give a folder that agnosco scan --out wrote")
     command = command_of(run.settings, run.entries)
+    scores = read_scores(run)
     return RunView(
         name=name,
         facts=facts_of(run),
         command=None if command is None else escape(CONTROLS.sub("", command)),
-        manifest=Markup("data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode()),
-        scores=read_scores(run),
+        manifest=embedded("application/json", run.folder.read(MANIFEST)),
+        scores=scores,
+        likeness=likeness_of(run, scores),
         sanity=sanity_record.read(run.folder),
-        sanity_picture=_picture(run.folder, sanity_record.SHEET),
+        sanity_picture=_shown(run.folder, sanity_record.SHEET),
         scan=record,
-        scan_picture=_picture(folder, scanning.PICTURE) if record else None,
+        scan_picture=_shown(folder, scanning.PICTURE) if record else None,
+        samples=sample_record.read(run.folder) if with_samples else None,
     )
 
 
@@ -151,8 +156,14 @@ def _scan_at(place: str) -> tuple[Folder, str]:
     return Folder.of(place), scanning.FILE
 
 
-def _picture(folder: Folder, name: str) -> Markup | None:
-    """A picture in the run's folder; None if there is none.
+def _shown(folder: Folder, name: str) -> Markup | None:
+    """A picture in the run's folder as the page shows it; None if there is none. Raises as :func:`picture_in`."""
+    picture = picture_in(folder, name)
+    return None if picture is None else uri(picture, 1600, 80)
+
+
+def picture_in(folder: Folder, name: str) -> Image.Image | None:
+    """A picture in a run's folder; None if there is none.
 
     AgnoscoError if it is a link, which might lead to a private file; not a picture; or too large.
     """
@@ -169,7 +180,7 @@ def _picture(folder: Folder, name: str) -> Markup | None:
             picture = Image.open(io.BytesIO(content), formats=["PNG"])
         if picture.width * picture.height > LARGEST:
             raise AgnoscoError(f"{folder.at(name)!r} has more than {LARGEST:,} pixels", hint)
-        return uri(picture.convert("RGB"), 1600, 80)
+        return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise AgnoscoError(f"{folder.at(name)!r} is not a picture", hint) from error
 

@@ -19,7 +19,7 @@ from ..io.atomic import DAY
 from ..io.records import to_json
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.maker import Maker, groups_of
-from ..method.score import predictions, targeted_success_rate
+from ..method.score import log_odds, predictions, probabilities_of, share_moved
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .manifest import Entry, split
@@ -189,9 +189,9 @@ class Worker:
                     share = (time.perf_counter() - start) / len(missing)
                 start = time.perf_counter()
                 if (concept.label, concept.seed) in missing:
-                    label, held_out = concept.label, self.held_out
-                    rate = targeted_success_rate(self.classifier, concept.nu, label, held_out, before=self.before)
-                    entry = self.run.add(concept, targeted_success_rate=rate)
+                    moved = probabilities_of(self.classifier, self.held_out, nu=concept.nu)
+                    rate, odds = share_moved(moved, concept.label, self.before), log_odds(moved, concept.label)
+                    entry = self.run.add(concept, targeted_success_rate=rate, held_out=odds)
                     yield Finished(entry, share + time.perf_counter() - start)
         except KeyboardInterrupt:
             checkpoint.interrupt()

@@ -3,7 +3,7 @@
     RUN/
       manifest.json                          the settings, which maps are made side by side, an index of the entries
       contact-sheet.png                      every map, for people
-      maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace, Ξ in 255ths
+      maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace, Ξ in 255ths, held-out images' log-odds
       maps/0001-goldfish-s0.json             the map's entry, with the digest of its file
       pictures/0001-goldfish-s0.png          for people: stretched, small ones enlarged
       pictures/0001-goldfish-s0-raw.png      what metrics see: Clip(½ − ν)
@@ -40,7 +40,7 @@ from .sheet import page_of, write_pictures
 from .tensors import Arrays, concept_of, read_arrays, to_bytes
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..data.samples import Samples
     from ..method.concept import ConceptMap
@@ -222,12 +222,15 @@ class Run:
         self.merge()
         self.write_manifest()
 
-    def add(self, concept: ConceptMap, *, targeted_success_rate: float) -> Entry:
+    def add(self, concept: ConceptMap, *, targeted_success_rate: float, held_out: Tensor | None = None) -> Entry:
         """Write a map, its pictures and, last of all, its entry, which is returned.
 
-        The targeted success rate is that on held-out images; NaN if there are none.
+        Args:
+            concept: The map.
+            targeted_success_rate: That on held-out images; NaN if there are none.
+            held_out: Log-odds of the class for each of these images with the map's pattern, ``(N,)``, to be kept.
         """
-        content = to_bytes(concept)
+        content = to_bytes(concept, held_out)
         entry = manifest.entry_for(concept, content, targeted_success_rate=targeted_success_rate)
         self._check_folder()
         if not self.is_stored:

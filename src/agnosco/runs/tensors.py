@@ -1,7 +1,8 @@
 """The safetensors file of a map, as arrays and as a :class:`~agnosco.method.concept.ConceptMap`.
 
-It holds ``nu``, ``stages/NAME`` (ν after each earlier stage), a column ``trace/FIELD`` for each field of a step, and
-``xi`` (Ξ in 255ths) if the network has a convolutional stage.
+It holds ``nu``, ``stages/NAME`` (ν after each earlier stage), a column ``trace/FIELD`` for each field of a step,
+``xi`` (Ξ in 255ths) if the network has a convolutional stage, and ``held_out``, the log-odds of the class for each
+held-out image with the pattern, ``(N,)``, if the map was judged by some.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ COLUMNS = {f"trace/{field.name}": field.name for field in fields(Step)}
 """Fields of a step, by the names of their arrays."""
 
 
-def to_bytes(concept: ConceptMap) -> bytes:
-    """The file of a map."""
+def to_bytes(concept: ConceptMap, held_out: Tensor | None = None) -> bytes:
+    """The file of a map; ``held_out`` are the log-odds ``(N,)`` of held-out images."""
     import torch
     from safetensors.torch import save
 
@@ -40,6 +41,8 @@ def to_bytes(concept: ConceptMap) -> bytes:
         tensors[name] = torch.tensor([getattr(step, field) for step in concept.trace], dtype=torch.float64)
     if concept.xi is not None:
         tensors["xi"] = (255 * concept.xi).round().to(torch.uint8)
+    if held_out is not None:
+        tensors["held_out"] = held_out.float().contiguous()
     return save(tensors)
 
 
@@ -63,7 +66,10 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
     if missing := {"nu", *COLUMNS, *(f"stages/{stage}" for stage in stages[:-1])} - arrays.keys():
         raise ValueError(f"it lacks {sorted(missing)[0]}")
     steps = (arrays["trace/step"].size,)
-    expected = {"nu": (shape, "float32"), "stages": (shape, "float32"), "xi": ((1, *shape[1:]), "uint8")}
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "nu": (shape, "float32"), "stages": (shape, "float32"), "xi": ((1, *shape[1:]), "uint8"),
+        "held_out": ((arrays["held_out"].size if "held_out" in arrays else 0,), "float32"),
+    }  # fmt: skip
     for name, array in sorted(arrays.items()):
         kind = name.partition("/")[0]
         if (array.shape, array.dtype.name) != expected.get(kind, (steps, "float64")):
