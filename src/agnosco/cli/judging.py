@@ -45,10 +45,8 @@ def score(
 
     A target is written like the MODEL of agnosco map, followed by =WEIGHTS if it needs a weights file.
     """
-    from msgspec.structs import replace
-
     from ..evaluate.lookalikes import to_csv
-    from ..evaluate.score_record import FILE, Judgement, add_scores, table
+    from ..evaluate.score_record import FILE, Judgement, add_scores, table, without_answers
     from ..io.records import to_json
     from ..io.storage import write_whole
     from ..runs.run import Run
@@ -69,8 +67,8 @@ def score(
         _say_what_may_differ(output, maps, classifier)
     if csv is not None:
         output.say(f"Wrote {write_whole(csv, to_csv(maps.entries, judgements).encode(errors='replace'))}")
-    figures = [replace(judgement, answers=()) for judgement in judgements]  # which are long, and in scores.json
-    output.result({"run": run, "targets": to_json(figures)} if as_json else table(judgements))
+    short = without_answers(judgements)
+    output.result({"run": run, "targets": to_json(short)} if as_json else table(judgements))
     written = maps.folder.at(FILE)
     output.say(f"Wrote {written}. p: probability of the class; success rate: targeted success rate of the maps")
     if any(judgement.interval for judgement in judgements):

@@ -135,6 +135,11 @@ def digest_of(run: Run) -> str:
     return hashlib.sha256("".join(entry.sha256 for entry in run.entries).encode()).hexdigest()
 
 
+def without_answers(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """The same judgements without their answers, which are long."""
+    return [msgspec.structs.replace(judgement, answers=()) for judgement in judgements]
+
+
 def table(judgements: Sequence[Judgement]) -> str:
     """Judgements as lines of text, one network each."""
     concepts = f"top-1 of {judgements[0].classes}"
