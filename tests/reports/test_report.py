@@ -724,6 +724,7 @@ def chromium() -> Iterator[Any]:
 def opened(chromium: Any, run: Run, tmp_path: Path) -> Iterator[Any]:
     """The report, opened from disk; every request and complaint is kept."""
     put_scan(run)
+    judged_by_one(run)
     report(run, out=tmp_path / "report.html")
     page = chromium.new_page(viewport={"width": 1200, "height": 900})
     page.place, page.content_on_disk = tmp_path, (tmp_path / "report.html").read_text()
@@ -980,11 +981,12 @@ def test_the_keyboard_reaches_everything(opened: Any) -> None:
 
 def judged_by_one(run: Run) -> None:
     """A judgement by a network that sees each class in its own picture with p 0.5, and in the next one with p 0.25."""
-    judged = score(run, network(tuple(entry.name for entry in run.entries)))
-    names = [entry.name for entry in run.entries]
+    names = list({entry.index: entry.name for entry in run.entries}.values())
+    judged = score(run, network(tuple(names)))
+    following = [(index + 1) % len(names) for index in range(len(names))]
     answers = [
-        Answer(own=i, entropy=1.0, top=((i, name, 0.5), ((i + 1) % len(names), names[(i + 1) % len(names)], 0.25)))
-        for i, name in enumerate(names)
+        Answer(own=i, entropy=1.0, top=((i, names[i], 0.5), (following[i], names[following[i]], 0.25)))
+        for i in (entry.index for entry in run.entries)
     ]
     add_scores(run, [msgspec.structs.replace(judged, target="judge", fingerprint="judge", answers=tuple(answers))])
 
