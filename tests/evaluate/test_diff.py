@@ -176,16 +176,16 @@ def test_the_p_value_is_that_of_all_ways_to_shuffle() -> None:
         [[[[0.0, 1], [0, 3]], [[0, 2], [1, 2]]], [[[2.0, 0], [0, 1]], [[1, 4], [5, 0]]]], dtype=torch.float64
     )
 
-    def t(of_network: Tensor, own: int) -> Tensor:  # (run, class, seed)
-        spread = of_network.var(2).mean().clamp_min(1e-12).sqrt()
-        return (of_network[own].mean(1) - of_network[1 - own].mean(1)) / spread
+    def t(of_network: Tensor, own: int) -> Tensor:  # (..., run, class, seed)
+        spread = of_network.var(-1).mean((-2, -1), keepdim=True).clamp_min(1e-12).sqrt()[..., 0]
+        means = of_network.mean(-1)
+        return (means[..., own, :] - means[..., 1 - own, :]) / spread  # of two seeds' means, with a spread of 1
 
-    centred = answers - answers.mean(3, keepdim=True)
-    generator = torch.Generator().manual_seed(1)
+    centred = (answers - answers.mean(3, keepdim=True)).flatten(1)
     orders = torch.tensor(list(permutations(range(8))))
-    every = [torch.stack([t(centred[n].flatten()[o].view(2, 2, 2), n) for o in orders]) for n in (0, 1)]
-    pairs = torch.randint(len(orders), (2, 200_000), generator=generator)
-    greatest = ((every[0][pairs[0]] + every[1][pairs[1]]) / 2**0.5).amax(1)  # of two seeds, an advantage has spread 1
+    every = [t(centred[n][orders].view(-1, 2, 2, 2), n) for n in (0, 1)]
+    first, second = torch.randint(len(orders), (2, 200_000), generator=torch.Generator().manual_seed(1))
+    greatest = ((every[0][first] + every[1][second]) / 2**0.5).amax(1)
     change, p_values, threshold = changes(answers, shuffles=4000)
     assert change == pytest.approx((t(answers[0], 0) + t(answers[1], 1)) / 2**0.5)
     assert p_values is not None
@@ -196,11 +196,11 @@ def test_the_p_value_is_that_of_all_ways_to_shuffle() -> None:
 def test_of_runs_that_chance_alone_tells_apart_one_in_twenty_has_a_changed_class() -> None:
     generator = torch.Generator().manual_seed(2)
     found = 0
-    for _ in range(300):
+    for _ in range(150):
         _, p_values, _ = changes(torch.randn(2, 2, 10, 3, generator=generator, dtype=torch.float64), shuffles=99)
         assert p_values is not None
         found += bool((p_values <= 0.05).any())
-    assert 4 <= found <= 27  # 15 are expected; 0.1 % of all draws lie outside
+    assert 1 <= found <= 17  # 7.5 are expected; of all draws, about 0.1 % lie outside
 
 
 def test_pairs_of_the_same_seed_are_no_likeness() -> None:

@@ -90,8 +90,11 @@ class DiffRecord(Record, frozen=True):
         return f"{count} changed by more than seeds explain (change above {self.threshold:.1f})"
 
     def is_of(self, first: Run, second: Run) -> bool:
-        """Whether it is about the maps that these two runs hold now."""
-        return (self.first.run, self.second.run) == (digest_of(first), digest_of(second))
+        """Whether it is about the networks of these two runs, and the maps that they hold now."""
+        return all(
+            (side.run, side.fingerprint) == (digest_of(run), run.settings.model.fingerprint)
+            for side, run in ((self.first, first), (self.second, second))
+        )
 
 
 def read(folder: Folder) -> DiffRecord | None:

@@ -206,7 +206,7 @@ def diffs_of(runs: Sequence[Run], names: Sequence[str]) -> list[DiffView]:
         DiffView(f"{names[first]} and {names[second]}", (first, second), record)
         for second, record in found
         for first, run in enumerate(runs)
-        if record is not None and record.is_of(run, runs[second])
+        if record is not None and first != second and record.is_of(run, runs[second])
     ]
 
 
