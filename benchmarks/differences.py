@@ -162,10 +162,10 @@ def complete_run(name: str, classifier: Classifier, seeds: Sequence[int]) -> Run
     return run
 
 
-def measure() -> None:
+def measure(only: str) -> None:
     """Compare the pairs that have not been compared."""
     for pair in pairs():
-        if pair.name in read_results(PATH, {"rows": {}})["rows"]:
+        if only not in pair.name or pair.name in read_results(PATH, {"rows": {}})["rows"]:
             continue
         networks = [network_named(name) for name in (pair.first, pair.second)]
         first = complete_run(pair.first, networks[0], SEEDS)
@@ -228,11 +228,12 @@ def cells(kind: str, rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("what", nargs="?", choices=("train", "measure"))
+    parser.add_argument("--only", default="", help="only pairs whose name contains this")
     options = parser.parse_args()
     if options.what == "train":
         train()
     if options.what == "measure":
-        measure()
+        measure(options.only)
     if options.tables:
         fill("docs/evidence.md", "differences", table(read_results(PATH)))
 

@@ -8,7 +8,9 @@ the seeds. A network compared with itself has none, whichever seeds its maps hav
 The p-value answers: would chance alone give *any* class so large a change? Seeds of one class are few, so those of all
 classes are pooled: what an answer differs by from the mean of its class and run is shuffled over all maps
 (`Freedman and Lane 1983 <https://doi.org/10.2307/1391660>`_), for each network on its own, and the greatest change of
-any class is noted each time (maxT of Westfall and Young; `Ge et al. 2003 <https://doi.org/10.1007/BF02595811>`_).
+any class is noted each time (maxT of Westfall and Young; `Ge et al. 2003 <https://doi.org/10.1007/BF02595811>`_). This
+is cautious: the answers of two networks to one map rise and fall together, and so do maps of the same seed, which makes
+the change vary less by chance than it does after the shuffling.
 """
 
 from collections.abc import Mapping, Sequence
