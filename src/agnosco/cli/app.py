@@ -20,8 +20,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "score": ("agnosco score agnosco-run --target torchvision:resnet50 --target torchvision:vgg16",),
     "sanity": ("agnosco sanity agnosco-run --model torchvision:resnet18 --samples photographs/",),
     "diff": (
-        "agnosco diff clean-run compromised-run --model torchvision:resnet18 "
-        "--model torchvision:resnet18=theirs.safetensors --samples photographs/",
+        "agnosco diff clean-run compromised-run --model torchvision:resnet18=mine.safetensors "
+        "--model torchvision:resnet18=theirs.safetensors --labels names.txt --samples photographs/",
     ),
     "scan": (
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out agnosco-run",
