@@ -23,6 +23,7 @@ ablation = pytest.importorskip("ablation")
 backdoors = pytest.importorskip("backdoors")
 blind_naming = pytest.importorskip("blind_naming")
 cleanse = pytest.importorskip("neural_cleanse")
+differences = pytest.importorskip("differences")
 common = pytest.importorskip("common")
 frontier = pytest.importorskip("frontier")
 gallery = pytest.importorskip("gallery")
@@ -228,6 +229,41 @@ def test_the_table_of_detectors_counts_networks() -> None:
     # One clean network of twenty may lie above the bound; with twenty, p = 1/21 takes a z above all of theirs.
     assert cells[3:] == ["0.75", "0.75", "0.50", "0.50", "2.0", "4"]
     assert "false alarms: agnosco 1 by the p-value, 1 with a bank of the others" in table
+
+
+def test_the_table_of_differences_counts_targets_and_classes_beyond_chance() -> None:
+    def row(kind: str, target: int | None, change: dict[int, float], beyond: int) -> dict[str, Any]:
+        p_values = [0.001] * beyond + [0.9] * (len(change) - beyond)
+        return {
+            "kind": kind,
+            "target": target,
+            "order": list(change),
+            "change": [*change.values()],
+            "p_value": p_values,
+        }
+
+    patch, again = "digits, patch", "the same network, other seeds"
+    rows = [
+        row(patch, 3, {3: 9.0, 1: 4.0, 0: 0.5}, 2),
+        row(patch, 1, {0: 6.0, 1: 5.0, 3: -1.0}, 3),
+        row("digits, logo", 0, {0: 8.0, 1: 1.0, 3: 0.0}, 1),
+        row(again, None, {2: 0.0, 1: 0.0, 0: 0.0}, 0),
+    ]
+    about = {"hardware": "a CPU", "versions": {"torch": "2"}, "date": "today"}
+    table = differences.table({"about": about, "rows": {str(place): row for place, row in enumerate(rows)}})
+    # Of the first two, the target's change is 9 and 5, and the greatest of the others 4 and 6.
+    assert _cells(table, patch)[1:] == ["2", "1 of 2", "7.0 (5.0)", "5.0 (6.0)", "2 to 3 of 3"]
+    assert _cells(table, "all digits")[1:] == ["3", "2 of 3", "8.0 (5.0)", "4.0 (6.0)", "1 to 3 of 3"]
+    assert _cells(table, again)[1:] == ["1", "–", "–", "0.0 (0.0)", "0 of 3"]
+
+
+def test_a_copy_in_bfloat16_has_rounded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    monkeypatch.setattr(differences, "cifar_networks", lambda: {"net": Classifier(model, size=8)})
+    weight = model[1].weight.detach().clone()
+    copied = differences.network_named("net" + differences.COPY).model[1].weight
+    assert not torch.equal(copied, weight)
+    assert torch.equal(copied, weight.bfloat16().float())
 
 
 def test_attacks_of_other_seeds_have_other_triggers_and_targets() -> None:

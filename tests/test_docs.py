@@ -164,12 +164,13 @@ def test_what_is_typed_in_python_works(page: Path, desk: Path) -> None:
 
 
 def test_the_examples_of_help_work(desk: Path) -> None:
-    run("agnosco map torchvision:resnet18 goldfish castle --samples photographs/ --out clean-run")
-    run("agnosco map torchvision:resnet18 goldfish castle --samples photographs/ --out compromised-run")
+    for weights, out in (("mine", "clean-run"), ("theirs", "compromised-run")):
+        options = f"--weights {weights}.safetensors --labels names.txt --samples photographs/ --out {out}"
+        run(f"agnosco map torchvision:resnet18 goldfish 1 {options}")
     run("agnosco scan torchvision:resnet18 --weights clean-01.safetensors --json > bank/clean-01.json")
     Path("scans-of-clean-models").mkdir()
     Path("bank/clean-01.json").replace("scans-of-clean-models/clean-01.json")
-    for name in ("map", "score", "sanity", "poison", "scan", "report", "doctor"):
+    for name in ("map", "score", "sanity", "diff", "poison", "scan", "report", "doctor"):
         for line in app.EXAMPLES[name]:
             if "vgg16" not in line or name != "poison":  # a minute of training
                 run(line)

@@ -321,6 +321,67 @@ def test_sanity_refuses_in_two_lines(args: tuple[str, ...], message: str) -> Non
     assert not Path("agnosco-run/sanity.json").exists()
 
 
+def two_runs(*more: str) -> None:
+    """Runs of net.py, and of the same network with another last layer, in opposite.safetensors."""
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    tensors = scope["build"]().state_dict()
+    save_file(tensors | {"3.weight": tensors["3.weight"].flip(0).contiguous()}, "opposite.safetensors")
+    mapped("goldfish", "tench", "--out", "before", *more)
+    mapped("goldfish", "tench", "--out", "after", "--weights", "opposite.safetensors", *more)
+
+
+BOTH = ("--model", "python:net.py:build", "--model", "python:net.py:build=opposite.safetensors")
+
+
+def compared(*args: str) -> Result:
+    options = ("--trust-code", "--labels", "names.txt", "--device", "cpu", "--samples", "photos")
+    return call("diff", "before", "after", *options, *args)
+
+
+def test_diff_ranks_classes_and_the_report_shows_it() -> None:
+    two_runs("--seeds", "2")
+    result = compared(*BOTH)
+    assert result.exit_code == 0, result.stderr
+    head, *rows, _, conclusion = result.stdout.splitlines()
+    assert head.split()[:3] == ["class", "change", "p"]
+    assert sorted(row.split("  ")[0] for row in rows) == ["goldfish (1)", "tench (0)"]
+    assert "more than seeds explain" in conclusion
+    assert "Next: agnosco report before after" in result.stderr
+    stored = json.loads(Path("after/diff.json").read_text())
+    assert [row["change"] for row in stored["classes"]] == sorted(
+        (row["change"] for row in stored["classes"]), reverse=True
+    )
+    assert json.loads(compared(*BOTH, "--json", "--out", "elsewhere").stdout) == stored
+    assert json.loads(Path("elsewhere/diff.json").read_text()) == stored
+    assert call("report", "before", "after", "--out", "page.html").exit_code == 0
+    assert 'id="changed"' in Path("page.html").read_text()
+
+
+def test_diff_of_one_seed_says_that_it_has_no_p_value() -> None:
+    two_runs()
+    assert "no p-value" in compared(*BOTH).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (BOTH[:2], "1 networks for two runs"),
+        ((*BOTH[2:], *BOTH[:2]), "'before' was made with other model"),
+        ((*BOTH, "--samples", "noise"), "'before' was made with other samples"),
+        ((), "Missing option '--model'"),
+    ],
+)
+def test_diff_refuses_in_two_lines(args: tuple[str, ...], message: str) -> None:
+    two_runs()
+    result = compared(*args)
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert message in error
+    assert hint.startswith("Hint: ")
+    assert not Path("after/diff.json").exists()
+
+
 def test_quiet_prints_nothing() -> None:
     assert mapped("goldfish", "--quiet").stderr == ""
 

@@ -30,8 +30,11 @@ from typer.testing import CliRunner, Result
 from agnosco.cli.app import app
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
-from agnosco.evaluate.score_record import Answer, add_scores
+from agnosco.evaluate import diff_record
+from agnosco.evaluate.diff_record import ClassDiff, DiffRecord, Side
+from agnosco.evaluate.score_record import Answer, add_scores, digest_of
 from agnosco.evaluate.transfer import score
+from agnosco.io import records
 from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig, config_to_json, preset
@@ -131,6 +134,24 @@ def put_scan(run: Run) -> None:
     (run.path / "scan.json").write_text(json.dumps(scan_of(run)))
 
 
+def put_diff(first: Run, second: Run) -> None:
+    """What ``agnosco diff`` writes: Castle has changed most, then the second crane."""
+    changes = {1: (12.5, 0.0005), 4: (2.0, 0.31), 0: (1.5, 0.62), 2: (0.5, 1.0), 3: (-1.0, 1.0)}
+    pairs = {
+        "own": (5.25, 4.75), "other": (5.0, 1.5), "probability": (0.9, 0.8), "likeness": (0.25, None),
+        "seeds_likeness": (0.75, None), "targeted_success_rate": (0.5, None),
+    }  # fmt: skip
+    rows = [
+        msgspec.convert({"index": index, "class": NAMES[index], "change": change, "p_value": p} | pairs, ClassDiff)
+        for index, (change, p) in changes.items()
+    ]
+    sides = [
+        Side(network="n", fingerprint=run.settings.model.fingerprint, run=digest_of(run)) for run in (first, second)
+    ]
+    record = DiffRecord(first=sides[0], second=sides[1], seeds=2, threshold=2.75, classes=rows)
+    second.folder.write(diff_record.FILE, records.encode(record))
+
+
 # -- what it says ----------------------------------------------------------------------------------------
 
 
@@ -227,6 +248,24 @@ def test_an_outlier_is_flagged_in_the_grid_by_the_run_whose_scan_found_it(tmp_pa
     assert [flags["Castle"], flags["tench"]] == [["outlier in other: z 12.0"], []]
     z = {re.findall(r'class="name">(.*?)<', one)[0]: re.findall(r'data-z="(.*?)"', one)[0] for one in tiles}
     assert (z["Castle"], z["tench"], z["crane"]) == ("12.0", "0.5", "-99")
+
+
+def test_differences_are_shown_where_both_runs_are_and_their_maps_are_those_compared(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", name="other")
+    put_diff(run, other)
+    page = page_of(run, other)
+    (section,) = re.findall(r'<section id="changed".*?</section>', page, re.S)
+    assert "planted and other" in section
+    assert "1 of 5 classes changed by more than seeds explain (change above 2.8)" in section
+    castle = re.findall(r"<td[^>]*>(.*?)</td>", re.findall(r"Castle \(1\).*?</tr>", section, re.S)[0])
+    figures = ["12.5", "0.0005", "5.2, 5.0", "4.8, 1.5", "0.25 <small>(0.75)</small>", "– <small>(–)</small>"]
+    assert castle == [*figures, "50\u00a0%, –"]
+    assert "· change 12.5" in re.findall(r'<li data-index="1".*?</li>', page, re.S)[0]
+    for shown in (page_of(other), page_of(other, made(tmp_path / "third", seeds=1))):
+        assert 'id="changed"' not in shown
+    add = made(tmp_path / "elsewhere", seeds=1).map(0)
+    run.add(replace(add, seed=5), targeted_success_rate=0.5)
+    assert 'id="changed"' not in page_of(run, other)
 
 
 def test_the_matrix_has_a_row_for_every_run_and_a_column_for_every_judge(tmp_path: Path, run: Run) -> None:
@@ -578,7 +617,7 @@ JUDGEMENTS: list[tuple[tuple[Any, ...], Any]] = [
 TEXTS = ["3", '["screened"]', '{"screened": 2}', "{}", "[]", DEEP, "", "\x00", "nothing of the kind"]
 
 
-@pytest.mark.parametrize("file", ["scan.json", "sanity.json", "scores.json"])
+@pytest.mark.parametrize("file", ["scan.json", "sanity.json", "scores.json", "diff.json"])
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_a_file_beside_the_maps_that_is_something_else_is_two_lines(run: Run, file: str, text: str) -> None:
     (run.path / file).write_text(text)
@@ -690,10 +729,13 @@ def test_a_report_with_scores_sanity_and_scan_imports_no_torch(run: Run) -> None
     put_scan(run)
     (run.path / "sanity.json").write_text(json.dumps(SANITY))
     add_scores(run, [score(run, network())])
-    result = guarded("torch,torchvision,timm,scipy,skimage,rich.console", "report", str(run.path), "--quiet")
+    other = made(run.path.parent / "other", name="other")
+    put_diff(other, run)
+    folders = [str(run.path), str(other.path)]
+    result = guarded("torch,torchvision,timm,scipy,skimage,rich.console", "report", *folders, "--quiet")
     assert result.returncode == 0, result.stderr
     sections = re.findall(r'<section id="(\w+)"', (run.path / "report.html").read_text())
-    assert sections == ["classes", "seen", "also", "sanity", "backdoors", "reading", "made"]
+    assert sections == ["classes", "seen", "also", "changed", "sanity", "backdoors", "reading", "made"]
 
 
 # -- in a browser --------------------------------------------------------------------------------------------
@@ -920,6 +962,19 @@ def test_a_grid_of_several_runs_is_sorted_by_one_of_them(chromium: Any, run: Run
     assert page.locator("#grid li:has-text('whale') .none").text_content() == "no map"
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_classes_are_ordered_by_how_much_they_changed(chromium: Any, run: Run, tmp_path: Path, width: int) -> None:
+    other = made(tmp_path / "other", name=LONG_NAME)
+    put_diff(run, other)
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto(Path(report(run, other, out=tmp_path / "two.html")).as_uri())
+    page.select_option("#sort", label="most changed")
+    order = page.locator("#grid li:visible").evaluate_all("all => all.map((one) => one.dataset.index)")
+    assert order == ["1", "4", "0", "2", "3"]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
     page.close()
 
 

@@ -19,6 +19,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "score": ("agnosco score agnosco-run --target torchvision:resnet50 --target torchvision:vgg16",),
     "sanity": ("agnosco sanity agnosco-run --model torchvision:resnet18 --samples photographs/",),
+    "diff": (
+        "agnosco diff clean-run compromised-run --model torchvision:resnet18=mine.safetensors "
+        "--model torchvision:resnet18=theirs.safetensors --labels names.txt --samples photographs/",
+    ),
     "scan": (
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out agnosco-run",
         "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
@@ -81,6 +85,7 @@ for _name, _command in {
     "map": mapping.map_,
     "score": judging.score,
     "sanity": judging.sanity,
+    "diff": judging.diff,
     "scan": scanning.scan,
     "report": reporting.report,
     "poison": scanning.poison,

@@ -1,7 +1,8 @@
-"""``agnosco score`` and ``agnosco sanity``: are the maps of a run right?"""
+"""``agnosco score``, ``agnosco sanity`` and ``agnosco diff``: are the maps of a run right, and what has changed?"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -120,6 +121,63 @@ def sanity(
     output.result(to_json(results) if as_json else sanity_record.table(results))
     output.say(f"Wrote {maps.folder.at(sanity_record.FILE)}. Look at {maps.folder.at(sanity_record.SHEET)}")
     output.say(f"Next: agnosco report {run}")
+
+
+def diff(
+    context: typer.Context,
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Run folder of a network, or its URL.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Run folder of the other network.")],
+    model: Annotated[
+        list[str],
+        model_option(metavar="MODEL[=WEIGHTS]", help="Network that a run was made with; give RUN_A's, then RUN_B's."),
+    ],
+    labels: options.LabelsOption = None,
+    directions: options.DirectionsOption = None,
+    prompts: options.PromptsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    trust_code: options.TrustCodeOption = False,
+    allow_pickle: options.AllowPickleOption = False,
+    samples: Annotated[str, samples_option(help="Images that the runs were made with.")] = "leaves",
+    samples_count: options.SamplesCountOption = None,
+    samples_seed: options.SamplesSeedOption = 0,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder to write diff.json to (default: RUN_B).")
+    ] = None,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Compare two networks class by class: which classes do they see differently?
+
+    Both runs must have the same settings, samples and classes, and as many seeds. Each network is shown the maps of
+    the other. For versions of a network that were trained on, quantised, pruned, repaired or poisoned.
+    """
+    from ..evaluate import diff_record
+    from ..io.records import to_json
+    from ..io.storage import Folder
+    from ..runs.run import Run
+
+    output = Output.of(context, quiet=quiet)
+    runs = [Run.open(run) for run in (run_a, run_b)]
+    if len(model) != len(runs):
+        raise AgnoscoError(f"{len(model)} networks for two runs", "give --model twice: RUN_A's network, then RUN_B's")
+
+    from ..evaluate.diff import diff as compare  # imports torch, as above
+
+    networks = [
+        _load_target(output, context, run, spec, features=run.settings.model.features)
+        for run, spec in zip(runs, model, strict=True)
+    ]
+    images = options.read_samples(output, context, networks[0], runs[0].settings.model.resize)
+    with output.bar() as show:
+        on_map = partial(show, "adding maps to images")
+        results = compare(runs[0], runs[1], networks, images, out=out, on_map=on_map)
+    output.result(to_json(results) if as_json else diff_record.table(results))
+    folder = runs[1].folder if out is None else Folder.of(out)
+    output.say(f"Wrote {folder.at(diff_record.FILE)}. Log-odds are those of images with the maps added")
+    if out is None:
+        output.say(f"Next: agnosco report {run_a} {run_b}")
 
 
 def _load_target(output: Output, context: typer.Context, run: Run, target: str, **changes: Any) -> Classifier:

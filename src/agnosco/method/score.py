@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
-from .algorithm1 import perturbed
+from .algorithm1 import class_loss, perturbed
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def diversity(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> fl
     One minus the cosine between the channel means of the target's last convolutional stage, over all pairs of pictures
     of a class, averaged over classes: 0 if they are the same, about 1 if they have nothing in common.
     """
-    parts = [target.activations(_fitted(part, target).to(target.device)).mean((2, 3)) for part in pictures.split(64)]
-    features = F.normalize(torch.cat(parts).cpu().double())
+    features = F.normalize(features_of(target, pictures))
     differences: list[float] = []
     for label in sorted(set(labels)):
         rows = features[torch.tensor([other == label for other in labels])]
@@ -115,6 +114,12 @@ def diversity(target: Classifier, pictures: Tensor, labels: Sequence[int]) -> fl
         if pairs.shape[1]:
             differences.append(1 - (rows @ rows.T)[pairs[0], pairs[1]].mean().item())
     return sum(differences) / len(differences) if differences else None
+
+
+def features_of(target: Classifier, pictures: Tensor) -> Tensor:
+    """Channel means of a network's last convolutional stage for pictures: ``(N, D)`` float64 on the CPU."""
+    parts = [target.activations(_fitted(part, target).to(target.device)).mean((2, 3)) for part in pictures.split(64)]
+    return torch.cat(parts).cpu().double()
 
 
 def _fitted(pictures: Tensor, target: Classifier) -> Tensor:
@@ -140,6 +145,16 @@ def probabilities_of(classifier: Classifier, images: Samples, *, nu: Tensor | No
 def predictions(classifier: Classifier, images: Samples) -> Tensor:
     """The class that a network gives each image, ``(N,)`` on the CPU."""
     return probabilities_of(classifier, images).argmax(1)
+
+
+def mean_log_odds(classifier: Classifier, nu: Tensor, label: int, images: Samples) -> float:
+    """Log-odds that a network gives a class, ln p − ln(1 − p), for images perturbed by ν ``(C, H, W)``; their mean."""
+    device, total = classifier.device, 0.0
+    with torch.no_grad():
+        for part in images.batches(64):
+            logits = classifier(perturbed(part.to(device), nu.to(device))).double()
+            total -= class_loss(logits, torch.full((len(part),), label, device=device), "log-odds").item()
+    return total / len(images)
 
 
 def targeted_success_rate(

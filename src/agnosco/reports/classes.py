@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..backdoor.record import FOUND
+from ..evaluate.diff_record import ClassDiff
 from ..evaluate.lookalikes import also_in
 from ..runs.manifest import Entry, slug
 from ..runs.run import Run
 from ..text import one_line, spelling
 from ..types import OnProgress
 from .pictures import Curve, Fit, Pictures, boundaries, curves, fit_for, pictures
-from .runs import RunView
+from .runs import DiffView, RunView
 from .samples import SampleRow, sample_rows
 
 NAME_LIMIT = 200
@@ -56,6 +57,7 @@ class ClassView:
         slots: What the grid shows: of each run the map with the lowest seed, or None.
         z: Its greatest z in any scan; None if it was not scanned.
         outlier_in: Names of the runs whose scan found it to be an outlier.
+        diffs: How much it differs between two of the runs, for each pair that was compared.
     """
 
     anchor: str
@@ -65,9 +67,12 @@ class ClassView:
     slots: list[MapView | None]
     z: float | None
     outlier_in: list[str]
+    diffs: list[ClassDiff | None]
 
 
-def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnProgress | None) -> list[ClassView]:
+def rows_of(
+    runs: Sequence[Run], views: Sequence[RunView], diffs: Sequence[DiffView], on_map: OnProgress | None
+) -> list[ClassView]:
     """Every class of any run, by index, with the maps of all runs.
 
     Raises:
@@ -98,7 +103,8 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnProgress | 
         first = {view.run: view for view in reversed(maps)}
         slots = [first.get(place) for place in range(len(runs))]
         z, outlier_in = _standing(views, parts)
-        rows[anchor] = ClassView(anchor, index, one_line(name, limit=NAME_LIMIT), maps, slots, z, outlier_in)
+        changed = [diff.row_of((place, entry.index) for place, entry in parts) for diff in diffs]
+        rows[anchor] = ClassView(anchor, index, one_line(name, limit=NAME_LIMIT), maps, slots, z, outlier_in, changed)
     return list(rows.values())
 
 

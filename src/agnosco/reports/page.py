@@ -22,7 +22,7 @@ from ..text import without_password
 from ..types import OnProgress
 from .classes import rows_of
 from .pictures import HEIGHT, WIDTH
-from .runs import CONTROLS, Matrix, RunView, names_of, view_of
+from .runs import CONTROLS, DiffView, Matrix, RunView, diffs_of, names_of, view_of
 
 FILE = "report.html"
 
@@ -42,6 +42,7 @@ class Report:
     runs: Sequence[Run]
     views: Sequence[RunView]
     target: Place | None
+    diffs: Sequence[DiffView] = ()
 
     def write(self, on_map: OnProgress | None = None) -> tuple[str, int]:
         """Draw the page and write it; returns its full name and its size in bytes.
@@ -58,7 +59,7 @@ class Report:
         style, script = (
             files("agnosco.reports").joinpath(name).read_text(encoding="utf-8") for name in ("app.css", "app.js")
         )
-        rows = rows_of(self.runs, self.views, on_map)
+        rows = rows_of(self.runs, self.views, self.diffs, on_map)
         return _environment().get_template("page.html.j2").render(
             title=" and ".join(dict.fromkeys(run.settings.model.name for run in self.runs)),
             runs=self.views,
@@ -68,6 +69,7 @@ class Report:
             stages=max((list(view.pictures.stages) for row in rows for view in row.maps), key=len),
             glows=any(view.pictures.xi for row in rows for view in row.maps),
             matrix=Matrix.of(self.views),
+            diffs=self.diffs,
             conclusion=conclusion,
             style=style,
             script=script,
@@ -87,7 +89,7 @@ def report(
     """Write an HTML file that shows runs side by side, aligned by class, and return its path.
 
     Args:
-        runs: Runs, their folders or URLs; their scores, sanity checks and scans are shown too.
+        runs: Runs, their folders or URLs; their scores, sanity checks, scans and differences are shown too.
         out: The file to write, which ends in ``.html``, or a folder; ``report.html`` in the first run's folder if None.
         scans: Folders or files of scans that are not in their runs: the first of the first run, and so on.
         with_samples: Whether to show the samples that the runs have kept; they are somebody's images.
@@ -126,13 +128,14 @@ def opened(
     target = None if out is None else _target(os.fspath(out))
     _check_target(runs[0].folder.absolute(FILE) if target is None else target)
     of_runs = [*scans, *[None] * (len(runs) - len(scans))]
-    views = [view_of(*each, with_samples=with_samples) for each in zip(runs, names_of(runs), of_runs, strict=True)]
+    names = names_of(runs)
+    views = [view_of(*each, with_samples=with_samples) for each in zip(runs, names, of_runs, strict=True)]
     if with_samples and not any(view.samples for view in views):
         raise AgnoscoError(
             f"{runs[0].folder.name!r} has kept no samples",
             "agnosco map keeps some of a folder, a .tar or a data set that is not private; repeat its command",
         )
-    return Report(runs, views, target)
+    return Report(runs, views, target, diffs_of(runs, names))
 
 
 def _target(out: str) -> str:

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,7 +15,8 @@ from PIL import Image
 
 from ..backdoor import record as scanning
 from ..errors import AgnoscoError
-from ..evaluate import sample_record, sanity_record
+from ..evaluate import diff_record, sample_record, sanity_record
+from ..evaluate.diff_record import ClassDiff, DiffRecord
 from ..evaluate.score_record import Judgement, read_scores
 from ..io.local import Local
 from ..io.storage import Folder, Place, in_order
@@ -183,6 +184,41 @@ def picture_in(folder: Folder, name: str) -> Image.Image | None:
         return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise AgnoscoError(f"{folder.at(name)!r} is not a picture", hint) from error
+
+
+@dataclass(frozen=True)
+class DiffView:
+    """Differences between the networks of two runs on the page.
+
+    Args:
+        title: Their names.
+        places: Their numbers on the page, from 0.
+        record: All classes, most changed first.
+    """
+
+    title: str
+    places: tuple[int, int]
+    record: DiffRecord
+
+    def row_of(self, classes: Iterable[tuple[int, int]]) -> ClassDiff | None:
+        """That of a class, given as the number of a run and the class's index there, for each run that has it."""
+        indices = {index for place, index in classes if place == self.places[0]}
+        return next((row for row in self.record.classes if row.index in indices), None)
+
+
+def diffs_of(runs: Sequence[Run], names: Sequence[str]) -> list[DiffView]:
+    """Differences between runs of the page, from the folders of the second ones; those of other maps are left out.
+
+    Raises:
+        AgnoscoError: The file of one is damaged or of another version.
+    """
+    found = [(place, diff_record.read(run.folder)) for place, run in enumerate(runs)]
+    return [
+        DiffView(f"{names[first]} and {names[second]}", (first, second), record)
+        for second, record in found
+        for first, run in enumerate(runs)
+        if record is not None and first != second and record.is_of(run, runs[second])
+    ]
 
 
 @dataclass(frozen=True)
