@@ -45,6 +45,18 @@ def to_picture(pixels: Tensor | Floats) -> Image.Image:
     return Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
 
 
+def transparent_picture(pixels: Tensor | Floats, contribution: Tensor | Floats) -> Image.Image:
+    """Pixels ``(C, H, W)`` as a picture with an alpha channel: :func:`opacity` of a contribution ``(1, H, W)``."""
+    picture = to_picture(pixels)
+    picture.putalpha(to_picture(opacity(contribution)))
+    return picture
+
+
+def opacity(contribution: Tensor | Floats) -> Floats:
+    """How opaque each place of a picture is, ``(1, H, W)`` in [0, 1], from how much it contributes."""
+    return _floats(contribution).clip(0, 1)
+
+
 def _floats(values: Tensor | Floats) -> Floats:
     """A tensor of any device, or an array, as an array."""
     array = values if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
