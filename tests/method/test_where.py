@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from oracle import LinearSoftmax, natural, natural_samples
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from agnosco.method.checkpoint import GroupState
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig, RefineConfig
 from agnosco.method.maker import Maker, map_class, map_classes
-from agnosco.method.render import stretched, to_picture
+from agnosco.method.render import opacity, stretched, to_picture
 from agnosco.method.where import contributions, smoothed
 from agnosco.types import Job, Step
 
@@ -113,7 +112,13 @@ def test_the_transparent_picture_is_the_display_picture_with_an_alpha_channel(ch
     plain = made.display()
     assert plain.tobytes() == to_picture(stretched(-nu)).tobytes()
     assert [band.tolist() for band in colours] == [np.asarray(band).tolist() for band in plain.split()]
-    assert alpha[0, 0] == 0
-    assert alpha[3, 3] == 255
+    # sixteen even steps: nothing up to 0.4, all from 0.8 on, and in between 3t² − 2t³, as at 9/15: t = 1/2
+    assert (alpha.flatten()[:7] == 0).all()
+    assert (alpha.flatten()[12:] == 255).all()
+    assert alpha.flatten()[9] == 128
     assert (np.diff(alpha.flatten().astype(int)) >= 0).all()
-    assert isinstance(picture, Image.Image)
+
+
+def test_contributions_that_are_all_the_same_hide_nothing() -> None:
+    assert (opacity(torch.ones(1, 4, 4)) == 1).all()
+    assert (opacity(torch.zeros(1, 4, 4)) == 1).all()

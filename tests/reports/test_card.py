@@ -128,7 +128,7 @@ def test_fingerprints_versions_and_settings_are_those_of_the_manifest(run: Run) 
     assert data["model"]["fingerprint"][:16] in cells(text, "weights")[0]
     assert data["samples"]["fingerprint"][:16] in cells(text, "samples")[0]
     assert cells(text, "versions") == [", ".join(f"{name} {version}" for name, version in data["versions"].items())]
-    assert "No command line makes this run again" in text
+    assert "There is no command line that makes this run again" in text
 
 
 def test_the_command_is_that_of_the_manifest(run: Run) -> None:

@@ -69,7 +69,8 @@ class ConceptMap:
         """The pattern stretched to full contrast, for people; no metric uses it.
 
         Args:
-            transparent: Whether to add an alpha channel: the less a place contributes, the less of it is seen.
+            transparent: Whether to add an alpha channel: of the less contributing places, less is seen; see
+                :func:`~agnosco.method.render.opacity`.
 
         Raises:
             AgnoscoError: It is to be transparent, and an earlier version made the map.

@@ -22,6 +22,9 @@ GAP = 8
 SIDE = 224
 """Pixels a side to which pictures of smaller inputs are enlarged."""
 
+FADING = (0.4, 0.8)
+"""Of a transparent picture: the share of its area that is invisible, and that up to which it is not all opaque."""
+
 SMALL = 64
 """Pixels a side below which an enlarged picture keeps its pixels square."""
 
@@ -53,8 +56,14 @@ def transparent_picture(pixels: Tensor | Floats, contribution: Tensor | Floats) 
 
 
 def opacity(contribution: Tensor | Floats) -> Floats:
-    """How opaque each place of a picture is, ``(1, H, W)`` in [0, 1], from how much it contributes."""
-    return _floats(contribution).clip(0, 1)
+    """How opaque each place of a picture is, ``(H, W)`` or ``(1, H, W)`` in [0, 1], from how much it contributes.
+
+    It rises smoothly between the two quantiles of :data:`FADING`; contributions that are all the same hide nothing.
+    """
+    values = _floats(contribution)
+    low, high = np.quantile(values, FADING)
+    risen = ((values - low) / (high - low)).clip(0, 1) if high > low else values >= high
+    return (risen * risen * (3.0 - 2.0 * risen)).astype(np.float32)
 
 
 def _floats(values: Tensor | Floats) -> Floats:

@@ -312,7 +312,7 @@ def _command(run: Run) -> str:
     """The command that makes the run again."""
     command = command_of(run.settings, run.entries)
     if command is None:
-        return "No command line makes this run again: Python code made it, and its settings are in the manifest."
+        return "There is no command line that makes this run again; its settings are in its manifest."
     return (
         f"The command that makes the run again:\n\n{preformatted(command)}\n\n"
         "It names files without their folders, and leaves out a file of class names (`--labels`) and `--allow-pickle`."

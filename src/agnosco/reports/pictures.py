@@ -144,7 +144,7 @@ def _glow(arrays: Arrays) -> Image.Image:
 
 def _veil(arrays: Arrays) -> Image.Image:
     """The colour of no change, more opaque where a place contributes less."""
-    return _over(VEIL, 1 - opacity(arrays["contribution"][0].astype(np.float32) / 255))
+    return _over(VEIL, 1 - opacity(arrays["contribution"][0].astype(np.float32)))
 
 
 def _over(colour: tuple[int, int, int], alpha: np.ndarray[Any, np.dtype[np.float32]]) -> Image.Image:
