@@ -297,7 +297,7 @@ def measure(name: str, only: str) -> None:
             "whole": whole,
         }  # fmt: skip
         add_row(PATH, "what is left of p(class) if 30 % of the area of a pattern is kept", key, row)
-        print(key, *cells(row)[2:], sep=" | ", flush=True)
+        print(key, *cells(row)[2:], sep="   ", flush=True)
 
 
 def draw(name: str) -> None:
@@ -326,7 +326,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     """A way as a row of the table."""
     count = len(set(row["labels"]))
     draws = f" x {len(row['labels']) // count}" if len(row["labels"]) > count else ""
-    return [row["way"], f"{count}{draws}", row["passes"], f"{left(row, 'own'):.2f}", f"{left(row, 'other'):.2f}"]
+    way = row["way"].replace("|", r"\|")  # of a magnitude, not of a table
+    return [way, f"{count}{draws}", row["passes"], f"{left(row, 'own'):.2f}", f"{left(row, 'other'):.2f}"]
 
 
 def tables() -> str:
