@@ -64,6 +64,9 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/b
 	$(PY) benchmarks/implants.py
 	$(PY) benchmarks/implants.py --tables
 	for what in train measure --tables; do $(PY) benchmarks/differences.py $$what || exit 1; done
+	$(PY) benchmarks/where.py resnet18
+	$(PY) benchmarks/where.py resnet20
+	$(PY) benchmarks/where.py --tables
 
 torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments and check that no map is lost or changed (minutes)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py

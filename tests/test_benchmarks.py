@@ -32,6 +32,7 @@ pixel_backdoor = pytest.importorskip("pixel_backdoor")
 published = pytest.importorskip("published")
 speed = pytest.importorskip("speed")
 table1 = pytest.importorskip("table1")
+where = pytest.importorskip("where")
 
 
 def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
@@ -420,6 +421,20 @@ def test_the_papers_settings_take_about_the_time_of_quick() -> None:
     cost = config.mapper.batch * config.cycles * (2 * config.mapper.steps + config.refine.steps)  # both directions
     assert cost == pytest.approx(quick.passes, rel=0.05)
     assert config.refine.steps / config.mapper.steps == pytest.approx(150 / 650, rel=0.1)
+
+
+def test_a_mask_keeps_exactly_its_share_of_the_area() -> None:
+    values = torch.tensor([[[0.1, 0.9, 0.9], [0.2, 0.9, 0.0], [0.9, 0.9, 0.9]]])
+    assert where.kept(values, 1 / 3).tolist() == [[[0, 1, 1], [0, 1, 0], [0, 0, 0]]]  # the first of equal ones
+    assert where.kept(torch.rand(1, 224, 224)).sum() == round(0.3 * 224 * 224)
+
+
+def test_what_is_left_of_p_is_a_share_of_that_of_the_whole_pictures() -> None:
+    row = {
+        "way": "random pixels", "passes": "-", "labels": [3, 3, 5, 5], "own": [0.2, 0.4, 0.0, 0.2],
+        "other": [0.1, 0.1, 0.1, 0.1], "whole": {"own": [0.9, 0.7], "other": [0.5, 0.3]},
+    }  # fmt: skip
+    assert where.cells(row) == ["random pixels", "2 x 2", "-", "0.25", "0.25"]  # 0.2 / 0.8, and 0.1 / 0.4
 
 
 def test_the_figure_of_peers_shows_quick_and_horama() -> None:

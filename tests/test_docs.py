@@ -58,6 +58,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors")
     (tmp_path / "names.txt").write_text("\n".join(["goldfish", *(f"class {n}" for n in range(1, CLASSES))]))
     (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     scope: dict[str, Any] = {}
     exec(NET, scope)
     safetensors.torch.save_file(scope["Net"]().state_dict(), tmp_path / "net.safetensors")
@@ -170,7 +171,7 @@ def test_the_examples_of_help_work(desk: Path) -> None:
     run("agnosco scan torchvision:resnet18 --weights clean-01.safetensors --json > bank/clean-01.json")
     Path("scans-of-clean-models").mkdir()
     Path("bank/clean-01.json").replace("scans-of-clean-models/clean-01.json")
-    for name in ("map", "score", "sanity", "diff", "poison", "scan", "report", "doctor"):
+    for name in ("map", "score", "sanity", "diff", "poison", "scan", "report", "card", "doctor"):
         for line in app.EXAMPLES[name]:
             if "vgg16" not in line or name != "poison":  # a minute of training
                 run(line)

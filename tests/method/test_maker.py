@@ -164,6 +164,7 @@ def assert_same_but_for_rounding(one: ConceptMap, other: ConceptMap) -> None:
     for what in ("probability", "success", "norm"):
         expected = pytest.approx([getattr(step, what) for step in other.trace], rel=0, abs=CLOSE)
         assert [getattr(step, what) for step in one.trace] == expected
+    torch.testing.assert_close(one.contribution, other.contribution, rtol=0, atol=100 * CLOSE)
 
 
 CLOSE = 1e-5

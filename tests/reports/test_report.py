@@ -76,8 +76,10 @@ def made(path: Path, names: tuple[str, ...] = NAMES, *, name: str = "planted", s
             stages = {"map 1": nu.flip(2), "refine 1": nu}
             trace = tuple(Step(1 + k % 2, 0.1 * k, 0.0, float(k), 1) for k in range(4))
             xi = torch.ones(1, size, size)
+            where = torch.linspace(0, 1, size).expand(1, size, size)  # more to the right
             run.add(
-                ConceptMap(nu, label, of, seed, 0.1 * label, stages, trace, xi), targeted_success_rate=0.9 - 0.1 * label
+                ConceptMap(nu, label, of, seed, 0.1 * label, stages, trace, xi, where),
+                targeted_success_rate=0.9 - 0.1 * label,
             )
     return run
 
@@ -456,6 +458,18 @@ def test_xi_glows_where_it_is_great() -> None:
     arrays = {"nu": np.full((3, 2, 2), 0.1, np.float32), "xi": np.array([[[0, 255], [128, 51]]], np.uint8)}
     glow = decoded(pictures(arrays, ["map 1"], FITS[0]).xi or "")
     assert np.abs(glow[..., 3].astype(int) - [[0, 178], [89, 36]]).max() <= 1  # 0.7 · 255 · Ξ
+
+
+def test_a_veil_of_grey_hides_what_contributes_little() -> None:
+    shares = (np.arange(16, dtype=np.uint8) * 17).reshape(1, 4, 4)  # sixteen even steps
+    arrays = {"nu": np.full((3, 4, 4), 0.1, np.float32), "contribution": shares}
+    veil = decoded(pictures(arrays, ["map 1"], FITS[0]).veil or "")
+    assert (veil[..., 3].flatten()[:7] == 255).all()  # 40 % of the places are hidden
+    assert abs(int(veil[..., 3].flatten()[9]) - 127) <= 1
+    assert (veil[..., 3].flatten()[12:] == 0).all()
+    assert np.abs(veil[:2, :, :3].astype(int) - 128)[veil[:2, :, 3] == 255].max() <= 2
+    del arrays["contribution"]
+    assert pictures(arrays, ["map 1"], FITS[0]).veil is None
 
 
 def test_a_curve_rises_where_its_values_do() -> None:
@@ -863,6 +877,21 @@ def test_raw_and_xi_are_of_the_finished_map_and_lie_on_no_other(opened: Any) -> 
     assert "finished map" in opened.locator("label:has(#xi)").get_attribute("title")
 
 
+def test_where_is_a_veil_over_the_finished_map(opened: Any) -> None:
+    opened.click("#grid li:nth-child(2) a")
+    opened.check("#where")
+    assert opened.locator("dialog .where-picture:visible").count() == 2  # of both seeds
+    assert opened.locator("dialog .xi-picture:visible").count() == 0
+    opened.check("#raw")
+    opened.check("#xi")
+    assert len(seen(opened)) == 3
+    opened.uncheck("#raw")
+    opened.focus("#stage")
+    opened.keyboard.press("ArrowLeft")
+    assert (opened.is_checked("#where"), opened.locator("#where").is_disabled()) == (False, True)
+    assert opened.locator("dialog .where-picture:visible").count() == 0
+
+
 def test_a_class_that_the_search_hides_is_beside_none(opened: Any) -> None:
     opened.fill("#search", "crane")
     opened.evaluate("location.hash = '#1-castle'")
@@ -1028,7 +1057,7 @@ def test_the_keyboard_reaches_everything(opened: Any) -> None:
     for _ in range(12):
         opened.keyboard.press("Tab")
         inside.append(opened.evaluate(FOCUSED))
-    assert {"previous", "next", "close", "stage", "raw", "xi"} <= set(inside)
+    assert {"previous", "next", "close", "stage", "raw", "xi", "where"} <= set(inside)
     opened.keyboard.press("Escape")
     assert not opened.locator("dialog").is_visible()
     pytest.importorskip("playwright.sync_api").expect(opened.locator("#tile-1-castle")).to_be_focused()

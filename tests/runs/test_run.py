@@ -183,8 +183,10 @@ def test_map_file_holds_nu_stages_and_trace(run: Run) -> None:
     tensors = load_file(run.path / "maps/0001-goldfish-gold-s0.safetensors")
     original = concept(1)
     columns = {f"trace/{name}" for name in ("step", "probability", "success", "norm", "direction")}
-    assert set(tensors) == {"nu", "stages/map 1", "stages/refine 1", "stages/map 2", "xi", *columns}
+    assert set(tensors) == {"nu", "stages/map 1", "stages/refine 1", "stages/map 2", "xi", "contribution", *columns}
     assert original.xi is not None
+    assert original.contribution is not None
+    assert torch.equal(tensors["contribution"], (255 * original.contribution).round().to(torch.uint8))
     assert torch.equal(tensors["xi"], (255 * original.xi).round().to(torch.uint8))
     assert torch.equal(tensors["nu"], original.nu)
     assert tensors["trace/step"].tolist() == [1, 2, 3, 1, 2, 1, 2, 3, 1, 2]
@@ -510,6 +512,7 @@ def test_map_of_another_shape_is_refused(run: Run) -> None:
     ("name", "tensor", "message"),
     [
         ("xi", torch.zeros(1, 3, 3, dtype=torch.uint8), r"its xi is \(1, 3, 3\)"),
+        ("contribution", torch.zeros(1, 12, 10), r"its contribution is \(1, 12, 10\) of float32"),
         ("stages/map 1", torch.zeros(3, 1, 1), r"its stages is \(3, 1, 1\)"),
         ("trace/norm", torch.zeros(2, 2, dtype=torch.float64), r"its trace is \(2, 2\)"),
         ("nu", torch.zeros(3, 12, 10, dtype=torch.float64), "its map is .* of float64"),
@@ -523,6 +526,19 @@ def test_tensors_of_no_map_are_refused(run: Run, name: str, tensor: Tensor, mess
     believe(opened, content)
     with pytest.raises(AgnoscoError, match=message):
         opened.map(1)
+
+
+def test_a_map_of_an_earlier_version_opens_without_contributions(run: Run) -> None:
+    path = run.path / "maps/0001-goldfish-gold-s0.safetensors"
+    content = save({name: tensor for name, tensor in load_file(path).items() if name != "contribution"})
+    path.write_bytes(content)
+    opened = Run.open(run.path)
+    believe(opened, content)
+    found = opened.map(1)
+    assert found.contribution is None
+    assert torch.equal(found.nu, concept(1).nu)
+    with pytest.raises(AgnoscoError, match="does not say how much each place contributes"):
+        found.display(transparent=True)
 
 
 def test_a_trace_without_an_axis_is_refused(run: Run) -> None:

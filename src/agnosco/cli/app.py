@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --bank scans-of-clean-models/ --json",
     ),
     "report": ("agnosco report agnosco-run", "agnosco report clean-run compromised-run --out twins.html"),
+    "card": ("agnosco card agnosco-run", "agnosco card agnosco-run --into README.md"),
     "poison": (
         "agnosco poison --trigger apple --out twins",
         "agnosco poison torchvision:vgg16 --data photographs/ --trigger swoosh --epochs 5",
@@ -88,6 +89,7 @@ for _name, _command in {
     "diff": judging.diff,
     "scan": scanning.scan,
     "report": reporting.report,
+    "card": reporting.card,
     "poison": scanning.poison,
     "inspect": inspection.inspect,
     "demo": reporting.demo,

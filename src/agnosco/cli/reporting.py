@@ -1,4 +1,4 @@
-"""``agnosco report`` and ``agnosco demo``: write a page, and show what agnosco does."""
+"""``agnosco report``, ``agnosco card`` and ``agnosco demo``: write what others read, and show what agnosco does."""
 
 from functools import partial
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .console import Output
-from .options import JsonOption, QuietOption
+from .options import JsonOption, QuietOption, RunFolder
 
 
 def report(
@@ -45,6 +45,34 @@ def report(
     if as_json:
         output.result({"report": path, "bytes": size})
     output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser. It works offline and can be sent as it is")
+
+
+def card(
+    context: typer.Context,
+    run: RunFolder,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.md|DIR/", help="File to write (default: card.md in the run folder)."),
+    ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(metavar="README.md", help="Put the section into this Markdown file, whose other text stays."),
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of which a picture is shown.")] = 12,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a section for a model card: pictures, figures, limits and fingerprints of a run, as Markdown.
+
+    Every sentence comes from the run's records. Pictures go into the folder agnosco-pictures beside the file.
+    """
+    from ..reports.card import opened
+
+    output = Output.of(context, quiet=quiet)
+    path, pictures = opened(run, out=out, into=into, classes=classes).write()
+    if as_json:
+        output.result({"card": path, "pictures": pictures})
+    output.say(f"Wrote {path} and {len(pictures)} pictures beside it")
 
 
 def demo(

@@ -142,6 +142,14 @@ def without_answers(judgements: Sequence[Judgement]) -> list[Judgement]:
 
 def table(judgements: Sequence[Judgement]) -> str:
     """Judgements as lines of text, one network each."""
+    rows = rows_of(judgements)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def rows_of(judgements: Sequence[Judgement]) -> list[tuple[str, ...]]:
+    """Judgements as the rows of a table, one network each; the first row is its head."""
     concepts = f"top-1 of {judgements[0].classes}"
     rows: list[tuple[str, ...]] = [
         ("network", "maps", "M_score", concepts, "top-1 of all", "p", "success rate", "diversity")
@@ -153,9 +161,7 @@ def table(judgements: Sequence[Judgement]) -> str:
             "-" if value is None else f"{value:.2f}" for value in (judgement.targeted_success_rate, judgement.diversity)
         ]
         rows.append((name, str(judgement.maps), *figures, *rest))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return rows
 
 
 def _with_interval(judgement: Judgement, figure: str) -> str:

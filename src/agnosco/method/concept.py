@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import AgnoscoError
 from ..types import Step
-from .render import SIDE, enlarged, png, stretched, to_picture
+from .render import SIDE, enlarged, png, stretched, to_picture, transparent_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,8 @@ class ConceptMap:
         trace: What every step saw and did, stage after stage.
         xi: Ξ of :attr:`pixels`, ``(1, H, W)`` in [0, 1]: where the network's last convolutional stage is active; None
             for a network without such a stage.
+        contribution: How much each place contributes, ``(1, H, W)`` in [0, 1], by
+            :func:`agnosco.method.where.contributions`; None for a map that an earlier version made.
 
     Example:
         >>> import torch
@@ -46,6 +49,7 @@ class ConceptMap:
     stages: dict[str, Tensor]
     trace: tuple[Step, ...]
     xi: Tensor | None = None
+    contribution: Tensor | None = None
 
     @property
     def pattern(self) -> Tensor:
@@ -61,9 +65,22 @@ class ConceptMap:
         """The raw picture: the pattern on mid-grey."""
         return to_picture(self.pixels)
 
-    def display(self) -> Image.Image:
-        """The pattern stretched to full contrast, for people; no metric uses it."""
-        return to_picture(stretched(self.pattern))
+    def display(self, *, transparent: bool = False) -> Image.Image:
+        """The pattern stretched to full contrast, for people; no metric uses it.
+
+        Args:
+            transparent: Whether to add an alpha channel: of the less contributing places, less is seen; see
+                :func:`~agnosco.method.render.opacity`.
+
+        Raises:
+            AgnoscoError: It is to be transparent, and an earlier version made the map.
+        """
+        if not transparent:
+            return to_picture(stretched(self.pattern))
+        if self.contribution is None:
+            message = f"the map of {self.name!r} does not say how much each place contributes"
+            raise AgnoscoError(message, "an earlier version made it; make it again")
+        return transparent_picture(stretched(self.pattern), self.contribution)
 
     def _repr_png_(self) -> bytes:
         """The picture that a notebook shows."""

@@ -23,6 +23,7 @@ from .config import Config, MapperConfig, preset
 from .mapper import Mapper
 from .prepare import compiled, images_at_once, placed, prepared, resolve_precision
 from .refine import Refiner, attention
+from .where import contributions
 
 TIMED = 3
 """Steps of the measurement in :meth:`Maker.seconds_per_map`; the first of them warms up."""
@@ -218,10 +219,11 @@ class Maker:
                     self._report(group, state, on_step)
                 if on_state is not None:
                     on_state(state)
+            contribution = self._contributions(group, state.finished[-1])
         norms = [trace[-1].norm for trace in state.traces]
         for place in sorted(range(len(group)), key=lambda place: not math.isfinite(norms[place])):
             _check_norm(self.classifier.labels[group[place].label], norms[place])  # those that raise come last
-            yield self._concept(group[place], place, state)
+            yield self._concept(group[place], place, state, contribution[place])
 
     def seconds_per_map(self, count: int = 1) -> float:
         """Estimate of the seconds that each of ``count`` maps takes on this machine, from a few measured steps."""
@@ -272,7 +274,16 @@ class Maker:
         for job, trace, step in zip(group, state.traces, state.loop.trace[-1], strict=True):
             on_step(Progress(*job, stage, len(trace) + step.step, self.config.steps, step))
 
-    def _concept(self, job: Job, place: int, state: GroupState) -> ConceptMap:
+    def _contributions(self, group: Sequence[Job], nu: Tensor) -> Tensor:
+        """How much each place of the finished maps of a group contributes, ``(maps, 1, H, W)`` on the CPU.
+
+        Their generators are new ones: a group that was interrupted ends with the same bits.
+        """
+        generators = [generator_for(*job, "where") for job in group]
+        mapper = self._mapper(self.network, group, self.config.mapper, generators)
+        return contributions(mapper, nu.to(self.basis.device)).cpu()
+
+    def _concept(self, job: Job, place: int, state: GroupState, contribution: Tensor) -> ConceptMap:
         """The finished map at a place of its group; its probability is by the network as given, not as prepared."""
         label, seed = job
         maps = [all_maps[place].clone() for all_maps in state.finished]
@@ -284,7 +295,8 @@ class Maker:
         except AgnoscoError:  # a network without a feature map
             xi = None
         name, trace = self.classifier.labels[label], tuple(state.traces[place])
-        return ConceptMap(nu.cpu().clone(), label, name, seed, probability, stages, trace, xi)
+        where = contribution.clone()
+        return ConceptMap(nu.cpu().clone(), label, name, seed, probability, stages, trace, xi, where)
 
 
 def _sized(classifier: Classifier, config: Config) -> tuple[Classifier, int, int]:

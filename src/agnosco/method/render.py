@@ -22,6 +22,9 @@ GAP = 8
 SIDE = 224
 """Pixels a side to which pictures of smaller inputs are enlarged."""
 
+FADING = (0.4, 0.8)
+"""Of a transparent picture: the share of its area that is invisible, and that up to which it is not all opaque."""
+
 SMALL = 64
 """Pixels a side below which an enlarged picture keeps its pixels square."""
 
@@ -43,6 +46,24 @@ def to_picture(pixels: Tensor | Floats) -> Image.Image:
     with np.errstate(invalid="ignore"):  # a foreign map may hold NaN
         levels = (values.clip(0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+def transparent_picture(pixels: Tensor | Floats, contribution: Tensor | Floats) -> Image.Image:
+    """Pixels ``(C, H, W)`` as a picture with an alpha channel: :func:`opacity` of a contribution ``(1, H, W)``."""
+    picture = to_picture(pixels)
+    picture.putalpha(to_picture(opacity(contribution)))
+    return picture
+
+
+def opacity(contribution: Tensor | Floats) -> Floats:
+    """How opaque each place of a picture is, ``(H, W)`` or ``(1, H, W)`` in [0, 1], from how much it contributes.
+
+    It rises smoothly between the two quantiles of :data:`FADING`; contributions that are all the same hide nothing.
+    """
+    values = _floats(contribution)
+    low, high = np.quantile(values, FADING)
+    risen = ((values - low) / (high - low)).clip(0, 1) if high > low else values >= high
+    return (risen * risen * (3.0 - 2.0 * risen)).astype(np.float32)
 
 
 def _floats(values: Tensor | Floats) -> Floats:

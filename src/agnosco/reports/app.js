@@ -49,7 +49,7 @@ search.form.addEventListener("submit", (event) => event.preventDefault());
 
 const stage = byId("stage"); // none where maps have one stage
 const raw = byId("raw");
-const xi = byId("xi"); // none where no network has a convolutional stage
+const overs = ["xi", "where"].map(byId).filter(Boolean); // what can be laid over finished maps; some have neither
 
 function show() {
   const last = stage ? Number(stage.max) : 0;
@@ -60,9 +60,9 @@ function show() {
     stage.setAttribute("aria-valuetext", name);
     byId("stage-name").textContent = name;
   }
-  if (xi) {
-    xi.disabled = place < last;
-    xi.checked &&= !xi.disabled;
+  for (const over of overs) {
+    over.disabled = place < last;
+    over.checked &&= !over.disabled;
   }
   for (const map of maps.children) showMap(map, place);
 }
@@ -73,11 +73,13 @@ function showMap(map, place) {
   stages.forEach((picture, at) => (picture.hidden = raw.checked || at !== own));
   map.querySelector(".raw-picture").hidden = !raw.checked;
   map.querySelector(".shown").textContent = raw.checked ? "raw" : stages[own].dataset.stage;
-  const glow = map.querySelector(".xi-picture");
-  if (glow) glow.hidden = !xi.checked;
+  for (const over of overs) {
+    const picture = map.querySelector(`.${over.id}-picture`);
+    if (picture) picture.hidden = !over.checked;
+  }
 }
 
-for (const control of [stage, raw, xi]) control?.addEventListener("input", show);
+for (const control of [stage, raw, ...overs]) control?.addEventListener("input", show);
 
 function open(anchor) {
   const template = details.get(anchor);

@@ -15,7 +15,6 @@ from typing import Any
 
 from ..backdoor.record import conclusion
 from ..errors import AgnoscoError
-from ..io.local import Local
 from ..io.storage import Folder, Place, write_whole
 from ..runs.run import Run
 from ..text import without_password
@@ -23,6 +22,7 @@ from ..types import OnProgress
 from .classes import rows_of
 from .pictures import HEIGHT, WIDTH
 from .runs import CONTROLS, DiffView, Matrix, RunView, diffs_of, names_of, view_of
+from .target import file_at
 
 FILE = "report.html"
 
@@ -68,6 +68,7 @@ class Report:
             classes=rows,
             stages=max((list(view.pictures.stages) for row in rows for view in row.maps), key=len),
             glows=any(view.pictures.xi for row in rows for view in row.maps),
+            veils=any(view.pictures.veil for row in rows for view in row.maps),
             matrix=Matrix.of(self.views),
             diffs=self.diffs,
             conclusion=conclusion,
@@ -125,7 +126,7 @@ def opened(
             raise AgnoscoError(f"{run.folder.name!r} is given twice", "name each run once")
         if not run.entries:
             raise AgnoscoError(f"{run.folder.name!r} has no maps", "make some with agnosco map")
-    target = None if out is None else _target(os.fspath(out))
+    target = None if out is None else file_at(os.fspath(out), FILE)
     _check_target(runs[0].folder.absolute(FILE) if target is None else target)
     of_runs = [*scans, *[None] * (len(runs) - len(scans))]
     names = names_of(runs)
@@ -136,13 +137,6 @@ def opened(
             "agnosco map keeps some of a folder, a .tar or a data set that is not private; repeat its command",
         )
     return Report(runs, views, target, diffs_of(runs, names))
-
-
-def _target(out: str) -> str:
-    """The file to write; ``report.html`` in it if a folder is given."""
-    if out.endswith(("/", os.sep)) or (isinstance(Folder.of(out), Local) and os.path.isdir(out)):
-        return f"{out.rstrip('/' + os.sep)}/{FILE}"
-    return out
 
 
 def _check_target(target: str) -> None:

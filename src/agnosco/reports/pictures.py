@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from ..method.render import SMALL, stretched, to_picture
+from ..method.render import SMALL, opacity, stretched, to_picture
 from ..runs.tensors import Arrays
 from ..text import one_line
 from ..types import Stage
@@ -21,6 +22,9 @@ BUDGET = 20 * 2**20
 
 GLOW = (255, 140, 0)
 """Colour of Ξ over a picture."""
+
+VEIL = (128, 128, 128)
+"""Colour over what contributes little: that of no change."""
 
 WIDTH, HEIGHT = 320.0, 80.0
 """Size of a plot in SVG units."""
@@ -65,6 +69,7 @@ class Pictures:
         stages: −ν after each stage, stretched for people, by the stage in words, in order.
         raw: Clip(½ − ν), the picture that metrics see.
         xi: Ξ as a glow to lay over the others; None if the map has none.
+        veil: What hides the places that contribute little, to lay over the others; None if the map does not say.
         width, height: Of the map.
     """
 
@@ -72,13 +77,14 @@ class Pictures:
     stages: dict[str, Markup]
     raw: Markup
     xi: Markup | None
+    veil: Markup | None
     width: int
     height: int
 
     @property
     def weight(self) -> int:
         """Bytes in the page."""
-        return sum(map(len, (self.thumbnail, self.raw, self.xi or "", *self.stages.values())))
+        return sum(map(len, (self.thumbnail, self.raw, self.xi or "", self.veil or "", *self.stages.values())))
 
 
 def fit_for(maps: Sequence[tuple[Arrays, Sequence[str]]], count: int) -> Fit:
@@ -101,6 +107,7 @@ def pictures(arrays: Arrays, stages: Sequence[str], fit: Fit) -> Pictures:
         stages={name: uri(picture, fit.side, fit.quality) for name, picture in shown.items()},
         raw=uri(to_picture(np.float32(0.5) - nu), fit.side, fit.quality),
         xi=uri(_glow(arrays), 48, 60) if "xi" in arrays else None,
+        veil=uri(_veil(arrays), 64, 60) if "contribution" in arrays else None,
         width=last.width,
         height=last.height,
     )
@@ -137,10 +144,19 @@ def embedded(kind: str, content: bytes) -> Markup:
 
 def _glow(arrays: Arrays) -> Image.Image:
     """Ξ as one colour, more opaque where Ξ is greater."""
-    xi = arrays["xi"][0].astype(np.float32) / 255
-    rgba = np.empty((*xi.shape, 4), np.uint8)
-    rgba[..., :3] = GLOW
-    rgba[..., 3] = (255 * (np.float32(0.7) * xi)).round()
+    return _over(GLOW, np.float32(0.7) * (arrays["xi"][0].astype(np.float32) / 255))
+
+
+def _veil(arrays: Arrays) -> Image.Image:
+    """The colour of no change, more opaque where a place contributes less."""
+    return _over(VEIL, 1 - opacity(arrays["contribution"][0].astype(np.float32)))
+
+
+def _over(colour: tuple[int, int, int], alpha: np.ndarray[Any, np.dtype[np.float32]]) -> Image.Image:
+    """One colour, as opaque as ``alpha`` ``(H, W)`` in [0, 1] says."""
+    rgba = np.empty((*alpha.shape, 4), np.uint8)
+    rgba[..., :3] = colour
+    rgba[..., 3] = (255 * alpha).round()
     return Image.fromarray(rgba, "RGBA")
 
 

@@ -101,6 +101,12 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     Raises:
         AgnoscoError: The file of a map is missing.
     """
+    *facts, versions = recorded_facts(run)
+    return [*facts, ("files dated", _dates(run)), versions]
+
+
+def recorded_facts(run: Run) -> list[tuple[str, str]]:
+    """Facts that the run's manifest and entries hold, as names and values; the versions come last."""
     settings, entries = run.settings, run.entries
     model, samples, shape = settings.model, settings.samples, settings.model.shape
     seeds = sorted({entry.seed for entry in entries})
@@ -114,7 +120,6 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         ("maps", f"{len(entries)} of {len({e.index for e in entries})} classes, seeds {_plain(seeds)}"),
         ("settings", f"{_preset(run)}: {describe(run.config, shape)}"),
         ("device", f"{settings.device}, {settings.threads} threads"),
-        ("files dated", _dates(run)),
         ("versions", versions),
     ]
 

@@ -3,7 +3,7 @@
     RUN/
       manifest.json                          the settings, which maps are made side by side, an index of the entries
       contact-sheet.png                      every map, for people
-      maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace, Ξ in 255ths, held-out images' log-odds
+      maps/0001-goldfish-s0.safetensors      ν, the stages before it, the trace, Ξ, contributions, held-out log-odds
       maps/0001-goldfish-s0.json             the map's entry, with the digest of its file
       pictures/0001-goldfish-s0.png          for people: stretched, small ones enlarged
       pictures/0001-goldfish-s0-raw.png      what metrics see: Clip(½ − ν)

@@ -1,8 +1,9 @@
 """The safetensors file of a map, as arrays and as a :class:`~agnosco.method.concept.ConceptMap`.
 
-It holds ``nu``, ``stages/NAME`` (ν after each earlier stage), a column ``trace/FIELD`` for each field of a step,
-``xi`` (Ξ in 255ths) if the network has a convolutional stage, and ``held_out``, the log-odds of the class for each
-held-out image with the pattern, ``(N,)``, if the map was judged by some.
+It holds ``nu``, ``stages/NAME`` (ν after each earlier stage), a column ``trace/FIELD`` for each field of a step, ``xi``
+(Ξ in 255ths) if the network has a convolutional stage, ``contribution`` (in 255ths) unless an earlier version made the
+map, and ``held_out``, the log-odds of the class for each held-out image with the pattern, ``(N,)``, if the map was
+judged by some.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 COLUMNS = {f"trace/{field.name}": field.name for field in fields(Step)}
 """Fields of a step, by the names of their arrays."""
 
+SHARES = ("xi", "contribution")
+"""Fields of a map in [0, 1], one number for each place, kept in 255ths; a file may lack them."""
+
 
 def to_bytes(concept: ConceptMap, held_out: Tensor | None = None) -> bytes:
     """The file of a map; ``held_out`` are the log-odds ``(N,)`` of held-out images."""
@@ -39,8 +43,9 @@ def to_bytes(concept: ConceptMap, held_out: Tensor | None = None) -> bytes:
     tensors |= {f"stages/{name}": concept.stages[name].contiguous() for name in list(concept.stages)[:-1]}
     for name, field in COLUMNS.items():
         tensors[name] = torch.tensor([getattr(step, field) for step in concept.trace], dtype=torch.float64)
-    if concept.xi is not None:
-        tensors["xi"] = (255 * concept.xi).round().to(torch.uint8)
+    for name in SHARES:
+        if (shares := getattr(concept, name)) is not None:
+            tensors[name] = (255 * shares).round().to(torch.uint8)
     if held_out is not None:
         tensors["held_out"] = held_out.float().contiguous()
     return save(tensors)
@@ -66,10 +71,10 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
     if missing := {"nu", *COLUMNS, *(f"stages/{stage}" for stage in stages[:-1])} - arrays.keys():
         raise ValueError(f"it lacks {sorted(missing)[0]}")
     steps = (arrays["trace/step"].size,)
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "nu": (shape, "float32"), "stages": (shape, "float32"), "xi": ((1, *shape[1:]), "uint8"),
-        "held_out": ((arrays["held_out"].size if "held_out" in arrays else 0,), "float32"),
-    }  # fmt: skip
+    expected: dict[str, tuple[tuple[int, ...], str]] = {"nu": (shape, "float32"), "stages": (shape, "float32")}
+    expected |= {name: ((1, *shape[1:]), "uint8") for name in SHARES}
+    if "held_out" in arrays:
+        expected["held_out"] = ((arrays["held_out"].size,), "float32")
     for name, array in sorted(arrays.items()):
         kind = name.partition("/")[0]
         if (array.shape, array.dtype.name) != expected.get(kind, (steps, "float64")):
@@ -88,7 +93,7 @@ def concept_of(arrays: Arrays, entry: Entry) -> ConceptMap:
     nu = torch.tensor(arrays["nu"])
     stages = {stage: torch.tensor(arrays[f"stages/{stage}"]) for stage in entry.stages[:-1]}
     stages[entry.stages[-1]] = nu
-    xi = torch.tensor(arrays["xi"]).float() / 255 if "xi" in arrays else None
+    shares = {name: torch.tensor(arrays[name]).float() / 255 for name in SHARES if name in arrays}
     rows = zip(*(arrays[name].tolist() for name in COLUMNS), strict=True)
     trace = tuple(Step(int(k), p, success, norm, int(sign)) for k, p, success, norm, sign in rows)
-    return ConceptMap(nu, entry.index, entry.name, entry.seed, entry.probability, stages, trace, xi)
+    return ConceptMap(nu, entry.index, entry.name, entry.seed, entry.probability, stages, trace, **shares)
