@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
     from .backdoor.scan import scan
     from .data.samples import Samples
     from .errors import AgnoscoError, AgnoscoWarning
+    from .evaluate.facets import facets
     from .evaluate.sanity import sanity
     from .evaluate.transfer import score
     from .method.concept import ConceptMap
@@ -36,6 +37,7 @@ _MODULES = {
     "backdoor.scan": ("scan",),
     "data.samples": ("Samples",),
     "errors": ("AgnoscoError", "AgnoscoWarning"),
+    "evaluate.facets": ("facets",),
     "evaluate.sanity": ("sanity",),
     "evaluate.transfer": ("score",),
     "method.concept": ("ConceptMap",),
@@ -56,8 +58,8 @@ _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items()
 __all__ = [
     "L2", "PRESETS", "AgnoscoError", "AgnoscoWarning", "AutoL2", "Classifier", "ConceptMap", "Config", "Crops", "Data",
     "Identity", "MapperConfig", "Pixel", "Progress", "RefineConfig", "Run", "Samples", "ScanConfig", "Sparse",
-    "Spectral", "Step", "inspect", "load", "map_class", "map_classes", "map_objective", "map_runs", "preset", "remake",
-    "report", "sanity", "scan", "score",
+    "Spectral", "Step", "facets", "inspect", "load", "map_class", "map_classes", "map_objective", "map_runs", "preset",
+    "remake", "report", "sanity", "scan", "score",
 ]  # fmt: skip
 
 

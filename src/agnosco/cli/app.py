@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import AgnoscoError
-from . import doctor, inspection, judging, mapping, reporting, scanning
+from . import doctor, faceting, inspection, judging, mapping, reporting, scanning
 from .console import Output
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -19,6 +19,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "score": ("agnosco score agnosco-run --target torchvision:resnet50 --target torchvision:vgg16",),
     "sanity": ("agnosco sanity agnosco-run --model torchvision:resnet18 --samples photographs/",),
+    "facets": ("agnosco facets torchvision:resnet18 goldfish --samples photographs/ --facets 2",),
     "scan": (
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out agnosco-run",
         "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
@@ -81,6 +82,7 @@ for _name, _command in {
     "map": mapping.map_,
     "score": judging.score,
     "sanity": judging.sanity,
+    "facets": faceting.facets,
     "scan": scanning.scan,
     "report": reporting.report,
     "poison": scanning.poison,

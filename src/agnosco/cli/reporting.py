@@ -24,17 +24,22 @@ def report(
         str | None,
         typer.Option(metavar="FILE.html|DIR/", help="File to write (default: report.html in the first run)."),
     ] = None,
+    with_samples: Annotated[
+        bool,
+        typer.Option("--with-samples", help="Show the samples that the runs have kept: they are somebody's images."),
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write an HTML file that shows the maps, scores, checks and scans of runs.
 
-    It is a single file that works offline. Of the samples it shows at most three, and only if there is a scan.png.
+    It is a single file that works offline. Without --with-samples, it shows at most three samples, and only if there is
+    a scan.png.
     """
     from ..reports import page
 
     output = Output.of(context, quiet=quiet)
-    opened = page.opened(runs, out=out, scans=scan or ())
+    opened = page.opened(runs, out=out, scans=scan or (), with_samples=with_samples)
     with output.bar() as show:
         path, size = opened.write(partial(show, "drawing the report"))
     if as_json:

@@ -8,6 +8,7 @@ from ..runs.manifest import Entry, slug
 from ..runs.run import Run
 from ..text import one_line, spelling
 from ..types import OnProgress
+from .facets import FacetView, facet_of
 from .pictures import Curve, Fit, Pictures, boundaries, curves, fit_for, pictures
 from .runs import RunView
 
@@ -26,13 +27,19 @@ Part = tuple[int, Entry]
 
 @dataclass(frozen=True)
 class MapView:
-    """A map as the page shows it; ``run`` is the number of its run."""
+    """A map as the page shows it.
+
+    Args:
+        run: The number of its run.
+        facet: What is known of the facet that it shows; None for another map.
+    """
 
     run: int
     entry: Entry
     pictures: Pictures
     curves: list[Curve]
     boundaries: list[float]
+    facet: FacetView | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def rows_of(runs: Sequence[Run], views: Sequence[RunView], on_map: OnProgress | 
         done += 1
         if on_map is not None:
             on_map(done, total)
-        return MapView(place, entry, *drawings)
+        return MapView(place, entry, *drawings, facet=facet_of(runs[place].folder, entry, views[place]))
 
     rows: dict[str, ClassView] = {}
     for (index, name), parts in sorted(aligned(runs).items(), key=lambda item: item[0][0]):

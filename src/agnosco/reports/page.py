@@ -17,6 +17,7 @@ from ..backdoor.record import conclusion
 from ..errors import AgnoscoError
 from ..io.local import Local
 from ..io.storage import Folder, Place, write_whole
+from ..runs import thumbnails
 from ..runs.run import Run
 from ..text import without_password
 from ..types import OnProgress
@@ -78,7 +79,11 @@ class Report:
 
 
 def report(
-    *runs: Run | Place | Folder, out: Place | None = None, scans: Sequence[Place] = (), on_map: OnProgress | None = None
+    *runs: Run | Place | Folder,
+    out: Place | None = None,
+    scans: Sequence[Place] = (),
+    with_samples: bool = False,
+    on_map: OnProgress | None = None,
 ) -> str:
     """Write an HTML file that shows runs side by side, aligned by class, and return its path.
 
@@ -86,6 +91,7 @@ def report(
         runs: Runs, their folders or URLs; their scores, sanity checks and scans are shown too.
         out: The file to write, which ends in ``.html``, or a folder; ``report.html`` in the first run's folder if None.
         scans: Folders or files of scans that are not in their runs: the first of the first run, and so on.
+        with_samples: Whether to show the samples that the runs have kept; they are somebody's images.
         on_map: Called after every map with the number of maps drawn, and their total.
 
     Raises:
@@ -98,10 +104,16 @@ def report(
         'agnosco-run/report.html'
     """
     folders = [run.folder if isinstance(run, Run) else run for run in runs]
-    return opened(folders, out=out, scans=scans).write(on_map)[0]
+    return opened(folders, out=out, scans=scans, with_samples=with_samples).write(on_map)[0]
 
 
-def opened(paths: Sequence[Place | Folder], *, out: Place | None = None, scans: Sequence[Place] = ()) -> Report:
+def opened(
+    paths: Sequence[Place | Folder],
+    *,
+    out: Place | None = None,
+    scans: Sequence[Place] = (),
+    with_samples: bool = False,
+) -> Report:
     """A report of runs, not yet drawn: whatever is wrong with its arguments is reported first; see :func:`report`."""
     if len(scans) > len(paths):
         raise AgnoscoError(f"{len(scans)} scans for {len(paths)} runs", "give one --scan for each run, in their order")
@@ -115,7 +127,12 @@ def opened(paths: Sequence[Place | Folder], *, out: Place | None = None, scans: 
     target = None if out is None else _target(os.fspath(out))
     _check_target(runs[0].folder.absolute(FILE) if target is None else target)
     of_runs = [*scans, *[None] * (len(runs) - len(scans))]
-    views = [view_of(*each) for each in zip(runs, names_of(runs), of_runs, strict=True)]
+    views = [view_of(*each, with_samples=with_samples) for each in zip(runs, names_of(runs), of_runs, strict=True)]
+    if with_samples and not any(run.folder.names(thumbnails.FOLDER) for run in runs):
+        raise AgnoscoError(
+            f"{runs[0].folder.name!r} has kept no samples",
+            "agnosco facets keeps some of a folder that holds no file .private; repeat its command",
+        )
     return Report(runs, views, target)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..backdoor import record as scanning
 from ..errors import AgnoscoError
-from ..evaluate import sanity_record
+from ..evaluate import facet_record, sanity_record
 from ..evaluate.score_record import Judgement, read_scores
 from ..io.local import Local
 from ..io.storage import Folder, Place, in_order
@@ -48,9 +48,11 @@ class RunView:
     sanity_picture: Markup | None
     scan: scanning.ScanRecord | None
     scan_picture: Markup | None
+    facets: facet_record.FacetsRecord | None
+    with_samples: bool
 
 
-def view_of(run: Run, name: str, scan: Place | None) -> RunView:
+def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = False) -> RunView:
     """A run as the page shows it; ``scan`` is the folder or file of its scan, if not in the run's folder.
 
     Raises:
@@ -68,9 +70,11 @@ def view_of(run: Run, name: str, scan: Place | None) -> RunView:
         manifest=Markup("data:application/json;base64," + base64.b64encode(run.folder.read(MANIFEST)).decode()),
         scores=read_scores(run),
         sanity=sanity_record.read(run.folder),
-        sanity_picture=_picture(run.folder, sanity_record.SHEET),
+        sanity_picture=picture_in(run.folder, sanity_record.SHEET),
         scan=record,
-        scan_picture=_picture(folder, scanning.PICTURE) if record else None,
+        scan_picture=picture_in(folder, scanning.PICTURE) if record else None,
+        facets=facet_record.read(run.folder),
+        with_samples=with_samples,
     )
 
 
@@ -151,7 +155,7 @@ def _scan_at(place: str) -> tuple[Folder, str]:
     return Folder.of(place), scanning.FILE
 
 
-def _picture(folder: Folder, name: str) -> Markup | None:
+def picture_in(folder: Folder, name: str) -> Markup | None:
     """A picture in the run's folder; None if there is none.
 
     AgnoscoError if it is a link, which might lead to a private file; not a picture; or too large.
