@@ -63,6 +63,7 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/b
 	for what in bank check measure --tables; do $(PY) benchmarks/published.py $$what || exit 1; done
 	$(PY) benchmarks/implants.py
 	$(PY) benchmarks/implants.py --tables
+	$(PY) benchmarks/planted_cues.py train && $(PY) benchmarks/planted_cues.py && $(PY) benchmarks/planted_cues.py --tables
 
 torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments and check that no map is lost or changed (minutes)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py
