@@ -22,9 +22,10 @@ class Halves(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Linear(2, 2, bias=False)
+        self.fc = nn.Linear(2, 2)
         with torch.no_grad():
             self.fc.weight.copy_(torch.tensor([[3.0, 1.0], [0.0, 0.0]]))
+            self.fc.bias.copy_(torch.tensor([1.0, 0.0]))  # every image gets the first class
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(images.unflatten(3, (2, 4)).mean((1, 2, 4)))
@@ -45,8 +46,8 @@ def test_samples_are_shown_only_when_asked_for(run: Run) -> None:
     without, with_samples = (report_of([run.folder], with_samples=shown).html() for shown in (False, True))
     for page in (without, with_samples):
         assert "Facet 1 of &lt;b&gt;husky&lt;/b&gt;, from 24 samples that the network gives the class." in page
-        assert page.count("<dd>90 %</dd>") == 1
-        assert page.count("<dd>10 %</dd>") == 1
+        assert page.count("<dd>90\N{NO-BREAK SPACE}%</dd>") == 1
+        assert page.count("<dd>10\N{NO-BREAK SPACE}%</dd>") == 1
     assert "Samples with most of" not in without
     assert with_samples.count('alt="Samples with most of') == 2
     assert "<li>+1.2</li>" in with_samples  # half of 3 · 200/255

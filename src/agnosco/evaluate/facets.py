@@ -179,22 +179,25 @@ def _facets_of(
         changed = "" if nu is None else ", even with its map added"
         message = f"{name!r} has no facets: the network gives it {len(rows)} samples{changed}; they must differ"
         raise AgnoscoError(message, "give samples of the class")
-    facets: dict[str, Facet] = {}
-    pictures: dict[str, Tensor] = {}
-    for place in range(min(count, len(parts.directions))):
-        alpha, order = parts.alpha[:, place].topk(min(STRONGEST, len(rows)))
-        pairs = zip(rows[order].tolist(), alpha.tolist(), strict=True)
-        facet = Facet(
-            name=f"{name}, facet {place + 1:0{len(str(count))}d}", number=place + 1,
-            logit_share=parts.logit_shares[place].item(), variance_share=parts.variance_shares[place].item(),
-            strongest=tuple(Strength(sample=sample, alpha=value) for sample, value in pairs),
-        )  # fmt: skip
-        facets[facet.name] = facet
-        pictures[facet.name] = _moved(samples.images[rows[order]].float() / 255, nu)
-    record = ClassFacets(
-        index=index, name=name, samples=len(rows), nudged=nu is not None, facets=tuple(facets.values())
-    )
-    return _OfClass(record, dict(zip(facets, parts.directions, strict=False)), pictures)
+    found = [_facet(parts, place, rows, name, count) for place in range(min(count, len(parts.directions)))]
+    pictures = {
+        facet.name: _moved(samples.images[[each.sample for each in facet.strongest]].float() / 255, nu)
+        for facet in found
+    }  # fmt: skip
+    record = ClassFacets(index=index, name=name, samples=len(rows), nudged=nu is not None, facets=tuple(found))
+    return _OfClass(record, dict(zip(pictures, parts.directions, strict=False)), pictures)
+
+
+def _facet(parts: Parts, place: int, rows: Tensor, name: str, count: int) -> Facet:
+    """What is known of a facet of a class, whose parts come from these samples ``(n,)``."""
+    alpha = parts.alpha[:, place]
+    order = alpha.argsort(descending=True, stable=True)[:STRONGEST]
+    pairs = zip(rows[order].tolist(), alpha[order].tolist(), strict=True)
+    return Facet(
+        name=f"{name}, facet {place + 1:0{len(str(count))}d}", number=place + 1,
+        logit_share=parts.logit_shares[place].item(), variance_share=parts.variance_shares[place].item(),
+        strongest=tuple(Strength(sample=sample, alpha=value) for sample, value in pairs),
+    )  # fmt: skip
 
 
 def _named(classifier: Classifier, classes: Sequence[int]) -> list[tuple[int, str]]:
