@@ -46,13 +46,15 @@ class ClassFacets(Record, frozen=True, rename={"name": "class"}):
 
     Args:
         index, name: Of the class.
-        samples: How many images they come from.
-        nudged: Whether the class's map was added to these images, because the network gives the class to too few.
+        given: To how many samples the network gives the class.
+        samples: How many the facets come from.
+        nudged: Whether these are all samples, with the class's map added, because it is given to too few of them.
         facets: In order.
     """
 
     index: int
     name: str
+    given: int
     samples: int
     nudged: bool
     facets: tuple[Facet, ...]
@@ -61,7 +63,8 @@ class ClassFacets(Record, frozen=True, rename={"name": "class"}):
     def origin(self) -> str:
         """What the facets come from, in words."""
         if self.nudged:
-            return f"{self.samples} samples that the network gives the class once its map is added to them"
+            few = f"the network gives it to {self.given} of them only"
+            return f"{self.samples} samples with the map of the class added, because {few}"
         return f"{self.samples} samples that the network gives the class"
 
 

@@ -46,7 +46,7 @@ from ..types import OnStep
 from .facet_record import DIRECTIONS, FILE, OVERRIDES, ClassFacets, Facet, FacetsRecord, Strength
 
 FEWEST = 20
-"""With fewer samples of a class, its map is added to all samples, and those that then get the class are used."""
+"""With fewer samples of a class, its map is added to all samples, and all of these are used."""
 
 STRONGEST = 8
 """Samples that are named for each facet: those that have most of it."""
@@ -75,7 +75,7 @@ def facets(
         classifier: The network, which must end in a linear layer.
         classes: Indices or names.
         samples: Images, of which those that the network gives a class tell its facets. With fewer than
-            :data:`FEWEST` of them, the class's map is added to all images first; ``facets.json`` says so.
+            :data:`FEWEST` of them, all images tell them, after the class's map was added; ``facets.json`` says so.
         out: The run folder. Its ``facets.safetensors`` holds the directions, with which ``agnosco map`` and
             :func:`agnosco.load` ask for the same targets again.
         config: Settings of the maps; None for the preset ``quick`` with :data:`.facet_record.OVERRIDES`.
@@ -170,21 +170,22 @@ def _facets_of(
 ) -> _OfClass:
     """The leading facets of a class, from φ ``(N, D)`` of all samples."""
     rows, nu = network.given(index, features), None
-    if len(rows) < FEWEST:
+    given = len(rows)
+    if given < FEWEST:
         nu = map_class(network.classifier, index, split(samples)[0]).nu
-        features = network.features(samples, nu)
-        rows = network.given(index, features)
+        features, rows = network.features(samples, nu), torch.arange(len(samples))
     parts = parts_of(features[rows], network.weights[index])
     if parts is None:
-        changed = "" if nu is None else ", even with its map added"
-        message = f"{name!r} has no facets: the network gives it {len(rows)} samples{changed}; they must differ"
-        raise AgnoscoError(message, "give samples of the class")
+        message = f"{name!r} has no facets: its logit is the same for all of {len(rows)} samples"
+        raise AgnoscoError(message, "give samples that differ, some of them of the class")
     found = [_facet(parts, place, rows, name, count) for place in range(min(count, len(parts.directions)))]
     pictures = {
         facet.name: _moved(samples.images[[each.sample for each in facet.strongest]].float() / 255, nu)
         for facet in found
     }  # fmt: skip
-    record = ClassFacets(index=index, name=name, samples=len(rows), nudged=nu is not None, facets=tuple(found))
+    record = ClassFacets(
+        index=index, name=name, given=given, samples=len(rows), nudged=nu is not None, facets=tuple(found)
+    )
     return _OfClass(record, dict(zip(pictures, parts.directions, strict=False)), pictures)
 
 
