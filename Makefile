@@ -67,6 +67,7 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/b
 	$(PY) benchmarks/where.py resnet18
 	$(PY) benchmarks/where.py resnet20
 	$(PY) benchmarks/where.py --tables
+	$(PY) benchmarks/planted_cues.py train && $(PY) benchmarks/planted_cues.py && $(PY) benchmarks/planted_cues.py --tables
 
 torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments and check that no map is lost or changed (minutes)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py

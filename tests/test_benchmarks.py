@@ -29,6 +29,7 @@ frontier = pytest.importorskip("frontier")
 gallery = pytest.importorskip("gallery")
 long_run = pytest.importorskip("long_run")
 pixel_backdoor = pytest.importorskip("pixel_backdoor")
+planted_cues = pytest.importorskip("planted_cues")
 published = pytest.importorskip("published")
 speed = pytest.importorskip("speed")
 table1 = pytest.importorskip("table1")
@@ -448,3 +449,45 @@ def test_stored_rows_of_the_frontier_have_the_settings_of_the_script(path: Path)
     for key, stored in common.read_results(path)["rows"].items():
         config = rows[key].config
         assert stored["config"] is None if config is None else common.same_settings(stored["config"], config), key
+
+
+# -- planted cues --------------------------------------------------------------------------------------
+
+
+def _planted_row(facets: list[float], twin: list[float], unmarked: list[float], maps: list[float]) -> dict[str, Any]:
+    def seen(values: list[float]) -> dict[str, Any]:
+        return {"facets": values, "class map": maps[0], "class map, no crops": maps[1]}
+
+    return {
+        "cue": {"kind": "border", "place": "left"}, "area": 1 / 16, "accuracy": 0.7, "p_of_others": [0.01, 0.9],
+        "network": seen(facets), "twin": seen(twin), "network, samples without the cue": {"facets": unmarked},
+    }  # fmt: skip
+
+
+def test_the_table_of_planted_cues_counts_networks_and_twins() -> None:
+    rows = {
+        "1": _planted_row([9.0, 1.0, 1.0], [1.0, 1.0, 1.0], [4.9, 1.0, 1.0], [1.0, 6.0]),
+        "2": _planted_row([4.9, 2.0, 5.0], [1.0, 5.5, 1.0], [1.0, 1.0, 1.0], [2.0, 3.0]),
+    }
+    table = planted_cues.table({"about": common.about("cues"), "rows": rows})
+    assert "| border, left | 0.062 | 0.70 | 0.01 → 0.90 | **9.0**, 1.0, 1.0 | 1.0 / 6.0 | 1.0, 1.0, 1.0 |" in table
+    counts = "2 of 2 networks, 1 of 2 clean twins, 0 of 2 networks whose samples lack the cue"
+    assert counts in table
+    assert "0 of 2 (class map), 1 of 2 (class map, no crops)" in table
+    assert "best facet 7.0, class map 1.5 / 4.5" in table
+
+
+@pytest.mark.parametrize("seed", [30_004, 30_005])
+def test_a_planted_cue_changes_the_pixels_of_its_mask_and_no_others(seed: int) -> None:
+    cue, images = planted_cues.Cue.of(seed), torch.rand(5, 3, 32, 32)
+    changed = (cue.apply(images) != images).any(1)
+    assert not changed[:, ~cue.mask()].any()
+    assert changed[:, cue.mask()].double().mean() > 0.9
+    assert 1 / cue.mask().double().mean() > 2 * planted_cues.FOUND  # a map could show it
+
+
+def test_energy_is_measured_against_the_area_of_the_cue() -> None:
+    cue = planted_cues.Cue.of(30_005)
+    assert planted_cues.times_the_area(torch.ones(3, 32, 32), cue) == 1.0
+    assert planted_cues.times_the_area(cue.mask().float().expand(3, -1, -1), cue) == 16.0
+    assert planted_cues.times_the_area((~cue.mask()).float().expand(3, -1, -1), cue) == 0.0

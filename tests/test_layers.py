@@ -34,7 +34,7 @@ BESIDES = {
     "data": {"datasets", "safetensors", "sklearn"},
     "method": {"safetensors"},
     "runs": {"msgspec", "ray", "safetensors"},
-    "evaluate": {"msgspec", "scipy", "skimage"},
+    "evaluate": {"msgspec", "safetensors", "scipy", "skimage"},
     "backdoor": {"msgspec", "safetensors"},
     "reports": {"jinja2", "markupsafe"},
     "cli": {"rich", "typer"},

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
     from .data.samples import Samples
     from .errors import AgnoscoError, AgnoscoWarning
     from .evaluate.diff import diff
+    from .evaluate.facets import facets
     from .evaluate.sanity import sanity
     from .evaluate.transfer import score
     from .method.concept import ConceptMap
@@ -39,6 +40,7 @@ _MODULES = {
     "data.samples": ("Samples",),
     "errors": ("AgnoscoError", "AgnoscoWarning"),
     "evaluate.diff": ("diff",),
+    "evaluate.facets": ("facets",),
     "evaluate.sanity": ("sanity",),
     "evaluate.transfer": ("score",),
     "method.concept": ("ConceptMap",),
@@ -60,8 +62,8 @@ _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items()
 __all__ = [
     "L2", "PRESETS", "AgnoscoError", "AgnoscoWarning", "AutoL2", "Classifier", "ConceptMap", "Config", "Crops", "Data",
     "Identity", "MapperConfig", "Pixel", "Progress", "RefineConfig", "Run", "Samples", "ScanConfig", "Sparse",
-    "Spectral", "Step", "card", "diff", "inspect", "load", "map_class", "map_classes", "map_objective", "map_runs",
-    "preset", "remake", "report", "sanity", "scan", "score",
+    "Spectral", "Step", "card", "diff", "facets", "inspect", "load", "map_class", "map_classes", "map_objective",
+    "map_runs", "preset", "remake", "report", "sanity", "scan", "score",
 ]  # fmt: skip
 
 

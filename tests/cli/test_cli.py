@@ -825,3 +825,37 @@ def test_real_network_maps_real_classes(assets: Path) -> None:
     maps = json.loads(result.stdout)["maps"]
     assert [(entry["class"], entry["index"]) for entry in maps] == [("goldfish", 1), ("castle", 483)]
     assert all(entry["probability"] >= 0.9 for entry in maps)
+
+
+# -- facets ------------------------------------------------------------------------------------
+
+
+def faceted(*args: str) -> Result:
+    return call("facets", *SMALL, *args)
+
+
+def test_facets_are_a_run_that_map_makes_again(folder: Path) -> None:
+    result = faceted("goldfish", "--facets", "2", "--json")
+    assert result.exit_code == 0, result.stderr
+    (of_class,) = json.loads(result.stdout)["classes"]
+    assert (of_class["class"], of_class["index"], of_class["nudged"]) == ("goldfish", 1, True)
+    assert [facet["name"] for facet in of_class["facets"]] == ["goldfish, facet 1", "goldfish, facet 2"]
+    assert Path("agnosco-facets/samples/0000-goldfish-facet-1-s0-facet.png").is_file()
+    again = [name for name in SMALL if name not in ("--labels", "names.txt")]
+    asked = ("--at", "3:input", "--directions", "agnosco-facets/facets.safetensors")
+    settings = ("--loss", "logit", "--transforms", "identity")
+    made = call("map", *again, "0", "1", *asked, *settings, "--out", "again")
+    assert made.exit_code == 0, made.stderr
+    for name in ("0000-goldfish-facet-1-s0", "0001-goldfish-facet-2-s0"):
+        file = f"maps/{name}.safetensors"
+        assert Path("again", file).read_bytes() == Path("agnosco-facets", file).read_bytes()
+
+
+def test_facets_of_private_samples_are_shown_without_them(folder: Path) -> None:
+    (folder / "photos" / ".private").touch()
+    result = faceted("goldfish", "--facets", "1", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert "goldfish (1), from" in result.stdout
+    assert not Path("agnosco-facets", "samples").exists()
+    refused = call("report", "agnosco-facets", "--with-samples")
+    assert (refused.exit_code, "has kept no samples" in refused.stderr) == (2, True)

@@ -16,13 +16,14 @@ from agnosco.cli.app import app
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.evaluate import typical
-from agnosco.evaluate.sample_record import FILE, SIDE, read, row_of, thumbnails_of
+from agnosco.evaluate.sample_record import FILE, read
 from agnosco.evaluate.typical import COUNT, keep_typical
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig
 from agnosco.models.classifier import Classifier
 from agnosco.reports.page import report
 from agnosco.runs.run import Run
+from agnosco.runs.thumbnails import SIDE, name_of, row_of
 from agnosco.types import Step
 
 CONFIG = Config(MapperConfig(batch=2, steps=2, loss="log-odds"), refine=None, cycles=1, precision="float32")
@@ -96,7 +97,7 @@ def test_thumbnails_are_the_samples(tmp_path: Path) -> None:
     record = keep_typical(run, classifier(), images)
     assert record == read(run.folder)
     assert record is not None
-    sheet = Image.open(run.path / thumbnails_of(run.entry(1)))
+    sheet = Image.open(run.path / name_of(run.entry(1).stem))
     assert sheet.size == (COUNT * SIDE, 3 * SIDE)
     for place, sample in enumerate(record.maps["0001-bright-s0"].moved):
         shown = np.asarray(row_of(sheet, 1, COUNT))[:, place * SIDE : (place + 1) * SIDE]
@@ -203,7 +204,7 @@ def test_thumbnails_of_an_earlier_map_are_not_shown(folder: Path) -> None:
 
 def test_a_picture_that_is_a_link_is_refused(folder: Path) -> None:
     mapped()
-    thumbnails = folder / "agnosco-run" / thumbnails_of(Run.open("agnosco-run").entries[0])
+    thumbnails = folder / "agnosco-run" / name_of(Run.open("agnosco-run").entries[0].stem)
     thumbnails.unlink()
     thumbnails.symlink_to(folder / "photos" / "some" / "0.png")
     with pytest.raises(AgnoscoError, match="is a link"):

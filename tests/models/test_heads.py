@@ -23,6 +23,17 @@ from agnosco.runs.jobs import map_runs
 SIZE = 12
 
 
+class Named(nn.Module):
+    """Calls its layer with an argument by name, and gives it more than it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return self.fc(input=grid.mean((2, 3)))
+
+
 class Exploding(nn.Module):
     """Comes after the layer that is asked, and must not be run."""
 
@@ -78,6 +89,24 @@ def test_a_single_direction_is_asked_with_its_opposite() -> None:
     assert scores[:, 0].equal(-scores[:, 1])
 
 
+def test_a_layer_can_be_asked_what_it_is_given(tmp_path: Path) -> None:
+    images, given = torch.rand(3, 3, SIZE, SIZE), body()[:1]
+    layer = asked("1:input")
+    assert (layer.at, layer.classes, layer.labels[0]) == ("1:input", 4, "1:input 0")
+    torch.testing.assert_close(layer(images), given(images).mean((2, 3)))
+    torch.testing.assert_close(asked("1:input:center")(images), given(images)[:, :, 2, 2])
+    network = nn.Sequential(*body()[:2], Named())
+    save_file({"sky": torch.arange(6.0)}, tmp_path / "sky.safetensors")
+    classifier = Classifier(network, size=SIZE, at="2.fc:input", directions=tmp_path / "sky.safetensors")
+    torch.testing.assert_close(classifier(images)[:, 0], expected(images).mean((2, 3)) @ torch.arange(6.0))
+
+
+def test_a_layer_that_is_asked_for_its_input_is_not_run() -> None:
+    assert Classifier(body(after=Exploding()), size=SIZE, at="2:input").classes == 6
+    with pytest.raises(AgnoscoError, match="behind the layer"):
+        Classifier(body(after=Exploding()), size=SIZE, at="2")
+
+
 def test_what_comes_after_the_layer_is_not_run() -> None:
     network = body(after=Exploding())
     assert Classifier(network, size=SIZE, at="1").classes == 6
@@ -130,6 +159,9 @@ def test_tokens_are_places_and_the_class_token_is_none() -> None:
         ("1", {"a": torch.ones(2, 6), "a 0": torch.ones(6)}, "two directions are called 'a 0'", "rename"),
         ("3:center", None, "has no place in the middle", "without :center"),
         ("1:centre", None, "has no layer '1:centre'", "did you mean '1:center'"),
+        ("1:imput", None, "has no layer '1:imput'", "did you mean '1:input'"),
+        ("3:input", {"sky": torch.ones(5)}, "directions have 5 values, but 3:input 6", "name the layer"),
+        ("4:input:center", None, r"'4' is given \(2, 150\), which has no place in the middle", "without :center"),
         (None, {"a": torch.ones(6)}, "directions need a layer", "--at layer4"),
     ],
 )
@@ -140,7 +172,7 @@ def test_errors_say_what_to_do(at: str | None, directions: Any, message: str, hi
 
 
 def test_what_is_asked_is_part_of_the_fingerprint() -> None:
-    ways = [asked("1"), asked("0"), asked("1:center"), asked("1", directions={"a": torch.ones(6)})]
+    ways = [asked("1"), asked("0"), asked("1:center"), asked("1:input"), asked("1", directions={"a": torch.ones(6)})]
     ways += [asked("1", directions={"a": torch.arange(6.0)}), Classifier(body(), size=SIZE)]
     assert len({way.fingerprint for way in ways}) == len(ways)
 
@@ -228,6 +260,7 @@ def test_sanity_randomizes_no_stage_behind_the_layer() -> None:
     assert stages_of(Head(network, "2")) == ("2", "1", "0")
     three = nn.Sequential(network[0], nn.ReLU(), network[1])
     assert stages_of(Head(three, "1")) == ("0",)
+    assert stages_of(Head(network, "2", at_input=True)) == ("1", "0")
     classifier, images = Classifier(network, size=4, at="2"), Samples.noise((3, 4, 4), count=9)
     pictures = torch.stack([concept.pixels for concept in map_classes(classifier, [0, 1], images, config(2))])
     levels = cascade(classifier, [0, 1], images, config(2), pictures=pictures, seed=1)

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import AgnoscoError
-from . import doctor, inspection, judging, mapping, reporting, scanning
+from . import doctor, faceting, inspection, judging, mapping, reporting, scanning
 from .console import Output
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -23,6 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "agnosco diff clean-run compromised-run --model torchvision:resnet18=mine.safetensors "
         "--model torchvision:resnet18=theirs.safetensors --labels names.txt --samples photographs/",
     ),
+    "facets": ("agnosco facets torchvision:resnet18 goldfish --samples photographs/ --facets 2",),
     "scan": (
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out agnosco-run",
         "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
@@ -87,6 +88,7 @@ for _name, _command in {
     "score": judging.score,
     "sanity": judging.sanity,
     "diff": judging.diff,
+    "facets": faceting.facets,
     "scan": scanning.scan,
     "report": reporting.report,
     "card": reporting.card,

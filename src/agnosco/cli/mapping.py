@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..method.config import LOSSES, PRECISIONS, PRESETS
-from ..method.dials import BALLS, PARAMETERIZATIONS, TRANSFORMS
 from ..text import without_password
 from . import options
 from .console import Output
 from .maps import keep_samples, make_maps
-from .options import choice, computing_option, method_option, model_option, samples_option
+from .options import computing_option, model_option, samples_option
 
 if TYPE_CHECKING:
     from ..models.heads import Layer
@@ -57,44 +55,19 @@ def map_(
     ] = "leaves",
     samples_count: options.SamplesCountOption = None,
     samples_seed: options.SamplesSeedOption = 0,
-    preset: Annotated[str, choice(PRESETS, "Settings to start from; the options below override them.")] = "quick",
-    parameterization: Annotated[
-        str | None,
-        choice(PARAMETERIZATIONS, "What is optimised: pixels, or frequencies weighted as in the samples or by 1/f."),
-    ] = None,
-    transforms: Annotated[
-        str | None, choice(TRANSFORMS, "Random transforms of perturbed images, or none (identity).")
-    ] = None,
-    ball: Annotated[
-        str | None,
-        choice(BALLS, "Norm ball that bounds the map; sparse: few pixels; auto: an L2 ball grown until the map works."),
-    ] = None,
-    loss: Annotated[
-        str | None,
-        choice(
-            (*LOSSES, "WEIGHT"), "Loss to minimise: a name, or the other classes' weight in it (1: log-odds, 0: logit)."
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, method_option(min=1, help="Steps of the paper's Algorithm 1 (the preset paper runs it twice).")
-    ] = None,
-    batch: Annotated[int | None, method_option(min=1, help="Images per mini-batch.")] = None,
-    radius: Annotated[
-        float | None, method_option(help="Radius of the ball for 3 x 224 x 224 images; scaled for other sizes.")
-    ] = None,
-    seeds: Annotated[int, method_option(min=1, help="Number of seeds: each gives one map of every class.")] = 1,
-    seed: Annotated[int, method_option(min=0, help="First seed.")] = 0,
+    preset: options.PresetOption = "quick",
+    parameterization: options.ParameterizationOption = None,
+    transforms: options.TransformsOption = None,
+    ball: options.BallOption = None,
+    loss: options.LossOption = None,
+    steps: options.StepsOption = None,
+    batch: options.BatchOption = None,
+    radius: options.RadiusOption = None,
+    seeds: options.SeedsOption = 1,
+    seed: options.SeedOption = 0,
     device: options.DeviceOption = "auto",
-    precision: Annotated[
-        str | None,
-        choice(PRECISIONS, "Precision of the network; auto: bfloat16 if the device supports it.", "Computing"),
-    ] = None,
-    compiled: Annotated[
-        bool,
-        computing_option(
-            "--compile", help="Compile the network first: takes a minute, pays off for many maps on a GPU."
-        ),
-    ] = False,
+    precision: options.PrecisionOption = None,
+    compiled: options.CompileOption = False,
     cluster: Annotated[
         str | None, computing_option(metavar="auto|ADDRESS", help="Compute on the workers of a Ray cluster.")
     ] = None,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AgnoscoError
+from ..method.config import LOSSES, PRECISIONS, PRESETS
+from ..method.dials import BALLS, PARAMETERIZATIONS, TRANSFORMS
 
 if TYPE_CHECKING:
     from ..data.samples import Samples
@@ -64,7 +66,8 @@ AtOption = Annotated[
     str | None,
     model_option(
         metavar="LAYER",
-        help="Map the channels of this layer instead of classes; LAYER:center asks only the place in its middle.",
+        help="Map the channels of this layer instead of classes; LAYER:center asks only the place in its middle, "
+        "LAYER:input what the layer is given.",
     ),
 ]
 DirectionsOption = Annotated[
@@ -81,6 +84,41 @@ TrustCodeOption = Annotated[
 ]
 AllowPickleOption = Annotated[
     bool, model_option("--allow-pickle", help="Also open .pt files, in a restricted process; see docs/security.md.")
+]
+PresetOption = Annotated[str, choice(PRESETS, "Settings to start from; the options below override them.")]
+ParameterizationOption = Annotated[
+    str | None,
+    choice(PARAMETERIZATIONS, "What is optimised: pixels, or frequencies weighted as in the samples or by 1/f."),
+]
+TransformsOption = Annotated[
+    str | None, choice(TRANSFORMS, "Random transforms of perturbed images, or none (identity).")
+]
+BallOption = Annotated[
+    str | None,
+    choice(BALLS, "Norm ball that bounds the map; sparse: few pixels; auto: an L2 ball grown until the map works."),
+]
+LossOption = Annotated[
+    str | None,
+    choice(
+        (*LOSSES, "WEIGHT"), "Loss to minimise: a name, or the other classes' weight in it (1: log-odds, 0: logit)."
+    ),
+]
+StepsOption = Annotated[
+    int | None, method_option(min=1, help="Steps of the paper's Algorithm 1 (the preset paper runs it twice).")
+]
+BatchOption = Annotated[int | None, method_option(min=1, help="Images per mini-batch.")]
+RadiusOption = Annotated[
+    float | None, method_option(help="Radius of the ball for 3 x 224 x 224 images; scaled for other sizes.")
+]
+SeedsOption = Annotated[int, method_option(min=1, help="Number of seeds: each gives one map of every class.")]
+SeedOption = Annotated[int, method_option(min=0, help="First seed.")]
+PrecisionOption = Annotated[
+    str | None,
+    choice(PRECISIONS, "Precision of the network; auto: bfloat16 if the device supports it.", "Computing"),
+]
+CompileOption = Annotated[
+    bool,
+    computing_option("--compile", help="Compile the network first: takes a minute, pays off for many maps on a GPU."),
 ]
 DeviceOption = Annotated[str, computing_option(metavar="auto|cpu|cuda|mps", help="Device to compute on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output: one JSON object on stdout.")]

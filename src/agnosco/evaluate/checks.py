@@ -119,8 +119,8 @@ def stages_of(model: nn.Module) -> tuple[str, ...]:
     names = [name for name, _ in model.named_parameters()]
     if isinstance(model, Head):
         modules = [name for name, _ in model.body.named_modules()]
-        last = max(index for index, name in enumerate(modules) if f"{name}.".startswith(f"{model.layer}."))
-        before = set(modules[: last + 1])
+        inside = [index for index, name in enumerate(modules) if f"{name}.".startswith(f"{model.layer}.")]
+        before = set(modules[: inside[0] if model.at_input else inside[-1] + 1])
         names = [name for name, _ in model.body.named_parameters() if name.rpartition(".")[0] in before]
     if not names:
         raise AgnoscoError("a network without weights has none to randomize", "check another network")

@@ -11,25 +11,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
-from PIL import Image
 
 from ..io import records
 from ..io.records import Record
 from ..io.storage import Folder
-from ..method.render import png
+from ..runs.thumbnails import FOLDER
 
 if TYPE_CHECKING:
     from ..runs.manifest import Entry
 
 FILE = "samples.json"
 
-SIDE = 96
-"""Side of a thumbnail in pixels."""
-
 KINDS = ("most", "moved", "kept")
 """Rows of thumbnails: :class:`Typical` says what they are."""
-
-PAPER = "#808080"
 
 
 class Sample(Record, frozen=True):
@@ -102,39 +96,9 @@ def write(folder: Folder, record: TypicalRecord) -> str:
 
 def remove(folder: Folder) -> None:
     """Remove what a run's folder holds of samples."""
-    for name in folder.names("samples"):
-        folder.remove(f"samples/{name}")
+    for name in folder.names(FOLDER):
+        folder.remove(f"{FOLDER}/{name}")
     folder.remove(FILE)
-
-
-def thumbnails_of(entry: Entry) -> str:
-    """Name of the picture with the thumbnails of a map."""
-    return f"samples/{entry.stem}.png"
-
-
-def write_thumbnails(folder: Folder, name: str, rows: Sequence[Sequence[Image.Image]]) -> str:
-    """Write rows of pictures as one picture of square tiles; returns its full name."""
-    columns = max(map(len, rows), default=0) or 1
-    sheet = Image.new("RGB", (columns * SIDE, len(rows) * SIDE), PAPER)
-    for down, row in enumerate(rows):
-        for across, picture in enumerate(row):
-            sheet.paste(_tile(picture), (across * SIDE, down * SIDE))
-    return folder.write(name, png(sheet))
-
-
-def row_of(sheet: Image.Image, row: int, count: int) -> Image.Image:
-    """The first tiles of a row of such a picture."""
-    return sheet.crop((0, row * SIDE, count * SIDE, (row + 1) * SIDE))
-
-
-def _tile(picture: Image.Image) -> Image.Image:
-    """A picture as a tile, its proportions kept; pixels of a small one stay square."""
-    scale = SIDE / max(picture.size)
-    width, height = (max(1, round(scale * length)) for length in picture.size)
-    tile = Image.new("RGB", (SIDE, SIDE), PAPER)
-    filter_ = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    tile.paste(picture.convert("RGB").resize((width, height), filter_), ((SIDE - width) // 2, (SIDE - height) // 2))
-    return tile
 
 
 def of_other_maps(record: TypicalRecord | None, entries: Sequence[Entry]) -> bool:

@@ -18,6 +18,7 @@ from ..models.classifier import Classifier
 from ..runs.jobs import threads
 from ..runs.origin import check_origin
 from ..runs.run import Run
+from ..runs.thumbnails import name_of, write_thumbnails
 from ..types import OnProgress
 from .sample_record import (
     Sample,
@@ -26,9 +27,7 @@ from .sample_record import (
     of_other_maps,
     read,
     remove,
-    thumbnails_of,
     write,
-    write_thumbnails,
 )
 
 COUNT = 5
@@ -92,7 +91,7 @@ def keep_typical(
             kept=_first(movable, -odds, odds.sigmoid()),
         )
         pictures = [[to_picture(samples.images[each.index] / 255) for each in row] for row in typical.rows]
-        write_thumbnails(run.folder, thumbnails_of(entry), pictures)
+        write_thumbnails(run.folder, name_of(entry.stem), pictures)
         maps[entry.stem] = typical
     record = TypicalRecord(
         source=samples.source, fingerprint=samples.fingerprint, seen=len(seen), count=len(samples),

@@ -49,7 +49,8 @@ class Classifier:
         features: Name of the submodule whose output :meth:`activations` returns; None finds the last convolutional
             (or token) stage.
         at: Name of a layer whose channels are asked instead of classes: their mean over all places, or with
-            ``:center`` after the name, only the place in the middle. See :class:`agnosco.models.heads.Head`.
+            ``:center`` after the name, only the place in the middle; with ``:input``, the channels of what the layer is
+            given. See :class:`agnosco.models.heads.Head`.
         directions: Vectors by name in the space of that layer, or a safetensors file of them: they are asked instead
             of the channels.
         name: What reports call it.
@@ -169,6 +170,13 @@ class Classifier:
     def at(self) -> str | None:
         """The layer that is asked, or None for classes."""
         return self.model.asked if isinstance(self.model, Head) else None
+
+    def asked_at(self, at: str, directions: Mapping[str, Tensor] | None = None) -> Classifier:
+        """The same network, asked at a layer instead of for its classes; see the arguments of the class."""
+        return Classifier(
+            self.body, size=self.shape[1:], mean=self.mean, std=self.std, channels=self.shape[0], resize=self.resize,
+            features=self._features, at=at, directions=directions, name=self.name,
+        )  # fmt: skip
 
     def layers(self) -> list[Layer]:
         """All layers that ``at`` can name, in the order in which images go through them."""

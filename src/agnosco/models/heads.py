@@ -21,7 +21,7 @@ from ..types import Shape
 from .features import attends, feature_map
 from .weights.opening import read_weights
 
-CENTER = ":center"
+CENTER, INPUT = ":center", ":input"
 
 
 class _Answered(BaseException):
@@ -36,6 +36,7 @@ class Head(nn.Module):
         layer: Name of a submodule whose output is a feature map ``(N, D, h, w)``, tokens ``(N, T, D)``, or a vector
             ``(N, D)``. Of one that is called several times in a pass, such as a block's only ReLU, the first answer
             is taken.
+        at_input: Whether the layer's input is asked instead of its answer.
         center: Whether the score is that of the place in the middle; else it is the mean over all places.
         directions: Vectors by name, ``(D,)`` each, or several ``(K, D)``: the scores are the products with them. None
             for the channels themselves. One alone is given its opposite as the other target.
@@ -48,15 +49,16 @@ class Head(nn.Module):
     directions: Tensor | None
 
     def __init__(
-        self, body: nn.Module, layer: str, *, center: bool = False, directions: Mapping[str, Tensor] | None = None
-    ) -> None:
+        self, body: nn.Module, layer: str, *, at_input: bool = False, center: bool = False,
+        directions: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         names = [name for name, _ in body.named_modules() if name]
         if layer not in names:
-            near = nearest(layer, [name + CENTER for name in names] if ":" in layer else names)
+            near = nearest(layer, [name + end for name in names for end in (CENTER, INPUT)] if ":" in layer else names)
             message = f"{type(body).__name__} has no layer {layer!r}"
             raise AgnoscoError(message, f"{near}; agnosco map MODEL --list-layers lists all")
-        self.body, self.layer, self.center = body, layer, center
+        self.body, self.layer, self.at_input, self.center = body, layer, at_input, center
         rows: dict[str, Tensor] = {}
         for name, row in _rows(directions or {}):
             if name in rows:
@@ -72,22 +74,28 @@ class Head(nn.Module):
 
     @property
     def asked(self) -> str:
-        """The layer, and ``:center`` if only the place in the middle is asked."""
-        return self.layer + CENTER * self.center
+        """The layer, with ``:input`` if its input is asked, and ``:center`` if only the place in the middle is."""
+        return self.layer + INPUT * self.at_input + CENTER * self.center
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores ``(N, targets)`` of normalised images."""
-        features = self._pooled(answer_of(self.body, self.layer, images), images.shape[1:])
+        answer = answer_of(self.body, self.layer, images, at_input=self.at_input)
+        features = self._pooled(answer, images.shape[1:])
         if self.directions is None:
             return features
         if features.shape[1] != self.directions.shape[1]:
-            message = f"the directions have {self.directions.shape[1]} values, but {self.layer} {features.shape[1]}"
+            message = f"the directions have {self.directions.shape[1]} values, but {self.asked} {features.shape[1]}"
             raise AgnoscoError(message, "name the layer in whose space they are")
         return features.float() @ self.directions.float().T
 
     def labels(self, count: int) -> list[str]:
         """Names of the targets."""
-        return self.names or [f"{self.layer} {index}" for index in range(count)]
+        return self.names or [f"{self.layer}{INPUT * self.at_input} {index}" for index in range(count)]
+
+    @property
+    def _answers(self) -> str:
+        """The begin of a sentence about what is read."""
+        return f"{self.layer!r} {'is given' if self.at_input else 'answers'}"
 
     def _pooled(self, answer: Tensor, image: torch.Size) -> Tensor:
         """``(N, D)`` of what the layer answers."""
@@ -95,12 +103,12 @@ class Head(nn.Module):
         if self.center:
             grid = feature_map(answer, shape)
             if grid is None:
-                message = f"{self.layer!r} answers {tuple(answer.shape)}, which has no place in the middle"
+                message = f"{self._answers} {tuple(answer.shape)}, which has no place in the middle"
                 raise AgnoscoError(message, f"name it without {CENTER}, or name a layer before it")
             return grid[:, :, grid.shape[2] // 2, grid.shape[3] // 2]
         values = at_places(answer, shape)
         if values is None:
-            message = f"{self.layer!r} answers {tuple(answer.shape)}, neither a feature map nor tokens nor a vector"
+            message = f"{self._answers} {tuple(answer.shape)}, neither a feature map nor tokens nor a vector"
             raise AgnoscoError(message, "name another layer")
         return values.mean(2)
 
@@ -121,20 +129,26 @@ def at_places(answer: Tensor, image: Shape) -> Tensor | None:
     return answer[:, :, None] if answer.ndim == 2 else None
 
 
-def answer_of(body: nn.Module, layer: str, images: Tensor) -> Tensor:
-    """What a layer answers to images, which go through the network no further; AgnoscoError if it answers nothing."""
-    answers: list[Any] = []
+def answer_of(body: nn.Module, layer: str, images: Tensor, *, at_input: bool = False) -> Tensor:
+    """What a layer answers to images, or what it is given; they go through the network no further.
 
-    def note(_module: nn.Module, _inputs: object, output: Any) -> None:
-        answers.append(output)
+    AgnoscoError if that is no tensor, or images do not reach the layer.
+    """
+    noted: list[Any] = []
+
+    def note(*passed: Any) -> None:  # the module; its arguments; those with names, or its answer
+        noted.append(passed[1:] if at_input else passed[2])
         raise _Answered
 
-    with body.get_submodule(layer).register_forward_hook(note), suppress(_Answered):
+    module = body.get_submodule(layer)
+    hook = module.register_forward_pre_hook(note, with_kwargs=True) if at_input else module.register_forward_hook(note)
+    with hook, suppress(_Answered):
         body(images)
-    answer = tensor_in(answers[0]) if answers else None
-    if answer is None:
-        raise AgnoscoError(f"{layer!r} does not answer to images with a tensor", "name another layer")
-    return answer
+    tensor = tensor_in(noted[0]) if noted else None
+    if tensor is None:
+        message = f"{layer!r} is given no tensor" if at_input else f"{layer!r} does not answer to images with a tensor"
+        raise AgnoscoError(message, "name another layer")
+    return tensor
 
 
 def tensor_in(output: Any) -> Tensor | None:
@@ -202,7 +216,7 @@ def with_head(model: nn.Module, at: str | None, directions: Path | str | Mapping
 
     Args:
         model: The network.
-        at: A layer, with ``:center`` for the place in its middle.
+        at: A layer, with ``:input`` for what it is given, and ``:center`` for the place in the middle.
         directions: A safetensors file, or tensors by name.
     """
     if at is None:
@@ -212,7 +226,9 @@ def with_head(model: nn.Module, at: str | None, directions: Path | str | Mapping
     given = read_weights(directions) if isinstance(directions, str | Path) else directions
     if given is not None and not given:
         raise AgnoscoError("there are no directions", "give at least one vector")
-    return Head(model, at.removesuffix(CENTER), center=at.endswith(CENTER), directions=given)
+    place = at.removesuffix(CENTER)
+    at_input, center = place.endswith(INPUT), at.endswith(CENTER)
+    return Head(model, place.removesuffix(INPUT), at_input=at_input, center=center, directions=given)
 
 
 def _rows(directions: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

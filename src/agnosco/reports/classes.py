@@ -10,6 +10,7 @@ from ..runs.manifest import Entry, slug
 from ..runs.run import Run
 from ..text import one_line, spelling
 from ..types import OnProgress
+from .facets import FacetView, facet_of
 from .pictures import Curve, Fit, Pictures, boundaries, curves, fit_for, pictures
 from .runs import DiffView, RunView
 from .samples import SampleRow, sample_rows
@@ -35,6 +36,7 @@ class MapView:
         run: The number of its run.
         seen: Names of the networks that were asked, and what else each sees in its picture, by probability.
         samples: Its typical samples, if they are to be shown.
+        facet: What is known of the facet that it shows; None for another map.
     """
 
     run: int
@@ -44,6 +46,7 @@ class MapView:
     boundaries: list[float]
     seen: list[tuple[str, list[tuple[str, float]]]]
     samples: list[SampleRow]
+    facet: FacetView | None
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,10 @@ def rows_of(
         done += 1
         if on_map is not None:
             on_map(done, total)
-        samples = sample_rows(runs[place].folder, entry, views[place].samples, fit)
-        return MapView(place, entry, *drawings, seen=also_seen[place].get(entry.stem, []), samples=samples)
+        folder, view = runs[place].folder, views[place]
+        samples, facet = sample_rows(folder, entry, view.samples, fit), facet_of(folder, entry, view, fit)
+        seen = also_seen[place].get(entry.stem, [])
+        return MapView(place, entry, *drawings, seen=seen, samples=samples, facet=facet)
 
     rows: dict[str, ClassView] = {}
     for (index, name), parts in sorted(aligned(runs).items(), key=lambda item: item[0][0]):

@@ -16,6 +16,7 @@ from typing import Any
 from ..backdoor.record import conclusion
 from ..errors import AgnoscoError
 from ..io.storage import Folder, Place, write_whole
+from ..runs import thumbnails
 from ..runs.run import Run
 from ..text import without_password
 from ..types import OnProgress
@@ -131,10 +132,10 @@ def opened(
     of_runs = [*scans, *[None] * (len(runs) - len(scans))]
     names = names_of(runs)
     views = [view_of(*each, with_samples=with_samples) for each in zip(runs, names, of_runs, strict=True)]
-    if with_samples and not any(view.samples for view in views):
+    if with_samples and not any(run.folder.names(thumbnails.FOLDER) for run in runs):
         raise AgnoscoError(
             f"{runs[0].folder.name!r} has kept no samples",
-            "agnosco map keeps some of a folder, a .tar or a data set that is not private; repeat its command",
+            "agnosco map and facets keep some of a folder, a .tar or a data set, unless it is private; repeat the command",
         )
     return Report(runs, views, target, diffs_of(runs, names))
 

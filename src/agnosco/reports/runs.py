@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..backdoor import record as scanning
 from ..errors import AgnoscoError
-from ..evaluate import diff_record, sample_record, sanity_record
+from ..evaluate import diff_record, facet_record, sample_record, sanity_record
 from ..evaluate.diff_record import ClassDiff, DiffRecord
 from ..evaluate.score_record import Judgement, read_scores
 from ..io.local import Local
@@ -51,6 +51,8 @@ class RunView:
     scan: scanning.ScanRecord | None
     scan_picture: Markup | None
     samples: sample_record.TypicalRecord | None
+    facets: facet_record.FacetsRecord | None
+    with_samples: bool
 
 
 def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = False) -> RunView:
@@ -77,6 +79,8 @@ def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = Fal
         scan=record,
         scan_picture=_shown(folder, scanning.PICTURE) if record else None,
         samples=sample_record.read(run.folder) if with_samples else None,
+        facets=facet_record.read(run.folder),
+        with_samples=with_samples,
     )
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ..evaluate.sample_record import SIDE, TypicalRecord, row_of, thumbnails_of
+from ..evaluate.sample_record import TypicalRecord
 from ..io.storage import Folder
 from ..runs.manifest import Entry
+from ..runs.thumbnails import SIDE, name_of, row_of
 from .pictures import Fit, uri
 from .runs import picture_in
 
@@ -43,7 +44,7 @@ def sample_rows(folder: Folder, entry: Entry, record: TypicalRecord | None, fit:
     typical = record and record.maps.get(entry.stem)
     if not record or not typical or typical.sha256 != entry.sha256:
         return []
-    sheet = picture_in(folder, thumbnails_of(entry))
+    sheet = picture_in(folder, name_of(entry.stem))
     if sheet is None:
         return []
     letters = ["score" if record.scores else "p", "p", "p"]
