@@ -135,7 +135,7 @@ def opened(
     if with_samples and not any(run.folder.names(thumbnails.FOLDER) for run in runs):
         raise AgnoscoError(
             f"{runs[0].folder.name!r} has kept no samples",
-            "agnosco map and facets keep some of a folder, a .tar or a data set, unless it is private; repeat the command",
+            "agnosco map and facets keep some of a folder, a .tar or a data set that is not private; repeat it",
         )
     return Report(runs, views, target, diffs_of(runs, names))
 
