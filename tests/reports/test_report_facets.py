@@ -70,7 +70,7 @@ def test_a_damaged_picture_of_samples_is_refused(run: Run) -> None:
 def test_the_strip_of_samples_is_small_and_square(run: Run) -> None:
     for file in (run.path / "samples").iterdir():
         with Image.open(file) as strip:
-            assert strip.size == (8 * 8, 8)
+            assert strip.size == (8 * 96, 96)
 
 
 def test_a_facet_is_drawn_beside_its_samples_in_a_browser(run: Run, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_facet_is_drawn_beside_its_samples_in_a_browser(run: Run, tmp_path: Pa
         page.click("#grid li:nth-child(1) a")
         strip = page.locator("dialog .samples img")
         playwright.expect(strip).to_be_visible()
-        assert strip.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 8]
+        assert strip.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [768, 96]
         assert page.locator("dialog .samples li").count() == 8
         assert page.locator("dialog .facet").inner_text().startswith("Facet 1 of <b>husky</b>")
         assert page.evaluate("(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog'))") == 0
