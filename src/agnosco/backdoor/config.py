@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from ..errors import AgnoscoError
-from ..method.config import Config, MapperConfig
+from ..method.config import Config, MapperConfig, preset
 from ..method.dials import L2, Sparse, scaled_radius
 from ..types import Shape
 
@@ -159,10 +159,8 @@ class ScanConfig:
     @property
     def spread(self) -> Config:
         """Settings of the maps in the L2 ball, for what is spread over the whole image."""
-        mapper = MapperConfig(
-            self.batch, self.steps, step=0.1, decay=1.0, direction="plus", clip="masked", ball=L2(self.radius)
-        )
-        return Config(mapper, refine=None, cycles=1, precision="auto")
+        plain = preset("plain")
+        return replace(plain, mapper=replace(plain.mapper, batch=self.batch, steps=self.steps, ball=L2(self.radius)))
 
     @property
     def full(self) -> Config:
