@@ -200,10 +200,10 @@ PRESETS: dict[str, Config] = {
     ),
 }
 """``paper`` is the method to the letter. ``quick`` gives pictures that people and other networks recognise, at 1/400 of
-the cost. ``best`` takes four times as long as ``quick``: sharper pictures and a higher targeted success
-rate. ``draft`` takes a quarter of the time of ``quick``: fewer steps are longer, and samples of little contrast disturb
-them less. ``plain`` has the paper's dials and the passes of ``quick``: maps to compare networks by (:func:`agnosco.diff`)
-rather than to look at. Random crops would hide what lies at one place, and samples of little contrast what is faint.
+the cost. ``best`` takes four times as long as ``quick``: sharper pictures and a higher targeted success rate. ``draft``
+takes a quarter of the time of ``quick``: fewer steps are longer, and samples of little contrast disturb them less.
+``plain`` has the paper's dials and the passes of ``quick``: maps to compare networks by, as :func:`agnosco.diff` does,
+not to look at. Random crops would hide what lies at one place, and samples of little contrast what is faint.
 
 Example:
     >>> from agnosco import PRESETS
