@@ -94,6 +94,16 @@ def test_the_matrix_is_the_mean_over_networks_other_than_the_source(run: Run) ->
     assert [pair.p for pair in found.pairs(2)] == pytest.approx([0.35, 0.3])
 
 
+def test_classes_that_were_not_mapped_are_among_the_pairs(run: Run) -> None:
+    lynx = [[0.5, 0.1, 0.1, 0.1, 0.2], [0.2, 0.5, 0.1, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1], [0.1, 0.1, 0.1, 0.6, 0.1]]
+    found = lookalikes(run.entries, [score(run, network(lynx, "wide", (*NAMES, "lynx")))])
+    assert found is not None
+    assert found.p.shape == (4, 4)
+    first, second = found.pairs(2)
+    assert {(first.name, first.other), (second.name, second.other)} == {("cat", "lynx"), ("=dog", "cat")}
+    assert first.p == pytest.approx(0.2)
+
+
 def test_where_only_the_source_has_answered_its_answers_count(run: Run) -> None:
     found = lookalikes(run.entries, [score(run, network(SOURCE, "source"))])
     assert found is not None

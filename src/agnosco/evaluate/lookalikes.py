@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -41,12 +42,14 @@ class Lookalikes:
     Args:
         names: Of the classes of a run, by index.
         p: ``(classes, classes)``: in row i, the mean probability of each class for the pictures of class i.
+        beyond: The same for classes that the run has no pictures of, by row and name.
         judges: Names of the networks that the mean is over.
     """
 
     names: list[str]
     p: np.ndarray[Any, Any]
     judges: list[str]
+    beyond: Mapping[tuple[int, str], float] = field(default_factory=dict)
 
     @property
     def order(self) -> list[int]:
@@ -59,11 +62,11 @@ class Lookalikes:
         return _bisected(links, list(range(len(links))))
 
     def pairs(self, count: int = 10) -> list[Pair]:
-        """The pairs of two classes with the greatest probabilities, the greatest first; none below :data:`LEAST`."""
+        """The classes of the run with what else is seen in them most, the greatest first; none below :data:`LEAST`."""
         others = self.p * (1 - np.eye(len(self.p)))
-        places = np.argsort(-others, axis=None, kind="stable")[:count].tolist()
-        rows = [divmod(place, len(self.p)) for place in places]
-        return [Pair(self.names[i], self.names[j], float(others[i, j])) for i, j in rows if others[i, j] >= LEAST]
+        found = [Pair(self.names[i], self.names[j], float(others[i, j])) for i, j in np.argwhere(others >= LEAST)]
+        found += [Pair(self.names[row], name, p) for (row, name), p in self.beyond.items() if p >= LEAST]
+        return sorted(found, key=lambda pair: -pair.p)[:count]
 
 
 def _bisected(links: np.ndarray[Any, Any], chosen: list[int]) -> list[int]:
@@ -112,15 +115,19 @@ def lookalikes(entries: Sequence[Entry], judgements: Sequence[Judgement]) -> Loo
     names = {entry.index: entry.name for entry in entries}
     place = {index: row for row, index in enumerate(sorted(names))}
     p, count = np.zeros((len(names), len(names))), np.zeros((len(names), 1))
+    beyond: dict[tuple[int, str], float] = defaultdict(float)
     for judgement in chosen:
         rows = [place[entry.index] for entry in entries]
         column = {answer.own: row for answer, row in zip(judgement.answers, rows, strict=True)}
         for row, answer in zip(rows, judgement.answers, strict=True):
             count[row] += 1
-            for index, _, probability in answer.top:
+            for index, name, probability in answer.top:
                 if index in column:
                     p[row, column[index]] += probability
-    return Lookalikes([names[index] for index in sorted(names)], p / count, [each.target for each in chosen])
+                else:
+                    beyond[row, name] += probability
+    means = {(row, name): total / float(count[row, 0]) for (row, name), total in beyond.items()}
+    return Lookalikes([names[index] for index in sorted(names)], p / count, [each.target for each in chosen], means)
 
 
 Others = list[tuple[str, float]]
