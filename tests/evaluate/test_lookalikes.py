@@ -133,7 +133,10 @@ def test_a_matrix_without_links_keeps_all_classes() -> None:
 def test_the_table_holds_every_answer_and_no_formula(run: Run) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(run.entries, [score(run, network(FIRST, "first"))]))))
     assert len(rows) == 16
-    assert rows[4] == {"map": "'=dog", "seed": "0", "network": "first", "rank": "1", "class": "'=dog", "p": "0.7"}
+    assert rows[4] == {
+        "map": "'=dog", "map_index": "1", "seed": "0", "network": "first", "fingerprint": rows[0]["fingerprint"],
+        "rank": "1", "class": "'=dog", "class_index": "1", "p": "0.7",
+    }  # fmt: skip
     assert sum(float(row["p"]) for row in rows[:4]) == pytest.approx(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -77,18 +78,20 @@ def test_most_are_the_samples_that_the_network_gives_the_class_most(tmp_path: Pa
         assert [sample.value for sample in record.maps[stem].most] == pytest.approx(p, abs=1e-5)
 
 
-def test_moved_and_kept_are_held_out_samples_of_other_classes(tmp_path: Path) -> None:
+def test_moved_and_unmoved_are_held_out_samples_of_other_classes(tmp_path: Path) -> None:
     images = samples(60)  # greys of 0 to 295, of which those above 255 wrap to dark ones
     record = keep_typical(made(tmp_path / "run", images), classifier(), images)
     assert record is not None
     _, held_out = images.split_indices(0.2, seed=0)
     greys = images.images[held_out, 0, 0, 0].float() / 255
     dark = [place for place in range(len(held_out)) if greys[place] < 0.5]  # each is of class 0
-    expected = [int(held_out[place]) for place in dark]
-    of_bright = record.maps["0001-bright-s0"]  # the log-odds of the held-out sample at a place are its place less 4
-    assert [sample.index for sample in of_bright.kept] == expected[:COUNT]
+    rise = {place: (place - 4) - 20 * (greys[place].item() - 0.5) for place in dark}  # after less before
+    expected = [int(held_out[place]) for place in sorted(dark, key=rise.__getitem__)]
+    of_bright = record.maps["0001-bright-s0"]
+    assert [sample.index for sample in of_bright.unmoved] == expected[:COUNT]
     assert [sample.index for sample in of_bright.moved] == expected[::-1][:COUNT]
-    assert of_bright.moved[0].value == pytest.approx(torch.sigmoid(torch.tensor(dark[-1] - 4.0)).item())
+    most = max(dark, key=rise.__getitem__)
+    assert of_bright.moved[0].value == pytest.approx(torch.sigmoid(torch.tensor(most - 4.0)).item())
 
 
 def test_thumbnails_are_the_samples(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_of_many_samples_those_held_out_are_seen_first(tmp_path: Path, monkeypat
     assert record is not None
     assert (record.seen, record.count) == (10, 40)
     _, held_out = images.split_indices(0.2, seed=0)
-    assert {sample.index for sample in record.maps["0001-bright-s0"].kept} <= set(held_out.tolist())
+    assert {sample.index for sample in record.maps["0001-bright-s0"].unmoved} <= set(held_out.tolist())
 
 
 # -- by the command line ----------------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def test_the_report_shows_samples_only_where_it_is_told_to(folder: Path) -> None
     assert "The details of a class show images of photos, which are somebody" in page
 
 
-@pytest.mark.parametrize("place", ["photos", "photos/some"])
+@pytest.mark.parametrize("place", [".", "photos", "photos/some"])
 def test_a_folder_that_is_marked_as_private_leaves_nothing(folder: Path, place: str) -> None:
     (folder / place / ".private").touch()
     said = mapped()
@@ -183,6 +186,20 @@ def test_a_folder_that_is_marked_as_private_leaves_nothing(folder: Path, place: 
     result = call("report", "agnosco-run", "--with-samples")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[0] == "Error: 'agnosco-run' has kept no samples"
+
+
+def test_a_tar_and_a_single_image_are_private_if_a_mark_lies_in_or_beside_them(folder: Path) -> None:
+    with tarfile.open("plain.tar", "w") as tar:
+        tar.add("photos")
+    one = "photos/some/0.png"
+    assert not any(Samples.from_folder(path, (3, 8, 8)).private for path in ("plain.tar", one))
+    (folder / "photos" / ".private").touch()
+    with tarfile.open("marked.tar", "w") as tar:
+        tar.add("photos")
+    assert Samples.from_folder("marked.tar", (3, 8, 8)).private
+    assert Samples.from_folder(one, (3, 8, 8)).private
+    (folder / ".private").touch()
+    assert Samples.from_folder("plain.tar", (3, 8, 8)).private
 
 
 def test_a_mark_that_was_set_later_removes_what_was_kept(folder: Path) -> None:

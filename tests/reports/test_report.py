@@ -1092,10 +1092,10 @@ def test_what_else_is_seen_stands_beside_a_map_and_in_a_table(chromium: Any, tmp
     with page.expect_download() as download:
         page.evaluate("document.querySelector('a[download=\"lookalikes.csv\"]').click()")
     lines, quoted = download.value.path().read_text().splitlines(), HOSTILE.replace('"', '""')
-    assert lines[0] == "map,seed,network,rank,class,p"
+    assert lines[0] == "map,map_index,seed,network,fingerprint,rank,class,class_index,p"
     assert lines[1:3] == [
-        "tench,0,judge,1,tench,0.5",
-        f'tench,0,judge,2,"{quoted}",0.25',
+        "tench,0,0,judge,judge,1,tench,0,0.5",
+        f'tench,0,0,judge,judge,2,"{quoted}",1,0.25',
     ]
     page.close()
 

@@ -81,4 +81,6 @@ def facets(
     make_maps(output, run, found.classifier, images, found.targets, seeds=every_seed)
     output.result({"run": out} | to_json(found.record) if as_json else table(found.record))
     output.say("α, in brackets: how many logits a sample has of the facet, beyond the mean")
-    output.say(f"Next: agnosco report {out} --with-samples")
+    if images.private:
+        output.say("The samples are private: the run keeps none of them")
+    output.say(f"Next: agnosco report {out}{'' if images.private else ' --with-samples'}")

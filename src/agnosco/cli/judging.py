@@ -36,7 +36,10 @@ def score(
     samples_seed: options.SamplesSeedOption = 0,
     csv: Annotated[
         str | None,
-        typer.Option(metavar="FILE.csv", help="Write what each network sees in each picture, ten classes, as a table."),
+        typer.Option(
+            metavar="FILE.csv",
+            help="Write what every network that has judged the run sees in each picture, ten classes, as a table.",
+        ),
     ] = None,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
@@ -66,10 +69,12 @@ def score(
         images = None if samples is None else options.read_samples(output, context, classifier, rule)
         judgements = add_scores(maps, [score(maps, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, maps, classifier)
-    if csv is not None:
-        output.say(f"Wrote {write_whole(csv, to_csv(maps.entries, judgements).encode(errors='replace'))}")
     short = without_answers(judgements)
     output.result({"run": run, "targets": to_json(short)} if as_json else table(judgements))
+    if csv is not None:
+        output.say(f"Wrote {write_whole(csv, to_csv(maps.entries, judgements).encode(errors='replace'))}")
+        if earlier := [judgement.target for judgement in judgements if not judgement.answers]:
+            output.say(f"Without answers, because an earlier version judged: {', '.join(earlier)}; score them again")
     written = maps.folder.at(FILE)
     output.say(f"Wrote {written}. p: probability of the class; success rate: targeted success rate of the maps")
     if any(judgement.interval for judgement in judgements):
@@ -142,7 +147,10 @@ def diff(
     samples_count: options.SamplesCountOption = None,
     samples_seed: options.SamplesSeedOption = 0,
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder to write diff.json to (default: RUN_B).")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder to write diff.json to (default: RUN_B, where agnosco report finds it)."
+        ),
     ] = None,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,

@@ -12,7 +12,7 @@ import typer
 from ..text import without_password
 from . import options
 from .console import Output
-from .maps import keep_samples, make_maps
+from .maps import keep_samples, make_maps, remove_samples
 from .options import computing_option, model_option, samples_option
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ def map_(
             out, classifier=classifier, samples=images, config=config, preset=preset, overrides=overrides,
             command="map", weights=weights,
         )  # fmt: skip
+        if images.private:
+            remove_samples(run)  # of a time when they were not, at once
         if samples == "leaves":
             output.say("Samples: dead leaves, which need no data. For images like the training data: --samples DIR")
         if not classes:

@@ -116,3 +116,10 @@ def keep_samples(output: Output, run: Run, classifier: Classifier, samples: Samp
         output.say("The samples are private: the run keeps none of them")
     elif found is not None:
         output.say(f"Kept thumbnails of typical samples in {run.folder.at('samples')}: agnosco report --with-samples")
+
+
+def remove_samples(run: Run) -> None:
+    """Remove what a run has kept of its samples."""
+    from ..evaluate.sample_record import remove
+
+    remove(run.folder)

@@ -26,7 +26,9 @@ def report(
     ] = None,
     with_samples: Annotated[
         bool,
-        typer.Option("--with-samples", help="Show samples that the runs have kept: somebody's images."),
+        typer.Option(
+            "--with-samples", help="Also show the sample images kept in the runs: check that you may share them."
+        ),
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -44,7 +46,8 @@ def report(
         path, size = opened.write(partial(show, "drawing the report"))
     if as_json:
         output.result({"report": path, "bytes": size})
-    output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser. It works offline and can be sent as it is")
+    sent = "shows sample images: send it only if you may share them" if with_samples else "can be sent as it is"
+    output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser. It works offline and {sent}")
 
 
 def card(

@@ -20,7 +20,7 @@ from ..io.storage import reason_of
 from ..text import first_line
 from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
-from .files import MOST_SKIPPED, FolderFiles, Skipped, check_limit, name_hash
+from .files import MOST_SKIPPED, PRIVATE, FolderFiles, Skipped, check_limit, name_hash
 
 IMAGES = r"\.(avif|bmp|gif|ico|jpe?g|jpe|jp2|j2k|png|p[bgpn]m|tiff?|webp)"
 """Suffixes of images; a shard of WebDataset holds labels and captions beside them."""
@@ -82,7 +82,8 @@ def read_archive(
         raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
     skipped = sorted([*listing.skipped, *undecoded], key=lambda file: file.name)
     files = dict.fromkeys(members, path)
-    return images, FolderFiles(files, listing.total, skipped, listing.skipped_count + len(undecoded))
+    count = listing.skipped_count + len(undecoded)
+    return images, FolderFiles(files, listing.total, skipped, count, listing.private)
 
 
 def _content(file: IO[bytes], member: _Member) -> Content:
@@ -114,6 +115,7 @@ class _Listing:
     def __init__(self) -> None:
         self.total = self.skipped_count = 0
         self.skipped: list[Skipped] = []
+        self.private = False
 
     def images(self, file: IO[bytes]) -> Iterator[_Member]:
         """The images, in the order in which they were packed; TarError for what is no tar."""
@@ -128,7 +130,9 @@ class _Listing:
             while (member := tar.next()) is not None:
                 headers.left = MOST_HEADER
                 tar.members = []  # type: ignore[attr-defined]  # which would keep all of them
-                if reason := _reason_to_skip(member):
+                if PurePosixPath(member.name).name == PRIVATE:
+                    self.private = True
+                elif reason := _reason_to_skip(member):
                     self.skip(member.name, reason)
                 elif not member.isdir():
                     self.total += 1

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import AgnoscoError
 from ..types import OnProgress, Shape
 from .cache import default_cache
-from .files import DIGITS, PRIVATE
+from .files import DIGITS
 from .samples import Samples
 
 SIDE, DIGIT = 32, 24
@@ -85,6 +85,6 @@ def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress |
         if progress:
             progress(done, len(folders))
     labels = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
-    private = (path / PRIVATE).exists() or any(part.private for part in parts)
+    private = any(part.private for part in parts)
     samples = Samples(torch.cat([part.images for part in parts]), source=path.name, private=private)
     return Labelled(samples, labels, tuple(folder.name for folder in folders))

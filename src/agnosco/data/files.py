@@ -16,6 +16,9 @@ from typing import NamedTuple
 from ..errors import AgnoscoError
 from ..io.storage import reason_of
 
+MADE_SOURCE = r"(leaves|noise)-(\d{1,9})-seed(\d{1,19})"
+"""What manifests call synthetic images: their kind, number and seed."""
+
 MOST_FILES = 10_000
 """Files of a folder that are read by default: ten times what a map needs (800 to 1000 in the paper)."""
 
@@ -23,7 +26,7 @@ MOST_SKIPPED = 1000
 """Skipped files and folders that are remembered by name; the rest are counted."""
 
 PRIVATE = ".private"
-"""A file of this name, in a folder or above its images inside it, marks them as private."""
+"""A file of this name, in the folder of images or in any folder above or below, marks all of them as private."""
 
 MOST_NAMED = 3
 """Skipped files that a message names; the rest are counted."""
@@ -89,10 +92,21 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> F
     return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count, listing.private)
 
 
+def is_marked(path: str | Path) -> bool:
+    """Whether a folder or a file, or any folder above it, is marked as private."""
+    place = Path(os.path.abspath(Path(path).expanduser()))
+    return any((folder / PRIVATE).exists() for folder in (place, *place.parents))
+
+
 def check_limit(limit: int) -> None:
     """AgnoscoError if a limit leaves no samples."""
     if limit < 1:
         raise AgnoscoError(f"a limit of {limit} leaves no samples", "give at least 1")
+
+
+def is_synthetic(source: str) -> bool:
+    """Whether samples of a source were made, and are nobody's: leaves or noise."""
+    return re.fullmatch(MADE_SOURCE, source) is not None
 
 
 class Asked(NamedTuple):
@@ -110,7 +124,7 @@ def chosen_of(source: str, count: int, total: int, seed: int) -> str:
 
 def asked(source: str) -> Asked:
     """What was asked for to get samples of this source; a number of None stands for all, or the usual number."""
-    made = re.fullmatch(r"(leaves|noise)-(\d{1,9})-seed(\d{1,19})", source)
+    made = re.fullmatch(MADE_SOURCE, source)
     if made:
         return Asked(made[1], None if made[2] == str(MADE) else int(made[2]), int(made[3]))
     some = re.fullmatch(r"(.*) \(([\d,]{1,12}) of [\d,]+ files(?:, seed (\d{1,19}))?\)", source, re.DOTALL)

@@ -20,7 +20,7 @@ from . import arrays, procedural
 from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
 from .decoding import DECODER, FORMATS, decode_files, stack
-from .files import MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, summary
+from .files import MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, is_marked, summary
 from .hub_datasets import HUB, is_dataset, read_dataset
 from .procedural import checked_shape
 
@@ -35,7 +35,7 @@ class Samples:
         images: ``(N, C, H, W)`` uint8.
         source: Where they come from, for reports and manifests: a name, not a path.
         skipped: Files of the source that gave no image; of very many, the first ones by name.
-        private: Whether nothing of them may be kept or shown, beyond numbers.
+        private: Whether run folders, reports and scans may show none of them.
 
     Example:
         >>> from agnosco import Samples
@@ -68,7 +68,7 @@ class Samples:
 
         Images of any size and mode are turned upright, resized to cover the shape and cropped at the centre, or as
         ``resize`` says (:func:`.decoding.fit`). Hidden and unreadable files are skipped, and named in ``skipped`` and
-        in one warning. A folder that holds a file ``.private`` gives private samples.
+        in one warning. A file ``.private`` in the folder, or in any above or below, makes the samples private.
 
         Args:
             path: A folder, one image file, or a ``.tar`` of images, which is not unpacked and not cached; or a data set
@@ -107,7 +107,8 @@ class Samples:
             chosen = f"chosen by their names{f' and the seed {seed}' if seed else ''}"
             warnings.warn(f"{counts} in {source!r} were {chosen}", AgnoscoWarning, stacklevel=2)
             source = chosen_of(source, len(folder.files), folder.total, seed)
-        return cls(images, source=source, skipped=folder.skipped, private=folder.private)
+        private = folder.private or (not on_hub and is_marked(path))
+        return cls(images, source=source, skipped=folder.skipped, private=private)
 
     @classmethod
     def from_array(cls, array: Any, *, shape: Shape | None = None, source: str = "array") -> Samples:

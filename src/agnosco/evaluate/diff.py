@@ -153,6 +153,9 @@ def _check_alike(first: Run, second: Run) -> None:
     for run in (first, second):
         if not run.entries:
             raise AgnoscoError(f"{run.folder.name!r} has no maps", "make some with agnosco map")
+        if run.settings.model.at:
+            message = f"{run.folder.name!r} has maps of {run.settings.model.at}, which is no class"
+            raise AgnoscoError(message, "compare maps of classes, made without --at")
     if first.settings.samples.fingerprint != second.settings.samples.fingerprint:
         raise AgnoscoError(f"{names} were made with different samples", again)
     if replace(first.config, precision=second.config.precision) != second.config:

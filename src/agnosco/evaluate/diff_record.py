@@ -121,7 +121,8 @@ def table(record: DiffRecord) -> str:
         rows.append((name, f"{row.change:.1f}", figure(row.p_value, 4), *odds, *alike, success))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*(line.rstrip() for line in lines), "", record.conclusion])
+    sides = f"A: {one_line(record.first.network)}; B: {one_line(record.second.network)}. In parentheses: between seeds"
+    return "\n".join([*(line.rstrip() for line in lines), "", sides, record.conclusion])
 
 
 def figure(value: float | None, digits: int = 2) -> str:

@@ -66,7 +66,7 @@ class ClassFacets(Record, frozen=True, rename={"name": "class"}):
     def origin(self) -> str:
         """What the facets come from, in words."""
         if self.nudged:
-            few = f"the network gives it to {self.given} of them only"
+            few = f"the network gives it to only {self.given} of them"
             return f"{self.samples} samples with the map of the class added, because {few}"
         return f"{self.samples} samples that the network gives the class"
 

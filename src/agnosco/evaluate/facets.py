@@ -40,7 +40,7 @@ from ..runs.command import chosen_config
 from ..runs.jobs import map_runs
 from ..runs.manifest import split, stem_of
 from ..runs.run import Run
-from ..runs.thumbnails import name_of, write_thumbnails
+from ..runs.thumbnails import name_of, remove_thumbnails, write_thumbnails
 from ..text import one_line
 from ..types import OnStep
 from .facet_record import DIRECTIONS, FILE, OVERRIDES, THUMBNAILS, ClassFacets, Facet, FacetsRecord, Strength
@@ -127,6 +127,8 @@ class Found:
 
     def store(self, run: Run, *, seeds: Sequence[int] = (0,)) -> None:
         """Write the directions, the record and thumbnails of the pictures into the run's folder."""
+        if not self.pictures:  # they are private
+            remove_thumbnails(run.folder)
         run.merge()  # creates the folder of a new run
         run.write_manifest()
         run.folder.write(DIRECTIONS, safetensors.torch.save(self.directions))

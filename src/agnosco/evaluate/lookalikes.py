@@ -19,7 +19,7 @@ from .score_record import Answer, Judgement
 if TYPE_CHECKING:
     from ..runs.manifest import Entry
 
-COLUMNS = ("map", "seed", "network", "rank", "class", "p")
+COLUMNS = ("map", "map_index", "seed", "network", "fingerprint", "rank", "class", "class_index", "p")
 """Of the table that :func:`to_csv` writes."""
 
 
@@ -160,8 +160,9 @@ def to_csv(entries: Sequence[Entry], judgements: Sequence[Judgement]) -> str:
 def _lines(entries: Sequence[Entry], judgements: Sequence[Judgement]) -> Iterator[tuple[Any, ...]]:
     for judgement in judgements:
         for entry, answer in zip(entries, judgement.answers, strict=False):
-            for rank, (_, name, p) in enumerate(answer.top, start=1):
-                yield _text(entry.name), entry.seed, _text(judgement.target), rank, _text(name), f"{p:.6g}"
+            own = _text(entry.name), entry.index, entry.seed, _text(judgement.target), judgement.fingerprint[:16]
+            for rank, (index, name, p) in enumerate(answer.top, start=1):
+                yield *own, rank, _text(name), index, f"{p:.6g}"
 
 
 def _text(name: str) -> str:

@@ -15,14 +15,14 @@ from msgspec import Meta
 from ..io import records
 from ..io.records import Record
 from ..io.storage import Folder
-from ..runs.thumbnails import FOLDER
+from ..runs.thumbnails import remove_thumbnails
 
 if TYPE_CHECKING:
     from ..runs.manifest import Entry
 
 FILE = "samples.json"
 
-KINDS = ("most", "moved", "kept")
+KINDS = ("most", "moved", "unmoved")
 """Rows of thumbnails: :class:`Typical` says what they are."""
 
 
@@ -45,19 +45,19 @@ class Typical(Record, frozen=True):
     Args:
         sha256: Of the map's file.
         most: Those to which the network gives the class most.
-        moved, kept: Of the held-out samples of other classes, those that the map's pattern moves to the class most
-            easily, and those that it moves least.
+        moved, unmoved: Of the held-out samples of other classes, those whose log-odds of the class the map's pattern
+            raises most and least.
     """
 
     sha256: str
     most: tuple[Sample, ...]
     moved: tuple[Sample, ...]
-    kept: tuple[Sample, ...]
+    unmoved: tuple[Sample, ...]
 
     @property
     def rows(self) -> list[tuple[Sample, ...]]:
         """In the order of :data:`KINDS`."""
-        return [self.most, self.moved, self.kept]
+        return [self.most, self.moved, self.unmoved]
 
 
 class TypicalRecord(Record, frozen=True):
@@ -96,8 +96,7 @@ def write(folder: Folder, record: TypicalRecord) -> str:
 
 def remove(folder: Folder) -> None:
     """Remove what a run's folder holds of samples."""
-    for name in folder.names(FOLDER):
-        folder.remove(f"{FOLDER}/{name}")
+    remove_thumbnails(folder)
     folder.remove(FILE)
 
 

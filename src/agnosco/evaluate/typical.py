@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.files import asked
+from ..data.files import is_synthetic
 from ..data.samples import Samples
 from ..method.prepare import images_at_once, prepared
 from ..method.render import to_picture
@@ -42,7 +42,7 @@ NOTHING = np.zeros(0, np.float32)
 
 def may_be_kept(samples: Samples) -> bool:
     """Whether thumbnails of samples may be kept, and say something: they are neither private nor synthetic."""
-    return not samples.private and asked(samples.source).source not in ("leaves", "noise")
+    return not samples.private and not is_synthetic(samples.source)
 
 
 def keep_typical(
@@ -84,11 +84,12 @@ def keep_typical(
         odds = torch.from_numpy(run.arrays(*entry.job).get("held_out", NOTHING)).double()[: len(held_out)]
         of_others = given[: len(odds)] != entry.index
         movable, odds = held_out[: len(odds)][of_others], odds[of_others]
+        change = odds if classifier.at else odds - own[: len(of_others)][of_others]  # which are scores of a layer
         typical = Typical(
             sha256=entry.sha256,
             most=_first(seen, own, shown(own)),
-            moved=_first(movable, odds, odds.sigmoid()),
-            kept=_first(movable, -odds, odds.sigmoid()),
+            moved=_first(movable, change, odds.sigmoid()),
+            unmoved=_first(movable, -change, odds.sigmoid()),
         )
         pictures = [[to_picture(samples.images[each.index] / 255) for each in row] for row in typical.rows]
         write_thumbnails(run.folder, name_of(entry.stem), pictures)

@@ -94,7 +94,7 @@ class Head(nn.Module):
 
     @property
     def _answers(self) -> str:
-        """The begin of a sentence about what is read."""
+        """The beginning of a sentence about what is read."""
         return f"{self.layer!r} {'is given' if self.at_input else 'answers'}"
 
     def _pooled(self, answer: Tensor, image: torch.Size) -> Tensor:

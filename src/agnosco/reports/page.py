@@ -16,7 +16,6 @@ from typing import Any
 from ..backdoor.record import conclusion
 from ..errors import AgnoscoError
 from ..io.storage import Folder, Place, write_whole
-from ..runs import thumbnails
 from ..runs.run import Run
 from ..text import without_password
 from ..types import OnProgress
@@ -132,7 +131,7 @@ def opened(
     of_runs = [*scans, *[None] * (len(runs) - len(scans))]
     names = names_of(runs)
     views = [view_of(*each, with_samples=with_samples) for each in zip(runs, names, of_runs, strict=True)]
-    if with_samples and not any(run.folder.names(thumbnails.FOLDER) for run in runs):
+    if with_samples and not any(view.shows_samples for view in views):
         raise AgnoscoError(
             f"{runs[0].folder.name!r} has kept no samples",
             "agnosco map and facets keep some of a folder, a .tar or a data set that is not private; repeat it",

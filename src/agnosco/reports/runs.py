@@ -21,6 +21,7 @@ from ..evaluate.score_record import Judgement, read_scores
 from ..io.local import Local
 from ..io.storage import Folder, Place, in_order
 from ..method.config import describe
+from ..runs import thumbnails
 from ..runs.command import command_of, options_of
 from ..runs.run import MANIFEST, Run
 from ..text import one_line, without_password
@@ -52,7 +53,8 @@ class RunView:
     scan_picture: Markup | None
     samples: sample_record.TypicalRecord | None
     facets: facet_record.FacetsRecord | None
-    with_samples: bool
+    source: str
+    shows_samples: bool
 
 
 def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = False) -> RunView:
@@ -80,7 +82,8 @@ def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = Fal
         scan_picture=_shown(folder, scanning.PICTURE) if record else None,
         samples=sample_record.read(run.folder) if with_samples else None,
         facets=facet_record.read(run.folder),
-        with_samples=with_samples,
+        source=run.settings.samples.source,
+        shows_samples=with_samples and bool(run.folder.names(thumbnails.FOLDER)),
     )
 
 

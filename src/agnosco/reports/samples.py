@@ -15,8 +15,8 @@ from .runs import picture_in
 
 TITLES = (
     "Samples that the network gives the class most",
-    "Held-out samples that the pattern moves most easily",
-    "Held-out samples that it moves least",
+    "Held-out samples that the pattern moves most: p with it",
+    "Held-out samples that it moves least: p with it",
 )
 
 

@@ -34,6 +34,12 @@ def write_thumbnails(folder: Folder, name: str, rows: Sequence[Sequence[Image.Im
     return folder.write(name, png(sheet))
 
 
+def remove_thumbnails(folder: Folder) -> None:
+    """Remove all of a run's thumbnails."""
+    for name in folder.names(FOLDER):
+        folder.remove(f"{FOLDER}/{name}")
+
+
 def row_of(sheet: Image.Image, row: int, count: int) -> Image.Image:
     """The first tiles of a row of such a picture."""
     return sheet.crop((0, row * SIDE, count * SIDE, (row + 1) * SIDE))
