@@ -262,8 +262,8 @@ def test_the_table_of_differences_counts_targets_and_classes_beyond_chance() -> 
 def test_a_copy_in_bfloat16_has_rounded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     monkeypatch.setattr(differences, "cifar_networks", lambda: {"net": Classifier(model, size=8)})
-    weight = model[1].weight.detach().clone()
-    copied = differences.network_named("net" + differences.COPY).model[1].weight
+    weight = next(model[1].parameters()).detach().clone()
+    copied = next(differences.network_named("net" + differences.COPY).model[1].parameters())
     assert not torch.equal(copied, weight)
     assert torch.equal(copied, weight.bfloat16().float())
 

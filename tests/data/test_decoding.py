@@ -363,7 +363,8 @@ def test_what_is_not_a_plain_file_is_named(tmp_path: Path) -> None:
     (root / "gone.png").symlink_to(tmp_path / "nowhere")
     (root / "self.png").symlink_to(root / "self.png")
     os.mkfifo(root / "pipe.jpg")
-    regular, total, skipped, count = find_files(root)
+    regular, total, skipped, count, private = find_files(root)
+    assert not private
     assert (total, count) == (3, 7)
     assert list(regular) == ["link.png", "real.png", "sub/up.png"]
     reasons = {one.name: one.reason for one in skipped}

@@ -137,7 +137,9 @@ def test_a_class_of_few_samples_is_told_by_nudged_images() -> None:
     assert network()(dark.images.float() / 255).argmax(1).eq(0).sum() < FEWEST
     (of_class,) = find_facets(network(), [0], dark).record.classes
     assert (of_class.given, of_class.samples, of_class.nudged) == (0, 40, True)
-    assert of_class.origin.startswith("40 samples with the map of the class added, because the network gives it to only 0")
+    assert of_class.origin.startswith(
+        "40 samples with the map of the class added, because the network gives it to only 0"
+    )
 
 
 def test_a_class_whose_logit_is_constant_has_no_facets() -> None:

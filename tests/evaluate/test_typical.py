@@ -47,11 +47,11 @@ def classifier() -> Classifier:
     return Classifier(Bright(), size=8, labels=("dark", "bright"), name="bright")
 
 
-def samples(count: int = 40, **options: bool) -> Samples:
+def samples(count: int = 40, *, private: bool = False) -> Samples:
     """Images of one grey each, shuffled: image i has the grey 5 · order[i] of 255."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
     images = (5 * order).to(torch.uint8)[:, None, None, None].expand(count, 3, 8, 8).contiguous()
-    return Samples(images, source="greys", **options)
+    return Samples(images, source="greys", private=private)
 
 
 def made(path: Path, images: Samples) -> Run:

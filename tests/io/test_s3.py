@@ -84,15 +84,15 @@ def mapped(*args: str) -> Result:
 def test_an_interrupted_run_continues_to_the_bytes_of_a_local_one(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     mapped("--out", "local")
     monkeypatch.setattr(jobs, "INTERVAL", 0.0)
-    success, judged = jobs.targeted_success_rate, []
+    success, judged = jobs.share_moved, []
 
     def interrupted(*args: Any, **options: Any) -> float:
-        judged.append(args[2])
+        judged.append(args[1])
         if len(judged) in (4, 6):
             raise KeyboardInterrupt
         return success(*args, **options)
 
-    monkeypatch.setattr(jobs, "targeted_success_rate", interrupted)
+    monkeypatch.setattr(jobs, "share_moved", interrupted)
     for made in (3, 4):
         result = call("map", *SMALL, "--device", "cpu", "--seeds", "2", "--out", RUN)
         assert result.exit_code == 130, (result.stderr, result.exception)
