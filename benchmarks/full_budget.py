@@ -129,11 +129,20 @@ class Clock:
         self.written = time.process_time()
 
 
+def folder_of(row: Row) -> Path:
+    """Where the maps of a row are."""
+    return RUNS / ("paper-" + row.name.replace(",", "").replace(" ", "-"))
+
+
+def is_here(row: Row) -> bool:
+    """Whether the maps of a row are on this machine."""
+    return (folder_of(row) / "manifest.json").exists()
+
+
 def run_of(row: Row, images: Samples) -> Run:
     """The run of a row; its folder names the photographs without their path, so that any checkout can continue it."""
-    name = "paper-" + row.name.replace(",", "").replace(" ", "-")
     source = setup(row.source, row.size).source
-    return Run.create(RUNS / name, classifier=source, samples=images, config=row.config)
+    return Run.create(folder_of(row), classifier=source, samples=images, config=row.config)
 
 
 def make(row: Row, count: int) -> None:
@@ -215,10 +224,10 @@ def tables() -> str:
 
 
 def draw() -> None:
-    """Draw the maps of every finished row at the preset's settings, stretched for display."""
+    """Draw the maps of every row at the preset's settings whose maps are on this machine, stretched for display."""
     measured: Sequence[str] = list(read_results(PATH)["rows"])
     tiles, captions = [], []
-    shown = [row for row in rows() if row.name in measured and row.name == f"{row.source} paper"]
+    shown = [row for row in rows() if row.name in measured and row.name == f"{row.source} paper" and is_here(row)]
     by_source = {row.source: row for row in reversed(shown)}  # the first row of a source
     for row in reversed(by_source.values()):
         run = Run.open(run_of(row, portable(photographs(setup(row.source, row.size).source))).path)

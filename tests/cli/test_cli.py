@@ -744,13 +744,13 @@ def test_vanishing_gradients_are_one_warning() -> None:
 def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def judged(_classifier: Classifier, _nu: Tensor, label: int, _images: Samples, *, before: Tensor) -> float:
+    def judged(_probabilities: Tensor, label: int, _before: Tensor) -> float:
         calls.append(label)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return 0.5
 
-    monkeypatch.setattr(jobs, "targeted_success_rate", judged)
+    monkeypatch.setattr(jobs, "share_moved", judged)
     result = call("map", *SMALL, "--json")
     assert result.exit_code == 130
     assert result.stdout == ""
