@@ -109,9 +109,10 @@ def test_probability_is_that_of_the_raw_picture(folder: Path) -> None:
 def test_without_json_stdout_is_empty_and_stderr_names_the_contact_sheet() -> None:
     result = mapped("goldfish")
     assert result.stdout == ""
-    *_, line, wrote, following = result.stderr.splitlines()
+    *_, line, wrote, kept, following = result.stderr.splitlines()
     assert line.startswith("goldfish (1), seed 0: class probability of the picture ")
     assert wrote == "Wrote 1 map to agnosco-run. Look at agnosco-run/contact-sheet.png"
+    assert kept == "Kept thumbnails of typical samples in agnosco-run/samples: agnosco report --with-samples"
     assert following == "Next: agnosco report agnosco-run, or agnosco score agnosco-run --target MODEL"
 
 
@@ -138,7 +139,9 @@ def test_score_prints_a_line_for_each_network_and_stores_it() -> None:
     (stored,) = json.loads(Path("agnosco-run/scores.json").read_text())["targets"]
     again = json.loads(scored("--target", "python:net.py:build", "--samples", "photos", "--json").stdout)
     assert again["run"] == "agnosco-run"
-    assert [stored | {"target": ""}] == [judgement | {"target": ""} for judgement in again["targets"]]
+    assert len(stored["answers"]) == 4
+    short = {"target": "", "answers": []}  # on the screen, answers are left out
+    assert [stored | short] == [judgement | {"target": ""} for judgement in again["targets"]]
 
 
 def test_channels_of_a_layer_are_mapped_continued_judged_checked_and_reported() -> None:
@@ -343,7 +346,8 @@ def test_diff_ranks_classes_and_the_report_shows_it() -> None:
     two_runs("--seeds", "2")
     result = compared(*BOTH)
     assert result.exit_code == 0, result.stderr
-    head, *rows, _, conclusion = result.stdout.splitlines()
+    head, *rows, _, sides, conclusion = result.stdout.splitlines()
+    assert sides == "A: python:net.py:build; B: python:net.py:build. In parentheses: between seeds"
     assert head.split()[:3] == ["class", "change", "p"]
     assert sorted(row.split("  ")[0] for row in rows) == ["goldfish (1)", "tench (0)"]
     assert "more than seeds explain" in conclusion

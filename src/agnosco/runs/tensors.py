@@ -75,7 +75,7 @@ def read_arrays(content: bytes, stages: Sequence[str], shape: Shape) -> Arrays:
     expected |= {name: ((1, *shape[1:]), "uint8") for name in SHARES}
     if "held_out" in arrays:
         expected["held_out"] = ((arrays["held_out"].size,), "float32")
-    for name, array in sorted(arrays.items()):
+    for name, array in sorted(arrays.items(), key=lambda item: (item[0] != "nu", item[0])):
         kind = name.partition("/")[0]
         if (array.shape, array.dtype.name) != expected.get(kind, (steps, "float64")):
             raise ValueError(f"its {'map' if kind == 'nu' else kind} is {array.shape} of {array.dtype}")
