@@ -1106,7 +1106,7 @@ def test_a_large_matrix_is_a_picture_that_can_be_read_and_zoomed(chromium: Any, 
     judged_by_one(run)
     report(run, out=tmp_path / "report.html")
     complaints: list[str] = []
-    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    page = chromium.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")  # scrolls at once
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto((tmp_path / "report.html").as_uri())
@@ -1126,7 +1126,8 @@ def test_a_large_matrix_is_a_picture_that_can_be_read_and_zoomed(chromium: Any, 
         plane.locator("input").fill(str(zoom))
         cell = image.evaluate("(one) => one.clientWidth") / 30
         image.hover(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell}, force=True)
-        expect(said).to_have_text("Pictures of class 7 are taken for class 8 with p 0.252")  # 0.25, whose root is kept in 255ths
+        # 0.25, whose root is kept in 255ths
+        expect(said).to_have_text("Pictures of class 7 are taken for class 8 with p 0.252")
     assert complaints == []
     page.close()
 
