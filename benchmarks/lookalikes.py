@@ -69,7 +69,8 @@ def confusion(classifier: Classifier, images: Labelled) -> np.ndarray[Any, Any]:
 def rank_correlation(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
     """Spearman's, over pairs of two classes."""
     off = ~np.eye(len(first), dtype=bool)
-    return float(spearmanr(first[off], second[off]).statistic)
+    correlation: Any = spearmanr(first[off], second[off])
+    return float(correlation[0])
 
 
 def interval(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> list[float]:
