@@ -35,6 +35,13 @@ def nearest(text: str, names: Sequence[str]) -> str:
     return f"there are {len(names)}, such as " + ", ".join(repr(name) for name in names[:3])
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells as lines, their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in lines]
+
+
 def without_password(url: str) -> str:
     """A URL, or a text with some, for people."""
     return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:…@", url)

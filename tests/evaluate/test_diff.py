@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -20,7 +21,7 @@ from agnosco.io.records import to_json
 from agnosco.io.storage import Folder
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig
-from agnosco.method.score import mean_log_odds
+from agnosco.method.score import log_odds, logits_for
 from agnosco.models.classifier import Classifier
 from agnosco.runs.run import Run
 from agnosco.types import Step
@@ -219,8 +220,16 @@ def test_pairs_of_the_same_seed_are_no_likeness() -> None:
 
 def test_log_odds_are_those_of_perturbed_images() -> None:
     classifier, images, nu = network(), samples(), planted(1, 0).nu
-    p = classifier.probabilities((images.images.float() / 255 - nu).clamp(0, 1))[:, 1].double()
-    assert mean_log_odds(classifier, nu, 1, images) == pytest.approx((p / (1 - p)).log().mean().item(), abs=1e-4)
+    with torch.no_grad():
+        p = classifier((images.images.float() / 255 - nu).clamp(0, 1)).double().softmax(1)[:, 1]
+    expected = (p / (1 - p)).log().tolist()
+    assert log_odds(logits_for(classifier, images, nu=nu), 1).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_log_odds_stay_in_order_where_the_probability_is_1() -> None:
+    logits = torch.tensor([[0.0, 150.0, 1.0], [0.0, 300.0, 1.0]])  # in single precision, no other class is left
+    expected = [margin - math.log(1 + math.e) for margin in (150.0, 300.0)]
+    assert log_odds(logits, 1).tolist() == pytest.approx(expected)
 
 
 # -- what is refused, and what is written ---------------------------------------------------------------
@@ -275,11 +284,11 @@ def test_results_go_to_another_folder(tmp_path: Path, first: Run, second: Run) -
 def test_samples_are_spread_over_those_held_out(monkeypatch: pytest.MonkeyPatch, first: Run, second: Run) -> None:
     seen: list[int] = []
 
-    def note(_network: Classifier, _nu: Tensor, _label: int, images: Samples) -> float:
+    def note(_network: Classifier, images: Samples, *, nu: Tensor) -> Tensor:
         seen.append(len(images))
-        return 0.0
+        return torch.zeros(len(images), 4)
 
-    monkeypatch.setattr("agnosco.evaluate.diff.mean_log_odds", note)
+    monkeypatch.setattr("agnosco.evaluate.diff.logits_for", note)
     monkeypatch.setattr("agnosco.evaluate.diff.IMAGES", 2)
     diff(first, second, [network(), network(2)], samples())
     assert set(seen) == {2}  # of four that are held out

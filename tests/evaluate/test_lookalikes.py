@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
+from agnosco.evaluate import lookalikes as looks
 from agnosco.evaluate.lookalikes import COLUMNS, Lookalikes, also, lookalikes, to_csv
 from agnosco.evaluate.score_record import FILE, add_scores, read_scores
 from agnosco.evaluate.transfer import score
@@ -128,6 +129,31 @@ def test_classes_that_are_taken_for_each_other_stand_together() -> None:
 def test_a_matrix_without_links_keeps_all_classes() -> None:
     assert sorted(Lookalikes(["a", "b", "c"], np.eye(3), ["judge"]).order) == [0, 1, 2]
     assert Lookalikes(["a", "b", "c"], np.eye(3), ["judge"]).pairs() == []
+
+
+def test_classes_are_halved_no_more_often_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    halved = looks._bisected
+
+    def counted(links: np.ndarray, chosen: list[int], levels: int) -> list[int]:
+        left.append(levels)
+        return halved(links, chosen, levels)
+
+    monkeypatch.setattr(looks, "_bisected", counted)
+    monkeypatch.setattr(looks, "LEVELS", 2)
+    p = 0.5 ** np.abs(np.subtract.outer(np.arange(60.0), np.arange(60.0)))  # a chain, which halves five times
+    assert sorted(Lookalikes([str(i) for i in range(60)], p, []).order) == list(range(60))
+    assert (min(left), len(left)) == (0, 7)  # all, two halves, four quarters
+
+
+@pytest.mark.parametrize("p", [-0.5, 1e299, 2])
+def test_a_probability_that_is_none_is_refused(run: Run, p: float) -> None:
+    add_scores(run, [score(run, network(FIRST, "first"))])
+    stored = json.loads((run.path / FILE).read_text())
+    stored["targets"][0]["answers"][0]["top"][0][2] = p
+    (run.path / FILE).write_text(json.dumps(stored))
+    with pytest.raises(AgnoscoError, match="cannot read"):
+        read_scores(run)
 
 
 def test_the_table_holds_every_answer_and_no_formula(run: Run) -> None:

@@ -29,7 +29,7 @@ from ..errors import AgnoscoError
 from ..io import records
 from ..io.storage import Folder, Place
 from ..method.concept import ConceptMap
-from ..method.score import features_of, logits_of, mean_log_odds
+from ..method.score import features_of, log_odds, logits_for, logits_of
 from ..models.classifier import Classifier
 from ..runs.manifest import Entry
 from ..runs.origin import check_origin, classifier_of
@@ -151,8 +151,7 @@ def _check_alike(first: Run, second: Run) -> None:
     names = f"{first.folder.name!r} and {second.folder.name!r}"
     again = "map both networks with the same command"
     for run in (first, second):
-        if not run.entries:
-            raise AgnoscoError(f"{run.folder.name!r} has no maps", "make some with agnosco map")
+        run.check_maps()
         if run.settings.model.at:
             message = f"{run.folder.name!r} has maps of {run.settings.model.at}, which is no class"
             raise AgnoscoError(message, "compare maps of classes, made without --at")
@@ -189,7 +188,8 @@ def _answers(
     answers: list[float] = []
     for network in networks:
         for concept in (concept for of_run in maps for concept in of_run):
-            answers.append(mean_log_odds(network, concept.nu, concept.label, images))
+            logits = logits_for(network, images, nu=concept.nu)
+            answers.append(log_odds(logits, concept.label).mean().item())
             if on_map is not None:
                 on_map(len(answers), total)
     classes = len({concept.label for concept in maps[0]})

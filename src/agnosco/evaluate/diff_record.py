@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..io import records
 from ..io.records import Record
 from ..io.storage import Folder
-from ..text import one_line
+from ..text import aligned, one_line
 from .score_record import digest_of
 
 if TYPE_CHECKING:
@@ -119,10 +119,8 @@ def table(record: DiffRecord) -> str:
         success = ", ".join(figure(rate) for rate in row.targeted_success_rate)
         name = f"{one_line(row.name, limit=NAME_LIMIT)} ({row.index})"
         rows.append((name, f"{row.change:.1f}", figure(row.p_value, 4), *odds, *alike, success))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     sides = f"A: {one_line(record.first.network)}; B: {one_line(record.second.network)}. In parentheses: between seeds"
-    return "\n".join([*(line.rstrip() for line in lines), "", sides, record.conclusion])
+    return "\n".join([*aligned(rows), "", sides, record.conclusion])
 
 
 def figure(value: float | None, digits: int = 2) -> str:

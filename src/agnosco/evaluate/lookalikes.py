@@ -27,6 +27,10 @@ LEAST = 0.01
 """Smaller probabilities are no likeness."""
 
 
+LEVELS = 24
+"""How often classes are halved at most: links that peel off one class at a time would take as many steps as classes."""
+
+
 class Pair(NamedTuple):
     """A class, what else is seen in its pictures, and the mean probability of that."""
 
@@ -59,7 +63,7 @@ class Lookalikes:
         """
         links = np.sqrt(self.p + self.p.T)
         np.fill_diagonal(links, 0)
-        return _bisected(links, list(range(len(links))))
+        return _bisected(links, list(range(len(links))), LEVELS)
 
     def pairs(self, count: int = 10) -> list[Pair]:
         """The classes of the run with what else is seen in them most, the greatest first; none below :data:`LEAST`."""
@@ -69,13 +73,13 @@ class Lookalikes:
         return sorted(found, key=lambda pair: -pair.p)[:count]
 
 
-def _bisected(links: np.ndarray[Any, Any], chosen: list[int]) -> list[int]:
-    """Some classes in two halves that have few links to each other, and each of these again, down to single classes.
+def _bisected(links: np.ndarray[Any, Any], chosen: list[int], levels: int) -> list[int]:
+    """Some classes in two halves that have few links to each other, and each of these again, so many levels down.
 
     The halves are those of the signs of the Fiedler vector, the second eigenvector of the normalised Laplacian (`von
     Luxburg 2007, "A tutorial on spectral clustering" <https://arxiv.org/abs/0711.0189>`_).
     """
-    if len(chosen) < 3:
+    if len(chosen) < 3 or not levels:
         return chosen
     own = links[np.ix_(chosen, chosen)]
     own = own + max(own.max(), 1e-9) * 1e-6  # no class stands apart altogether
@@ -86,7 +90,7 @@ def _bisected(links: np.ndarray[Any, Any], chosen: list[int]) -> list[int]:
     cut = int((fiedler < 0).sum())
     if not 0 < cut < len(chosen):
         return ordered
-    return _bisected(links, ordered[:cut]) + _bisected(links, ordered[cut:])
+    return _bisected(links, ordered[:cut], levels - 1) + _bisected(links, ordered[cut:], levels - 1)
 
 
 def lookalikes(entries: Sequence[Entry], judgements: Sequence[Judgement]) -> Lookalikes | None:

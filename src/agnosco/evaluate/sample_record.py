@@ -1,8 +1,7 @@
-"""The samples that are typical of the classes of a run, as ``samples.json`` and ``samples/`` hold them; loads no torch.
+"""The samples that are typical of the maps of a run; loads no torch.
 
-RUN/
-samples.json                      which samples, and what the network makes of them
-samples/0001-goldfish-s0.png      thumbnails: a row for each kind of :data:`KINDS`
+``samples.json`` says which they are, and what the network makes of them. ``samples/0001-goldfish-s0.png`` holds the
+thumbnails of one map: a row for each of :data:`KINDS`.
 """
 
 from __future__ import annotations

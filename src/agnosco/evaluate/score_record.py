@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ..io import records
 from ..io.records import Record
+from ..text import aligned
 from ..types import Shape
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ FILE = "scores.json"
 
 TOP = 10
 """Most classes of an answer."""
+
+Probability = Annotated[float, Meta(ge=0, le=1)]
 
 FIGURES = ("m_score", "top1_of_concepts", "top1", "probability")
 """Fields of :class:`~agnosco.method.score.Score`."""
@@ -43,8 +47,8 @@ class Answer(Record, frozen=True):
     """
 
     own: int
-    entropy: float
-    top: tuple[tuple[int, str, float], ...]
+    entropy: Annotated[float, Meta(ge=0)]
+    top: tuple[tuple[int, str, Probability], ...]
 
 
 class Judgement(Record, frozen=True):
@@ -142,10 +146,7 @@ def without_answers(judgements: Sequence[Judgement]) -> list[Judgement]:
 
 def table(judgements: Sequence[Judgement]) -> str:
     """Judgements as lines of text, one network each."""
-    rows = rows_of(judgements)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned(rows_of(judgements)))
 
 
 def rows_of(judgements: Sequence[Judgement]) -> list[tuple[str, ...]]:

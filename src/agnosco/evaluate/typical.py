@@ -16,26 +16,18 @@ from ..method.render import to_picture
 from ..method.score import log_odds
 from ..models.classifier import Classifier
 from ..runs.jobs import threads
+from ..runs.manifest import Entry
 from ..runs.origin import check_origin
 from ..runs.run import Run
 from ..runs.thumbnails import name_of, write_thumbnails
 from ..types import OnProgress
-from .sample_record import (
-    Sample,
-    Typical,
-    TypicalRecord,
-    of_other_maps,
-    read,
-    remove,
-    write,
-)
+from .sample_record import Sample, Typical, TypicalRecord, of_other_maps, read, remove, write
 
 COUNT = 5
 """Samples of a kind that are kept for each map."""
 
 MOST_SEEN = 4000
 """Samples that the network sees at most: all that are held out, and others at random."""
-
 
 NOTHING = np.zeros(0, np.float32)
 
@@ -76,21 +68,12 @@ def keep_typical(
     seen, labels = _seen(len(samples), held_out), sorted({entry.index for entry in run.entries})
     with threads(run.settings.threads):
         values, given = _answers(run, classifier, samples.part(seen), labels, on_progress)
-    held_out = held_out[:MOST_SEEN]  # they were seen first
-    shown = (lambda odds: odds) if classifier.at else torch.sigmoid
     maps = {}
     for entry in run.entries:
         own = values[:, labels.index(entry.index)]
-        odds = torch.from_numpy(run.arrays(*entry.job).get("held_out", NOTHING)).double()[: len(held_out)]
-        of_others = given[: len(odds)] != entry.index
-        movable, odds = held_out[: len(odds)][of_others], odds[of_others]
-        change = odds if classifier.at else odds - own[: len(of_others)][of_others]  # which are scores of a layer
-        typical = Typical(
-            sha256=entry.sha256,
-            most=_first(seen, own, shown(own)),
-            moved=_first(movable, change, odds.sigmoid()),
-            unmoved=_first(movable, -change, odds.sigmoid()),
-        )
+        moved, unmoved = _moved(run, entry, held_out[:MOST_SEEN], given, None if classifier.at else own)
+        most = _first(seen, own, own if classifier.at else own.sigmoid())
+        typical = Typical(sha256=entry.sha256, most=most, moved=moved, unmoved=unmoved)
         pictures = [[to_picture(samples.images[each.index] / 255) for each in row] for row in typical.rows]
         write_thumbnails(run.folder, name_of(entry.stem), pictures)
         maps[entry.stem] = typical
@@ -100,6 +83,24 @@ def keep_typical(
     )  # fmt: skip
     write(run.folder, record)
     return record
+
+
+def _moved(
+    run: Run, entry: Entry, held_out: Tensor, given: Tensor, before: Tensor | None
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """The held-out samples of other classes that a map's pattern moves most, and those that it moves least.
+
+    Args:
+        held_out: Indices of the held-out samples, which are the first of those that the network has seen.
+        given: The class of each seen sample.
+        before: Their log-odds of the map's class without the pattern; None takes what they are with it.
+    """
+    odds = torch.from_numpy(run.arrays(*entry.job).get("held_out", NOTHING)).double()[: len(held_out)]
+    others = (given[: len(odds)] != entry.index).nonzero()[:, 0]
+    after = odds[others]
+    change = after if before is None else after - before[others]
+    most, least = (_first(held_out[others], sign * change, after.sigmoid()) for sign in (1, -1))
+    return most, least
 
 
 def _seen(count: int, held_out: Tensor) -> Tensor:
@@ -118,14 +119,11 @@ def _answers(
     network = prepared(classifier, precision=run.config.precision)
     values, given = [], []
     for batch in samples.batches(min(images_at_once(network), 64)):
-        if classifier.at is None:
-            probabilities = network.probabilities(batch.to(network.device)).cpu()
-            values.append(torch.stack([log_odds(probabilities, label) for label in labels], 1))
-        else:
-            with torch.no_grad():
-                probabilities = network(batch.to(network.device)).cpu()
-            values.append(probabilities[:, labels].double())
-        given.append(probabilities.argmax(1))
+        with torch.no_grad():
+            logits = network(batch.to(network.device)).cpu()
+        of_classes = [logits[:, label].double() if classifier.at else log_odds(logits, label) for label in labels]
+        values.append(torch.stack(of_classes, 1))
+        given.append(logits.argmax(1))
         if on_progress is not None:
             on_progress(sum(map(len, given)), len(samples))
     return torch.cat(values), torch.cat(given)

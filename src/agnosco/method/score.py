@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..models.classifier import Classifier
-from .algorithm1 import class_loss, perturbed
+from .algorithm1 import perturbed
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,18 @@ def _fitted(pictures: Tensor, target: Classifier) -> Tensor:
     return F.interpolate(pictures, size=target.shape[1:], mode="bilinear", antialias=True)
 
 
-def probabilities_of(classifier: Classifier, images: Samples, *, nu: Tensor | None = None) -> Tensor:
-    """Softmax of a network's logits for images, perturbed by ν ``(C, H, W)`` if given: ``(N, classes)`` on the CPU."""
+def logits_for(classifier: Classifier, images: Samples, *, nu: Tensor | None = None) -> Tensor:
+    """A network's logits for images, perturbed by ν ``(C, H, W)`` if given: ``(N, classes)`` on the CPU."""
     device = classifier.device
     parts = (part.to(device) for part in images.batches(64))
     seen = parts if nu is None else (perturbed(part, nu.to(device)) for part in parts)
-    return torch.cat([classifier.probabilities(part).cpu() for part in seen])
+    with torch.no_grad():
+        return torch.cat([classifier(part).cpu() for part in seen])
+
+
+def probabilities_of(classifier: Classifier, images: Samples, *, nu: Tensor | None = None) -> Tensor:
+    """Softmax of :func:`logits_for`, ``(N, classes)``."""
+    return logits_for(classifier, images, nu=nu).softmax(1)
 
 
 def predictions(classifier: Classifier, images: Samples) -> Tensor:
@@ -147,14 +153,11 @@ def predictions(classifier: Classifier, images: Samples) -> Tensor:
     return probabilities_of(classifier, images).argmax(1)
 
 
-def mean_log_odds(classifier: Classifier, nu: Tensor, label: int, images: Samples) -> float:
-    """Log-odds that a network gives a class, ln p − ln(1 − p), for images perturbed by ν ``(C, H, W)``; their mean."""
-    device, total = classifier.device, 0.0
-    with torch.no_grad():
-        for part in images.batches(64):
-            logits = classifier(perturbed(part.to(device), nu.to(device))).double()
-            total -= class_loss(logits, torch.full((len(part),), label, device=device), "log-odds").item()
-    return total / len(images)
+def log_odds(logits: Tensor, label: int) -> Tensor:
+    """Log-odds of a class, ln p − ln(1 − p), of logits ``(N, classes)``: ``(N,)`` in float64, finite where p is 1."""
+    values = logits.double()
+    others = values.index_fill(1, torch.tensor(label, device=values.device), -torch.inf)
+    return values[:, label] - others.logsumexp(1)
 
 
 def targeted_success_rate(
@@ -180,11 +183,3 @@ def share_moved(probabilities: Tensor, label: int, before: Tensor) -> float:
     ``before`` is the class of each, ``(N,)``. NaN if every image had the class already.
     """
     return (probabilities.argmax(1) == label)[before != label].double().mean().item()
-
-
-def log_odds(probabilities: Tensor, label: int) -> Tensor:
-    """log p / (1 − p) of a class, ``(N,)`` in float64, of probabilities ``(N, classes)``: exact where p is nearly 1."""
-    values = probabilities.double()
-    others = values.clone()
-    others[:, label] = 0
-    return values[:, label].log() - others.sum(1).log()

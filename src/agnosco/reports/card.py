@@ -102,8 +102,7 @@ def opened(
 ) -> Card:
     """A card of a run, not yet written: whatever is wrong with its arguments is reported first; see :func:`card`."""
     run = run if isinstance(run, Run) else Run.open(run)
-    if not run.entries:
-        raise AgnoscoError(f"{run.folder.name!r} has no maps", "make some with agnosco map")
+    run.check_maps()
     if out is not None and into is not None:
         raise AgnoscoError("the card cannot be written both to a file of its own and into another", "give one of them")
     folder, file, before = _target(run, out, into)

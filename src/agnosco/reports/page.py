@@ -124,8 +124,7 @@ def opened(
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise AgnoscoError(f"{run.folder.name!r} is given twice", "name each run once")
-        if not run.entries:
-            raise AgnoscoError(f"{run.folder.name!r} has no maps", "make some with agnosco map")
+        run.check_maps()
     target = None if out is None else file_at(os.fspath(out), FILE)
     _check_target(runs[0].folder.absolute(FILE) if target is None else target)
     of_runs = [*scans, *[None] * (len(runs) - len(scans))]

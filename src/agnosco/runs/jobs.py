@@ -19,7 +19,7 @@ from ..io.atomic import DAY
 from ..io.records import to_json
 from ..method.checkpoint import GroupState, packed, unpacked
 from ..method.maker import Maker, groups_of
-from ..method.score import log_odds, predictions, probabilities_of, share_moved
+from ..method.score import log_odds, logits_for, predictions, share_moved
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .manifest import Entry, split
@@ -189,8 +189,9 @@ class Worker:
                     share = (time.perf_counter() - start) / len(missing)
                 start = time.perf_counter()
                 if (concept.label, concept.seed) in missing:
-                    moved = probabilities_of(self.classifier, self.held_out, nu=concept.nu)
-                    rate, odds = share_moved(moved, concept.label, self.before), log_odds(moved, concept.label)
+                    logits = logits_for(self.classifier, self.held_out, nu=concept.nu)
+                    rate = share_moved(logits.softmax(1), concept.label, self.before)
+                    odds = log_odds(logits, concept.label)
                     entry = self.run.add(concept, targeted_success_rate=rate, held_out=odds)
                     yield Finished(entry, share + time.perf_counter() - start)
         except KeyboardInterrupt:

@@ -208,6 +208,11 @@ class Run:
         """The entry of every map, by index and seed."""
         return [self.entry_of[job] for job in sorted(self.entry_of)]
 
+    def check_maps(self) -> None:
+        """AgnoscoError if it has no map."""
+        if not self.entry_of:
+            raise AgnoscoError(f"{self.folder.name!r} has no maps", "make some with agnosco map")
+
     @property
     def config(self) -> Config:
         """The settings of every map."""

@@ -41,8 +41,8 @@ def remove_thumbnails(folder: Folder) -> None:
 
 
 def row_of(sheet: Image.Image, row: int, count: int) -> Image.Image:
-    """The first tiles of a row of such a picture."""
-    return sheet.crop((0, row * SIDE, count * SIDE, (row + 1) * SIDE))
+    """The first tiles of a row of such a picture, as many as it has."""
+    return sheet.crop((0, row * SIDE, min(count * SIDE, sheet.width), (row + 1) * SIDE))
 
 
 def _tile(picture: Image.Image) -> Image.Image:
