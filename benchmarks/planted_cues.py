@@ -11,7 +11,9 @@ which the same cue is looked for; without one (benchmarks/published.py bank), a 
 
 Facets come from held-out images that carry the cue in the same share of the class, as images that somebody collects do.
 A facet is taken for the cue where the share of its map's energy on the cue's pixels is at least five times their share
-of the image. A full border of one pixel could have 8 times at most, a watermark here has 19, a border along a side 16.
+of the image: of the whole map, or of what ``display(transparent=True)`` shows of it, which is where the network looks
+(energy times opacity). A watermark could have 19 times at most, a border 16. The second figure was thought of when
+networks 30005 to 30008 had been seen; the others are new to it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from agnosco.backdoor.triggers import Logo
 from agnosco.data.datasets import Labelled, from_class_folders
 from agnosco.evaluate.facet_record import OVERRIDES
 from agnosco.evaluate.facets import find_facets
+from agnosco.method.concept import ConceptMap
 from agnosco.method.config import config_to_json
+from agnosco.method.render import opacity
 from agnosco.runs.command import chosen_config
 from agnosco.runs.manifest import split
 
@@ -48,6 +52,9 @@ SHARE = 0.95
 
 FOUND = 5.0
 """From how many times its area on a cue counts as the cue."""
+
+PARTS = ("whole", "where")
+"""Of a map: all of it, or what a transparent picture shows."""
 
 FACETS = 3
 WATERMARK, WIDTH = 12, 2
@@ -192,11 +199,11 @@ def probabilities(classifier: Classifier, held_out: Labelled, cue: Cue) -> list[
 def seen(classifier: Classifier, samples: Samples, cue: Cue) -> dict[str, Any]:
     """How much of the cue the facets of its class show, and the map of the class."""
     mapping, _ = split(samples)
-    maps = {name: config for name, config in CONFIGS.items() if name != "facets"}
-    return facets_seen(classifier, samples, cue) | {
-        name: times_the_area(next(iter(map_classes(classifier, [cue.label], mapping, config))).nu, cue)
-        for name, config in maps.items()
-    }
+    maps = {
+        name: times_the_area(list(map_classes(classifier, [cue.label], mapping, config)), cue)
+        for name, config in CONFIGS.items() if name != "facets"
+    }  # fmt: skip
+    return facets_seen(classifier, samples, cue) | maps
 
 
 def facets_seen(classifier: Classifier, samples: Samples, cue: Cue) -> dict[str, Any]:
@@ -206,16 +213,28 @@ def facets_seen(classifier: Classifier, samples: Samples, cue: Cue) -> dict[str,
     maps = map_classes(found.classifier, found.targets, mapping, CONFIGS["facets"])
     (of_class,) = found.record.classes
     return {
-        "facets": [times_the_area(concept.nu, cue) for concept in maps],
+        "facets": times_the_area(list(maps), cue),
         "logit_shares": [round(facet.logit_share, 3) for facet in of_class.facets],
         "samples": of_class.samples, "nudged": of_class.nudged,
     }  # fmt: skip
 
 
-def times_the_area(nu: Tensor, cue: Cue) -> float:
-    """The share of a map's energy on the cue's pixels, as so many times their share of the image."""
-    energy, mask = nu.square().sum(0), cue.mask()
-    return round((energy[mask].sum() / energy.sum() / mask.float().mean()).item(), 2)
+def times_the_area(maps: Sequence[ConceptMap], cue: Cue) -> dict[str, list[float]]:
+    """The share of each map's energy on the cue's pixels, as so many times their share of the image.
+
+    ``"whole"`` is of all of ν; ``"where"`` of what a transparent picture shows of it, each place times its opacity.
+    """
+    mask = cue.mask()
+
+    def times(energy: Tensor) -> float:
+        return round((energy[mask].sum() / energy.sum() / mask.float().mean()).item(), 2)
+
+    energies = [concept.nu.square().sum(0) for concept in maps]
+    opacities = [torch.as_tensor(opacity(concept.contribution)).view(SHAPE[1:]) for concept in maps]
+    return {
+        "whole": [times(energy) for energy in energies],
+        "where": [times(energy * alpha) for energy, alpha in zip(energies, opacities, strict=True)],
+    }
 
 
 # -- tables ------------------------------------------------------------------------------------------
@@ -224,46 +243,37 @@ def times_the_area(nu: Tensor, cue: Cue) -> float:
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     before, after = row["p_of_others"]
-    return [
-        f"{row['cue']['kind']}, {row['cue']['place']}", f"{row['area']:.3f}", f"{row['accuracy']:.2f}",
-        f"{before:.2f} → {after:.2f}", in_short(row["network"]), plain(row["network"]), in_short(row["twin"]),
-        plain(row["twin"]), in_short(row["network, samples without the cue"]),
-    ]  # fmt: skip
+    places = (row["network"], row["twin"], row["network, samples without the cue"])
+    found = [in_short(place, name) for name in CONFIGS for place in places if name in place]
+    about = [f"{row['cue']['kind']}, {row['cue']['place']}", f"{row['area']:.3f}", f"{row['accuracy']:.2f}"]
+    return [*about, f"{before:.2f} → {after:.2f}", *found]
 
 
-def in_short(seen_in: dict[str, Any]) -> str:
-    """What is seen of a cue in each facet; bold where it is found."""
-    return ", ".join(f"**{value:.1f}**" if value >= FOUND else f"{value:.1f}" for value in seen_in["facets"])
-
-
-def plain(seen_in: dict[str, Any]) -> str:
-    """What is seen of a cue in the map of the class."""
-    return " / ".join(f"{seen_in[name]:.1f}" for name in CONFIGS if name != "facets")
+def in_short(seen_in: dict[str, Any], name: str) -> str:
+    """The most that is seen of a cue in any of a kind of maps, in the whole map / where it is; bold where found."""
+    values = (max(seen_in[name][part]) for part in PARTS)
+    return " / ".join(f"**{value:.1f}**" if value >= FOUND else f"{value:.1f}" for value in values)
 
 
 def table(results: dict[str, Any]) -> str:
-    """All rows, and in how many networks the cue is found."""
+    """All rows, and in how many networks and twins the cue is found."""
     rows = results["rows"].values()
-    head = ["cue", "area", "accuracy", "p(class) of other images, without → with the cue", "facets 1–3", "class map"]
-    head += ["facets of the clean twin", "its class map", "facets from samples without the cue"]
-    first = median(max(row["network"]["facets"]) for row in rows)
-    ordinary = [median(row["network"][name] for row in rows) for name in CONFIGS if name != "facets"]
-    counts = [
-        f"{sum(max(row[part]['facets']) >= FOUND for row in rows)} of {len(rows)} {words}"
-        for part, words in (
-            ("network", "networks"), ("twin", "clean twins"),
-            ("network, samples without the cue", "networks whose samples lack the cue"),
-        )
-    ]  # fmt: skip
-    by_class = [
-        f"{sum(row['network'][name] >= FOUND for row in rows)} of {len(rows)} ({name})"
-        for name in CONFIGS if name != "facets"
-    ]  # fmt: skip
+    places = {"network": "", "twin": ", clean twin", "network, samples without the cue": ", samples without the cue"}
+    kinds = [(name, place) for name in CONFIGS for place in places if all(name in row[place] for row in rows)]
+    head = ["cue", "area", "accuracy", "p(class) of other images, without → with the cue"]
+    head += [f"{name}{places[place]}" for name, place in kinds]
+
+    def found(name: str, place: str) -> str:
+        best = {part: [max(row[place][name][part]) for row in rows] for part in PARTS}
+        counts = " / ".join(f"{sum(value >= FOUND for value in best[part])}" for part in PARTS)
+        medians = " / ".join(f"{median(best[part]):.1f}" for part in PARTS)
+        return f"{counts} of {len(rows)} (median {medians})"
+
+    last = ["found", "", "", "", *(found(*kind) for kind in kinds)]
     return (
-        f"{measured_on(results)}. Energy on the cue as a multiple of its area; found from {FOUND:g} on, in bold. "
-        f"Class map: as `agnosco map` makes it / without random crops.\n\n{markdown(head, map(cells, rows))}\n\n"
-        f"The cue is found in the first three facets of {', '.join(counts)}; in the plain map of the class in "
-        f"{', '.join(by_class)}. Median: best facet {first:.1f}, class map {' / '.join(f'{x:.1f}' for x in ordinary)}."
+        f"{measured_on(results)}. Energy on the cue as a multiple of its area, in the whole map / in what a transparent"
+        f" picture shows of it; the best of three facets; found from {FOUND:g} on, in bold.\n\n"
+        f"{markdown(head, [*map(cells, rows), last])}"
     )
 
 

@@ -17,6 +17,7 @@ from agnosco.backdoor.config import TRIGGERS
 from agnosco.backdoor.triggers import Patch, trigger_of, trigger_to_json
 from agnosco.data.datasets import Labelled
 from agnosco.errors import AgnoscoError
+from agnosco.method.concept import ConceptMap
 from agnosco.runs.manifest import read_manifest
 
 ablation = pytest.importorskip("ablation")
@@ -455,12 +456,15 @@ def test_stored_rows_of_the_frontier_have_the_settings_of_the_script(path: Path)
 
 
 def _planted_row(facets: list[float], twin: list[float], unmarked: list[float], maps: list[float]) -> dict[str, Any]:
+    def both(values: list[float]) -> dict[str, list[float]]:
+        return {"whole": values, "where": [2 * value for value in values]}
+
     def seen(values: list[float]) -> dict[str, Any]:
-        return {"facets": values, "class map": maps[0], "class map, no crops": maps[1]}
+        return {"facets": both(values), "class map": both(maps[:1]), "class map, no crops": both(maps[1:])}
 
     return {
         "cue": {"kind": "border", "place": "left"}, "area": 1 / 16, "accuracy": 0.7, "p_of_others": [0.01, 0.9],
-        "network": seen(facets), "twin": seen(twin), "network, samples without the cue": {"facets": unmarked},
+        "network": seen(facets), "twin": seen(twin), "network, samples without the cue": {"facets": both(unmarked)},
     }  # fmt: skip
 
 
@@ -470,11 +474,11 @@ def test_the_table_of_planted_cues_counts_networks_and_twins() -> None:
         "2": _planted_row([4.9, 2.0, 5.0], [1.0, 5.5, 1.0], [1.0, 1.0, 1.0], [2.0, 3.0]),
     }
     table = planted_cues.table({"about": common.about("cues"), "rows": rows})
-    assert "| border, left | 0.062 | 0.70 | 0.01 → 0.90 | **9.0**, 1.0, 1.0 | 1.0 / 6.0 | 1.0, 1.0, 1.0 |" in table
-    counts = "2 of 2 networks, 1 of 2 clean twins, 0 of 2 networks whose samples lack the cue"
-    assert counts in table
-    assert "0 of 2 (class map), 1 of 2 (class map, no crops)" in table
-    assert "best facet 7.0, class map 1.5 / 4.5" in table
+    assert "| border, left | 0.062 | 0.70 | 0.01 → 0.90 | **9.0** / **18.0** | 1.0 / 2.0 | 4.9 / **9.8** |" in table
+    found = next(line for line in table.splitlines() if line.startswith("| found |"))
+    facets = ["2 / 2 of 2 (median 7.0 / 14.0)", "1 / 1 of 2 (median 3.2 / 6.5)", "0 / 1 of 2 (median 3.0 / 5.9)"]
+    class_maps = ["0 / 0 of 2 (median 1.5 / 3.0)"] * 2 + ["1 / 2 of 2 (median 4.5 / 9.0)"] * 2
+    assert found.split(" | ")[4:] == [*facets, *class_maps[:-1], f"{class_maps[-1]} |"]
 
 
 @pytest.mark.parametrize("seed", [30_004, 30_005])
@@ -488,6 +492,13 @@ def test_a_planted_cue_changes_the_pixels_of_its_mask_and_no_others(seed: int) -
 
 def test_energy_is_measured_against_the_area_of_the_cue() -> None:
     cue = planted_cues.Cue.of(30_005)
-    assert planted_cues.times_the_area(torch.ones(3, 32, 32), cue) == 1.0
-    assert planted_cues.times_the_area(cue.mask().float().expand(3, -1, -1), cue) == 16.0
-    assert planted_cues.times_the_area((~cue.mask()).float().expand(3, -1, -1), cue) == 0.0
+    mask = cue.mask().float().expand(3, -1, -1)
+    contribution = 0.1 + 0.9 * cue.mask().float()[None]
+    maps = [
+        ConceptMap(nu, 0, "a", 0, 0.5, {"map": nu}, (), contribution=contribution)
+        for nu in (torch.ones(3, 32, 32), mask, 1 - mask)
+    ]
+    times = planted_cues.times_the_area(maps, cue)
+    assert times["whole"] == [1.0, 16.0, 0.0]
+    assert times["where"][0] > 2  # of what is everywhere, a transparent picture shows the places that contribute
+    assert times["where"][1:] == [16.0, 0.0]
