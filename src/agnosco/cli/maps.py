@@ -32,7 +32,8 @@ def make_maps(
     """Make the maps that a run lacks, as :func:`agnosco.runs.jobs.map_runs`, with a progress bar and a line for each.
 
     Returns:
-        All of these maps, in the order of classes and seeds; then those that were made side by side with them.
+        All of these maps, whoever made them, in the order of classes and seeds; then those that were made side by side
+        with them.
     """
     from ..runs.jobs import map_runs
 
@@ -41,7 +42,8 @@ def make_maps(
         with output.bar() as show:
             for finished in map_runs(
                 run, classifier, samples, classes, seeds=seeds, on_step=lambda step: progress.step(step, show),
-                on_status=progress.start, on_estimate=None if output.quiet else output.say_how_long, backend=backend,
+                on_status=progress.start, on_estimate=None if output.quiet else output.say_how_long,
+                on_wait=progress.wait, backend=backend,
             ):  # fmt: skip
                 progress.finish(finished)
     except (KeyboardInterrupt, AgnoscoError) as error:
@@ -53,7 +55,7 @@ def make_maps(
         raise
     progress.end(run)
     order = {job: place for place, job in enumerate(progress.jobs)}
-    maps = [*progress.existing, *progress.new]
+    maps = [*progress.existing, *progress.new, *progress.elsewhere]
     return sorted(maps, key=lambda each: order.get(each.entry.job, len(order)))
 
 
@@ -64,8 +66,10 @@ class _MapsProgress:
         self.output, self.names, self.jobs = output, names, jobs
         self.existing: list[Finished] = []
         self.new: list[Finished] = []
+        self.elsewhere: list[Finished] = []  # by other processes meanwhile
         self.missing = len(jobs)  # when the command began
         self.steps: dict[Job, int] = {}
+        self.waits = False
 
     def start(self, status: RunStatus) -> None:
         """Say which maps exist and which are damaged."""
@@ -83,17 +87,25 @@ class _MapsProgress:
         self.steps[Job(step.label, step.seed)] = step.done
         together = len(self.steps) - len(self.new)
         title = self.names[step.label] if together == 1 else f"{together} maps side by side"
-        total = max(self.missing, len(self.steps))
+        total = max(self.missing - len(self.elsewhere), len(self.steps))
         show(f"{title} ({len(self.steps)}/{total})", sum(self.steps.values()), total * step.total, step_in_words(step))
+
+    def wait(self, groups: int) -> None:
+        """Say once that nothing is left but what other processes are making."""
+        if not self.waits:
+            what = "the last group" if groups == 1 else f"the last {groups} groups"
+            self.output.say(f"Other processes are making {what} of maps: waiting for them")
+        self.waits = True
 
     def finish(self, finished: Finished) -> None:
         """Say that a map is finished."""
-        self.new.append(finished)
+        by_others = finished.seconds == 0
+        (self.elsewhere if by_others else self.new).append(finished)
         entry, rate = finished.entry, finished.entry.targeted_success_rate
         success = "" if rate is None else f", targeted success rate {rate:.0%}"
         self.output.say(
             f"{entry.name} ({entry.index}), seed {entry.seed}: class probability of the picture {entry.probability:.2f}"
-            f"{success}, {duration(finished.seconds)}"
+            f"{success}, {'made by another process' if by_others else duration(finished.seconds)}"
         )
 
     def end(self, run: Run) -> None:
@@ -103,7 +115,8 @@ class _MapsProgress:
         sheet = write_contact_sheet(run)
         count = f"{len(self.new)}" if len(self.new) >= self.missing else f"{len(self.new)} of {self.missing}"
         wrote = f"Wrote {count} {'map' if self.missing == 1 else 'maps'} to {run.folder}. " if self.new else ""
-        self.output.say(f"{wrote}Look at {sheet}")
+        others = f"Other processes wrote {len(self.elsewhere)}. " if self.elsewhere else ""
+        self.output.say(f"{wrote}{others}Look at {sheet}")
 
 
 def keep_samples(output: Output, run: Run, classifier: Classifier, samples: Samples) -> None:

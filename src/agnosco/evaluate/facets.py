@@ -129,8 +129,7 @@ class Found:
         """Write the directions, the record and thumbnails of the pictures into the run's folder."""
         if not self.pictures:  # they are private
             remove_thumbnails(run.folder)
-        run.merge()  # creates the folder of a new run
-        run.write_manifest()
+        run.end()  # creates the folder of a new run
         run.folder.write(DIRECTIONS, safetensors.torch.save(self.directions))
         run.folder.write(FILE, records.encode(self.record))
         for index, name in enumerate(self.directions):

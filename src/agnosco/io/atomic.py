@@ -20,6 +20,9 @@ PART = ".agnosco-part-"
 DAY = 86400.0
 """Seconds after which a temporary file of another machine is taken to be abandoned."""
 
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+"""Errors of disks without hard links."""
+
 _in_use: set[str] = set()
 """Names of the temporary files that this process is writing."""
 
@@ -46,6 +49,41 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         _in_use.discard(part.name)
 
 
+def create_file(path: Path, content: bytes) -> bool:
+    """Write a file unless there is one; returns whether this call did, as only one of several processes does.
+
+    It is there whole or not at all, and flushed like those of :func:`atomic_file`. OSError if it cannot be written.
+    """
+    part = path.with_name(part_name())
+    _in_use.add(part.name)
+    try:
+        _write_new(part, content)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return part.stat().st_nlink > 1  # a network disk may have done it and lost its answer
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            with suppress(FileExistsError):
+                _write_new(path, content)  # another process may see it a moment before it is whole
+                return True
+            return False
+        flush_folder(path.parent)
+        return True
+    finally:
+        with suppress(OSError):
+            part.unlink()
+        _in_use.discard(part.name)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # follows no link
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def flush_folder(path: Path) -> None:
     """Make sure that the names in a folder survive a loss of power; some network disks do not offer this."""
     handle = os.open(path, os.O_RDONLY)
@@ -60,7 +98,12 @@ def flush_folder(path: Path) -> None:
 
 def part_name() -> str:
     """A new name for a temporary file."""
-    return f"{PART}{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    return PART + name_of_process()
+
+
+def name_of_process() -> str:
+    """A new name that tells which process of which machine it is of: host, process id and a random number."""
+    return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 def host_name() -> str:
@@ -75,13 +118,20 @@ def is_abandoned(name: str, modified: Callable[[], float]) -> bool:
     """
     if not name.startswith(PART):
         return False
-    host, _, process = name.removeprefix(PART).rpartition("-")[0].rpartition("-")
-    if host != host_name() or not process.isdecimal():
+    process = process_of(name.removeprefix(PART))
+    if process is None:
         return time.time() - modified() > DAY
-    return name not in _in_use if int(process) == os.getpid() else not _is_alive(int(process))
+    return name not in _in_use if process == os.getpid() else not is_alive(process)
 
 
-def _is_alive(process: int) -> bool:
+def process_of(name: str) -> int | None:
+    """The id of the process that a name of :func:`name_of_process` is of; None if it is of another machine."""
+    host, _, process = name.rpartition("-")[0].rpartition("-")
+    return int(process) if host == host_name() and process.isdecimal() and process.isascii() else None
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this id on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

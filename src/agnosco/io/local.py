@@ -3,18 +3,21 @@
 import errno
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import AgnoscoError
-from .atomic import PART, atomic_file, flush_folder, is_abandoned
+from .atomic import PART, atomic_file, create_file, flush_folder, is_abandoned
 from .regular import read_regular
 from .storage import ELSEWHERE, MOVED, Folder, reason_of, size_limit
 
 WRITABLE = f"make it writable, or {ELSEWHERE}"
 FULL = "free some space, then give the same command again: it continues from what is there"
 HINTS = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.ENOENT: MOVED, errno.ESTALE: MOVED, errno.EIO: MOVED}
+
+T = TypeVar("T")
 
 
 class Local(Folder):
@@ -40,15 +43,10 @@ class Local(Folder):
             self._try_to_write()
 
     def _try_to_write(self) -> None:
-        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        finally:
-            for folder in new:
-                with suppress(OSError):
-                    folder.rmdir()
+        """Write a temporary file into it, or into the nearest folder above that exists."""
+        existing = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
 
     def make(self) -> None:
         with _errors(self.name):
@@ -79,22 +77,32 @@ class Local(Folder):
             raise AgnoscoError(f"cannot read {self.at(name)!r}: {reason_of(error)}", hint) from error
 
     def write(self, name: str, content: bytes) -> str:
+        def write(path: Path) -> None:
+            with atomic_file(path) as file:
+                file.write(content)
+
+        self._put(name, write)
+        return self.at(name)
+
+    def create(self, name: str, content: bytes) -> bool:
+        return self._put(name, lambda path: create_file(path, content))
+
+    def _put(self, name: str, write: Callable[[Path], T]) -> T:
+        """Have a file written, and the folder inside this one that it lies in created; returns what ``write`` does."""
         path = self.path / name
         if path.parent != self.path and path.parent.is_symlink():
             raise AgnoscoError(f"{str(path.parent)!r} is a link", ELSEWHERE)
         with _errors(str(path)):
             try:
-                self._write(path, content)
+                return self._put_at(path, write)
             except FileNotFoundError:  # another process may just have removed the empty folder inside this one
-                self._write(path, content)
-        return str(path)
+                return self._put_at(path, write)
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _put_at(self, path: Path, write: Callable[[Path], T]) -> T:
         if path.parent != self.path and not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)  # but not the folder itself: if it was removed, so were its files
             flush_folder(self.path)
-        with atomic_file(path) as file:
-            file.write(content)
+        return write(path)
 
     def exists(self, name: str) -> bool:
         return (self.path / name).is_file()

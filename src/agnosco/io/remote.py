@@ -76,6 +76,23 @@ class Remote(Folder):
                 raise AgnoscoError(f"cannot write {self.at(name)!r}: {reason_of(error)}", REACHABLE) from error
         return self.at(name)
 
+    def create(self, name: str, content: bytes) -> bool:
+        if self.exists(name):
+            return False
+        with self._errors("write", name):
+            try:
+                if self.is_object_store:
+                    self.files.pipe_file(self._path(name), content, mode="create")
+                else:
+                    self._put(self._path(name), content)
+            except FileNotFoundError as error:  # no such bucket
+                raise AgnoscoError(f"cannot write {self.at(name)!r}: {reason_of(error)}", REACHABLE) from error
+            except FileExistsError:
+                pass
+        with suppress(FileNotFoundError):  # an answer may have been lost, and a store may lack the operation
+            return self.read(name) == content
+        return False
+
     def exists(self, name: str) -> bool:
         try:
             with self._errors("read", name):

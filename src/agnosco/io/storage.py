@@ -97,6 +97,13 @@ class Folder(ABC):
         """Write or replace a file, whole or not at all; returns its full name. AgnoscoError if it cannot be written."""
 
     @abstractmethod
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one; returns whether this call did. AgnoscoError if it cannot be written.
+
+        Of several processes, only one does; two may where a store has no such operation (``docs/reliability.md``).
+        """
+
+    @abstractmethod
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
 

@@ -29,10 +29,9 @@ from ..method.prepare import resolve_precision
 from ..models.classifier import Classifier
 from ..text import first_line
 from ..types import Job, OnStep, Progress
-from .jobs import Finished, Worker, store_groups
+from .jobs import WAIT, Finished, TakenElsewhere, Worker, store_groups
 from .manifest import versions
 from .run import Run
-from .status import status_of
 
 RETRIES = 5
 """How often a group is given to another worker when one dies."""
@@ -133,16 +132,30 @@ class Cluster:
         groups = store_groups(run, jobs, together)
         queue = None if on_step is None else self._queue()
         make, missing, place = self._task(_make_group), set(jobs), run.folder.absolute("")
-        pending = [make.remote(refs, self.device, place, group, missing.intersection(group), queue) for group in groups]
+
+        def begun(group: Sequence[Job]) -> Any:
+            return make.remote(refs, self.device, place, group, missing.intersection(group), queue)
+
+        pending = {begun(group): group for group in groups}
+        taken: list[Sequence[Job]] = []  # by processes outside the cluster
+        looked = time.monotonic()
         try:
-            while pending:
-                ready, pending = self.ray.wait(pending, timeout=POLL_INTERVAL)
+            while pending or taken:
+                ready, _ = self.ray.wait(list(pending), timeout=POLL_INTERVAL) if pending else ([], [])
                 _forward(queue, on_step)
                 for ref in ready:
-                    yield from self._answer(ref)
+                    group, finished = pending[ref], self._answer(ref)
+                    del pending[ref]
+                    yield from finished or ()
+                    taken += [group] * (finished is None)
+                if time.monotonic() - looked >= WAIT:
+                    pending |= {begun(group): group for group in taken}
+                    taken, looked = [], time.monotonic()
+                elif not pending:
+                    time.sleep(POLL_INTERVAL)
             _forward(queue, on_step)
         finally:
-            self._cancel(pending)
+            self._cancel(list(pending))
 
     def _cancel(self, pending: list[Any]) -> None:
         """Stop the workers as Ctrl-C would, and wait until they have written their checkpoints."""
@@ -215,14 +228,18 @@ def _machine(refs: tuple[Any, Any], config: Config, device: str) -> Machine:
 
 def _make_group(
     refs: tuple[Any, Any], device: str, place: str, group: Sequence[Job], missing: set[Job], queue: Any
-) -> list[Finished]:
-    """Make a group; returns those of its maps that were missing when the task was created, whoever made them."""
+) -> list[Finished] | None:
+    """Make a group; returns those of its maps that were missing when the task was created, whoever made them.
+
+    None if a process outside the cluster is making it.
+    """
     worker = _worker(refs, device, place)
     torch.set_num_threads(worker.run.settings.threads)  # also if this process has made maps of another run meanwhile
     on_step = None if queue is None else _reporter(queue)
-    finished = {each.entry.job: each for each in worker.make(group, on_step=on_step)}
-    others = status_of(worker.run, [job for job in missing if job not in finished], names=worker.classifier.labels)
-    return [*finished.values(), *(Finished(entry, 0.0) for entry in others.entries)]
+    try:
+        return list(worker.make(group, missing, on_step=on_step))
+    except TakenElsewhere:
+        return None
 
 
 def _reporter(queue: Any) -> OnStep:

@@ -1,12 +1,13 @@
 """Makes the maps that a run lacks, group by group, in this process; judges them on held-out images and stores them.
 
-Finished maps are kept. The same command continues from wherever it was interrupted, to the same bits on a CPU.
+Finished maps are kept. The same command continues from wherever it was interrupted, to the same bits on a CPU. Any
+number of processes may work on one run: each takes the groups that no other has taken.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from ..method.maker import Maker, groups_of
 from ..method.score import log_odds, logits_for, predictions, share_moved
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
+from .leases import Lease, Leases
 from .manifest import Entry, split
 from .origin import classifier_of
 from .run import Run
@@ -29,6 +31,9 @@ from .status import RunStatus, status_of
 
 INTERVAL = 60.0
 """Seconds between two checkpoints: a process that is killed loses at most this much work, and a step."""
+
+WAIT = 1.0
+"""Seconds between two looks at groups that other processes are making."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -39,11 +44,16 @@ class Finished:
 
     Args:
         entry: Its entry.
-        seconds: Time to judge it, plus its share of the time to make its group; 0 if it was stored before.
+        seconds: Time to judge it, plus its share of the time to make its group; 0 if it was stored before, or by
+            another process meanwhile.
     """
 
     entry: Entry
     seconds: float
+
+
+class TakenElsewhere(Exception):
+    """Another process is making this group."""
 
 
 Backend = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep | None], Iterator[Finished]]
@@ -51,6 +61,9 @@ Backend = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep | None], Ite
 
 OnEstimate = Callable[[float, int], None]
 """Called with about how many seconds each map will take, and how many maps there are."""
+
+OnWait = Callable[[int], None]
+"""Called with the number of groups that other processes are making."""
 
 
 def map_runs(
@@ -64,12 +77,14 @@ def map_runs(
     on_step: OnStep | None = None,
     on_status: Callable[[RunStatus], None] | None = None,
     on_estimate: OnEstimate | None = None,
+    on_wait: OnWait | None = None,
     backend: Backend | None = None,
 ) -> Iterator[Finished]:
     """Make the maps that a run lacks, and store each as soon as it is finished.
 
     Maps made side by side are finished together. If one of them is missing, the whole group is made again, so that it
-    has the same bits.
+    has the same bits. Groups that another process is making are left to it; at the end, this one waits for them, and
+    makes those whose process dies.
 
     Args:
         run: Where the maps are stored; its settings are used.
@@ -81,7 +96,8 @@ def map_runs(
         on_step: Called after every step, for every map.
         on_status: Called first, with the maps that are finished already.
         on_estimate: Called before the first step, after a few steps for measurement.
-        backend: Makes the maps; None for this process, to which ``together`` and ``on_estimate`` apply.
+        on_wait: Called with the number of groups left when only such are left as other processes are making.
+        backend: Makes the maps; None for this process, to which ``together``, ``on_estimate`` and ``on_wait`` apply.
 
     Raises:
         AgnoscoError: The folder has vanished or cannot be written any more; finished maps are kept.
@@ -105,8 +121,8 @@ def map_runs(
         elif status.missing:
             with threads(run.settings.threads):
                 worker = Worker(run, classifier, samples)
-            made = worker.make_all(status.missing, together, on_step=on_step, on_estimate=on_estimate)
-            yield from _with_threads(run.settings.threads, made)
+            made = worker.make_all(status.missing, together, on_step=on_step, on_estimate=on_estimate, on_wait=on_wait)
+            yield from _with_threads(run, made)
     except BaseException:
         if run.is_stored:
             with suppress(AgnoscoError):  # the entries say the same
@@ -127,10 +143,10 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _with_threads(count: int, maps: Iterator[Finished]) -> Iterator[Finished]:
-    """The same maps, made with so many threads; code that runs between two of them has its own number."""
+def _with_threads(run: Run, maps: Iterator[Finished]) -> Iterator[Finished]:
+    """The same maps, made with the threads of the run; code that runs between two of them has its own number."""
     while True:
-        with threads(count):
+        with threads(run.settings.threads):
             finished = next(maps, None)
         if finished is None:
             return
@@ -143,10 +159,11 @@ def store_groups(run: Run, jobs: Sequence[Job], together: int) -> list[list[Job]
     The maps of a group have the same bits only if all of it is made: whatever happens to this process, the next one
     makes the same groups. Jobs that are in no group yet are put into groups of at most ``together``.
     """
-    run.merge()
-    grouped = {job for group in run.groups for job in group}
-    run.groups += groups_of([job for job in jobs if job not in grouped], together)
-    run.write_manifest()
+    with run.alone():
+        run.merge()
+        grouped = {job for group in run.groups for job in group}
+        run.groups += groups_of([job for job in jobs if job not in grouped], together)
+        run.write_manifest()
     needed, seen = set(jobs), set()
     groups = []
     for group in run.groups:
@@ -162,29 +179,72 @@ class Worker:
     def __init__(self, run: Run, classifier: Classifier, samples: Samples) -> None:
         made_with, self.held_out = split(samples)
         self.run, self.classifier = run, classifier
+        self.leases = Leases(run.folder)
         self.maker = Maker(classifier, made_with, run.config)
         self.before = predictions(classifier, self.held_out)
 
     def make_all(
-        self, jobs: Sequence[Job], together: int | None, *, on_step: OnStep | None, on_estimate: OnEstimate | None
-    ) -> Iterator[Finished]:
-        """Make maps, group after group; the arguments are those of :func:`map_runs`."""
+        self, jobs: Sequence[Job], together: int | None, *, on_step: OnStep | None, on_estimate: OnEstimate | None,
+        on_wait: OnWait | None,
+    ) -> Iterator[Finished]:  # fmt: skip
+        """Make maps, group after group, beside other processes; the arguments are those of :func:`map_runs`."""
         together = together or self.maker.together
         if on_estimate is not None:
             on_estimate(self.maker.seconds_per_map(min(len(jobs), together)), len(jobs))
-        for group in store_groups(self.run, jobs, together):
-            yield from self.make(group, on_step=on_step)
+        groups = store_groups(self.run, jobs, together)
+        torch.set_num_threads(self.run.settings.threads)  # another process may have begun the run a moment ago
+        lacking = {job for group in groups for job in group if job not in self.run.entry_of}
+        while groups:
+            taken = []
+            for group in groups:
+                try:
+                    yield from self.make(group, lacking, on_step=on_step)
+                except TakenElsewhere:
+                    taken.append(group)
+            if taken == groups:
+                if on_wait is not None:
+                    on_wait(len(taken))
+                time.sleep(WAIT)
+            groups = taken
 
-    def make(self, group: Sequence[Job], *, on_step: OnStep | None = None) -> Iterator[Finished]:
-        """Make a group, from its checkpoint if it has one, and store those of its maps that are missing."""
-        missing = status_of(self.run, group, names=self.classifier.labels).missing
-        if not missing:  # another process has made it
-            return
+    def make(
+        self, group: Sequence[Job], lacking: Collection[Job] = (), *, on_step: OnStep | None = None
+    ) -> Iterator[Finished]:
+        """Make a group, from its checkpoint if it has one, and store those of its maps that are missing.
+
+        Args:
+            group: The maps that are made side by side.
+            lacking: Maps to yield even if another process has stored them meanwhile.
+            on_step: Called after every step, for every map.
+
+        Raises:
+            TakenElsewhere: Another process is making it.
+        """
+        lease = self.leases.take(_name_of(group))
+        if lease is None:
+            raise TakenElsewhere
+        try:
+            status = status_of(self.run, group, names=self.classifier.labels)
+            yield from (Finished(entry, 0.0) for entry in status.entries if entry.job in lacking)
+            if status.missing:
+                yield from self._make(group, status.missing, lease, on_step)
+        finally:
+            lease.release()
+
+    def _make(
+        self, group: Sequence[Job], missing: Sequence[Job], lease: Lease, on_step: OnStep | None
+    ) -> Iterator[Finished]:
         checkpoint = Checkpoint(self.run, group)
         state = checkpoint.load(self.classifier.device)
         start, share = time.perf_counter(), None
+
+        def update(state: GroupState) -> None:
+            if lease.lost:
+                raise TakenElsewhere
+            checkpoint.update(state)
+
         try:
-            for concept in self.maker.make(group, on_step=on_step, state=state, on_state=checkpoint.update):
+            for concept in self.maker.make(group, on_step=on_step, state=state, on_state=update):
                 if share is None:  # the first of them
                     share = (time.perf_counter() - start) / len(missing)
                 start = time.perf_counter()
@@ -207,7 +267,7 @@ class Checkpoint:
         self.folder = run.folder
         self.stages = len(run.config.stages)
         self.about = {"settings": to_json(run.settings), "group": [list(job) for job in group]}
-        self.name = f"{CHECKPOINTS}/{checkpoint_of(group)}"
+        self.name = f"{CHECKPOINTS}/{_name_of(group)}.safetensors"
         self.started = self.written = time.monotonic()
         self.latest: GroupState | None = None
 
@@ -241,9 +301,9 @@ class Checkpoint:
         return state
 
 
-def checkpoint_of(group: Sequence[Job]) -> str:
-    """The file name of a group's checkpoint."""
-    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24] + ".safetensors"
+def _name_of(group: Sequence[Job]) -> str:
+    """What a group's checkpoint and its lease are called."""
+    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24]
 
 
 def _remove_checkpoints(run: Run) -> None:
@@ -251,7 +311,7 @@ def _remove_checkpoints(run: Run) -> None:
 
     A new one of an unknown group may belong to another process, which has just begun.
     """
-    finished = {checkpoint_of(group): run.entry_of.keys() >= set(group) for group in run.groups}
+    finished = {f"{_name_of(group)}.safetensors": run.entry_of.keys() >= set(group) for group in run.groups}
     for name in run.folder.names(CHECKPOINTS):
         path = f"{CHECKPOINTS}/{name}"
         with suppress(FileNotFoundError):  # another process was faster

@@ -7,7 +7,7 @@
       maps/0001-goldfish-s0.json             the map's entry, with the digest of its file
       pictures/0001-goldfish-s0.png          for people: stretched, small ones enlarged
       pictures/0001-goldfish-s0-raw.png      what metrics see: Clip(½ − ν)
-      checkpoints/                           only while maps are being made
+      checkpoints/, leases/                  only while maps are being made
 
 A map's entry is written last: a map is finished if and only if its entry exists and the digests agree. The manifest's
 index saves reading all entries; it is written when a command begins and when it ends.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
 from ..types import Job
 from . import manifest
+from .leases import Leases
 from .manifest import Entry, Group, ModelRecord, SamplesRecord, Settings
 from .sheet import page_of, write_pictures
 from .tensors import Arrays, concept_of, read_arrays, to_bytes
@@ -136,12 +137,16 @@ class Run:
             return cls(folder, settings)
         run = cls._read_manifest(folder)
         run._read_new_entries()
-        if differing := manifest.differences(run.settings, settings):
+        run._check_same(settings)
+        return run
+
+    def _check_same(self, settings: Settings) -> None:
+        """AgnoscoError unless maps made with these settings belong to it."""
+        if differing := manifest.differences(self.settings, settings):
             raise AgnoscoError(
-                f"{folder.name!r} holds a run with other settings ({', '.join(differing[:4])})",
+                f"{self.folder.name!r} holds a run with other settings ({', '.join(differing[:4])})",
                 "choose another folder with --out, or remove this one",
             )
-        return run
 
     @classmethod
     def open(cls, path: Place | Folder) -> Run:
@@ -224,8 +229,16 @@ class Run:
 
     def end(self) -> None:
         """Write the manifest with an index of all maps, including those of other processes."""
-        self.merge()
-        self.write_manifest()
+        with self.alone():
+            self.merge()
+            self.write_manifest()
+
+    @contextmanager
+    def alone(self, name: str = "manifest") -> Iterator[None]:
+        """Inside, no other process of the run does what this one is about to do; see :mod:`agnosco.runs.leases`."""
+        self._begin()
+        with Leases(self.folder).holding(name):
+            yield
 
     def add(self, concept: ConceptMap, *, targeted_success_rate: float, held_out: Tensor | None = None) -> Entry:
         """Write a map, its pictures and, last of all, its entry, which is returned.
@@ -237,9 +250,10 @@ class Run:
         """
         content = to_bytes(concept, held_out)
         entry = manifest.entry_for(concept, content, targeted_success_rate=targeted_success_rate)
-        self._check_folder()
-        if not self.is_stored:
-            self.write_manifest()  # first of all, so that an interrupted run is known as one
+        if self.is_stored:
+            self._check_folder()
+        else:
+            self.end()  # first of all, so that an interrupted run is known as one
         write_pictures(self.folder, concept, entry)
         self._write_map(content, entry)
         self.entry_of[entry.job] = entry
@@ -258,17 +272,19 @@ class Run:
                     return
 
     def merge(self) -> None:
-        """Take over the groups and entries that other processes have written; their groups come first.
+        """Take over the groups and entries that other processes have written, and their number of threads.
 
-        AgnoscoError if the folder has vanished: another run is not begun in its place.
+        Their groups come first. AgnoscoError if the folder has vanished, as another run is not begun in its place, or
+        if another process has begun a run with other settings there.
         """
-        self._check_folder()
-        if self.folder.exists(MANIFEST):
-            other = Run._read_manifest(self.folder)
-            self.entry_of = other.entry_of | self.entry_of
-            known = {tuple(group) for group in other.groups}
-            self.groups = other.groups + [group for group in self.groups if tuple(group) not in known]
-            self._read_new_entries()
+        self._begin()
+        other = Run._read_manifest(self.folder)
+        other._check_same(self.settings)
+        self.settings = other.settings
+        self.entry_of = other.entry_of | self.entry_of
+        known = {tuple(group) for group in other.groups}
+        self.groups = other.groups + [group for group in self.groups if tuple(group) not in known]
+        self._read_new_entries()
 
     def write_manifest(self) -> None:
         """Write the manifest as it is in memory, unless it already says all this."""
@@ -277,11 +293,21 @@ class Run:
             self.folder.write(MANIFEST, content)
         self.is_stored = True
 
+    def _begin(self) -> None:
+        """Create the folder of a new run with a manifest, so that it is known as one; that of an old one must be there.
+
+        Another process may begin the same run at the same time: one of them creates the manifest.
+        """
+        if self.is_stored:
+            self._check_folder()
+            return
+        self.folder.make()
+        self.folder.create(MANIFEST, manifest.write_manifest(self.settings, (), ()))
+        self.is_stored = True
+
     def _check_folder(self) -> None:
-        """Create the folder of a new run; that of an old one must still be there."""
-        if not self.is_stored:
-            self.folder.make()
-        elif not self.folder.exists(MANIFEST):
+        """AgnoscoError if the folder of a run has vanished: another run is not begun in its place."""
+        if not self.folder.exists(MANIFEST):
             raise AgnoscoError(f"{self.folder.name!r} has no {MANIFEST} any more", MOVED)
 
     def maps(self) -> Iterator[ConceptMap]:
