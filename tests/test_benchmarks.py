@@ -493,12 +493,13 @@ def test_a_planted_cue_changes_the_pixels_of_its_mask_and_no_others(seed: int) -
 def test_energy_is_measured_against_the_area_of_the_cue() -> None:
     cue = planted_cues.Cue.of(30_005)
     mask = cue.mask().float().expand(3, -1, -1)
-    contribution = 0.1 + 0.9 * cue.mask().float()[None]
+    contribution = torch.linspace(1, 0, 32).view(1, 32, 1).expand(1, 32, 32)  # from the cue at the top downwards
     maps = [
-        ConceptMap(nu, 0, "a", 0, 0.5, {"map": nu}, (), contribution=contribution)
-        for nu in (torch.ones(3, 32, 32), mask, 1 - mask)
+        ConceptMap(nu, label, "a", seed, 0.5, {"map": nu}, (), contribution=contribution)
+        for label, seeds in enumerate(([torch.ones(3, 32, 32)], [mask], [mask, 1 - mask, 1 - mask]))
+        for seed, nu in enumerate(seeds)
     ]
     times = planted_cues.times_the_area(maps, cue)
-    assert times["whole"] == [1.0, 16.0, 0.0]
+    assert times["whole"] == [1.0, 16.0, 0.0]  # of the last, the median of its seeds
     assert times["where"][0] > 2  # of what is everywhere, a transparent picture shows the places that contribute
     assert times["where"][1:] == [16.0, 0.0]

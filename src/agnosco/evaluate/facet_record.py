@@ -11,11 +11,12 @@ FILE, DIRECTIONS = "facets.json", "facets.safetensors"
 THUMBNAILS = "-facet"
 """Ends the names of thumbnails, see :func:`agnosco.runs.thumbnails.name_of`."""
 
-OVERRIDES = {"loss": "logit", "transforms": "identity"}
+OVERRIDES = {"parameterization": "spectral", "transforms": "identity", "loss": "logit"}
 """Settings in which maps of facets differ from the preset's, if nothing else is asked for.
 
-A facet is raised whatever becomes of the others, which are parts of the same logit; and what lies at one place of the
-images, as a watermark does, stays there.
+A facet is raised whatever becomes of the others, which are parts of the same logit. What lies at one place of the
+images, as a watermark does, stays there; and what is rare in them, as the thin line of a border is, is not held back
+(``benchmarks/planted_cues.py``).
 """
 
 
