@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from helpers import MODEL, NET
 from typer.testing import CliRunner, Result
 
 from agnosco.cli.app import app
+from agnosco.data.samples import Samples
 from agnosco.io.remote import Remote
 from agnosco.io.storage import Folder
 from agnosco.method import maker
 from agnosco.method.config import PRESETS, RefineConfig
+from agnosco.models.loading import load
 from agnosco.runs import jobs
+from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
 
 boto3 = pytest.importorskip("boto3")
@@ -146,6 +150,54 @@ def test_listings_are_not_cached(bucket: Any) -> None:
     assert folder.read("maps/a") == b"one"
     bucket.Object("team/run/maps/a").delete()
     assert not folder.exists("maps/a")
+
+
+def test_of_many_one_creates_an_object(bucket: Any) -> None:
+    with ThreadPoolExecutor(4) as pool:  # s3fs has one event loop: what decides is the store
+        results = list(pool.map(lambda number: Folder.of(RUN).create("a.json", b"%d" % number), range(8)))
+    assert sum(results) == 1
+    assert Folder.of(RUN).read("a.json") == b"%d" % results.index(True)
+    assert not Folder.of(RUN).create("a.json", b"later")
+    assert objects(bucket) == {"a.json": b"%d" % results.index(True)}
+
+
+def test_a_lost_answer_of_the_store_is_no_failure(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder.of(RUN)
+    assert isinstance(folder, Remote)
+    put = folder.files.pipe_file
+
+    def twice(*args: Any, **options: Any) -> None:
+        put(*args, **options)
+        put(*args, **options)  # as botocore does when the first answer is lost
+
+    monkeypatch.setattr(folder.files, "pipe_file", twice)
+    assert folder.create("a.json", b"mine")
+
+
+def test_two_share_a_run_in_a_store(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "WAIT", 0.05)
+    mapped("--out", "local")
+    classifier = load("python:net.py:build", size=16, trust_code=True)
+    settings = Run.open("local")
+    samples = Samples.noise(classifier.shape)
+    made: list[list[int]] = []
+
+    def one(_: int) -> None:
+        run = Run.create(
+            RUN, classifier=classifier, samples=samples, config=settings.config, preset="paper",
+            overrides=settings.settings.overrides, command="map",
+        )  # fmt: skip
+        finished = map_runs(run, classifier, samples, range(3), seeds=range(2))
+        made.append([each.entry.index for each in finished if each.seconds > 0])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(2)))
+    assert sorted(made[0] + made[1]) == [0, 0, 1, 1, 2, 2]
+    expected = files(Path("local"))
+    assert {n: c for n, c in objects(bucket).items() if n.startswith("maps/")} == {
+        n: c for n, c in expected.items() if n.startswith("maps/")
+    }
+    assert not any(name.startswith("leases/") for name in objects(bucket))
 
 
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
