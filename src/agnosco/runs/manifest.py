@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from math import isfinite
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 HELD_OUT, SPLIT_SEED = 0.2, 0
 """Share of the samples that no map is made with, and that every map is judged with; seed of their random choice."""
 
-NOT_COMPARED = {"preset", "overrides", "threads"}
-"""Settings that may differ when a run is continued: names of other settings, and a number that the run decides."""
+CPU_FEATURES = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
+"""Instructions that the libraries of PyTorch compute with where a CPU has them, beside its widest vectors."""
 
 Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -53,6 +53,8 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
         at, directions: The layer that was asked instead of the classes, and the base name of the file of directions in
             its space, if there are any ("given in Python" without a file).
         resize: How its own files say that images are resized, which those of a folder then are; None if they do not.
+        labels, prompts: Base names of the files of class names and of prompts, if there were any.
+        allow_pickle: Whether the weights were allowed to be a pickle.
     """
 
     name: str
@@ -66,15 +68,20 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
     at: str | None = None
     directions: str | None = None
     resize: Resize | None = None
+    labels: str | None = None
+    prompts: str | None = None
+    allow_pickle: bool = False
 
     @classmethod
     def of(cls, classifier: Classifier, weights: str | Path | None, config: Config) -> ModelRecord:
-        """That of a classifier whose weights came from this file."""
+        """That of a classifier whose weights came from this file, or from the one that it was loaded from."""
+        files = classifier.files
         return cls(
-            name=classifier.name, weights=Path(weights).name if weights else None, fingerprint=classifier.fingerprint,
-            shape=classifier.shape, mean=classifier.mean, std=classifier.std, classes=classifier.classes,
+            name=classifier.name, weights=Path(weights).name if weights else files.weights,
+            fingerprint=classifier.fingerprint, shape=classifier.shape, mean=classifier.mean, std=classifier.std,
+            classes=classifier.classes,
             features=classifier.features if config.refine else None, at=classifier.at, directions=classifier.directions,
-            resize=classifier.resize,
+            resize=classifier.resize, labels=files.labels, prompts=files.prompts, allow_pickle=files.allow_pickle,
         )  # fmt: skip
 
 
@@ -106,6 +113,7 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
         overrides: Options that replaced settings of the preset; see :func:`agnosco.runs.command.chosen_config`.
         device, threads, versions, model, samples: What the maps are made with.
         config: The configuration, as :func:`~agnosco.method.config.config_to_json` wrote it.
+        cpu: The kind of CPU, see :func:`cpu_kind`; None on another device, and in runs of earlier versions.
     """
 
     command: str
@@ -117,6 +125,7 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
     model: ModelRecord
     samples: SamplesRecord
     config: dict[str, Any]
+    cpu: str | None = None
 
 
 class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename={"name": "class"}):
@@ -158,21 +167,6 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
 def split(samples: Samples) -> tuple[Samples, Samples]:
     """The samples that a run's maps are made with, and those held out to judge them."""
     return samples.split(HELD_OUT, seed=SPLIT_SEED)
-
-
-def differences(old: Settings, new: Settings) -> list[str]:
-    """Differences in what decides the maps: ``device cpu, now cuda``, or the name alone if the values are long."""
-    new = replace(new, **{name: getattr(old, name) for name in NOT_COMPARED})
-    return list(_differences(records.to_json(old), records.to_json(new)))
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{name} {key}".strip())
-    elif old != new:
-        change = f"{name} {old}, now {new}"
-        yield change if len(change) < 60 else name
 
 
 def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]], list[Entry]]:
@@ -258,6 +252,16 @@ def identity(part: ModelRecord | SamplesRecord) -> str:
 def _digest(entry: Entry) -> str:
     unsealed = records.encode(replace(entry, check=None))
     return hashlib.sha256(unsealed.removesuffix(b"\n")).hexdigest()
+
+
+def cpu_kind(device: str) -> str | None:
+    """What decides the last bits on a CPU: its vectors and its matrix instructions; None for another device."""
+    if device.partition(":")[0] != "cpu":
+        return None
+    import torch
+
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *(name for name in CPU_FEATURES if has.get(name))])
 
 
 def versions() -> dict[str, str | None]:

@@ -35,6 +35,7 @@ from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
 from ..types import Job
 from . import manifest
+from .continuing import check_same
 from .manifest import Entry, Group, ModelRecord, SamplesRecord, Settings
 from .sheet import page_of, write_pictures
 from .tensors import Arrays, concept_of, read_arrays, to_bytes
@@ -109,7 +110,7 @@ class Run:
             config: Settings of every map, or the name of a preset; the precision ``auto`` is stored as what it is here.
             preset, overrides: What the settings were built from; see :func:`agnosco.runs.command.chosen_config`.
             command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for other code.
-            weights: The file of the classifier's weights; its base name is stored.
+            weights: The file of the classifier's weights, if it was not loaded from it; its base name is stored.
             device, threads: What a cluster makes the maps with. A run that is continued keeps its number of threads.
 
         Raises:
@@ -130,17 +131,13 @@ class Run:
             command=command, preset=preset, overrides=dict(overrides or {}), device=device or str(classifier.device),
             threads=threads or torch.get_num_threads(), versions=manifest.versions(),
             model=ModelRecord.of(classifier, weights, config), samples=SamplesRecord.of(samples),
-            config=to_json(config_to_json(config)),
+            config=to_json(config_to_json(config)), cpu=manifest.cpu_kind(device or str(classifier.device)),
         )  # fmt: skip
         if not folder.exists(MANIFEST):
             return cls(folder, settings)
         run = cls._read_manifest(folder)
         run._read_new_entries()
-        if differing := manifest.differences(run.settings, settings):
-            raise AgnoscoError(
-                f"{folder.name!r} holds a run with other settings ({', '.join(differing[:4])})",
-                "choose another folder with --out, or remove this one",
-            )
+        check_same(run.settings, settings, folder.name)
         return run
 
     @classmethod
