@@ -98,7 +98,10 @@ def believe(run: Run, content: bytes) -> None:
 
 
 def manifest(run: Run) -> dict[str, Any]:
-    return json.loads((run.path / "manifest.json").read_text())
+    """The manifest as an earlier version wrote it, without a digest: tests alter it."""
+    data = json.loads((run.path / "manifest.json").read_text())
+    del data["check"]
+    return data
 
 
 # -- what is in it -----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from math import isfinite
@@ -128,6 +128,32 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
     cpu: str | None = None
 
 
+class MadeWith(Record, frozen=True, forbid_unknown_fields=True):
+    """What the file of a map says that it was made with, so that a lost manifest can be rebuilt.
+
+    Args:
+        settings: Those of its run.
+        group: The maps that were made side by side, itself among them; none if it was made by itself.
+        place: The place of this group among those of the run, from 0.
+    """
+
+    settings: Settings
+    group: list[tuple[Index, Seed]]
+    place: Annotated[int, Meta(ge=0, lt=1 << 31)] | None = None
+
+
+class Drawn(Record, frozen=True, forbid_unknown_fields=True):
+    """Digests of the pictures of a map: the one for people, and the raw one that metrics see."""
+
+    picture: str
+    raw: str
+
+    @classmethod
+    def of(cls, pictures: Mapping[str, bytes]) -> Drawn:
+        """Those of pictures, by the names of these fields."""
+        return cls(**{kind: hashlib.sha256(content).hexdigest() for kind, content in pictures.items()})
+
+
 class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename={"name": "class"}):
     """A map of a run.
 
@@ -139,6 +165,7 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
         norm: ‖ν‖₂.
         files: Paths inside the run folder, for people: ``map``, ``picture``, ``raw``. They are never followed.
         sha256: Digest of the map's file.
+        drawn: Digests of its pictures; None in runs of earlier versions.
         check: Digest of the rest of this entry.
     """
 
@@ -151,6 +178,7 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     norm: float
     files: dict[str, str]
     sha256: str
+    drawn: Drawn | None = None
     check: str | None = None
 
     @property
@@ -175,12 +203,14 @@ def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]]
     An entry that does not agree with its digest is left out; it is read from its own file.
 
     Raises:
-        ValueError: It is not a manifest.
+        ValueError: It is not a manifest, or does not agree with its digest.
         AgnoscoError: Its configuration is another version's.
     """
     data = records.parse(content)
     if not isinstance(data, dict):
         raise ValueError("it is not an object")
+    if data.pop("check", _digest_of(data)) != _digest_of(data):
+        raise ValueError("its digest is another")
     entries = convert(data.pop("maps", None), list[Entry])
     groups = convert(data.pop("groups", []), list[list[tuple[Index, Seed]]])
     settings = convert(data, Settings)
@@ -189,26 +219,30 @@ def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]]
 
 
 def write_manifest(settings: Settings, groups: Sequence[Group], entries: Sequence[Entry]) -> bytes:
-    """A manifest as bytes; each group is one line of it."""
-    text = records.encode(records.to_json(settings) | {"groups": [], "maps": entries}).decode()
+    """A manifest as bytes, with a digest of all but the entries, which have their own; each group is one line of it."""
+    data = records.to_json(settings) | {"groups": records.to_json(groups)}
+    text = records.encode(data | {"groups": [], "maps": entries, "check": _digest_of(data)}).decode()
     if groups:
         lines = ",\n".join(f"  {json.dumps(group)}" for group in groups)
         text = text.replace('\n "groups": []', f'\n "groups": [\n{lines}\n ]', 1)
     return text.encode()
 
 
-def entry_for(concept: ConceptMap, content: bytes, *, targeted_success_rate: float) -> Entry:
-    """The entry of a map whose file has this content; a rate that is not finite becomes None."""
+def entry_for(
+    concept: ConceptMap, content: bytes, pictures: Mapping[str, bytes], *, targeted_success_rate: float
+) -> Entry:
+    """The entry of a map whose file and pictures have this content; a rate that is not finite becomes None."""
     import torch
 
     name = stem_of(concept.label, concept.name, concept.seed)
-    pictures = {"picture": f"pictures/{name}.png", "raw": f"pictures/{name}-raw.png"}
+    drawn_at = {kind: picture_of(name, kind) for kind in pictures}
     entry = Entry(
         index=concept.label, name=concept.name, seed=concept.seed, stages=tuple(concept.stages),
         probability=concept.probability,
         targeted_success_rate=targeted_success_rate if isfinite(targeted_success_rate) else None,
         norm=torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
-        files={"map": f"maps/{name}.safetensors"} | pictures, sha256=hashlib.sha256(content).hexdigest(),
+        files={"map": f"maps/{name}.safetensors"} | drawn_at, sha256=hashlib.sha256(content).hexdigest(),
+        drawn=Drawn.of(pictures),
     )  # fmt: skip
     return sealed(entry)
 
@@ -237,6 +271,16 @@ def stem_of(index: int, name: str, seed: int) -> str:
     return f"{index:04d}-{slug(name)}-s{seed:d}"
 
 
+def picture_of(stem: str, kind: str) -> str:
+    """The file of a picture of a map: ``picture``, for people, or ``raw``."""
+    return f"pictures/{stem}{'-raw' if kind == 'raw' else ''}.png"
+
+
+def checkpoint_of(group: Group) -> str:
+    """The file name of a group's checkpoint."""
+    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24] + ".safetensors"
+
+
 def slug(name: str) -> str:
     """A class name as part of a file name: a-z, 0-9 and hyphens, at most 40 characters."""
     ascii_name = unicodedata.normalize("NFKD", name[:1000]).encode("ascii", "ignore").decode().lower()
@@ -247,6 +291,12 @@ def identity(part: ModelRecord | SamplesRecord) -> str:
     """A classifier or a sample set in a few words."""
     name = part.name if isinstance(part, ModelRecord) else part.source
     return f"{name} {list(part.shape)} ({part.fingerprint[:8]})"
+
+
+def _digest_of(data: dict[str, Any]) -> str:
+    """The digest of a manifest's values, except for its entries."""
+    values = {key: value for key, value in data.items() if key != "maps"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(entry: Entry) -> str:
