@@ -460,6 +460,9 @@ def test_manifest_of_other_types_is_refused(run: Run, part: str, key: str, value
     if value is ...:
         del there[key]
     (run.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.warns(AgnoscoWarning, match="it was rebuilt from its 2 maps"):
+        assert Run.open(run.path).settings == run.settings
+    shutil.rmtree(run.path / "maps")
     with pytest.raises(AgnoscoError, match="not the manifest of a run"):
         Run.open(run.path)
 
@@ -468,6 +471,9 @@ def test_manifest_of_other_types_is_refused(run: Run, part: str, key: str, value
 def test_an_impossible_number_of_threads_is_refused(run: Run, threads: object) -> None:
     """A run is continued with the number of threads in its manifest."""
     (run.path / "manifest.json").write_text(json.dumps(manifest(run) | {"threads": threads}))
+    with pytest.warns(AgnoscoWarning, match="it was rebuilt from its 2 maps"):
+        assert Run.open(run.path).settings == run.settings
+    shutil.rmtree(run.path / "maps")
     with pytest.raises(AgnoscoError, match="not the manifest of a run"):
         Run.open(run.path)
 
@@ -477,6 +483,9 @@ def test_a_group_of_impossible_maps_is_refused(run: Run, job: list[int]) -> None
     data = manifest(run)
     data["groups"] = [[job]]
     (run.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.warns(AgnoscoWarning, match="it was rebuilt from its 2 maps"):
+        assert Run.open(run.path).settings == run.settings
+    shutil.rmtree(run.path / "maps")
     with pytest.raises(AgnoscoError, match="not the manifest of a run"):
         Run.open(run.path)
 

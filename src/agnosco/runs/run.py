@@ -314,6 +314,13 @@ class Run:
             self.groups = other.groups + [group for group in self.groups if tuple(group) not in known]
             self._read_new_entries()
 
+    @property
+    def manifest(self) -> bytes:
+        """The content of its manifest, as it is in the folder, or as it was rebuilt."""
+        if self.is_rebuilt:
+            return manifest.write_manifest(self.settings, self.groups, self.entries)
+        return self.folder.read(MANIFEST)
+
     def write_manifest(self) -> None:
         """Write the manifest as it is in memory, unless it already says all this."""
         content = manifest.write_manifest(self.settings, self.groups, self.entries)
