@@ -15,6 +15,9 @@ from ..types import Job
 from .continuing import loadable
 from .manifest import Entry, Group, SamplesRecord, Settings
 
+IN_PYTHON = "given in Python"
+"""What a classifier calls directions that are not those of a file."""
+
 OVERRIDES = ("parameterization", "transforms", "ball", "loss", "steps", "batch", "radius", "precision", "compiled")
 """Options that replace a setting of a preset, in the order in which a command names them."""
 
@@ -76,7 +79,8 @@ def command_of(settings: Settings, entries: Sequence[Entry], groups: Sequence[Gr
     seeds = sorted({job.seed for job in jobs})
     channels, height, width = model.shape
     consecutive = not seeds or seeds[-1] - seeds[0] < len(seeds)  # as those of --seeds are
-    if loadable(model.name) is None or options is None or height != width or not seeds or not consecutive:
+    in_python = settings.command != "map" and (loadable(model.name) is None or model.directions == IN_PYTHON)
+    if in_python or options is None or height != width or not seeds or not consecutive:
         return None
     words = ["agnosco", "map", model.name]
     words += [] if len(indices) == model.classes else [str(index) for index in indices]
