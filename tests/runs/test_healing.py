@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -144,8 +145,6 @@ def test_runs_whose_maps_say_nothing_open_and_are_continued(run: Path) -> None:
 
 def believe(path: Path, content: bytes) -> None:
     """Have the entry in a file give the digest of other content of its map."""
-    import hashlib
-
     entry = read_entry(path.read_bytes(), path.stem)
     path.write_bytes(write_entry(msgspec.structs.replace(entry, sha256=hashlib.sha256(content).hexdigest())))
 

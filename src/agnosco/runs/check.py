@@ -17,7 +17,7 @@ from ..io.storage import Folder, Place, in_order
 from ..text import one_line
 from ..types import Job
 from .command import command_of
-from .manifest import Entry, checkpoint_of
+from .manifest import Entry, checkpoint_of, read_manifest
 from .rebuilding import entry_names
 from .run import MANIFEST, Run
 from .sheet import SHEET, wrong_pictures
@@ -122,7 +122,7 @@ def check_run(path: Place | Folder, *, readers: Mapping[str, Reader], known: fro
     return RunCheck(
         run=folder.name, model=run.settings.model.name, network_classes=run.settings.model.classes,
         classes=len({job.label for job in planned}), seeds=sorted({job.seed for job in planned}),
-        manifest=("damaged" if run.is_stored else "missing") if run.is_rebuilt else "intact",
+        manifest=_manifest(run),
         finished=len(finished), planned=len(planned),
         finished_groups=sum(finished.issuperset(group) for group in run.groups), groups=len(run.groups),
         unfinished=[(job.label, job.seed) for job in planned if job not in finished], damaged=damaged,
@@ -133,6 +133,17 @@ def check_run(path: Place | Folder, *, readers: Mapping[str, Reader], known: fro
         temporary=sorted(_temporary(folder)), unknown=sorted(_unknown(folder, known | readers.keys())),
         command=f"{command} --out {quote(folder.name)}" if command and run.settings.command != "demo" else command,
     )  # fmt: skip
+
+
+def _manifest(run: Run) -> str:
+    """The state of a manifest: a damaged entry in its index is left out when it is read, and found here."""
+    if run.is_rebuilt:
+        return "damaged" if run.is_stored else "missing"
+    try:
+        content = run.manifest
+    except FileNotFoundError:  # meanwhile
+        return "missing"
+    return "intact" if len(read_manifest(content)[2]) == len(records.parse(content)["maps"]) else "damaged"
 
 
 def _entries(run: Run) -> tuple[list[Entry], list[str]]:
