@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from helpers import NET, guarded
@@ -20,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from agnosco.cli.app import app
 from agnosco.data.samples import Samples
-from agnosco.errors import AgnoscoError
+from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.evaluate.score_record import add_scores
 from agnosco.evaluate.transfer import score
 from agnosco.io.atomic import PART, host_name
@@ -289,3 +290,21 @@ def test_check_imports_no_torch(run: Path) -> None:
     result = guarded("torch,torchvision,jinja2,ray", "check", str(run))
     assert result.returncode == 0, result.stderr
     assert "found: nothing wrong" in result.stdout
+
+
+def test_a_run_at_a_url_is_checked(run: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for name, content in files(run).items():
+        store.pipe_file(f"/checked/run/{name}", content)
+    found = check("memory://checked/run")
+    assert (found.run, found.finished, found.is_whole) == ("memory://checked/run", 3, True)
+    store.rm_file("/checked/run/manifest.json")
+    store.pipe_file("/checked/run/pictures/0002-cat-s0.png", b"another")
+    store.pipe_file("/checked/run/letter.txt", b"dear")
+    found = check("memory://checked/run")
+    assert (found.manifest, found.pictures) == ("missing", {"pictures/0002-cat-s0.png": "altered"})
+    assert found.unknown == ["letter.txt"]
+    assert not store.exists("/checked/run/manifest.json")
+    with pytest.warns(AgnoscoWarning, match="is missing; it was rebuilt from its 3 maps"):
+        Run.create("memory://checked/run", classifier=network(), samples=SAMPLES, config=CONFIG)
+    assert store.cat_file("/checked/run/manifest.json") == (run / "manifest.json").read_bytes()
