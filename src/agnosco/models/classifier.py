@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -192,7 +192,7 @@ class Classifier:
             self.body, size=self.shape[1:], mean=self.mean, std=self.std, channels=self.shape[0], resize=self.resize,
             features=self._features, at=at, directions=directions, name=self.name,
         )  # fmt: skip
-        asked.files = self.files
+        asked.files = replace(self.files, labels=None)  # which are the names of the classes
         return asked
 
     def layers(self) -> list[Layer]:
