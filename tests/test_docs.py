@@ -171,7 +171,7 @@ def test_the_examples_of_help_work(desk: Path) -> None:
     run("agnosco scan torchvision:resnet18 --weights clean-01.safetensors --json > bank/clean-01.json")
     Path("scans-of-clean-models").mkdir()
     Path("bank/clean-01.json").replace("scans-of-clean-models/clean-01.json")
-    for name in ("map", "score", "sanity", "card", "diff", "facets", "poison", "scan", "report", "doctor"):
+    for name in ("map", "score", "sanity", "check", "card", "diff", "facets", "poison", "scan", "report", "doctor"):
         for line in app.EXAMPLES[name]:
             if "vgg16" not in line or name != "poison":  # a minute of training
                 run(line)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these, _MODULES
     from .models.inspection import inspect
     from .models.loading import load
     from .reports.card import card
+    from .reports.check import check
     from .reports.page import report
     from .runs.jobs import map_runs
     from .runs.origin import remake
@@ -51,6 +52,7 @@ _MODULES = {
     "models.inspection": ("inspect",),
     "models.loading": ("load",),
     "reports.card": ("card",),
+    "reports.check": ("check",),
     "reports.page": ("report",),
     "runs.jobs": ("map_runs",),
     "runs.origin": ("remake",),
@@ -62,8 +64,8 @@ _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items()
 __all__ = [
     "L2", "PRESETS", "AgnoscoError", "AgnoscoWarning", "AutoL2", "Classifier", "ConceptMap", "Config", "Crops", "Data",
     "Identity", "MapperConfig", "Pixel", "Progress", "RefineConfig", "Run", "Samples", "ScanConfig", "Sparse",
-    "Spectral", "Step", "card", "diff", "facets", "inspect", "load", "map_class", "map_classes", "map_objective",
-    "map_runs", "preset", "remake", "report", "sanity", "scan", "score",
+    "Spectral", "Step", "card", "check", "diff", "facets", "inspect", "load", "map_class", "map_classes",
+    "map_objective", "map_runs", "preset", "remake", "report", "sanity", "scan", "score",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs, leases
 from agnosco.runs.jobs import Finished, map_runs
 from agnosco.runs.leases import LEASES, LeaseRecord, Leases
+from agnosco.runs.manifest import name_of_group
 from agnosco.runs.run import Run
 from agnosco.types import Job, Progress
 
@@ -319,7 +320,7 @@ def test_a_group_of_another_process_is_waited_for_and_continued_when_that_dies(
     clock, path = Clock(monkeypatch), tmp_path / "run"
     run = create(path)
     group = jobs.store_groups(run, [Job(label, 0) for label in range(6)], 2)[0]
-    written(run.folder, f"{jobs._name_of(group)}.1.json", elsewhere())
+    written(run.folder, f"{name_of_group(group)}.1.json", elsewhere())
     made, waits = [], []
 
     def on_wait(groups: int) -> None:
@@ -387,7 +388,7 @@ def test_an_interrupted_process_leaves_no_lease(tmp_path: Path, error: type[Base
     assert Folder.of(tmp_path / "run").names(LEASES) == []
     maps = map_runs(create(tmp_path / "run"), NETWORK, SAMPLES, range(6))
     next(maps)
-    maps.close()  # whoever asked for maps has enough
+    del maps  # whoever asked for maps has enough
     assert Folder.of(tmp_path / "run").names(LEASES) == []
 
 

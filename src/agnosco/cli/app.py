@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import AgnoscoError
-from . import doctor, faceting, inspection, judging, mapping, reporting, scanning
+from . import checking, doctor, faceting, inspection, judging, mapping, reporting, scanning
 from .console import Output
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --bank scans-of-clean-models/ --json",
     ),
+    "check": ("agnosco check agnosco-run", "agnosco check agnosco-run --json"),
     "report": ("agnosco report agnosco-run", "agnosco report clean-run compromised-run --out twins.html"),
     "card": ("agnosco card agnosco-run", "agnosco card agnosco-run --into README.md"),
     "poison": (
@@ -90,6 +91,7 @@ for _name, _command in {
     "diff": judging.diff,
     "facets": faceting.facets,
     "scan": scanning.scan,
+    "check": checking.check,
     "report": reporting.report,
     "card": reporting.card,
     "poison": scanning.poison,
@@ -97,5 +99,5 @@ for _name, _command in {
     "demo": reporting.demo,
     "doctor": doctor.doctor,
 }.items():
-    _notes = (inspection.EXIT_CODES,) if _name == "inspect" else ()
+    _notes = {"inspect": (inspection.EXIT_CODES,), "check": (checking.EXIT_CODES,)}.get(_name, ())
     app.command(_name, epilog="\n\n".join((*_notes, "Examples:", *EXAMPLES[_name])))(_command)

@@ -79,6 +79,9 @@ class _MapsProgress:
         self.missing -= len(self.existing)
         for damage in status.damaged:
             self.output.say(f"{damage}: it will be made again")
+        if count := len(status.redrawn):
+            pictures = "1 picture was" if count == 1 else f"{count} pictures were"
+            self.output.say(f"{pictures} altered or missing: drawn again")
         if self.existing:
             self.output.say(f"{len(self.existing)} of {len(self.jobs)} maps are finished already")
 

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,19 @@ LONGEST_INDEX = 9
 
 MOST_NUMBERS = 2**26
 """Numbers of one image, 4096 pixels square with four channels: a configuration may ask for any size."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Base names of the files that a classifier was loaded from; None for those that there were not.
+
+    ``allow_pickle`` says whether its weights were allowed to be a pickle.
+    """
+
+    weights: str | None = None
+    labels: str | None = None
+    prompts: str | None = None
+    allow_pickle: bool = False
 
 
 class Classifier:
@@ -87,6 +101,7 @@ class Classifier:
         from_file = isinstance(directions, str | Path)
         self.directions = Path(directions).name if from_file else "given in Python" if directions else None
         self.name = name or type(model).__name__
+        self.files = Files()
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
         first = next((module.in_channels for module in convolutions), RGB)
@@ -173,10 +188,12 @@ class Classifier:
 
     def asked_at(self, at: str, directions: Mapping[str, Tensor] | None = None) -> Classifier:
         """The same network, asked at a layer instead of for its classes; see the arguments of the class."""
-        return Classifier(
+        asked = Classifier(
             self.body, size=self.shape[1:], mean=self.mean, std=self.std, channels=self.shape[0], resize=self.resize,
             features=self._features, at=at, directions=directions, name=self.name,
         )  # fmt: skip
+        asked.files = replace(self.files, labels=None)  # which are the names of the classes
+        return asked
 
     def layers(self) -> list[Layer]:
         """All layers that ``at`` can name, in the order in which images go through them."""

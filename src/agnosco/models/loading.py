@@ -18,7 +18,7 @@ from ..io.regular import read_regular
 from ..text import first_line
 from ..types import Shape
 from .architectures import ARCHITECTURES
-from .classifier import Classifier
+from .classifier import Classifier, Files
 from .filling import fill, last_layer
 from .fitting import FORMS, table
 from .source import NO_PROMPTS, Network
@@ -93,7 +93,7 @@ def load(
             stacklevel=2,
         )
     names = read_labels(Path(labels)) if isinstance(labels, str | Path) else labels
-    return Classifier(
+    classifier = Classifier(
         network.model if target is None else network.model.to(target),
         size=network.size if size is None else size,
         mean=network.mean if mean is None else mean,
@@ -106,6 +106,8 @@ def load(
         directions=directions,
         name=network.name,
     )
+    classifier.files = Files(_base(weights), _base(labels), _base(prompts), allow_pickle and weights is not None)
+    return classifier
 
 
 def untrained(
@@ -192,6 +194,11 @@ def read_labels(path: Path) -> list[str]:
     if not texts or any("\ud800" <= character <= "\udfff" for character in "".join(names)):  # halves, as JSON can hold
         raise AgnoscoError(f"{path.name} does not hold a list of names", hint)
     return names
+
+
+def _base(given: object) -> str | None:
+    """The base name of what was given, if it is a file."""
+    return Path(given).name if isinstance(given, str | Path) else None
 
 
 def _network(

@@ -23,7 +23,7 @@ from ..io.storage import Folder, Place, in_order
 from ..method.config import describe
 from ..runs import thumbnails
 from ..runs.command import command_of, options_of
-from ..runs.run import MANIFEST, Run
+from ..runs.run import Run
 from ..text import one_line, without_password
 from .likeness import LikenessView, likeness_of
 from .pictures import embedded, uri
@@ -73,7 +73,7 @@ def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = Fal
         name=name,
         facts=facts_of(run),
         command=None if command is None else escape(CONTROLS.sub("", command)),
-        manifest=embedded("application/json", run.folder.read(MANIFEST)),
+        manifest=embedded("application/json", run.manifest),
         scores=scores,
         likeness=likeness_of(run, scores),
         sanity=sanity_record.read(run.folder),

@@ -11,7 +11,12 @@ from ..errors import AgnoscoError
 from ..method.config import Config, config_from_json
 from ..method.config import preset as preset_config
 from ..method.dials import DIALS, L2, AutoL2, Ball
-from .manifest import Entry, SamplesRecord, Settings
+from ..types import Job
+from .continuing import loadable
+from .manifest import Entry, Group, SamplesRecord, Settings
+
+IN_PYTHON = "given in Python"
+"""What a classifier calls directions that are not those of a file."""
 
 OVERRIDES = ("parameterization", "transforms", "ball", "loss", "steps", "batch", "radius", "precision", "compiled")
 """Options that replace a setting of a preset, in the order in which a command names them."""
@@ -59,25 +64,30 @@ def _with_radius(ball: Ball, radius: float) -> Ball:
     raise AgnoscoError(f"a {type(ball).__name__.lower()} ball has no radius", "leave --radius out, or choose --ball l2")
 
 
-def command_of(settings: Settings, entries: Sequence[Entry]) -> str | None:
+def command_of(settings: Settings, entries: Sequence[Entry], groups: Sequence[Group] = ()) -> str | None:
     """The command line that makes a run's maps again, from what its manifest says.
 
-    Files are named as in the manifest, without their folders; a file of class names is not in it, and one of prompts is
-    called PROMPTS. None for settings that no command line can give, or that Python code gave.
+    Files are named as in the manifest, without their folders; one of prompts is PROMPTS if its name is not in it.
+    None for settings that no command line can give, and for a network that none can load. With groups, the command also
+    makes their maps that are not finished.
     """
     if settings.command == "demo":  # which takes no settings
         return "agnosco demo"
     model, options = settings.model, options_of(settings)
-    indices = list(dict.fromkeys(entry.index for entry in entries))
-    seeds = sorted({entry.seed for entry in entries})
+    jobs = sorted({*(entry.job for entry in entries), *(Job(*job) for group in groups for job in group)})
+    indices = list(dict.fromkeys(job.label for job in jobs))
+    seeds = sorted({job.seed for job in jobs})
     channels, height, width = model.shape
-    consecutive = seeds[-1] - seeds[0] < len(seeds)  # as those of --seeds are
-    if settings.command != "map" or options is None or height != width or not consecutive:
+    consecutive = not seeds or seeds[-1] - seeds[0] < len(seeds)  # as those of --seeds are
+    in_python = settings.command != "map" and (loadable(model.name) is None or model.directions == IN_PYTHON)
+    if in_python or options is None or height != width or not seeds or not consecutive:
         return None
     words = ["agnosco", "map", model.name]
     words += [] if len(indices) == model.classes else [str(index) for index in indices]
     words += ["--weights", model.weights] if model.weights else []
-    words += ["--prompts", "PROMPTS"] * model.name.startswith("open_clip:")
+    words += ["--allow-pickle"] * model.allow_pickle + (["--labels", model.labels] if model.labels else [])
+    prompts = model.prompts or ("PROMPTS" if model.name.startswith("open_clip:") else None)
+    words += ["--prompts", prompts] if prompts else []
     source, count, seed_of_samples = _asked(settings.samples)
     words += ["--samples", source] + [f"--samples-count={count}"] * (count is not None)
     words += [f"--samples-seed={seed_of_samples}"] * (seed_of_samples != 0) + ["--size", str(width)]

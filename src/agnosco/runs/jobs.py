@@ -4,8 +4,6 @@ Finished maps are kept. The same command continues from wherever it was interrup
 number of processes may work on one run: each takes the groups that no other has taken.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +22,7 @@ from ..method.score import log_odds, logits_for, predictions, share_moved
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .leases import Lease, Leases
-from .manifest import Entry, split
+from .manifest import Entry, name_of_group, split
 from .origin import classifier_of
 from .run import Run
 from .status import RunStatus, status_of
@@ -220,10 +218,12 @@ class Worker:
         Raises:
             TakenElsewhere: Another process is making it.
         """
-        lease = self.leases.take(_name_of(group))
+        lease = self.leases.take(name_of_group(group))
         if lease is None:
             raise TakenElsewhere
         try:
+            if list(group) not in self.run.groups:  # another process has planned it meanwhile
+                self.run.merge()
             status = status_of(self.run, group, names=self.classifier.labels)
             yield from (Finished(entry, 0.0) for entry in status.entries if entry.job in lacking)
             if status.missing:
@@ -252,7 +252,7 @@ class Worker:
                     logits = logits_for(self.classifier, self.held_out, nu=concept.nu)
                     rate = share_moved(logits.softmax(1), concept.label, self.before)
                     odds = log_odds(logits, concept.label)
-                    entry = self.run.add(concept, targeted_success_rate=rate, held_out=odds)
+                    entry = self.run.add(concept, targeted_success_rate=rate, held_out=odds, group=group)
                     yield Finished(entry, share + time.perf_counter() - start)
         except KeyboardInterrupt:
             checkpoint.interrupt()
@@ -267,7 +267,7 @@ class Checkpoint:
         self.folder = run.folder
         self.stages = len(run.config.stages)
         self.about = {"settings": to_json(run.settings), "group": [list(job) for job in group]}
-        self.name = f"{CHECKPOINTS}/{_name_of(group)}.safetensors"
+        self.name = f"{CHECKPOINTS}/{name_of_group(group)}.safetensors"
         self.started = self.written = time.monotonic()
         self.latest: GroupState | None = None
 
@@ -301,17 +301,12 @@ class Checkpoint:
         return state
 
 
-def _name_of(group: Sequence[Job]) -> str:
-    """What a group's checkpoint and its lease are called."""
-    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24]
-
-
 def _remove_checkpoints(run: Run) -> None:
     """Remove the checkpoints of finished groups, and those of unknown groups that are old.
 
     A new one of an unknown group may belong to another process, which has just begun.
     """
-    finished = {f"{_name_of(group)}.safetensors": run.entry_of.keys() >= set(group) for group in run.groups}
+    finished = {f"{name_of_group(group)}.safetensors": run.entry_of.keys() >= set(group) for group in run.groups}
     for name in run.folder.names(CHECKPOINTS):
         path = f"{CHECKPOINTS}/{name}"
         with suppress(FileNotFoundError):  # another process was faster

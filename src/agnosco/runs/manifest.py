@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from math import isfinite
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 HELD_OUT, SPLIT_SEED = 0.2, 0
 """Share of the samples that no map is made with, and that every map is judged with; seed of their random choice."""
 
-NOT_COMPARED = {"preset", "overrides", "threads"}
-"""Settings that may differ when a run is continued: names of other settings, and a number that the run decides."""
+CPU_FEATURES = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
+"""Instructions that the libraries of PyTorch compute with where a CPU has them, beside its widest vectors."""
 
 Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -53,6 +53,8 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
         at, directions: The layer that was asked instead of the classes, and the base name of the file of directions in
             its space, if there are any ("given in Python" without a file).
         resize: How its own files say that images are resized, which those of a folder then are; None if they do not.
+        labels, prompts: Base names of the files of class names and of prompts, if there were any.
+        allow_pickle: Whether the weights were allowed to be a pickle.
     """
 
     name: str
@@ -66,15 +68,20 @@ class ModelRecord(Record, frozen=True, forbid_unknown_fields=True):
     at: str | None = None
     directions: str | None = None
     resize: Resize | None = None
+    labels: str | None = None
+    prompts: str | None = None
+    allow_pickle: bool = False
 
     @classmethod
     def of(cls, classifier: Classifier, weights: str | Path | None, config: Config) -> ModelRecord:
-        """That of a classifier whose weights came from this file."""
+        """That of a classifier whose weights came from this file, or from the one that it was loaded from."""
+        files = classifier.files
         return cls(
-            name=classifier.name, weights=Path(weights).name if weights else None, fingerprint=classifier.fingerprint,
-            shape=classifier.shape, mean=classifier.mean, std=classifier.std, classes=classifier.classes,
+            name=classifier.name, weights=Path(weights).name if weights else files.weights,
+            fingerprint=classifier.fingerprint, shape=classifier.shape, mean=classifier.mean, std=classifier.std,
+            classes=classifier.classes,
             features=classifier.features if config.refine else None, at=classifier.at, directions=classifier.directions,
-            resize=classifier.resize,
+            resize=classifier.resize, labels=files.labels, prompts=files.prompts, allow_pickle=files.allow_pickle,
         )  # fmt: skip
 
 
@@ -106,6 +113,7 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
         overrides: Options that replaced settings of the preset; see :func:`agnosco.runs.command.chosen_config`.
         device, threads, versions, model, samples: What the maps are made with.
         config: The configuration, as :func:`~agnosco.method.config.config_to_json` wrote it.
+        cpu: The kind of CPU, see :func:`cpu_kind`; None on another device, and in runs of earlier versions.
     """
 
     command: str
@@ -117,6 +125,33 @@ class Settings(Record, frozen=True, forbid_unknown_fields=True):
     model: ModelRecord
     samples: SamplesRecord
     config: dict[str, Any]
+    cpu: str | None = None
+
+
+class MadeWith(Record, frozen=True, forbid_unknown_fields=True):
+    """What the file of a map says that it was made with, so that a lost manifest can be rebuilt.
+
+    Args:
+        settings: Those of its run.
+        group: The maps that were made side by side, itself among them; none if it was made by itself.
+        place: The place of this group among those of the run, from 0.
+    """
+
+    settings: Settings
+    group: list[tuple[Index, Seed]]
+    place: Annotated[int, Meta(ge=0, lt=1 << 31)] | None = None
+
+
+class Drawn(Record, frozen=True, forbid_unknown_fields=True):
+    """Digests of the pictures of a map: the one for people, and the raw one that metrics see."""
+
+    picture: str
+    raw: str
+
+    @classmethod
+    def of(cls, pictures: Mapping[str, bytes]) -> Drawn:
+        """Those of pictures, by the names of these fields."""
+        return cls(**{kind: hashlib.sha256(content).hexdigest() for kind, content in pictures.items()})
 
 
 class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename={"name": "class"}):
@@ -130,6 +165,7 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
         norm: ‖ν‖₂.
         files: Paths inside the run folder, for people: ``map``, ``picture``, ``raw``. They are never followed.
         sha256: Digest of the map's file.
+        drawn: Digests of its pictures; None in runs of earlier versions.
         check: Digest of the rest of this entry.
     """
 
@@ -142,6 +178,7 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     norm: float
     files: dict[str, str]
     sha256: str
+    drawn: Drawn | None = None
     check: str | None = None
 
     @property
@@ -160,33 +197,20 @@ def split(samples: Samples) -> tuple[Samples, Samples]:
     return samples.split(HELD_OUT, seed=SPLIT_SEED)
 
 
-def differences(old: Settings, new: Settings) -> list[str]:
-    """Differences in what decides the maps: ``device cpu, now cuda``, or the name alone if the values are long."""
-    new = replace(new, **{name: getattr(old, name) for name in NOT_COMPARED})
-    return list(_differences(records.to_json(old), records.to_json(new)))
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{name} {key}".strip())
-    elif old != new:
-        change = f"{name} {old}, now {new}"
-        yield change if len(change) < 60 else name
-
-
 def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]], list[Entry]]:
     """Settings, groups and entries of a manifest.
 
     An entry that does not agree with its digest is left out; it is read from its own file.
 
     Raises:
-        ValueError: It is not a manifest.
+        ValueError: It is not a manifest, or does not agree with its digest.
         AgnoscoError: Its configuration is another version's.
     """
     data = records.parse(content)
     if not isinstance(data, dict):
         raise ValueError("it is not an object")
+    if data.pop("check", _digest_of(data)) != _digest_of(data):
+        raise ValueError("its digest is another")
     entries = convert(data.pop("maps", None), list[Entry])
     groups = convert(data.pop("groups", []), list[list[tuple[Index, Seed]]])
     settings = convert(data, Settings)
@@ -195,26 +219,30 @@ def read_manifest(content: bytes) -> tuple[Settings, list[list[tuple[int, int]]]
 
 
 def write_manifest(settings: Settings, groups: Sequence[Group], entries: Sequence[Entry]) -> bytes:
-    """A manifest as bytes; each group is one line of it."""
-    text = records.encode(records.to_json(settings) | {"groups": [], "maps": entries}).decode()
+    """A manifest as bytes, with a digest of all but the entries, which have their own; each group is one line of it."""
+    data = records.to_json(settings) | {"groups": records.to_json(groups)}
+    text = records.encode(data | {"groups": [], "maps": entries, "check": _digest_of(data)}).decode()
     if groups:
         lines = ",\n".join(f"  {json.dumps(group)}" for group in groups)
         text = text.replace('\n "groups": []', f'\n "groups": [\n{lines}\n ]', 1)
     return text.encode()
 
 
-def entry_for(concept: ConceptMap, content: bytes, *, targeted_success_rate: float) -> Entry:
-    """The entry of a map whose file has this content; a rate that is not finite becomes None."""
+def entry_for(
+    concept: ConceptMap, content: bytes, pictures: Mapping[str, bytes], *, targeted_success_rate: float
+) -> Entry:
+    """The entry of a map whose file and pictures have this content; a rate that is not finite becomes None."""
     import torch
 
     name = stem_of(concept.label, concept.name, concept.seed)
-    pictures = {"picture": f"pictures/{name}.png", "raw": f"pictures/{name}-raw.png"}
+    drawn_at = {kind: picture_of(name, kind) for kind in pictures}
     entry = Entry(
         index=concept.label, name=concept.name, seed=concept.seed, stages=tuple(concept.stages),
         probability=concept.probability,
         targeted_success_rate=targeted_success_rate if isfinite(targeted_success_rate) else None,
         norm=torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
-        files={"map": f"maps/{name}.safetensors"} | pictures, sha256=hashlib.sha256(content).hexdigest(),
+        files={"map": f"maps/{name}.safetensors"} | drawn_at, sha256=hashlib.sha256(content).hexdigest(),
+        drawn=Drawn.of(pictures),
     )  # fmt: skip
     return sealed(entry)
 
@@ -243,6 +271,16 @@ def stem_of(index: int, name: str, seed: int) -> str:
     return f"{index:04d}-{slug(name)}-s{seed:d}"
 
 
+def picture_of(stem: str, kind: str) -> str:
+    """The file of a picture of a map: ``picture``, for people, or ``raw``."""
+    return f"pictures/{stem}{'-raw' if kind == 'raw' else ''}.png"
+
+
+def name_of_group(group: Group) -> str:
+    """What a group's checkpoint and its leases are called."""
+    return hashlib.sha256(json.dumps(group).encode()).hexdigest()[:24]
+
+
 def slug(name: str) -> str:
     """A class name as part of a file name: a-z, 0-9 and hyphens, at most 40 characters."""
     ascii_name = unicodedata.normalize("NFKD", name[:1000]).encode("ascii", "ignore").decode().lower()
@@ -255,9 +293,25 @@ def identity(part: ModelRecord | SamplesRecord) -> str:
     return f"{name} {list(part.shape)} ({part.fingerprint[:8]})"
 
 
+def _digest_of(data: dict[str, Any]) -> str:
+    """The digest of a manifest's values, except for its entries."""
+    values = {key: value for key, value in data.items() if key != "maps"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def _digest(entry: Entry) -> str:
     unsealed = records.encode(replace(entry, check=None))
     return hashlib.sha256(unsealed.removesuffix(b"\n")).hexdigest()
+
+
+def cpu_kind(device: str) -> str | None:
+    """What decides the last bits on a CPU: its vectors and its matrix instructions; None for another device."""
+    if device.partition(":")[0] != "cpu":
+        return None
+    import torch
+
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *(name for name in CPU_FEATURES if has.get(name))])
 
 
 def versions() -> dict[str, str | None]:

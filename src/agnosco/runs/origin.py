@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.storage import Folder, Place
-from .manifest import ModelRecord, SamplesRecord, Settings, identity, versions
+from .manifest import ModelRecord, SamplesRecord, Settings, cpu_kind, identity, versions
 from .run import Run
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def check_origin(run: Run, classifier: Classifier, samples: Samples) -> Settings
     now = replace(
         before, device=str(classifier.device), threads=torch.get_num_threads(), versions=versions(),
         model=ModelRecord.of(classifier, before.model.weights, run.config), samples=SamplesRecord.of(samples),
+        cpu=cpu_kind(str(classifier.device)),
     )  # fmt: skip
     for what, old, new in (("model", before.model, now.model), ("samples", before.samples, now.samples)):
         if (old.fingerprint, old.shape) != (new.fingerprint, new.shape):
@@ -91,7 +92,9 @@ def remake(
     run.entry(index, seed)
     classifier = classifier_of(run, classifier)
     before, now = run.settings, check_origin(run, classifier, samples)
-    compared = {key: (getattr(before, key), getattr(now, key)) for key in ("versions", "device", "threads")}
+    compared = {key: (getattr(before, key), getattr(now, key)) for key in ("versions", "device", "threads", "cpu")}
+    if before.cpu is None:
+        del compared["cpu"]  # an earlier version did not note it
     if differing := [f"{key} {old}, now {new}" for key, (old, new) in compared.items() if old != new]:
         message = f"the last bits of the map may differ ({'; '.join(differing)})"
         warnings.warn(message, AgnoscoWarning, stacklevel=2)

@@ -10,7 +10,8 @@
       checkpoints/, leases/                  only while maps are being made
 
 A map's entry is written last: a map is finished if and only if its entry exists and the digests agree. The manifest's
-index saves reading all entries; it is written when a command begins and when it ends.
+index saves reading all entries; it is written when a command begins and when it ends. If the manifest is damaged or
+lost, it is rebuilt from the maps, each of which says what it was made with.
 
 The same run gives the same bytes on a CPU, however often it is interrupted: no file holds a time, a date or a path of
 this machine. Every file is written whole or not at all. A folder may come from anyone: nothing in it is executed, no
@@ -35,9 +36,11 @@ from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
 from ..types import Job
 from . import manifest
+from .continuing import check_same
 from .leases import Leases
-from .manifest import Entry, Group, ModelRecord, SamplesRecord, Settings
-from .sheet import page_of, write_pictures
+from .manifest import Entry, Group, MadeWith, ModelRecord, SamplesRecord, Settings
+from .rebuilding import entry_names, rebuilt
+from .sheet import page_of, pictures_of
 from .tensors import Arrays, concept_of, read_arrays, to_bytes
 
 if TYPE_CHECKING:
@@ -85,6 +88,7 @@ class Run:
         self.entry_of = {entry.job: entry for entry in entries}
         self._damaged: set[str] = set()  # stems of entries that cannot be read
         self.is_stored = False  # whether the folder has a manifest
+        self.is_rebuilt = False  # whether that is lost or damaged, and the maps said the same
 
     @classmethod
     def create(
@@ -103,6 +107,8 @@ class Run:
     ) -> Run:
         """A new run, or the run in the folder if it has the same settings; nothing is written before its first map.
 
+        A manifest that is damaged or lost is rebuilt from the maps, and written.
+
         Args:
             path: A path or a URL: a new or empty folder, or that of a run with the same settings.
             classifier: The network whose maps these are; a module or a name is taken for images of the samples' shape.
@@ -110,7 +116,7 @@ class Run:
             config: Settings of every map, or the name of a preset; the precision ``auto`` is stored as what it is here.
             preset, overrides: What the settings were built from; see :func:`agnosco.runs.command.chosen_config`.
             command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for other code.
-            weights: The file of the classifier's weights; its base name is stored.
+            weights: The file of the classifier's weights, if it was not loaded from it; its base name is stored.
             device, threads: What a cluster makes the maps with. A run that is continued keeps its number of threads.
 
         Raises:
@@ -131,26 +137,23 @@ class Run:
             command=command, preset=preset, overrides=dict(overrides or {}), device=device or str(classifier.device),
             threads=threads or torch.get_num_threads(), versions=manifest.versions(),
             model=ModelRecord.of(classifier, weights, config), samples=SamplesRecord.of(samples),
-            config=to_json(config_to_json(config)),
+            config=to_json(config_to_json(config)), cpu=manifest.cpu_kind(device or str(classifier.device)),
         )  # fmt: skip
-        if not folder.exists(MANIFEST):
+        if not folder.exists(MANIFEST) and not entry_names(folder):
             return cls(folder, settings)
         run = cls._read_manifest(folder)
         run._read_new_entries()
-        run._check_same(settings)
+        check_same(run.settings, settings, folder.name)
+        if run.is_rebuilt:
+            run.end()
         return run
-
-    def _check_same(self, settings: Settings) -> None:
-        """AgnoscoError unless maps made with these settings belong to it."""
-        if differing := manifest.differences(self.settings, settings):
-            raise AgnoscoError(
-                f"{self.folder.name!r} holds a run with other settings ({', '.join(differing[:4])})",
-                "choose another folder with --out, or remove this one",
-            )
 
     @classmethod
     def open(cls, path: Place | Folder) -> Run:
-        """The run at a path or a URL, finished or interrupted; AgnoscoError if there is none."""
+        """The run at a path or a URL, finished or interrupted; AgnoscoError if there is none.
+
+        Nothing is written: a manifest that is damaged or lost is rebuilt in memory, with an AgnoscoWarning.
+        """
         run = cls._read_manifest(Folder.of(path))
         run._read_new_entries()
         if run._damaged:
@@ -162,20 +165,38 @@ class Run:
         return run
 
     @classmethod
-    def _read_manifest(cls, folder: Folder) -> Run:
+    def _read_manifest(cls, folder: Folder, *, silent: bool = False) -> Run:
         try:
             run = cls(folder, *manifest.read_manifest(folder.read(MANIFEST)))
-        except FileNotFoundError as error:
-            message = f"{folder.name!r} is not a run folder: it has no {MANIFEST}"
-            raise AgnoscoError(message, "make one with agnosco map") from error
-        except (ValueError, RecursionError) as error:
-            raise AgnoscoError(f"{folder.at(MANIFEST)!r} is not the manifest of a run", "make the run again") from error
+        except (FileNotFoundError, ValueError, RecursionError) as error:
+            return cls._rebuilt(folder, error, silent=silent)
         run.is_stored = True
+        return run
+
+    @classmethod
+    def _rebuilt(cls, folder: Folder, error: Exception, *, silent: bool) -> Run:
+        """A run whose manifest could not be read, from its maps; AgnoscoError if they do not suffice."""
+        is_missing = isinstance(error, FileNotFoundError)
+        found = rebuilt(folder)
+        if found is None:
+            message, hint = f"{folder.name!r} is not a run folder: it has no {MANIFEST}", "make one with agnosco map"
+            if not is_missing:
+                message = f"{folder.at(MANIFEST)!r} is not the manifest of a run"
+                hint = "no intact map says what it was made with: put a copy of the file back, or make the run again"
+            elif entry_names(folder):
+                hint = f"no intact map says what it was made with: put a copy of {MANIFEST} back, or make the run again"
+            raise AgnoscoError(message, hint) from error
+        if not silent:
+            state, maps = "missing" if is_missing else "damaged", "map" if found.maps == 1 else f"{found.maps} maps"
+            message = f"{MANIFEST} of {folder.name!r} is {state}; it was rebuilt from its {maps}"
+            warnings.warn(message, AgnoscoWarning, stacklevel=4)
+        run = cls(folder, found.settings, found.groups, found.entries)
+        run.is_stored, run.is_rebuilt = not is_missing, True
         return run
 
     def _read_new_entries(self) -> None:
         """Read the entries that the index lacks."""
-        stems = {name.removesuffix(".json") for name in self.folder.names("maps") if name.endswith(".json")}
+        stems = set(entry_names(self.folder))
         stems -= {entry.stem for entry in self.entry_of.values()}
 
         def read(name: str) -> Entry | None:
@@ -240,25 +261,43 @@ class Run:
         with Leases(self.folder).holding(name):
             yield
 
-    def add(self, concept: ConceptMap, *, targeted_success_rate: float, held_out: Tensor | None = None) -> Entry:
+    def add(
+        self,
+        concept: ConceptMap,
+        *,
+        targeted_success_rate: float,
+        held_out: Tensor | None = None,
+        group: Group | None = None,
+    ) -> Entry:
         """Write a map, its pictures and, last of all, its entry, which is returned.
 
         Args:
             concept: The map.
             targeted_success_rate: That on held-out images; NaN if there are none.
             held_out: Log-odds of the class for each of these images with the map's pattern, ``(N,)``, to be kept.
+            group: The maps that it was made side by side with; None takes the run's first group that it is in.
         """
-        content = to_bytes(concept, held_out)
-        entry = manifest.entry_for(concept, content, targeted_success_rate=targeted_success_rate)
         if self.is_stored:
             self._check_folder()
         else:
             self.end()  # first of all, so that an interrupted run is known as one
-        write_pictures(self.folder, concept, entry)
+        content, pictures = to_bytes(concept, self._made_with(concept, group), held_out), pictures_of(concept)
+        entry = manifest.entry_for(concept, content, pictures, targeted_success_rate=targeted_success_rate)
+        for kind, picture in pictures.items():
+            self.folder.write(manifest.picture_of(entry.stem, kind), picture)
         self._write_map(content, entry)
         self.entry_of[entry.job] = entry
         self._damaged.discard(entry.stem)
         return entry
+
+    def _made_with(self, concept: ConceptMap, group: Group | None) -> MadeWith:
+        """What the file of a map says that it was made with."""
+        job = Job(concept.label, concept.seed)
+        if group is None:
+            group = next((group for group in self.groups if job in group), [])
+        members = [Job(*other) for other in group]
+        place = self.groups.index(members) if members in self.groups else None
+        return MadeWith(settings=self.settings, group=list(members), place=place)
 
     def _write_map(self, content: bytes, entry: Entry) -> None:
         """Write a map and its entry; again, if another process's map now lies beside this entry, or the reverse."""
@@ -278,27 +317,34 @@ class Run:
         if another process has begun a run with other settings there.
         """
         self._begin()
-        other = Run._read_manifest(self.folder)
-        other._check_same(self.settings)
+        other = Run._read_manifest(self.folder, silent=self.is_rebuilt)
+        check_same(other.settings, self.settings, self.folder.name)
         self.settings = other.settings
         self.entry_of = other.entry_of | self.entry_of
         known = {tuple(group) for group in other.groups}
         self.groups = other.groups + [group for group in self.groups if tuple(group) not in known]
         self._read_new_entries()
 
+    @property
+    def manifest(self) -> bytes:
+        """The content of its manifest, as it is in the folder, or as it was rebuilt."""
+        if self.is_rebuilt:
+            return manifest.write_manifest(self.settings, self.groups, self.entries)
+        return self.folder.read(MANIFEST)
+
     def write_manifest(self) -> None:
         """Write the manifest as it is in memory, unless it already says all this."""
         content = manifest.write_manifest(self.settings, self.groups, self.entries)
         if not (self.folder.exists(MANIFEST) and self.folder.read(MANIFEST) == content):
             self.folder.write(MANIFEST, content)
-        self.is_stored = True
+        self.is_stored, self.is_rebuilt = True, False
 
     def _begin(self) -> None:
         """Create the folder of a new run with a manifest, so that it is known as one; that of an old one must be there.
 
         Another process may begin the same run at the same time: one of them creates the manifest.
         """
-        if self.is_stored:
+        if self.is_stored or self.is_rebuilt:
             self._check_folder()
             return
         self.folder.make()
@@ -307,7 +353,7 @@ class Run:
 
     def _check_folder(self) -> None:
         """AgnoscoError if the folder of a run has vanished: another run is not begun in its place."""
-        if not self.folder.exists(MANIFEST):
+        if not (self.folder.exists(MANIFEST) or (self.is_rebuilt and entry_names(self.folder))):
             raise AgnoscoError(f"{self.folder.name!r} has no {MANIFEST} any more", MOVED)
 
     def maps(self) -> Iterator[ConceptMap]:
@@ -358,5 +404,11 @@ class Run:
 
 
 def check_target(path: Place | Folder, *, holding: Sequence[str] = (MANIFEST,)) -> None:
-    """Check, before long work, that a folder can be written; see :meth:`agnosco.io.storage.Folder.check`."""
-    Folder.of(path).check(holding=holding)
+    """Check, before long work, that a folder can be written; see :meth:`agnosco.io.storage.Folder.check`.
+
+    A run whose manifest is lost is one by its maps.
+    """
+    folder = Folder.of(path)
+    if holding == (MANIFEST,) and not folder.exists(MANIFEST):
+        holding = (MANIFEST, *(f"maps/{name}.json" for name in entry_names(folder)[:1]))
+    folder.check(holding=holding)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
+from collections.abc import Callable
+from contextlib import suppress
 from math import ceil, sqrt
 from typing import TYPE_CHECKING
 
+from msgspec.structs import asdict
+
+from ..errors import AgnoscoError
 from ..io.storage import Folder
 from ..method.config import describe
 from ..method.render import SIDE, contact_sheet, enlarged, png
 from ..text import one_line
-from .manifest import Entry
+from .manifest import Entry, picture_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,10 +37,31 @@ CAPTION = 31
 """Longest caption under a map."""
 
 
-def write_pictures(folder: Folder, concept: ConceptMap, entry: Entry) -> None:
-    """Write the picture of a map for people, and the raw one that metrics see."""
-    folder.write(f"pictures/{entry.stem}.png", png(enlarged(concept.display(), SIDE)))
-    folder.write(f"pictures/{entry.stem}-raw.png", png(concept.image()))
+def pictures_of(concept: ConceptMap) -> dict[str, bytes]:
+    """The pictures of a map, by the fields of :class:`~agnosco.runs.manifest.Drawn`: for people, and for metrics."""
+    return {"picture": png(enlarged(concept.display(), SIDE)), "raw": png(concept.image())}
+
+
+def wrong_pictures(folder: Folder, entry: Entry, exists: Callable[[str], bool]) -> dict[str, str]:
+    """The pictures of a map that are ``missing`` or ``altered``, by the names of their files.
+
+    Without digests in the entry, only what is missing is known.
+    """
+    digests = {"picture": None, "raw": None} if entry.drawn is None else asdict(entry.drawn)
+    wrong = {}
+    for kind, digest in digests.items():
+        name = picture_of(entry.stem, kind)
+        if not exists(name):
+            wrong[name] = "missing"
+        elif digest is not None and _digest(folder, name) != digest:
+            wrong[name] = "altered"
+    return wrong
+
+
+def _digest(folder: Folder, name: str) -> str | None:
+    with suppress(AgnoscoError, FileNotFoundError):  # a link, a pipe, or gone meanwhile
+        return hashlib.sha256(folder.read(name)).hexdigest()
+    return None
 
 
 def write_contact_sheet(run: Run) -> str:

@@ -1,13 +1,15 @@
 """Which maps of a run are finished, missing or damaged."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from msgspec.structs import asdict, replace
 
 from ..io.storage import in_order
 from ..types import Job
-from .manifest import Entry, stem_of, write_entry
+from .manifest import Drawn, Entry, picture_of, sealed, stem_of, write_entry
 from .run import Run
-from .sheet import write_pictures
+from .sheet import pictures_of, wrong_pictures
 
 LISTED = 50
 """Maps beyond which folders are listed; the files of fewer are looked up one by one."""
@@ -20,28 +22,36 @@ class RunStatus:
     entries: list[Entry]  # of the finished ones, in the order of the jobs
     missing: list[Job]
     damaged: list[str]  # messages about the damaged ones among the missing
+    redrawn: list[str] = field(default_factory=list)  # pictures that were altered or missing, and were drawn again
 
 
 def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStatus:
     """Which of some maps are finished: each is checked against its digest.
 
-    Maps that another process has finished meanwhile count too. Lost pictures and entries are written again.
+    Maps that another process has finished meanwhile count too. Lost entries are written again, and lost or altered
+    pictures are drawn again.
     The names are the classifier's, by index.
     """
     exists = run.folder.exists
     if len(jobs) > LISTED:
         files = {f"{inside}/{name}" for inside in ("maps", "pictures") for name in run.folder.names(inside)}
         exists = files.__contains__
-    results = list(in_order(lambda job: _checked(run, job, names[job.label], exists), jobs))
+    redrawn: list[str] = []
+    results = list(in_order(lambda job: _checked(run, job, names[job.label], exists, redrawn), jobs))
     missing = [job for job, (entry, _) in zip(jobs, results, strict=True) if entry is None]
     for job in missing:
         run.entry_of.pop(job, None)
     entries = [entry for entry, _ in results if entry is not None]
-    return RunStatus(entries, missing, [damage for _, damage in results if damage is not None])
+    return RunStatus(entries, missing, [damage for _, damage in results if damage is not None], sorted(redrawn))
 
 
-def _checked(run: Run, job: Job, class_name: str, exists: Callable[[str], bool]) -> tuple[Entry | None, str | None]:
-    """The entry of a map, None if it is not finished; and a message if that is because it is damaged."""
+def _checked(
+    run: Run, job: Job, class_name: str, exists: Callable[[str], bool], redrawn: list[str]
+) -> tuple[Entry | None, str | None]:
+    """The entry of a map, None if it is not finished; and a message if that is because it is damaged.
+
+    The names of pictures that are drawn again are added to ``redrawn``.
+    """
     known, stored, damage = run.entry_of.get(job), None, None
     name = stem_of(job.label, class_name, job.seed) if known is None else known.stem
     if exists(f"maps/{name}.json"):
@@ -58,6 +68,27 @@ def _checked(run: Run, job: Job, class_name: str, exists: Callable[[str], bool])
     run.entry_of[job] = entry
     if stored is None:
         run.folder.write(f"maps/{name}.json", write_entry(entry))
-    if not (exists(f"pictures/{name}.png") and exists(f"pictures/{name}-raw.png")):
-        write_pictures(run.folder, run.map(*job), entry)
+    if wrong := wrong_pictures(run.folder, entry, exists):
+        redrawn += wrong
+        entry = run.entry_of[job] = _drawn_again(run, entry, wrong)
     return entry, None
+
+
+def _drawn_again(run: Run, entry: Entry, names: Collection[str]) -> Entry:
+    """The entry of a map some of whose pictures are drawn again.
+
+    Another version of Pillow may write other bytes; then the entry is written again, with their digests.
+    """
+    pictures = pictures_of(run.map(*entry.job))
+    for kind, content in pictures.items():
+        if picture_of(entry.stem, kind) in names:
+            run.folder.write(picture_of(entry.stem, kind), content)
+    if entry.drawn is None:
+        return entry
+    new = asdict(Drawn.of(pictures))
+    kept = {kind: digest for kind, digest in asdict(entry.drawn).items() if picture_of(entry.stem, kind) not in names}
+    drawn = Drawn(**(new | kept))
+    if drawn != entry.drawn:
+        entry = sealed(replace(entry, drawn=drawn))
+        run.folder.write(f"maps/{entry.stem}.json", write_entry(entry))
+    return entry

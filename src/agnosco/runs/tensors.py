@@ -3,27 +3,35 @@
 It holds ``nu``, ``stages/NAME`` (ν after each earlier stage), a column ``trace/FIELD`` for each field of a step, ``xi``
 (Ξ in 255ths) if the network has a convolutional stage, ``contribution`` (in 255ths) unless an earlier version made the
 map, and ``held_out``, the log-odds of the class for each held-out image with the pattern, ``(N,)``, if the map was
-judged by some.
+judged by some. Its metadata say, as JSON, what it was made with (:class:`~agnosco.runs.manifest.MadeWith`), unless an
+earlier version made it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ..io import records
+from ..io.safetensors_header import Suspicious, read_header
 from ..io.storage import Folder
 from ..types import Shape, Step
-from .manifest import Entry
+from .manifest import Entry, MadeWith
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..method.concept import ConceptMap
+
+KEY = "agnosco"
+"""The one key of the file's metadata: the order of several would be random."""
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -34,7 +42,7 @@ SHARES = ("xi", "contribution")
 """Fields of a map in [0, 1], one number for each place, kept in 255ths; a file may lack them."""
 
 
-def to_bytes(concept: ConceptMap, held_out: Tensor | None = None) -> bytes:
+def to_bytes(concept: ConceptMap, made_with: MadeWith, held_out: Tensor | None = None) -> bytes:
     """The file of a map; ``held_out`` are the log-odds ``(N,)`` of held-out images."""
     import torch
     from safetensors.torch import save
@@ -48,7 +56,15 @@ def to_bytes(concept: ConceptMap, held_out: Tensor | None = None) -> bytes:
             tensors[name] = (255 * shares).round().to(torch.uint8)
     if held_out is not None:
         tensors["held_out"] = held_out.float().contiguous()
-    return save(tensors)
+    return save(tensors, {KEY: json.dumps(records.to_json(made_with), sort_keys=True)})
+
+
+def made_with_of(content: bytes) -> MadeWith | None:
+    """What the file of a map says that it was made with; None if it says nothing that can be read."""
+    try:
+        return records.decode(read_header(BytesIO(content)).metadata[KEY].encode(), MadeWith)
+    except (KeyError, ValueError, Suspicious):
+        return None
 
 
 def write_tensors(folder: Folder, name: str, tensors: dict[str, Tensor]) -> str:
