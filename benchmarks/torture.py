@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -139,20 +140,35 @@ def prepared(folder: Path, board: Board) -> list[str]:
     ]  # fmt: skip
 
 
-def start(command: list[str], out: Path, board: Board) -> int:
-    """Start the command in a process of its own; return its id."""
+def start(
+    command: list[str],
+    out: Path | None,
+    board: Board,
+    *,
+    change: Callable[[], object] | None = None,
+    log: Path | None = None,
+) -> int:
+    """Start the command in a process of its own, which first makes a change to itself; return its id.
+
+    It writes what it says to a log, by default beside the folder. Without a folder, the command names one itself.
+    """
     board.clear()
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        command_line([*command, "--out", str(out)])
+        assert log is not None or out is not None
+        written = os.open(log or out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(written, 1)
+        os.dup2(written, 2)
+        if change is not None:
+            change()
+        command_line(command if out is None else [*command, "--out", str(out)])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -208,6 +208,6 @@ def test_channels_of_a_layer_are_mapped_as_on_one_machine(address: str, tmp_path
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
         list(map_runs(run, classifier, samples, [0, 5], backend=cluster.make))
     alone = Run.create(tmp_path / "alone", classifier=classifier, samples=samples, config=settings(2), threads=1)
-    list(map_runs(alone, classifier, samples, [0, 5]))
+    list(map_runs(alone, classifier, samples, [0, 5], together=1))  # as two workers share them
     assert [entry.name for entry in run.entries] == ["2 0", "2 5"]
     assert files(run) == files(alone)

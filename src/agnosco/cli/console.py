@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,15 @@ LONG = 10.0
 
 LONGEST = 2000
 """Characters of a line; an error may contain a class name of a megabyte."""
+
+
+MORE_MEMORY = "free some, or choose a smaller network, --size or --batch; the same command continues from what is there"
+
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory|can't start new thread"
+    r"|failed to map segment"
+)
+"""What the errors of PyTorch, CUDA and the operating system say."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -81,6 +91,11 @@ class Output:
             self._line(error.message, "Error: ", "bold red")
             self._line(error.hint, "Hint: ", "bold")
             return error.exit_code
+        except (MemoryError, RuntimeError, OSError, ImportError) as error:
+            if not is_out_of_memory(error):
+                raise
+            sys.stderr.write(f"Error: there is not enough memory\nHint: {MORE_MEMORY}\n")  # rich may need some, too
+            return 2
         except Terminated:
             return 128 + signal.SIGTERM
         except KeyboardInterrupt:
@@ -162,3 +177,13 @@ def duration(seconds: float) -> str:
 def step_in_words(step: Progress) -> str:
     """Where a map stands after a step."""
     return f"step {step.done}/{step.total}  p {step.last.probability:.2f}  ‖ν‖ {step.last.norm:.1f}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, is that there is not enough memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or OUT_OF_MEMORY.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
