@@ -50,7 +50,7 @@ from torch import Tensor
 import agnosco
 from agnosco import Classifier, Samples
 from agnosco.backdoor.config import Training
-from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE
+from agnosco.backdoor.record import FOUND, INCONCLUSIVE, NONE, stands_out
 from agnosco.backdoor.train import augmented, evaluate, fit
 from agnosco.data.datasets import Labelled, from_class_folders
 from agnosco.method.prepare import prepared, resolve_precision
@@ -422,9 +422,14 @@ def cell(row: dict[str, Any] | None, target: int | None) -> str:
     """What a detector says of a network: outcome, rank of the target, statistic, seconds."""
     if row is None:
         return ""
-    said = [SHORT[row["outcome"]]] if "outcome" in row else []
+    said = [SHORT[outcome_of(row)]] if "outcome" in row else []
     said += [] if target is None else [f"rank {rank(row['order'], target)}"]
     return ", ".join([*said, f"{row['score']:.1f}", f"{row['seconds']:.0f} s"])
+
+
+def outcome_of(row: dict[str, Any]) -> str:
+    """The outcome by today's rule; a row keeps that of its time."""
+    return row["outcome"] if "p_value" not in row or stands_out(row["p_value"], calibrated=False) else NONE
 
 
 def rank(order: Sequence[int], target: int) -> int:
@@ -458,7 +463,7 @@ Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
 
 def found_of(own: Pairs, kind: str) -> str:
     """In how many of the networks of a kind a detector finds something; empty if it has no cut-off."""
-    outcomes = [row["outcome"] for each, row in own if each["kind"] == kind and "outcome" in row]
+    outcomes = [outcome_of(row) for each, row in own if each["kind"] == kind and "outcome" in row]
     return f"{outcomes.count(FOUND)} of {len(outcomes)}" if outcomes else ""
 
 

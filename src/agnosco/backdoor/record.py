@@ -21,8 +21,9 @@ FOUND: Outcome = "outlier class found"
 NONE: Outcome = "no outlier found"
 INCONCLUSIVE: Outcome = "inconclusive"
 
-LEVEL = 0.05
-"""Accepted share of false alarms."""
+LEVEL, UNCALIBRATED_LEVEL = 0.05, 0.025
+"""Accepted share of false alarms; and what a p-value without a bank may be, as reaches of clean networks are no normal
+scores: of 55 clean networks, three have 0.05 or less, and none has 0.025 or less (``docs/backdoors.md``)."""
 
 ENOUGH_REACH = 0.5
 """A class with a smaller reach is no outlier, however far it stands out."""
@@ -50,9 +51,9 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def stands_out(p_value: float | None) -> bool:
-    """Whether few clean networks have such a class."""
-    return p_value is not None and p_value <= LEVEL
+def stands_out(p_value: float | None, *, calibrated: bool) -> bool:
+    """Whether few clean networks have such a class; for ``calibrated`` see :class:`Verdict`."""
+    return p_value is not None and p_value <= (LEVEL if calibrated else UNCALIBRATED_LEVEL)
 
 
 class ScannedModel(Record, frozen=True):
@@ -256,7 +257,7 @@ def conclusion(scan: ScanRecord) -> list[str]:
     ]
     lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
     lines += how_closely(scan)
-    if verdict.outcome == NONE and stands_out(verdict.p_value):
+    if verdict.outcome == NONE and stands_out(verdict.p_value, calibrated=verdict.calibrated):
         lines.append(f"It stands out, but its reach is below {ENOUGH_REACH:.0%}.")
     if verdict.outcome == FOUND and scan.candidates:
         lines.append(_pattern_in_words(scan.candidates[0]))

@@ -171,7 +171,7 @@ def judge(
 
     reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
     place = _greatest(reached)
-    outlier = bool(reached[place].isfinite()) and stands_out(p_of(*place))
+    outlier = bool(reached[place].isfinite()) and stands_out(p_of(*place), calibrated=bool(bank))
     if not outlier:
         place = _greatest(z)
     outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
