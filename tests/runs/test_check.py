@@ -92,7 +92,7 @@ def test_a_finished_run_is_whole(run: Path) -> None:
     assert (found.network_classes, found.classes, found.seeds) == (5, 3, [0])
     assert found.records == {"scores.json": "readable"}
     nothing = (found.unfinished, found.damaged, found.pictures, found.checkpoints, found.leases, found.temporary)
-    assert nothing == ([], [], {}, {}, [], [])
+    assert nothing == ([], [], {}, {}, {}, [])
     assert (found.unknown, found.command, found.is_whole) == ([], None, True)
 
 
@@ -190,10 +190,10 @@ def test_an_interrupted_run_names_what_is_planned_and_its_checkpoint(
 
 def test_leases_temporary_files_and_files_of_others_are_named_and_are_not_wrong(run: Path) -> None:
     (run / "leases").mkdir()
-    (run / "leases/a.json").write_text(json.dumps({"owner": f"host {HOSTILE}", "until": 1700000000.5, "pid": [1]}))
-    (run / "leases/b.json").write_bytes(b"\xff" * 10)
-    (run / "leases/c.json").write_text("[" * 100_000)
-    (run / "leases/d.json").symlink_to("/etc/passwd")
+    (run / "leases/a.1.json").write_text(json.dumps({"owner": f"host {HOSTILE}", "until": "noon", "renewed": 3}))
+    (run / "leases/b.1.json").write_bytes(b"\xff" * 10)
+    (run / "leases/c.1.json").write_text("[" * 100_000)
+    (run / "leases/d.1.json").symlink_to("/etc/passwd")
     (run / f"maps/{PART}{host_name()}-1-00ff").write_text("half")
     for name in ("letter.txt", "maps/notes.txt", "pictures/me.jpg"):
         (run / name).write_text("dear")
@@ -201,17 +201,15 @@ def test_leases_temporary_files_and_files_of_others_are_named_and_are_not_wrong(
     (run / "checkpoints").mkdir()
     (run / f"checkpoints/{'0' * 24}.safetensors").write_text("of what?")
     found = check(run)
-    assert [(lease.file, lease.owner, lease.until) for lease in found.leases] == [
-        ("a.json", "host [31mme", "1700000000.5"),
-        *((f"{name}.json", None, None) for name in "bcd"),
-    ]
+    told = "host [31mme, until noon"
+    assert found.leases == {"a.1.json": told} | {f"{name}.1.json": "cannot be read" for name in "bcd"}
     assert found.temporary == [f"maps/{PART}{host_name()}-1-00ff"]
     assert found.unknown == ["attic/", "letter.txt", "maps/notes.txt", "pictures/me.jpg"]
     assert found.checkpoints == {f"{'0' * 24}.safetensors": []}
     result = call(str(run))
     assert result.exit_code == 0
     assert all(line.isprintable() for line in result.stdout.splitlines())
-    assert "lease: a.json, owner host [31mme, until 1700000000.5" in result.stdout.splitlines()
+    assert f"lease: a.1.json: {told}" in result.stdout.splitlines()
 
 
 def test_links_out_of_the_folder_are_damage(run: Path, tmp_path: Path) -> None:
@@ -308,3 +306,16 @@ def test_a_run_at_a_url_is_checked(run: Path) -> None:
     with pytest.warns(AgnoscoWarning, match="is missing; it was rebuilt from its 3 maps"):
         Run.create("memory://checked/run", classifier=network(), samples=SAMPLES, config=CONFIG)
     assert store.cat_file("/checked/run/manifest.json") == (run / "manifest.json").read_bytes()
+
+
+def test_a_run_without_any_map_is_not_whole(tmp_path: Path) -> None:
+    Run.create(tmp_path / "run", classifier=network(), samples=SAMPLES, config=CONFIG).end()
+    found = check(tmp_path / "run")
+    assert (found.planned, found.is_whole) == (0, False)
+
+
+def test_a_linked_folder_is_named_and_not_followed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/diary.txt").write_text("dear")
+    (run / "samples").symlink_to(tmp_path / "secret")
+    assert check(run).unknown == ["samples/, a link"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -281,6 +281,107 @@ def test_a_store_that_does_not_answer_for_a_while_costs_no_lease(
     assert not lease.lost
 
 
+def test_a_lease_that_another_has_taken_over_is_not_touched(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process was stopped; meanwhile the next owner took number 2 and released it, and the numbers began again."""
+    monkeypatch.setattr(leases, "RENEWAL", 0.01)
+    lease = Leases(folder).take("group")
+    assert lease is not None
+    written(folder, "group.1.json", elsewhere())
+    _until(lambda: lease.lost)
+    assert not lease.working()
+    lease.release()
+    assert records.decode(folder.read(f"{LEASES}/group.1.json"), LeaseRecord).owner == elsewhere()
+
+
+def test_a_process_that_was_stopped_looks_before_it_goes_on(folder: Folder) -> None:
+    lease = Leases(folder).take("group")
+    assert lease is not None
+    written(folder, "group.2.json", elsewhere())
+    assert lease.working()  # it was renewed a moment ago
+    lease._looked -= leases.LAPSE + 1
+    assert not lease.working()
+    lease.release()
+
+
+def test_an_owner_that_does_not_work_does_not_renew(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEWAL", 0.01)
+    monkeypatch.setattr(leases, "PATIENCE", 0.1)
+    lease = Leases(folder).take("group")
+    assert lease is not None
+    time.sleep(0.3)  # nobody asks it for maps
+    before = folder.read(f"{LEASES}/group.1.json")
+    time.sleep(0.1)
+    assert folder.read(f"{LEASES}/group.1.json") == before
+    assert lease.working()
+    _until(lambda: folder.read(f"{LEASES}/group.1.json") != before)
+    lease.release()
+
+
+def test_a_lease_that_is_released_and_taken_while_another_looks_is_not_taken_twice(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One lists [1], which is released; a second takes 1 anew; then the first reads on."""
+    ours, others = Leases(folder), Leases(folder)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(others.take, "group").result()
+        assert first is not None
+        read, taken = ours._content_of, []
+
+        def late(file: str) -> bytes:
+            if not taken:
+                first.release()
+                content = read(file)  # it is gone
+                taken.append(pool.submit(others.take, "group").result())
+                return content
+            return read(file)
+
+        monkeypatch.setattr(ours, "_content_of", late)
+        assert ours.take("group") is None
+        assert folder.names(LEASES) == ["group.1.json"]
+        taken[0].release()
+
+
+def test_of_two_that_create_different_numbers_at_once_at_most_one_has_the_lease(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(folder, "group.1.json", here(NOBODY))
+    ours, create = Leases(folder), folder.create
+
+    def beside(name: str, content: bytes) -> bool:
+        """Meanwhile another takes over, is done, releases all, and a third takes number 1."""
+        written(folder, "group.1.json", elsewhere())
+        return create(name, content)
+
+    monkeypatch.setattr(folder, "create", beside)
+    assert ours.take("group") is None
+    assert folder.names(LEASES) == ["group.1.json"]
+    assert records.decode(folder.read(f"{LEASES}/group.1.json"), LeaseRecord).owner == elsewhere()
+
+
+def test_what_is_in_the_way_is_an_error(tmp_path: Path) -> None:
+    folder = Folder.of(tmp_path)
+    (tmp_path / LEASES / "group.1.json").mkdir(parents=True)
+    with pytest.raises(AgnoscoError, match="cannot write"):
+        Leases(folder).take("group")
+    written(folder, "other.999999.json", here(NOBODY))
+    with pytest.raises(AgnoscoError, match="is no lease of agnosco's"):
+        Leases(folder).take("other")
+
+
+def test_a_command_that_failed_does_not_wait_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "BRIEFLY", 0.05)
+    run = create(tmp_path / "run")
+
+    def on_step(_: Progress) -> None:
+        written(run.folder, "manifest.1.json", elsewhere())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(map_runs(run, NETWORK, SAMPLES, [0], on_step=on_step))
+    with pytest.raises(AgnoscoError, match="holds the lease of the manifest"):
+        run.end(patience=0.05)
+
+
 def _until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition():
@@ -298,17 +399,17 @@ def test_two_share_a_run_and_make_every_map_once(tmp_path: Path) -> None:
     def one(_: int) -> list[Finished]:
         def on_step(progress: Progress) -> None:
             steps.append((progress.label, progress.done))
-            time.sleep(0.01)
+            if len(steps) < 3:
+                start.wait()  # until both have a group
 
-        start.wait()
         return make(tmp_path / "run", on_step=on_step)
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(one, range(2)))
     assert sorted(steps) == [(label, step) for label in range(6) for step in range(1, 5)]  # none was made twice
-    for finished in results:  # each process tells of all maps, and knows which it has made
+    for finished in results:  # each tells of all maps, and knows which it has made
         assert sorted(each.entry.index for each in finished) == list(range(6))
-    made = [[each.entry.index for each in finished if each.seconds > 0] for finished in results]
+    made = [[each.entry.index for each in finished if not each.elsewhere] for finished in results]
     assert sorted(made[0] + made[1]) == list(range(6))
     assert all(made)
     assert files(tmp_path / "run") == files(tmp_path / "alone")  # and no lease is left
@@ -331,6 +432,7 @@ def test_a_group_of_another_process_is_waited_for_and_continued_when_that_dies(
     assert list(dict.fromkeys(made)) == [2, 3, 4, 5, 0, 1]
     assert len(waits) >= 2
     assert set(waits) == {1}
+    assert not any(each.elsewhere for each in finished)
     assert [each.entry.index for each in finished] == [2, 3, 4, 5, 0, 1]
     make(tmp_path / "alone")
     assert files(path) == files(tmp_path / "alone")
@@ -351,9 +453,8 @@ def test_maps_that_another_process_stores_meanwhile_are_told_of(tmp_path: Path) 
 
     finished = make(tmp_path / "run", on_step=on_step)
     assert set(told) == {0, 1, 4, 5}
-    assert {each.entry.index: each.seconds > 0 for each in finished} == dict.fromkeys(range(6), True) | {
-        2: False, 3: False,
-    }  # fmt: skip
+    assert [each.entry.index for each in finished if each.elsewhere] == [2, 3]
+    assert sorted(each.entry.index for each in finished) == list(range(6))
     assert files(tmp_path / "run") == files(tmp_path / "other")
 
 
@@ -388,7 +489,7 @@ def test_an_interrupted_process_leaves_no_lease(tmp_path: Path, error: type[Base
     assert Folder.of(tmp_path / "run").names(LEASES) == []
     maps = map_runs(create(tmp_path / "run"), NETWORK, SAMPLES, range(6))
     next(maps)
-    del maps  # whoever asked for maps has enough
+    cast(Generator[Finished], maps).close()  # whoever asked for maps has enough
     assert Folder.of(tmp_path / "run").names(LEASES) == []
 
 

@@ -62,7 +62,7 @@ def in_words(found: RunCheck) -> str:
         f"checkpoint: {named(jobs) if jobs else f'{file}, of no known group'}"
         for file, jobs in found.checkpoints.items()
     ]
-    lines += [f"lease: {lease.file}, owner {lease.owner or '?'}, until {lease.until or '?'}" for lease in found.leases]
+    lines += [f"lease: {file}: {words}" for file, words in found.leases.items()]
     lines += [f"temporary files: {_some(found.temporary)}"] * bool(found.temporary)
     lines += [f"not agnosco's: {_some(found.unknown)}"] * bool(found.unknown)
     lines += ["found: nothing wrong"] * found.is_whole

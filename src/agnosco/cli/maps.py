@@ -102,13 +102,12 @@ class _MapsProgress:
 
     def finish(self, finished: Finished) -> None:
         """Say that a map is finished."""
-        by_others = finished.seconds == 0
-        (self.elsewhere if by_others else self.new).append(finished)
+        (self.elsewhere if finished.elsewhere else self.new).append(finished)
         entry, rate = finished.entry, finished.entry.targeted_success_rate
         success = "" if rate is None else f", targeted success rate {rate:.0%}"
         self.output.say(
             f"{entry.name} ({entry.index}), seed {entry.seed}: class probability of the picture {entry.probability:.2f}"
-            f"{success}, {'made by another process' if by_others else duration(finished.seconds)}"
+            f"{success}, {'made by another process' if finished.elsewhere else duration(finished.seconds)}"
         )
 
     def end(self, run: Run) -> None:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -52,36 +53,34 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 def create_file(path: Path, content: bytes) -> bool:
     """Write a file unless there is one; returns whether this call did, as only one of several processes does.
 
-    It is there whole or not at all, and flushed like those of :func:`atomic_file`. OSError if it cannot be written.
+    It is there whole or not at all, and flushed like those of :func:`atomic_file`. On a disk without hard links, two
+    that write at the same moment may both be told that they did. OSError if it cannot be written.
     """
     part = path.with_name(part_name())
     _in_use.add(part.name)
     try:
-        _write_new(part, content)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # follows no link
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(part, path)
         except FileExistsError:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
             return part.stat().st_nlink > 1  # a network disk may have done it and lost its answer
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
-            with suppress(FileExistsError):
-                _write_new(path, content)  # another process may see it a moment before it is whole
-                return True
-            return False
+            if os.path.lexists(path):
+                return False
+            os.replace(part, path)
         flush_folder(path.parent)
         return True
     finally:
         with suppress(OSError):
             part.unlink()
         _in_use.discard(part.name)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # follows no link
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def flush_folder(path: Path) -> None:
@@ -106,9 +105,17 @@ def name_of_process() -> str:
     return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
+@cache
 def host_name() -> str:
-    """The name of this machine, without hyphens."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname()) or "host"
+    """What tells this machine from others, without hyphens: its name and, on Linux, its start and its processes' space.
+
+    Containers and copies of a machine may have one name, but not the same processes.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname()) or "host"
+    with suppress(OSError):
+        start = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{name}.{start}.{os.stat('/proc/self/ns/pid').st_ino:x}"
+    return name
 
 
 def is_abandoned(name: str, modified: Callable[[], float]) -> bool:

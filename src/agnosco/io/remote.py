@@ -15,6 +15,9 @@ from .storage import Folder, reason_of, size_limit
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
 """Protocols of stores in which an object is there whole or not at all."""
 
+TRIES = 3
+"""How often a file is created anew if another process removes one of its name at the same moment."""
+
 REACHABLE = "check the address, the credentials and the endpoint; the same command continues from what is there"
 
 
@@ -77,21 +80,19 @@ class Remote(Folder):
         return self.at(name)
 
     def create(self, name: str, content: bytes) -> bool:
-        if self.exists(name):
-            return False
-        with self._errors("write", name):
+        failure: Exception | None = None
+        for _ in range(TRIES):
+            if self.exists(name):
+                return False
             try:
-                if self.is_object_store:
-                    self.files.pipe_file(self._path(name), content, mode="create")
-                else:
-                    self._put(self._path(name), content)
-            except FileNotFoundError as error:  # no such bucket
-                raise AgnoscoError(f"cannot write {self.at(name)!r}: {reason_of(error)}", REACHABLE) from error
-            except FileExistsError:
-                pass
-        with suppress(FileNotFoundError):  # an answer may have been lost, and a store may lack the operation
-            return self.read(name) == content
-        return False
+                self._put_new(self._path(name), content)
+            except Exception as error:  # of another process that was faster, stores tell in different ways
+                failure = error
+            # What is there counts: an answer may have been lost, and a store may lack the operation.
+            with suppress(FileNotFoundError):
+                return self.read(name) == content
+        assert failure is not None
+        raise AgnoscoError(f"cannot write {self.at(name)!r}: {reason_of(failure)}", REACHABLE) from failure
 
     def exists(self, name: str) -> bool:
         try:
@@ -113,6 +114,13 @@ class Remote(Folder):
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")
+
+    def _put_new(self, path: str, content: bytes) -> None:
+        if self.is_object_store:
+            with suppress(TypeError):  # a library that does not know the mode
+                self.files.pipe_file(path, content, mode="create")
+                return
+        self._put(path, content)
 
     def _put(self, path: str, content: bytes) -> None:
         if self.is_object_store:

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from shlex import quote
 
@@ -17,7 +18,7 @@ from ..io.storage import Folder, Place, in_order
 from ..text import one_line
 from ..types import Job
 from .command import command_of
-from .leases import LEASES
+from .leases import FILE, LEASES, LeaseRecord
 from .manifest import Entry, name_of_group, read_manifest
 from .rebuilding import entry_names
 from .run import MANIFEST, Run
@@ -31,22 +32,13 @@ KNOWN: Mapping[str, str] = {
     MAPS: r"\d{4,}-[a-z0-9-]+-s-?\d+\.(json|safetensors)",
     PICTURES: r"\d{4,}-[a-z0-9-]+-s-?\d+(-raw)?\.png",
     CHECKPOINTS: r"[0-9a-f]{24}\.safetensors",
-    LEASES: r".*",
+    LEASES: FILE.pattern,
     THUMBNAILS: r".*\.png",
 }
 """Folders inside a run folder, and how the files in them are called."""
 
 Reader = Callable[[Run], bool]
 """Reads a record of a run; says whether it is about the maps that the run holds now. AgnoscoError if it is damaged."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A file in ``leases``: which process makes a group, and until when, as it says; both are texts from outside."""
-
-    file: str
-    owner: str | None
-    until: str | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class RunCheck:
         pictures: Files of pictures that are ``missing`` or ``altered``.
         records: Files of results: ``readable``, ``damaged`` or ``of other maps``.
         checkpoints: Files of checkpoints, and the ``(class, seed)`` of their groups; none for an unknown group.
-        leases: The leases of groups.
+        leases: Files of leases, and their owners and until when they have them, in words; both are texts from outside.
         temporary: Temporary files that a killed process left, or that one is writing; only on this machine.
         unknown: Files and folders that are not agnosco's.
         command: The command that continues the run or makes it again, if one does.
@@ -86,7 +78,7 @@ class RunCheck:
     pictures: dict[str, str]
     records: dict[str, str]
     checkpoints: dict[str, list[tuple[int, int]]]
-    leases: list[Lease]
+    leases: dict[str, str]
     temporary: list[str]
     unknown: list[str]
     command: str | None
@@ -94,7 +86,7 @@ class RunCheck:
     @property
     def is_whole(self) -> bool:
         """Whether all planned maps are finished, and nothing is wrong with them, their pictures and their records."""
-        sound = self.manifest == "intact" and set(self.records.values()) <= {"readable"}
+        sound = self.manifest == "intact" and self.planned > 0 and set(self.records.values()) <= {"readable"}
         return sound and not (self.unfinished or self.damaged or self.pictures)
 
 
@@ -130,9 +122,9 @@ def check_run(path: Place | Folder, *, readers: Mapping[str, Reader], known: fro
         pictures={name: state for wrong in pictures for name, state in wrong.items()},
         records={file: _state(run, read) for file, read in readers.items() if folder.exists(file)},
         checkpoints={name: jobs_of.get(name, []) for name in folder.names(CHECKPOINTS)},
-        leases=[_lease(folder, name) for name in folder.names(LEASES)],
+        leases={name: _lease(folder, name) for name in folder.names(LEASES)},
         temporary=sorted(_temporary(folder)), unknown=sorted(_unknown(folder, known | readers.keys())),
-        command=f"{command} --out {quote(folder.name)}" if command and run.settings.command != "demo" else command,
+        command=f"{command} --out {quote(folder.name)}" if command and run.settings.command != "demo" else None,
     )  # fmt: skip
 
 
@@ -191,15 +183,13 @@ def _state(run: Run, read: Reader) -> str:
         return "damaged"
 
 
-def _lease(folder: Folder, name: str) -> Lease:
+def _lease(folder: Folder, name: str) -> str:
     """What a lease says; it may hold anything."""
     try:
-        data = records.parse(folder.read(f"{LEASES}/{name}"))
+        lease = records.decode(folder.read(f"{LEASES}/{name}"), LeaseRecord)
     except (ValueError, FileNotFoundError, AgnoscoError):
-        data = None
-    texts = {key: data.get(key) for key in ("owner", "until")} if isinstance(data, dict) else {}
-    words = {key: one_line(str(value)) for key, value in texts.items() if isinstance(value, str | int | float)}
-    return Lease(name, words.get("owner"), words.get("until"))
+        return "cannot be read"
+    return one_line(f"{lease.owner}, until {lease.until}")
 
 
 def _temporary(folder: Folder) -> Iterator[str]:
@@ -207,13 +197,17 @@ def _temporary(folder: Folder) -> Iterator[str]:
         for inside in ("", *KNOWN):
             place = folder.path / inside
             if place.is_dir() and not (inside and place.is_symlink()):
-                yield from (f"{inside}/{name}".lstrip("/") for name in os.listdir(place) if name.startswith(PART))
+                with suppress(OSError):  # what cannot be read is told of by those who read it
+                    yield from (f"{inside}/{name}".lstrip("/") for name in os.listdir(place) if name.startswith(PART))
 
 
 def _unknown(folder: Folder, known: frozenset[str]) -> Iterator[str]:
     yield from (name for name in folder.names("") if name not in known | {MANIFEST, SHEET})
     for inside, form in KNOWN.items():
-        yield from (f"{inside}/{name}" for name in folder.names(inside) if not re.fullmatch(form, name))
+        if isinstance(folder, Local) and (folder.path / inside).is_symlink():
+            yield f"{inside}/, a link"  # which is not followed
+        else:
+            yield from (f"{inside}/{name}" for name in folder.names(inside) if not re.fullmatch(form, name))
     if isinstance(folder, Local):
         others = {entry.name for entry in os.scandir(folder.path) if entry.is_dir()} - KNOWN.keys()
         yield from (f"{name}/" for name in others if name not in known)

@@ -30,7 +30,8 @@ from ..models.classifier import Classifier
 from ..text import first_line
 from ..types import Job, OnStep, Progress
 from .jobs import WAIT, Finished, TakenElsewhere, Worker, store_groups
-from .manifest import versions
+from .leases import Leases
+from .manifest import name_of_group, versions
 from .run import Run
 
 RETRIES = 5
@@ -137,7 +138,7 @@ class Cluster:
             return make.remote(refs, self.device, place, group, missing.intersection(group), queue)
 
         pending = {begun(group): group for group in groups}
-        taken: list[Sequence[Job]] = []  # by processes outside the cluster
+        leases, taken = Leases(run.folder), list[Sequence[Job]]()  # by others; here they are watched until they lapse
         looked = time.monotonic()
         try:
             while pending or taken:
@@ -149,8 +150,9 @@ class Cluster:
                     yield from finished or ()
                     taken += [group] * (finished is None)
                 if time.monotonic() - looked >= WAIT:
-                    pending |= {begun(group): group for group in taken}
-                    taken, looked = [], time.monotonic()
+                    free = [group for group in taken if _is_free(leases, group)]
+                    pending |= {begun(group): group for group in free}
+                    taken, looked = [group for group in taken if group not in free], time.monotonic()
                 elif not pending:
                     time.sleep(POLL_INTERVAL)
             _forward(queue, on_step)
@@ -226,12 +228,20 @@ def _machine(refs: tuple[Any, Any], config: Config, device: str) -> Machine:
     return Machine(precision, maps_together(classifier, replace(config, precision=precision)), versions())
 
 
+def _is_free(leases: Leases, group: Sequence[Job]) -> bool:
+    """Whether a worker can take a group now: nobody holds its lease, or that has lapsed and is removed here."""
+    lease = leases.take(name_of_group(group))
+    if lease is not None:
+        lease.release()
+    return lease is not None
+
+
 def _make_group(
     refs: tuple[Any, Any], device: str, place: str, group: Sequence[Job], missing: set[Job], queue: Any
 ) -> list[Finished] | None:
     """Make a group; returns those of its maps that were missing when the task was created, whoever made them.
 
-    None if a process outside the cluster is making it.
+    None if another process is making it.
     """
     worker = _worker(refs, device, place)
     torch.set_num_threads(worker.run.settings.threads)  # also if this process has made maps of another run meanwhile

@@ -85,15 +85,19 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 def _what_to_do(old: Settings, new: Settings) -> str:
     """What to install or to choose so that a run can be continued, if that is enough."""
-    if differences(old, replace(new, versions=old.versions, device=old.device)):
+    like = replace(new, versions=old.versions, device=old.device)
+    if _kind(old.device) != _kind(new.device):  # which may decide the precision
+        like = replace(like, config=new.config | {"precision": old.config.get("precision")})
+    if differences(old, like):
         return "choose another folder with --out, or remove this one"
     packages = [
-        f"{package} {version}" for package, version in old.versions.items() if new.versions.get(package) != version
-    ]
+        f"{package} {version}" for package, version in old.versions.items()
+        if version is not None and new.versions.get(package) != version
+    ]  # fmt: skip
     advice = [f"install {' and '.join(packages)}, which it was begun with"] if packages else []
     if _kind(old.device) != _kind(new.device):
         advice.append(f"continue it with --device {_kind(old.device)}, on a machine that has one")
-    return "; ".join(advice)
+    return "; ".join(advice) or "choose another folder with --out"
 
 
 def _kind(device: str) -> str:

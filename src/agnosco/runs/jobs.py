@@ -30,8 +30,11 @@ from .status import RunStatus, status_of
 INTERVAL = 60.0
 """Seconds between two checkpoints: a process that is killed loses at most this much work, and a step."""
 
-WAIT = 1.0
-"""Seconds between two looks at groups that other processes are making."""
+WAIT, LONGEST_WAIT = 1.0, 10.0
+"""Seconds between two looks at groups that other processes are making, at first and at last."""
+
+BRIEFLY = 5.0
+"""Seconds that a command which failed waits for its turn to write the manifest."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -42,16 +45,17 @@ class Finished:
 
     Args:
         entry: Its entry.
-        seconds: Time to judge it, plus its share of the time to make its group; 0 if it was stored before, or by
-            another process meanwhile.
+        seconds: Time to judge it, plus its share of the time to make its group; 0 if it was stored before.
+        elsewhere: Whether another process has stored it meanwhile.
     """
 
     entry: Entry
     seconds: float
+    elsewhere: bool = False
 
 
 class TakenElsewhere(Exception):
-    """Another process is making this group."""
+    """Another process is making this group: no error, but the reason to go on to the next."""
 
 
 Backend = Callable[[Run, Classifier, Samples, Sequence[Job], OnStep | None], Iterator[Finished]]
@@ -124,7 +128,7 @@ def map_runs(
     except BaseException:
         if run.is_stored:
             with suppress(AgnoscoError):  # the entries say the same
-                run.end()
+                run.end(patience=BRIEFLY)
         raise
     run.end()
     _remove_checkpoints(run)
@@ -175,11 +179,15 @@ class Worker:
     """Makes the maps of a run and stores them, on the classifier's device; the network is prepared once."""
 
     def __init__(self, run: Run, classifier: Classifier, samples: Samples) -> None:
-        made_with, self.held_out = split(samples)
+        self.made_with, self.held_out = split(samples)
         self.run, self.classifier = run, classifier
         self.leases = Leases(run.folder)
-        self.maker = Maker(classifier, made_with, run.config)
-        self.before = predictions(classifier, self.held_out)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Prepare the network, with as many threads as the maps are made with."""
+        self.maker = Maker(self.classifier, self.made_with, self.run.config)
+        self.before = predictions(self.classifier, self.held_out)
 
     def make_all(
         self, jobs: Sequence[Job], together: int | None, *, on_step: OnStep | None, on_estimate: OnEstimate | None,
@@ -189,20 +197,27 @@ class Worker:
         together = together or self.maker.together
         if on_estimate is not None:
             on_estimate(self.maker.seconds_per_map(min(len(jobs), together)), len(jobs))
+        before = self.run.settings.threads
         groups = store_groups(self.run, jobs, together)
-        torch.set_num_threads(self.run.settings.threads)  # another process may have begun the run a moment ago
+        if self.run.settings.threads != before:  # another process has begun the run a moment ago
+            torch.set_num_threads(self.run.settings.threads)
+            self.prepare()
         lacking = {job for group in groups for job in group if job not in self.run.entry_of}
+        wait = WAIT
         while groups:
             taken = []
             for group in groups:
                 try:
-                    yield from self.make(group, lacking, on_step=on_step)
+                    for finished in self.make(group, lacking, on_step=on_step):
+                        lacking.discard(finished.entry.job)
+                        yield finished
                 except TakenElsewhere:
                     taken.append(group)
             if taken == groups:
                 if on_wait is not None:
                     on_wait(len(taken))
-                time.sleep(WAIT)
+                time.sleep(wait)
+            wait = min(1.5 * wait, LONGEST_WAIT) if taken == groups else WAIT
             groups = taken
 
     def make(
@@ -225,7 +240,7 @@ class Worker:
             if list(group) not in self.run.groups:  # another process has planned it meanwhile
                 self.run.merge()
             status = status_of(self.run, group, names=self.classifier.labels)
-            yield from (Finished(entry, 0.0) for entry in status.entries if entry.job in lacking)
+            yield from [Finished(entry, 0.0, elsewhere=True) for entry in status.entries if entry.job in lacking]
             if status.missing:
                 yield from self._make(group, status.missing, lease, on_step)
         finally:
@@ -239,7 +254,7 @@ class Worker:
         start, share = time.perf_counter(), None
 
         def update(state: GroupState) -> None:
-            if lease.lost:
+            if not lease.working():
                 raise TakenElsewhere
             checkpoint.update(state)
 

@@ -3,12 +3,11 @@
     leases/NAME.3.json      who has taken a group of maps, or the manifest; until when; how often renewed
 
 A lease is taken by creating its file, which one process alone can do (:meth:`agnosco.io.storage.Folder.create`), and
-renewed by its owner as long as the work lasts. It lapses if its owner is a dead process of this machine, or if it is
-not renewed for :data:`LAPSE` seconds by the clock of the process that waits for it: clocks that differ or jump do no
-harm. The next owner then creates the file of the next number; the last number counts, and who had an earlier one
-leaves the group.
+renewed by its owner as long as it works. It lapses if its owner is a dead process of this machine, or if it is not
+renewed for :data:`LAPSE` seconds by the clock of the process that waits for it: clocks that differ or jump do no harm.
+The next owner then creates the file of the next number. The last number counts; who had an earlier one leaves the work.
 
-Leases only save work: processes that make the same maps all the same write the same bytes.
+Leases save work. Without them, processes that make the same maps write the same bytes all the same, on a CPU.
 """
 
 from __future__ import annotations
@@ -32,10 +31,14 @@ LEASES = "leases"
 RENEWAL, LAPSE = 10.0, 60.0
 """Seconds after which an owner renews a lease, and after which one that is not renewed lapses."""
 
+PATIENCE = 600.0
+"""Seconds without a sign of work after which an owner does not renew any more: it hangs, or nobody asks it for maps."""
+
 LOOK_AGAIN = 0.2
 """Seconds between two attempts to take a lease that is needed for a moment."""
 
-_FILE = re.compile(r"(?P<name>[\w-]{1,80})\.(?P<number>\d{1,9})\.json", re.ASCII)
+FILE = re.compile(r"(?P<name>[\w-]{1,80})\.(?P<number>\d{1,6})\.json", re.ASCII)
+MOST = 999_999
 
 _held: dict[str, threading.Thread] = {}
 """Owners of the leases that this process holds, and the threads that took them."""
@@ -60,47 +63,73 @@ class Lease:
 
     Args:
         file: Its file in the folder.
-        lost: Whether it has lapsed, as this process was stopped for long, and another has taken it.
+        lost: Whether another has taken it, because this process was stopped for long, or hung.
     """
 
     def __init__(self, leases: Leases, name: str, number: int) -> None:
-        self.file, self.lost = f"{LEASES}/{name}.{number}.json", False
+        self.file, self.lost = _file(name, number), False
         self._leases, self._name, self._number = leases, name, number
-        self._owner, self._renewed = name_of_process(), 0
+        self._owner, self._renewals = name_of_process(), 0
+        self._looked = self._worked = time.monotonic()
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name=f"renews {self.file}", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name=f"renews {self.file}", daemon=True)
 
-    def taken(self) -> bool:
-        """Take it; False if another process was faster."""
+    def create(self) -> bool:
+        """Create its file; False if another process was faster."""
         _held[self._owner] = threading.current_thread()  # first: another thread must not think it dead
-        if not self._leases.folder.create(self.file, self._content()):
-            del _held[self._owner]
-            return False
+        created = False
+        try:
+            created = self._leases.folder.create(self.file, self._content())
+        finally:
+            if not created:
+                del _held[self._owner]
+        return created
+
+    def keep(self) -> None:
+        """Renew it from now on."""
         self._thread.start()
-        return True
+
+    def working(self) -> bool:
+        """Say that the work goes on; False if the lease is lost. Looks if it was not renewed in time."""
+        self._worked = time.monotonic()
+        if self._worked - self._looked > LAPSE:  # this process was stopped
+            with suppress(AgnoscoError):
+                self._renew()
+        return not self.lost
 
     def release(self) -> None:
         """Let others take it."""
         self._released.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         _held.pop(self._owner, None)
         with suppress(AgnoscoError):  # it lapses
-            self._leases.folder.remove(self.file)
+            if self._is_there():
+                self._leases.folder.remove(self.file)
+
+    def _keep(self) -> None:
+        while not (self.lost or self._released.wait(RENEWAL)):
+            if time.monotonic() - self._worked < PATIENCE:
+                with suppress(AgnoscoError):  # a store that does not answer: it is tried again, or lapses
+                    self._renew()
 
     def _renew(self) -> None:
-        while not self._released.wait(RENEWAL):
-            with suppress(AgnoscoError):  # a store that does not answer: it is tried again, or lapses
-                if self._leases.numbers(self._name)[-1:] != [self._number]:
-                    self.lost = True
-                    return
-                self._renewed += 1
-                self._leases.folder.write(self.file, self._content())
+        if not self._is_there() or self._leases.numbers(self._name)[-1:] != [self._number]:
+            self.lost = True
+            return
+        self._renewals += 1
+        self._leases.folder.write(self.file, self._content())
+        self._looked = time.monotonic()
+
+    def _is_there(self) -> bool:
+        """Whether its file is still its own."""
+        with suppress(FileNotFoundError, ValueError):
+            return records.decode(self._leases.folder.read(self.file), LeaseRecord).owner == self._owner
+        return False
 
     def _content(self) -> bytes:
-        until = datetime.now(UTC) + timedelta(seconds=LAPSE)
-        return records.encode(
-            LeaseRecord(owner=self._owner, until=until.isoformat(timespec="seconds"), renewed=self._renewed)
-        )
+        until = (datetime.now(UTC) + timedelta(seconds=LAPSE)).isoformat(timespec="seconds")
+        return records.encode(LeaseRecord(owner=self._owner, until=until, renewed=self._renewals))
 
 
 class Leases:
@@ -116,20 +145,34 @@ class Leases:
 
         One of this very thread is taken from it, as it belongs to an iterator that was left in the middle.
         """
-        numbers = self.numbers(name)
-        if numbers and not self._has_lapsed(f"{LEASES}/{name}.{numbers[-1]}.json"):
+        lapsed: dict[int, bytes] = {}
+        for number in self.numbers(name):
+            content = self._lapsed(_file(name, number))
+            if content is None:
+                return None
+            lapsed[number] = content
+        lease = Lease(self, name, max(lapsed, default=0) + 1)
+        if not lease.create():
             return None
-        lease = Lease(self, name, numbers[-1] + 1 if numbers else 1)
-        if not lease.taken():
+        # Meanwhile others may have taken and released it, and its numbers have begun again.
+        if not all(self._is_ours(name, number, lease, lapsed) for number in self.numbers(name)):
+            lease.release()
             return None
-        for number in numbers:
-            self.folder.remove(f"{LEASES}/{name}.{number}.json")
+        for number in lapsed:
+            self.folder.remove(_file(name, number))
+        lease.keep()
         return lease
 
     @contextmanager
-    def holding(self, name: str) -> Iterator[None]:
-        """Inside, this process holds a lease; it waits for it as long as necessary."""
+    def holding(self, name: str, *, patience: float | None = None) -> Iterator[None]:
+        """Inside, this process holds a lease; it waits for it, for so many seconds at most.
+
+        AgnoscoError if it has not got it then.
+        """
+        end = time.monotonic() + (float("inf") if patience is None else patience)
         while (lease := self.take(name)) is None:
+            if time.monotonic() > end:
+                raise AgnoscoError(f"another process holds the lease of the {name}", "give the same command again")
             time.sleep(LOOK_AGAIN)
         try:
             yield
@@ -137,20 +180,38 @@ class Leases:
             lease.release()
 
     def numbers(self, name: str) -> list[int]:
-        """The numbers of the files of a name, ascending."""
-        matches = map(_FILE.fullmatch, self.folder.names(LEASES))
-        return sorted(int(match["number"]) for match in matches if match is not None and match["name"] == name)
+        """The numbers of the files of a name, ascending; AgnoscoError if there can be no greater one."""
+        matches = map(FILE.fullmatch, self.folder.names(LEASES))
+        numbers = sorted(int(match["number"]) for match in matches if match is not None and match["name"] == name)
+        if numbers[-1:] == [MOST]:
+            raise AgnoscoError(f"{self.folder.at(_file(name, MOST))!r} is no lease of agnosco's", "remove it")
+        return numbers
 
-    def _has_lapsed(self, file: str) -> bool:
-        try:
-            content = self.folder.read(file)
-        except FileNotFoundError:  # it was released a moment ago
-            return True
+    def _is_ours(self, name: str, number: int, lease: Lease, lapsed: dict[int, bytes]) -> bool:
+        """Whether a file is that of the lease that was just taken, or of one that has lapsed."""
+        file = _file(name, number)
+        if file == lease.file:
+            return lease._is_there()
+        return self._content_of(file) == lapsed.get(number)
+
+    def _lapsed(self, file: str) -> bytes | None:
+        """The content of a lease that has lapsed; None if it has not."""
+        content = self._content_of(file)
         seen, since = self._seen.setdefault(file, (content, time.monotonic()))
         if seen != content:
             self._seen[file] = content, time.monotonic()
-            return False
-        return _is_dead(content) or time.monotonic() - since > LAPSE
+            since = time.monotonic()
+        return content if _is_dead(content) or time.monotonic() - since > LAPSE else None
+
+    def _content_of(self, file: str) -> bytes:
+        """The content of a file; nothing if it was released a moment ago."""
+        with suppress(FileNotFoundError):
+            return self.folder.read(file)
+        return b""
+
+
+def _file(name: str, number: int) -> str:
+    return f"{LEASES}/{name}.{number}.json"
 
 
 def _is_dead(content: bytes) -> bool:

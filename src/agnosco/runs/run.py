@@ -165,16 +165,16 @@ class Run:
         return run
 
     @classmethod
-    def _read_manifest(cls, folder: Folder, *, silent: bool = False) -> Run:
+    def _read_manifest(cls, folder: Folder) -> Run:
         try:
             run = cls(folder, *manifest.read_manifest(folder.read(MANIFEST)))
         except (FileNotFoundError, ValueError, RecursionError) as error:
-            return cls._rebuilt(folder, error, silent=silent)
+            return cls._rebuilt(folder, error)
         run.is_stored = True
         return run
 
     @classmethod
-    def _rebuilt(cls, folder: Folder, error: Exception, *, silent: bool) -> Run:
+    def _rebuilt(cls, folder: Folder, error: Exception) -> Run:
         """A run whose manifest could not be read, from its maps; AgnoscoError if they do not suffice."""
         is_missing = isinstance(error, FileNotFoundError)
         found = rebuilt(folder)
@@ -186,10 +186,9 @@ class Run:
             elif entry_names(folder):
                 hint = f"no intact map says what it was made with: put a copy of {MANIFEST} back, or make the run again"
             raise AgnoscoError(message, hint) from error
-        if not silent:
-            state, maps = "missing" if is_missing else "damaged", "map" if found.maps == 1 else f"{found.maps} maps"
-            message = f"{MANIFEST} of {folder.name!r} is {state}; it was rebuilt from its {maps}"
-            warnings.warn(message, AgnoscoWarning, stacklevel=4)
+        state, maps = "missing" if is_missing else "damaged", "map" if found.maps == 1 else f"{found.maps} maps"
+        message = f"{MANIFEST} of {folder.name!r} is {state}; it was rebuilt from its {maps}"
+        warnings.warn(message, AgnoscoWarning, stacklevel=4)
         run = cls(folder, found.settings, found.groups, found.entries)
         run.is_stored, run.is_rebuilt = not is_missing, True
         return run
@@ -248,17 +247,20 @@ class Run:
         """How a notebook shows it: the first pictures, with their classes."""
         return page_of(self)
 
-    def end(self) -> None:
-        """Write the manifest with an index of all maps, including those of other processes."""
-        with self.alone():
+    def end(self, *, patience: float | None = None) -> None:
+        """Write the manifest with an index of all maps, including those of other processes; see :meth:`alone`."""
+        with self.alone(patience=patience):
             self.merge()
             self.write_manifest()
 
     @contextmanager
-    def alone(self, name: str = "manifest") -> Iterator[None]:
-        """Inside, no other process of the run does what this one is about to do; see :mod:`agnosco.runs.leases`."""
+    def alone(self, *, patience: float | None = None) -> Iterator[None]:
+        """Inside, no other process changes the manifest; see :mod:`agnosco.runs.leases`.
+
+        AgnoscoError if the folder has vanished, or another process has it for longer than ``patience`` seconds.
+        """
         self._begin()
-        with Leases(self.folder).holding(name):
+        with Leases(self.folder).holding("manifest", patience=patience):
             yield
 
     def add(
@@ -317,13 +319,21 @@ class Run:
         if another process has begun a run with other settings there.
         """
         self._begin()
-        other = Run._read_manifest(self.folder, silent=self.is_rebuilt)
-        check_same(other.settings, self.settings, self.folder.name)
-        self.settings = other.settings
-        self.entry_of = other.entry_of | self.entry_of
-        known = {tuple(group) for group in other.groups}
-        self.groups = other.groups + [group for group in self.groups if tuple(group) not in known]
+        other = self._stored()
+        if other is not None:
+            check_same(other.settings, self.settings, self.folder.name)
+            self.settings = other.settings
+            self.entry_of = other.entry_of | self.entry_of
+            known = {tuple(group) for group in other.groups}
+            self.groups = other.groups + [group for group in self.groups if tuple(group) not in known]
         self._read_new_entries()
+
+    def _stored(self) -> Run | None:
+        """The run as its manifest says it now; None if that is still damaged or lost, and this is what was rebuilt."""
+        try:
+            return Run(self.folder, *manifest.read_manifest(self.folder.read(MANIFEST)))
+        except (FileNotFoundError, ValueError, RecursionError) as error:
+            return None if self.is_rebuilt else Run._rebuilt(self.folder, error)
 
     @property
     def manifest(self) -> bytes:

@@ -1,15 +1,22 @@
 """Which maps of a run are finished, missing or damaged."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from msgspec.structs import asdict, replace
 
+from ..errors import AgnoscoError
 from ..io.storage import in_order
 from ..types import Job
 from .manifest import Drawn, Entry, picture_of, sealed, stem_of, write_entry
 from .run import Run
 from .sheet import pictures_of, wrong_pictures
+
+if TYPE_CHECKING:
+    from ..method.concept import ConceptMap
 
 LISTED = 50
 """Maps beyond which folders are listed; the files of fewer are looked up one by one."""
@@ -32,6 +39,11 @@ def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStat
     pictures are drawn again.
     The names are the classifier's, by index.
     """
+    if beyond := [job for job in jobs if job.label >= len(names)]:
+        message = (
+            f"{run.folder.name!r} plans a map of class {beyond[0].label}, and the network has {len(names)} classes"
+        )
+        raise AgnoscoError(message, "its manifest.json was altered: put a copy of it back, or make the run again")
     exists = run.folder.exists
     if len(jobs) > LISTED:
         files = {f"{inside}/{name}" for inside in ("maps", "pictures") for name in run.folder.names(inside)}
@@ -69,17 +81,21 @@ def _checked(
     if stored is None:
         run.folder.write(f"maps/{name}.json", write_entry(entry))
     if wrong := wrong_pictures(run.folder, entry, exists):
+        try:
+            concept = run.map(*job)
+        except AgnoscoError as error:  # it is what its entry says, and no map
+            return None, error.message
         redrawn += wrong
-        entry = run.entry_of[job] = _drawn_again(run, entry, wrong)
+        entry = run.entry_of[job] = _drawn_again(run, concept, entry, wrong)
     return entry, None
 
 
-def _drawn_again(run: Run, entry: Entry, names: Collection[str]) -> Entry:
+def _drawn_again(run: Run, concept: ConceptMap, entry: Entry, names: Collection[str]) -> Entry:
     """The entry of a map some of whose pictures are drawn again.
 
     Another version of Pillow may write other bytes; then the entry is written again, with their digests.
     """
-    pictures = pictures_of(run.map(*entry.job))
+    pictures = pictures_of(concept)
     for kind, content in pictures.items():
         if picture_of(entry.stem, kind) in names:
             run.folder.write(picture_of(entry.stem, kind), content)
