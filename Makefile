@@ -69,8 +69,9 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/b
 	$(PY) benchmarks/where.py --tables
 	$(PY) benchmarks/planted_cues.py train && $(PY) benchmarks/planted_cues.py && $(PY) benchmarks/planted_cues.py --tables
 
-torture: $(VENV)/dev.stamp  ## kill a run of 60 maps at 100 random moments and check that no map is lost or changed (minutes)
+torture: $(VENV)/dev.stamp  ## kill runs, fill disks, move folders, share, and check that no map is lost or changed (half an hour)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/faults.py
 
 security: $(VENV)/dev.stamp  ## try every hostile file on every command, for the table in docs/security.md
 	OMP_NUM_THREADS=1 $(PY) benchmarks/security.py

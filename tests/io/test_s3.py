@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from agnosco.cli.app import app
 from agnosco.data.samples import Samples
+from agnosco.errors import AgnoscoError
 from agnosco.io.remote import Remote
 from agnosco.io.storage import Folder
 from agnosco.method import maker
@@ -172,6 +173,40 @@ def test_a_lost_answer_of_the_store_is_no_failure(bucket: Any, monkeypatch: pyte
 
     monkeypatch.setattr(folder.files, "pipe_file", twice)
     assert folder.create("a.json", b"mine")
+
+
+@pytest.mark.parametrize("error", [OSError(22, "412"), OSError(5, "ConditionalRequestConflict"), RuntimeError("?")])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_however_a_store_tells_that_another_was_faster(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, is_there: bool
+) -> None:
+    folder = Folder.of(RUN)
+    assert isinstance(folder, Remote)
+    put, tried = folder.files.pipe_file, []
+
+    def beaten(path: str, content: bytes, **options: Any) -> None:
+        if not tried:  # another process creates the file, and may have removed it again before we look
+            tried.append(path)
+            if is_there:
+                put(path, b"theirs")
+            raise error
+        put(path, content, **options)
+
+    monkeypatch.setattr(folder.files, "pipe_file", beaten)
+    assert folder.create("a.json", b"mine") is not is_there
+    assert folder.read("a.json") == (b"theirs" if is_there else b"mine")
+
+
+def test_a_store_that_does_not_answer_is_an_error(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder.of(RUN)
+    assert isinstance(folder, Remote)
+
+    def silent(*_: Any, **__: Any) -> None:
+        raise OSError(5, "no answer")
+
+    monkeypatch.setattr(folder.files, "pipe_file", silent)
+    with pytest.raises(AgnoscoError, match="cannot write"):
+        folder.create("a.json", b"mine")
 
 
 def test_two_share_a_run_in_a_store(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

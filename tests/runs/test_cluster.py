@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,15 @@ from torch import nn
 
 from agnosco import Classifier, Config, Samples, load, preset
 from agnosco.errors import AgnoscoError
+from agnosco.io.records import encode
 from agnosco.method.score import predictions
 from agnosco.models.classifier import Classifier as Loaded
 from agnosco.runs import cluster as cluster_module
-from agnosco.runs import jobs
+from agnosco.runs import jobs, leases
 from agnosco.runs.cluster import Cluster, versions
 from agnosco.runs.jobs import map_runs, store_groups
-from agnosco.runs.manifest import write_manifest
+from agnosco.runs.leases import LeaseRecord
+from agnosco.runs.manifest import name_of_group, write_manifest
 from agnosco.runs.run import MANIFEST, Run
 from agnosco.types import Job
 
@@ -197,6 +200,23 @@ def test_another_network_is_sent_before_its_maps_are_made(address: str, tmp_path
     alone = Run.create(tmp_path / "alone", classifier=second, samples=samples, config=settings(2), threads=1)
     list(map_runs(alone, second, samples, [0]))
     assert files(run) == files(alone)
+
+
+def test_a_group_of_a_machine_that_is_gone_is_made_once_its_lease_has_lapsed(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LAPSE", 3.0)  # here; the workers wait for longer
+    classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
+    with Cluster(address) as cluster:
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
+        group = store_groups(run, [Job(0, 0), Job(1, 0)], 1)[1]
+        lease = LeaseRecord(owner="another-7-00", until="noon", renewed=0)
+        run.folder.write(f"leases/{name_of_group(group)}.1.json", encode(lease))
+        began = time.monotonic()
+        finished = list(map_runs(run, classifier, samples, [0, 1], backend=cluster.make))
+    assert [each.entry.index for each in finished] == [0, 1]
+    assert time.monotonic() - began > 3
+    assert run.folder.names("leases") == []
 
 
 def test_channels_of_a_layer_are_mapped_as_on_one_machine(address: str, tmp_path: Path) -> None:

@@ -493,6 +493,18 @@ def test_an_interrupted_process_leaves_no_lease(tmp_path: Path, error: type[Base
     assert Folder.of(tmp_path / "run").names(LEASES) == []
 
 
+def test_leases_of_finished_groups_are_removed_at_the_end(tmp_path: Path) -> None:
+    make(tmp_path / "run", range(2))
+    before = files(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    written(run.folder, f"{name_of_group(run.groups[0])}.7.json", elsewhere())  # as a folder that was away leaves it
+    written(run.folder, f"{'0' * 24}.1.json", elsewhere())  # of a group that another process has just planned
+    assert make(tmp_path / "run", range(2)) == []
+    assert run.folder.names(LEASES) == [f"{'0' * 24}.1.json"]
+    run.folder.remove(f"{LEASES}/{'0' * 24}.1.json")
+    assert files(tmp_path / "run") == before
+
+
 def test_two_that_begin_at_once_keep_the_groups_of_both(tmp_path: Path) -> None:
     start = threading.Barrier(6, timeout=20)
 

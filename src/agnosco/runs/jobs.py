@@ -131,7 +131,7 @@ def map_runs(
                 run.end(patience=BRIEFLY)
         raise
     run.end()
-    _remove_checkpoints(run)
+    _tidy(run)
 
 
 @contextmanager
@@ -316,14 +316,15 @@ class Checkpoint:
         return state
 
 
-def _remove_checkpoints(run: Run) -> None:
-    """Remove the checkpoints of finished groups, and those of unknown groups that are old.
+def _tidy(run: Run) -> None:
+    """Remove the checkpoints and leases of finished groups, and the checkpoints of unknown groups that are old.
 
     A new one of an unknown group may belong to another process, which has just begun.
     """
-    finished = {f"{name_of_group(group)}.safetensors": run.entry_of.keys() >= set(group) for group in run.groups}
-    for name in run.folder.names(CHECKPOINTS):
-        path = f"{CHECKPOINTS}/{name}"
+    finished = {name_of_group(group): run.entry_of.keys() >= set(group) for group in run.groups}
+    Leases(run.folder).remove({name for name, is_finished in finished.items() if is_finished})
+    for file in run.folder.names(CHECKPOINTS):
+        path = f"{CHECKPOINTS}/{file}"
         with suppress(FileNotFoundError):  # another process was faster
-            if finished.get(name, time.time() - run.folder.modified(path) > DAY):
+            if finished.get(file.removesuffix(".safetensors"), time.time() - run.folder.modified(path) > DAY):
                 run.folder.remove(path)

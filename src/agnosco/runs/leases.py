@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
@@ -178,6 +178,13 @@ class Leases:
             yield
         finally:
             lease.release()
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove all leases of these names, whoever has them: nothing is left to do."""
+        for file in self.folder.names(LEASES):
+            match = FILE.fullmatch(file)
+            if match is not None and match["name"] in names:
+                self.folder.remove(f"{LEASES}/{file}")
 
     def numbers(self, name: str) -> list[int]:
         """The numbers of the files of a name, ascending; AgnoscoError if there can be no greater one."""
