@@ -465,7 +465,7 @@ def serve(folder: Path) -> None:
     import socket
 
     from moto.backends import get_backend
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     application, chance = DomainDispatcherApplication(create_backend_app), random.Random(0)

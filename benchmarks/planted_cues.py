@@ -37,7 +37,7 @@ from agnosco import Classifier, Samples, map_classes
 from agnosco.backdoor.train import augmented, evaluate, fit
 from agnosco.backdoor.triggers import Logo
 from agnosco.data.datasets import Labelled, from_class_folders
-from agnosco.evaluate.facet_record import OVERRIDES
+from agnosco.evaluate.facet_record import overrides_for
 from agnosco.evaluate.facets import find_facets
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import config_to_json
@@ -70,7 +70,7 @@ CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 COLOURS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0))
 
 CONFIGS = {
-    "facets": chosen_config("quick", **OVERRIDES),
+    "facets": chosen_config("quick", **overrides_for(SHAPE)),
     "class map": chosen_config("quick"),
     "class map, no crops": chosen_config("quick", transforms="identity"),
 }
@@ -232,7 +232,8 @@ def times_the_area(maps: Sequence[ConceptMap], cue: Cue) -> dict[str, list[float
         return round((energy[mask].sum() / energy.sum() / mask.float().mean()).item(), 2)
 
     energies = [concept.nu.square().sum(0) for concept in maps]
-    opacities = [torch.as_tensor(opacity(concept.contribution)).view(SHAPE[1:]) for concept in maps]
+    contributions = [concept.contribution for concept in maps if concept.contribution is not None]
+    opacities = [torch.as_tensor(opacity(contribution)).view(SHAPE[1:]) for contribution in contributions]
     found = {
         "whole": [times(energy) for energy in energies],
         "where": [times(energy * alpha) for energy, alpha in zip(energies, opacities, strict=True)],

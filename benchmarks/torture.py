@@ -158,8 +158,8 @@ def start(
         return process
     code = 1
     try:
-        assert log is not None or out is not None
-        written = os.open(log or out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = log or (out or Path("run")).with_suffix(".log")
+        written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(written, 1)
         os.dup2(written, 2)
         if change is not None:

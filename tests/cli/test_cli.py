@@ -853,7 +853,7 @@ def test_facets_are_a_run_that_map_makes_again(folder: Path) -> None:
     assert Path("agnosco-facets/samples/0000-goldfish-facet-1-s0-facet.png").is_file()
     again = [name for name in SMALL if name not in ("--labels", "names.txt")]
     asked = ("--at", "3:input", "--directions", "agnosco-facets/facets.safetensors")
-    settings = ("--loss", "logit", "--transforms", "identity")
+    settings = ("--parameterization", "spectral", "--transforms", "identity", "--loss", "logit")
     made = call("map", *again, "0", "1", *asked, *settings, "--out", "again")
     assert made.exit_code == 0, made.stderr
     for name in ("0000-goldfish-facet-1-s0", "0001-goldfish-facet-2-s0"):

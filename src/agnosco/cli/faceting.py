@@ -51,24 +51,25 @@ def facets(
 ) -> None:
     """Map the facets of classes: the parts into which a class's logit falls over the samples that get the class.
 
-    A facet may be a spurious cue, such as a watermark. Maps have the loss logit and no random transforms, unless other
-    settings are given.
+    A facet may be a spurious cue, such as a watermark. Maps have the loss logit and no random transforms, and of images
+    below 64 px the spectral parameterization, unless other settings are given.
     """
-    from ..evaluate.facet_record import OVERRIDES, table
+    from ..evaluate.facet_record import overrides_for, table
     from ..io.records import to_json
-    from ..runs.command import OVERRIDES as SETTINGS
-    from ..runs.command import chosen_config
+    from ..runs.command import OVERRIDES, chosen_config
     from ..runs.run import Run, check_target
 
     output = Output.of(context, quiet=quiet)
     check_target(out)
     given = context.params | {"compiled": compiled or None}
-    overrides: dict[str, Any] = OVERRIDES | {name: given[name] for name in SETTINGS if given[name] is not None}
-    config = chosen_config(preset, **overrides)
+    overrides: dict[str, Any] = {name: given[name] for name in OVERRIDES if given[name] is not None}
+    chosen_config(preset, **overrides)
 
     from ..evaluate.facets import find_facets  # imports torch: wrong options are answered before
 
     classifier = options.load_classifier(output, context, model)
+    overrides = overrides_for(classifier.shape) | overrides
+    config = chosen_config(preset, **overrides)
     indices = options.chosen_classes(classifier, classes)
     images = options.read_samples(output, context, classifier, classifier.resize)
     found = find_facets(classifier, indices, images, count=count)

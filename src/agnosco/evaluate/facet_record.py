@@ -5,19 +5,29 @@ from __future__ import annotations
 from ..io import records
 from ..io.records import Record
 from ..io.storage import Folder
+from ..types import Shape
 
 FILE, DIRECTIONS = "facets.json", "facets.safetensors"
 
 THUMBNAILS = "-facet"
 """Ends the names of thumbnails, see :func:`agnosco.runs.thumbnails.name_of`."""
 
-OVERRIDES = {"parameterization": "spectral", "transforms": "identity", "loss": "logit"}
-"""Settings in which maps of facets differ from the preset's, if nothing else is asked for.
+SMALL = 64
+"""Pixels a side below which images are small."""
 
-A facet is raised whatever becomes of the others, which are parts of the same logit. What lies at one place of the
-images, as a watermark does, stays there; and what is rare in them, as the thin line of a border is, is not held back
-(``benchmarks/planted_cues.py``).
-"""
+
+def overrides_for(shape: Shape) -> dict[str, str]:
+    """Settings in which maps of facets differ from the preset's, if nothing else is asked for.
+
+    A facet is raised whatever becomes of the others, which are parts of the same logit. What lies at one place of the
+    images, as a watermark does, stays there. And in small images, what is rare, as the thin line of a border is, is not
+    held back by the spectrum of the samples (``benchmarks/planted_cues.py``); in large ones, that makes clearer maps.
+
+    Args:
+        shape: ``(C, H, W)`` of the network's images.
+    """
+    small = {"parameterization": "spectral"} if min(shape[1:]) < SMALL else {}
+    return small | {"transforms": "identity", "loss": "logit"}
 
 
 class Strength(Record, frozen=True):

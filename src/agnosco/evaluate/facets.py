@@ -43,7 +43,7 @@ from ..runs.run import Run
 from ..runs.thumbnails import name_of, remove_thumbnails, write_thumbnails
 from ..text import one_line
 from ..types import OnStep
-from .facet_record import DIRECTIONS, FILE, OVERRIDES, THUMBNAILS, ClassFacets, Facet, FacetsRecord, Strength
+from .facet_record import DIRECTIONS, FILE, THUMBNAILS, ClassFacets, Facet, FacetsRecord, Strength, overrides_for
 
 FEWEST = 20
 """With fewer samples of a class, its map is added to all samples, and all of these are used."""
@@ -77,7 +77,7 @@ def facets(
             :data:`FEWEST` of them, all images tell them, after the class's map was added; ``facets.json`` says so.
         out: The run folder. Its ``facets.safetensors`` holds the directions, with which ``agnosco map`` and
             :func:`agnosco.load` ask for the same targets again.
-        config: Settings of the maps; None for the preset ``quick`` with :data:`.facet_record.OVERRIDES`.
+        config: Settings of the maps; None for the preset ``quick`` with :func:`.facet_record.overrides_for`.
         count: Facets of each class.
         seeds: One map of every facet for each.
         on_step: Called after every step of every map.
@@ -95,7 +95,7 @@ def facets(
         ['1, facet 1', '1, facet 2']
     """
     classifier = as_classifier(classifier, samples.shape)
-    config = config or chosen_config("quick", **OVERRIDES)
+    config = config or chosen_config("quick", **overrides_for(classifier.shape))
     found = find_facets(classifier, [classifier.index(label) for label in classes], samples, count=count)
     run = Run.create(out, classifier=found.classifier, samples=samples, config=config)
     found.store(run, seeds=seeds)
