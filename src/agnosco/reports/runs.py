@@ -34,7 +34,8 @@ SHORT_NAME_LIMIT = 80
 LARGEST = 2**26
 """Most pixels of a picture in a run's folder; agnosco writes far fewer."""
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of writing: a name would turn round the number after it."""
 
 
 @dataclass(frozen=True)
