@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
 import re
 import shutil
@@ -31,6 +30,7 @@ from agnosco.cli.app import app
 from agnosco.evaluate import diff_record, facet_record, sample_record, sanity_record, score_record
 from agnosco.evaluate.score_record import Answer, add_scores, digest_of
 from agnosco.evaluate.transfer import score
+from agnosco.io.local import Local
 from agnosco.io.records import to_json
 from agnosco.reports import page as pages
 from agnosco.runs.manifest import Entry, MadeWith, Settings, sealed, stem_of, write_entry, write_manifest
@@ -569,26 +569,34 @@ def spare(bases: dict[int, tuple[Run, Run]], tmp_path_factory: pytest.TempPathFa
 
 def altered_and_tried(spare: tuple[Run, Path], file: str, chance: random.Random, count: int) -> None:
     """Alter so many parts of a file, one at a time, and give the folder to the commands."""
-    first, folder = spare
+    _, folder = spare
     if file == "maps":
-        file = min(path for path in folder.glob("maps/*.json")).relative_to(folder).as_posix()
-    before = (folder / file).read_bytes()
-    index = (folder / "manifest.json").read_bytes()
-    places = list(leaves(json.loads(before)))
+        file = min(folder.glob("maps/*.json")).relative_to(folder).as_posix()
+    places = list(leaves(json.loads((folder / file).read_bytes())))
+    for path in chance.sample(places, min(count, len(places))):
+        is_lost = file.startswith("maps/") and chance.random() < 0.5
+        altered_once(spare, file, path, chance.choice(VALUES), is_lost=is_lost)
+
+
+def altered_once(
+    spare: tuple[Run, Path], file: str, path: tuple[Any, ...], value: Any, *, is_lost: bool = False
+) -> None:
+    """Alter a part of a file, and give the folder to the commands; the manifest may be lost, too."""
+    first, folder = spare
+    before = {name: (folder / name).read_bytes() for name in (file, "manifest.json")}
+    data = json.loads(before[file])
+    part = data
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
     try:
-        for path in chance.sample(places, min(count, len(places))):
-            data = json.loads(before)
-            part = data
-            for key in path[:-1]:
-                part = part[key]
-            part[path[-1]] = chance.choice(VALUES)
-            (folder / file).write_bytes(sealed_again(file, data))
-            if file.startswith("maps/") and chance.random() < 0.5:
-                (folder / "manifest.json").unlink(missing_ok=True)  # it is rebuilt
-            tried(first.path, folder, f"{file} {path} {part[path[-1]]!r:.60}")
+        (folder / file).write_bytes(sealed_again(file, data))
+        if is_lost:
+            (folder / "manifest.json").unlink()  # it is rebuilt
+        tried(first.path, folder, f"{file} {path} {value!r:.60}")
     finally:
-        (folder / file).write_bytes(before)
-        (folder / "manifest.json").write_bytes(index)
+        for name, content in before.items():
+            (folder / name).write_bytes(content)
 
 
 def tried(first: Path, folder: Path, what: str) -> None:
@@ -611,6 +619,17 @@ def tried(first: Path, folder: Path, what: str) -> None:
             assert all(line.startswith("Warning: ") for line in warned), what
         elif words[0] == "report":
             look_at(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value"),
+    [
+        ("manifest.json", ("maps", 0, "sha256"), "\ud800"),
+        ("facets.json", ("classes", 0, "facets", 0, "strongest"), []),
+    ],
+)
+def test_what_was_a_traceback(file: str, path: tuple[Any, ...], value: Any, spare: tuple[Run, Path]) -> None:
+    altered_once(spare, file, path, value)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -675,15 +694,12 @@ def test_a_picture_is_drawn_anew_or_refused(kind: str, place: str, spare: tuple[
         look_at(out.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("seconds", [-1e11, 1e11, 1e13, -1e13])
-def test_a_date_that_no_calendar_has(seconds: float, spare: tuple[Run, Path]) -> None:
+@pytest.mark.parametrize(("seconds", "shown"), [(-1e13, "1970-01-01"), (1e13, "9999-12-31")])
+def test_a_date_that_no_calendar_has(
+    seconds: float, shown: str, spare: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some disks keep it, and an archive may set it."""
     first, folder = spare
-    path = min(folder.glob("maps/*.safetensors"))
-    try:
-        os.utime(path, (seconds, seconds))
-    except OSError:
-        pytest.skip("this disk keeps no such date")
-    try:
-        tried(first.path, folder, f"{path.stat().st_mtime}")
-    finally:
-        os.utime(path)
+    monkeypatch.setattr(Local, "modified", lambda *_: seconds)
+    tried(first.path, folder, shown)
+    assert f"<dd>{shown} 00:00 UTC</dd>" in (folder.parent / "page.html").read_text(encoding="utf-8")

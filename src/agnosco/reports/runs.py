@@ -31,6 +31,8 @@ from .pictures import embedded, uri
 SHORT_NAME_LIMIT = 80
 """Most characters of the name of a network, its weights or a folder."""
 
+LAST_DATE = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
 LARGEST = 2**26
 """Most pixels of a picture in a run's folder; agnosco writes far fewer."""
 
@@ -150,7 +152,8 @@ def _dates(run: Run) -> str:
             f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",
             "repeat the command of the run: it makes this map again",
         ) from error
-    first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in (times[0], times[-1]))
+    calendar = (min(max(time, 0), LAST_DATE) for time in (times[0], times[-1]))  # files may have any date
+    first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in calendar)
     return f"{first} UTC" if first == last else f"{first} to {last} UTC"
 
 
