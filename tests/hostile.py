@@ -469,7 +469,7 @@ def hub_config(name: str = "config.json", **changes: Any) -> Callable[[Path, Pla
     return change
 
 
-def hub_text(content: str) -> Callable[[Path, Place], None]:
+def hub_text(content: str) -> Callable[[Path, Place], object]:
     return lambda folder, place: (folder / "config.json").write_text(content)
 
 

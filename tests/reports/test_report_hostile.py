@@ -32,6 +32,7 @@ from agnosco.evaluate.score_record import Answer, add_scores, digest_of
 from agnosco.evaluate.transfer import score
 from agnosco.io.local import Local
 from agnosco.io.records import to_json
+from agnosco.method.config import config_to_json, preset
 from agnosco.reports import page as pages
 from agnosco.runs.manifest import Entry, MadeWith, Settings, sealed, stem_of, write_entry, write_manifest
 from agnosco.runs.run import Run
@@ -195,7 +196,8 @@ def hostile(run: Run, target: Path, hostility: Hostility) -> Run:
     settings = hostility.of(to_json(run.settings))
     model = settings["model"]
     model |= {key: hostility.text() for key in ("fingerprint", "weights", "at", "directions", "labels", "prompts")}
-    settings |= {"command": "map"} if hostility.chance.random() < 0.5 else {}
+    settings |= {"command": "map", "preset": "paper", "overrides": {}}  # such that the page shows a command
+    settings["config"] = to_json(config_to_json(preset("paper")))
     settings = msgspec.convert(settings, Settings)
     names = {entry.index: hostility.text() for entry in run.entries}
     names = {index: f"{name}{index}" if list(names.values()).count(name) > 1 else name for index, name in names.items()}
@@ -421,7 +423,7 @@ def _look_everywhere(page: Any) -> None:
     anchors = page.locator("#grid li a").evaluate_all("all => all.map((one) => one.hash)")
     assert anchors
     titles = page.locator("template").evaluate_all("all => all.map((one) => one.dataset.title)")
-    for anchor, title in list(zip(anchors, titles, strict=True))[:8]:
+    for anchor, title in list(zip(anchors, titles, strict=True))[:5]:
         page.evaluate("anchor => { location.hash = anchor }", anchor)
         page.locator("#details").wait_for()
         assert page.locator("#details-title").text_content() == title
@@ -435,6 +437,8 @@ def _look_everywhere(page: Any) -> None:
         page.locator("#raw").uncheck()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Escape")
+        page.locator("#details").wait_for(state="hidden")
+        page.wait_for_timeout(50)  # the address follows
     for place in range(page.locator("#sort option").count()):
         page.select_option("#sort", index=place)
     for words in ("</script>", "p{{7*7}}q", "\\", "(", "__proto__", ""):
@@ -469,6 +473,7 @@ def in_all_ways(made: Made, browser: Any, listener: socket.socket) -> None:
     text = made.page.read_text(encoding="utf-8")
     look_at(text)
     assert re.findall(r'<section id="(\w+)"', text) == made.sections
+    assert "<dd><code>agnosco map " in text
     assert {kind: text.count(f'class="{kind}"') > 0 for kind in SHOWN} == dict.fromkeys(SHOWN, True)
     for policy in (True, False):
         harmless(walk(browser, made.page, listener, policy=policy), made.page)
@@ -478,6 +483,7 @@ def in_all_ways(made: Made, browser: Any, listener: socket.socket) -> None:
     plain(result)
     card = out.read_text(encoding="utf-8")
     assert not CONTROLS.search(card)
+    assert not re.search(BIDI, card)
     assert set(re.findall(r"<(?!!-- /?agnosco -->)[^>]{0,20}", card)) <= {"<br", "<pre", "<code", "</code", "</pre"}
     result = CliRunner().invoke(app, ["check", str(made.run.path)])
     assert result.exit_code in (0, 3), (result.stderr, result.exception)
