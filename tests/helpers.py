@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -96,3 +98,10 @@ def guarded(
         [sys.executable, "-c", GUARDED, forbidden, *args], capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"PYTHONPATH": SOURCES} | environment, cwd=folder,
     )  # fmt: skip
+
+
+def without(what: str) -> NoReturn:
+    """Skip a test for what is missing; where a browser has to be there, as in CI, it has failed."""
+    if os.environ.get("AGNOSCO_BROWSER") == "needed":
+        pytest.fail(what)
+    pytest.skip(what)

@@ -1,6 +1,7 @@
 """Hostile files, made in a folder of one's own and never kept; and what agnosco does with each of them.
 
     python tests/hostile.py FOLDER          every case through the commands, in this process; one JSON object on stdout
+    python tests/hostile.py FOLDER GROUP    those of a group, and the sound ones
 
 A case says what it is and what the commands are to exit with. A payload that runs writes a file and opens a socket, and
 both would be seen: by the file, by the listener that waits for it, and by Python's own audit events.
@@ -8,6 +9,7 @@ both would be seen: by the file, by the listener that waits for it, and by Pytho
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -29,10 +31,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 SOUND_MODEL = "agnosco:digits"
+HUB = "MODEL"
+"""Instead of an option: the case is a folder of the hub, and is given as the model."""
+
 HEAD = "13.weight"
 """The last layer of that network: 1024 numbers for each class."""
 
@@ -98,6 +103,8 @@ class Case:
 
     def expected(self) -> dict[str, int]:
         """Exit codes by command."""
+        if self.option == HUB:
+            return {"map": self.load, "map --allow-pickle": self.load if self.allowed is None else self.allowed}
         if self.option != "--weights":
             return {"map": self.load} | ({"report": 0} if self.option == "--labels" and self.load == 0 else {})
         return {
@@ -393,6 +400,113 @@ def exported(place: Place) -> Path:
     return path
 
 
+# -- folders of the hub --------------------------------------------------------------------------------
+
+INDEX = "model.safetensors.index.json"
+
+
+def hub(change: Callable[[Path, Place], object]) -> Callable[[Place], Path]:
+    """A small sound vision transformer as transformers keeps it, and what is done to it."""
+
+    def build(place: Place) -> Path:
+        import transformers
+
+        folder = place.folder / "vit"
+        config = transformers.ViTConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32,
+            patch_size=16, id2label={0: "a", 1: "b", 2: "c"},
+        )  # fmt: skip
+        transformers.utils.logging.disable_progress_bar()
+        transformers.ViTForImageClassification(config).save_pretrained(folder)
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+        change(folder, place)
+        return folder
+
+    return build
+
+
+def without_weights(folder: Path) -> Path:
+    """The file of the weights, which is taken away."""
+    path = folder / "model.safetensors"
+    path.rename(folder.parent / "elsewhere.safetensors")
+    return path
+
+
+def hub_pickle(folder: Path, place: Place) -> None:
+    without_weights(folder)
+    torch.save(load_file(folder.parent / "elsewhere.safetensors"), folder / "pytorch_model.bin")
+
+
+def hub_harmful_pickle(folder: Path, place: Place) -> None:
+    without_weights(folder)
+    torch.save({"a": place.evil}, folder / "pytorch_model.bin")
+
+
+def hub_renamed(folder: Path, place: Place) -> None:
+    torch.save({"a": place.evil}, without_weights(folder))
+
+
+def hub_index(part: str) -> Callable[[Path, Place], None]:
+    def change(folder: Path, place: Place) -> None:
+        without_weights(folder)
+        (folder / INDEX).write_text(json.dumps({"weight_map": {"a": part.format(folder.parent)}}))
+
+    return change
+
+
+def hub_link(folder: Path, place: Place) -> None:
+    """As the hub keeps its files: a link to a blob. This one leads to what is no weights."""
+    path = without_weights(folder)
+    path.symlink_to("/etc/passwd")
+
+
+def hub_config(name: str = "config.json", **changes: Any) -> Callable[[Path, Place], None]:
+    """Some keys of a JSON file are others."""
+
+    def change(folder: Path, place: Place) -> None:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+    return change
+
+
+def hub_text(content: str) -> Callable[[Path, Place], object]:
+    return lambda folder, place: (folder / "config.json").write_text(content)
+
+
+def hub_code(**changes: Any) -> Callable[[Path, Place], None]:
+    """Python beside the weights, which every file of settings names."""
+
+    def change(folder: Path, place: Place) -> None:
+        (folder / "modeling_evil.py").write_text(f"{place.code}\nclass Evil: pass\n")
+        names = (
+            "AutoConfig",
+            "AutoModelForImageClassification",
+            "AutoImageProcessor",
+            "AutoProcessor",
+            "AutoTokenizer",
+        )
+        code = {"auto_map": dict.fromkeys(names, "modeling_evil.Evil")}
+        (folder / "tokenizer_config.json").write_text("{}")
+        for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+            hub_config(name, **code, **changes)(folder, place)
+
+    return change
+
+
+def hub_beside(folder: Path, place: Place) -> None:
+    """Beside sound weights: harmful pickles, and a tokenizer that no parser would survive."""
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "tokenizer.pkl"):
+        torch.save({"a": place.evil}, folder / name)
+    (folder / "tokenizer.json").write_text("[" * 100_000)
+
+
+def hub_case(
+    name: str, what: str, change: Callable[[Path, Place], object], load: int, allowed: int | None = None
+) -> Case:
+    """A case of a folder of the hub."""
+    return Case(name, "hub", what, hub(change), load, allowed=allowed, option=HUB)
+
+
 # -- images and text ---------------------------------------------------------------------------------
 
 
@@ -536,6 +650,25 @@ CASES = (
     Case("HDF5", "other", "the same", lambda p: p.file("weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)), 15),
     Case("ONNX", "other", "the same", lambda p: p.file("weights.onnx", b"\x08\x08\x12\x07pytorch" + bytes(100)), 15),
     Case("pipe", "other", "a FIFO, which never ends", pipe, 2),
+    Case("sound hub", "sound", "a folder of transformers as it should be", hub(lambda *_: None), 0, option=HUB),
+    hub_case("pickle, hub", "its weights are a pickle only", hub_pickle, 10, allowed=0),
+    hub_case("reduce, hub", "its weights are a pickle that runs code", hub_harmful_pickle, 10, allowed=11),
+    hub_case("reduce, hub, renamed", "the same, named `model.safetensors`", hub_renamed, 11),
+    hub_case("index, outside", "an index that names `../elsewhere.safetensors`",
+             hub_index("../elsewhere.safetensors"), 12),
+    hub_case("index, absolute", "an index that names a file from `/` on", hub_index("{}/elsewhere.safetensors"), 12),
+    hub_case("link, hub", "weights that are a link to `/etc/passwd`", hub_link, 15),
+    hub_case("code, hub", "`auto_map` names Python in the folder; the type is known: it is not read", hub_code(), 0),
+    hub_case("code, hub, unknown", "the same, of a type that only this Python knows", hub_code(model_type="evil"), 2),
+    hub_case("beside, hub", "harmful pickles and a tokenizer of 100,000 brackets beside the weights: not read",
+             hub_beside, 0, allowed=11),
+    hub_case("long JSON, hub", "a configuration of 20 MB",
+             hub_text('{"model_type": "vit", "a": "' + "a" * (20 << 20) + '"}'), 12),
+    hub_case("deep JSON, hub", "a configuration of 10,000 brackets",
+             hub_text('{"a":' * 10_000 + "1" + "}" * 10_000), 12),
+    hub_case("10⁹ layers, hub", "a configuration of 10⁹ layers", hub_config(num_hidden_layers=10**9), 13),
+    hub_case("10⁶ px, hub", "a processor that asks for images of 10⁶ px",
+             hub_config("preprocessor_config.json", size={"height": 10**6, "width": 10**6}), 13),
     image("200 megapixels", "a PNG of 200 megapixels in 30 kB", png_200_megapixels),
     image("cut off, JPEG", "half a JPEG", truncated_jpeg),
     image("link out", "a link to a picture outside of the folder", link_out),
@@ -554,6 +687,12 @@ CASES = (
     text("long labels", "8 GB of class names", long_labels),
     text("pipe, labels", "a FIFO as class names", pipe),
 )  # fmt: skip
+
+
+def cases_here() -> list[Case]:
+    """All cases; without folders of the hub where transformers is not installed."""
+    is_there = importlib.util.find_spec("transformers") is not None
+    return [case for case in CASES if is_there or case.option != HUB]
 
 
 # -- what comes of them --------------------------------------------------------------------------------
@@ -609,12 +748,19 @@ def cpu_seconds() -> float:
 def commands(case: Case, path: Path, place: Place, good: Path) -> dict[str, list[str]]:
     """The commands that a case goes through."""
     given = {"--weights": str(good), "--samples": "noise"} | {case.option: str(path)}
+    model = SOUND_MODEL
+    if case.option == HUB:
+        del given["--weights"]
+        model = f"hf:{given.pop(HUB)}"
+    pickled = path / "pytorch_model.bin"
     options = [word for pair in given.items() for word in pair]
-    mapped = ["map", SOUND_MODEL, "0", *options, "--preset", "draft", "--steps", "1", "--batch", "2", "--device", "cpu"]
+    mapped = ["map", model, "0", *options, "--preset", "draft", "--steps", "1", "--batch", "2", "--device", "cpu"]
     found = {"map": [*mapped, "--out", str(place.folder / "run")]}
     if case.option == "--weights":
         found = {"inspect": ["inspect", str(path)], **found}
-        found["map --allow-pickle"] = [*mapped, "--allow-pickle", "--out", str(place.folder / "allowed")]
+    if case.option in ("--weights", HUB):
+        weights = ["--weights", str(pickled)] if case.option == HUB and pickled.exists() else []
+        found["map --allow-pickle"] = [*mapped, *weights, "--allow-pickle", "--out", str(place.folder / "allowed")]
     if case.option == "--labels" and case.load == 0:
         found["report"] = ["report", str(place.folder / "run")]
     return found
@@ -650,16 +796,17 @@ def outcome(case: Case, place: Place, good: Path, watch: Watch) -> dict[str, Any
     return found | watch.seen()
 
 
-def run(folder: Path) -> dict[str, Any]:
-    """Every case, and a proof that the payloads work where they are let."""
+def run(folder: Path, group: str | None = None) -> dict[str, Any]:
+    """Every case that can be tried here, or those of a group, and a proof that the payloads work where they are let."""
+    cases = [case for case in cases_here() if group in (None, case.group) or case.group == "sound"]
     os.environ["AGNOSCO_CACHE"] = str(folder / "cache")
     torch.set_num_threads(1)
     watch = Watch(folder)
     outcomes = []
     good = sound(Place(folder, watch.canary, watch.port))
     # First the sound files, unmeasured: what libraries load when they are first used is not the files' doing.
-    sounds = [case for case in CASES if case.group == "sound"]
-    for number, case in enumerate([*sounds, *CASES]):
+    sounds = [case for case in cases if case.group == "sound"]
+    for number, case in enumerate([*sounds, *cases]):
         place = Place(folder / str(number), watch.canary, watch.port)
         place.folder.mkdir()
         outcomes.append(outcome(case, place, good, watch))
@@ -675,4 +822,4 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump(run(Path(sys.argv[1])), sys.stdout)
+    json.dump(run(Path(sys.argv[1]), *sys.argv[2:]), sys.stdout)

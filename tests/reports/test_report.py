@@ -15,14 +15,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import guarded
+from helpers import guarded, without
 from PIL import EpsImagePlugin, Image
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
@@ -757,27 +757,6 @@ def test_a_report_with_scores_sanity_and_scan_imports_no_torch(run: Run) -> None
 
 
 # -- in a browser --------------------------------------------------------------------------------------------
-
-
-def without(what: str) -> NoReturn:
-    """Skip a test for what is missing; where a browser has to be there, as in CI, it has failed."""
-    if os.environ.get("AGNOSCO_BROWSER") == "needed":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = os.environ.get("AGNOSCO_CHROMIUM") or shutil.which("chromium")
-    if path is None:
-        without("there is no chromium: apt install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from ..runs.manifest import Entry
 from ..runs.run import Run
 from ..text import without_password
 from .markdown import OPENING, escaped, preformatted, table, with_section
-from .runs import recorded_facts
+from .runs import CONTROLS, recorded_facts
 from .target import file_at
 
 FILE, PICTURES = "card.md", "agnosco-pictures"
@@ -313,6 +313,6 @@ def _command(run: Run) -> str:
     if command is None:
         return "There is no command line that makes this run again; its settings are in its manifest."
     return (
-        f"The command that makes the run again:\n\n{preformatted(command)}\n\n"
+        f"The command that makes the run again:\n\n{preformatted(CONTROLS.sub('', command))}\n\n"
         "It names files without their folders, and leaves out a file of class names (`--labels`) and `--allow-pickle`."
     )

@@ -41,7 +41,8 @@ def facet_of(folder: Folder, entry: Entry, view: RunView, fit: Fit) -> FacetView
     if not pair:
         return None
     of_class, facet = pair
-    strip = picture_in(folder, name_of(entry.stem, THUMBNAILS)) if view.shows_samples else None
+    has_samples = view.shows_samples and facet.strongest
+    strip = picture_in(folder, name_of(entry.stem, THUMBNAILS)) if has_samples else None
     side = min(SIDE, fit.thumbnail) * len(facet.strongest)
     return FacetView(
         origin=f"Facet {facet.number} of {of_class.name}, from {of_class.origin}",

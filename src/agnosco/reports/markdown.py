@@ -48,7 +48,8 @@ def with_section(before: bytes, section: str) -> bytes:
         AgnoscoError: The file has one of the two lines without the other, or several of them.
     """
     newline = b"\r\n" if b"\r\n" in before else b"\n"
-    content = f"{OPENING}\n{section}\n{CLOSING}".encode().replace(b"\n", newline)
+    text = f"{OPENING}\n{section}\n{CLOSING}".encode(errors="replace")  # names may hold halves of surrogate pairs
+    content = text.replace(b"\n", newline)
     opening, closing = (
         list(re.finditer(rb"^" + re.escape(line.encode()) + rb"(?=\r?$)", before, re.MULTILINE))
         for line in (OPENING, CLOSING)

@@ -31,10 +31,13 @@ from .pictures import embedded, uri
 SHORT_NAME_LIMIT = 80
 """Most characters of the name of a network, its weights or a folder."""
 
+LAST_DATE = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
 LARGEST = 2**26
 """Most pixels of a picture in a run's folder; agnosco writes far fewer."""
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of writing: a name would turn round the number after it."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ def _dates(run: Run) -> str:
             f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",
             "repeat the command of the run: it makes this map again",
         ) from error
-    first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in (times[0], times[-1]))
+    calendar = (min(max(time, 0), LAST_DATE) for time in (times[0], times[-1]))  # files may have any date
+    first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in calendar)
     return f"{first} UTC" if first == last else f"{first} to {last} UTC"
 
 

@@ -35,6 +35,7 @@ CPU_FEATURES = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Axis = Annotated[int, Meta(gt=0, lt=1 << 16)]
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Group = Sequence[tuple[int, int]]
 """Maps that are made side by side: ``(index, seed)`` of each."""
 
@@ -177,7 +178,7 @@ class Entry(Record, frozen=True, forbid_unknown_fields=True, omit_defaults=True,
     targeted_success_rate: float | None
     norm: float
     files: dict[str, str]
-    sha256: str
+    sha256: Digest
     drawn: Drawn | None = None
     check: str | None = None
 
