@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist work
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help install demo test test-all check bench torture security fuzz assets browser docs wheel lock clean distclean
+.PHONY: help install demo test test-all test-lowest check bench torture security fuzz assets browser docs wheel lock clean distclean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -28,6 +28,13 @@ test: $(VENV)/dev.stamp assets browser  ## run the tests (minutes)
 
 test-all: $(VENV)/dev.stamp assets browser  ## run all tests, including the slow ones
 	$(PYTEST)
+
+test-lowest: $(VENV)/dev.stamp assets browser  ## run the tests with the lowest versions that pyproject.toml allows (minutes; 8 GB)
+	$(UV) venv --quiet --clear build/lowest
+	$(UV) pip compile --quiet --resolution lowest-direct --no-emit-index-url pyproject.toml --all-extras --group dev -o build/lowest/requirements.txt
+	$(UV) pip install --quiet --python build/lowest/bin/python -r build/lowest/requirements.txt
+	$(UV) pip install --quiet --python build/lowest/bin/python --no-deps --no-build-isolation -e .
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 check: $(VENV)/dev.stamp  ## run ruff and pyright
 	$(PY) -m ruff check .

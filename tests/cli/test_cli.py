@@ -421,10 +421,13 @@ def test_same_command_twice_gives_the_same_bytes() -> None:
     assert files("one") == files("two")
 
 
-def test_a_map_made_alone_equals_the_one_made_beside_others() -> None:
+def test_a_map_made_alone_equals_the_one_made_beside_others_except_for_rounding() -> None:
     mapped("--seeds", "2", "--out", "all")
     mapped("goldfish", "--seed", "1", "--out", "alone")
-    assert_same_map("alone/maps/0001-goldfish-s1.safetensors", "all/maps/0001-goldfish-s1.safetensors")
+    file = "maps/0001-goldfish-s1.safetensors"
+    alone, beside = (load_file(f"{out}/{file}")["nu"] for out in ("alone", "all"))
+    assert torch.allclose(alone, beside, rtol=1e-3, atol=1e-3)
+    assert alone.abs().max() > 0.01
 
 
 def test_without_a_class_all_are_mapped_and_the_time_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
