@@ -415,7 +415,7 @@ def object_store(bench: Bench) -> Row:
                 process = start(command, None, Board(), log=bench.folder / f"{out}.log")
                 code = None
                 if kills < bench.times(13):
-                    end = time.monotonic() + bench.chance.uniform(0, 1.5 * bench.seconds)
+                    end = time.monotonic() + bench.chance.uniform(0, 6)
                     while (code := exit_code(process)) is None and time.monotonic() < end:
                         time.sleep(0.01)
                     if code is None:
