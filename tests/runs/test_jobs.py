@@ -691,3 +691,13 @@ def test_other_settings_are_another_run(tmp_path: Path) -> None:
     make(tmp_path / "run", classes=(0,))
     with pytest.raises(AgnoscoError, match="other settings"):
         make(tmp_path / "run", config=replace(CONFIG, cycles=1))
+
+
+def test_a_damaged_map_of_a_class_that_is_called_otherwise_now_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder, renamed = tmp_path / "run", ("ant", "wasp", "cat", "dog", "eel")
+    make(folder, classes=(0, 1))
+    spoil(folder / "maps/0001-bee-s0.safetensors", "cut")
+    run = Run.create(folder, classifier=network(renamed), samples=samples(), config=CONFIG)
+    assert keys(list(map_runs(run, network(renamed), samples(), [0, 1]))) == [(1, 0)]
+    assert {entry.name for entry in Run.open(folder).entries} == {"ant", "wasp"}
+    assert not any("bee" in name for name in files(folder))

@@ -292,6 +292,12 @@ class Run:
         self._damaged.discard(entry.stem)
         return entry
 
+    def discard(self, entry: Entry) -> None:
+        """Remove the files of a map that is of no use any more; its entry goes first."""
+        pictures = [manifest.picture_of(entry.stem, kind) for kind in ("picture", "raw")]
+        for name in (f"maps/{entry.stem}.json", f"maps/{entry.stem}.safetensors", *pictures):
+            self.folder.remove(name)
+
     def _made_with(self, concept: ConceptMap, group: Group | None) -> MadeWith:
         """What the file of a map says that it was made with."""
         job = Job(concept.label, concept.seed)

@@ -52,7 +52,9 @@ def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStat
     results = list(in_order(lambda job: _checked(run, job, names[job.label], exists, redrawn), jobs))
     missing = [job for job, (entry, _) in zip(jobs, results, strict=True) if entry is None]
     for job in missing:
-        run.entry_of.pop(job, None)
+        damaged = run.entry_of.pop(job, None)
+        if damaged is not None and damaged.stem != stem_of(job.label, names[job.label], job.seed):
+            run.discard(damaged)  # the class has another name now, and so will the files
     entries = [entry for entry, _ in results if entry is not None]
     return RunStatus(entries, missing, [damage for _, damage in results if damage is not None], sorted(redrawn))
 
