@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -721,13 +722,37 @@ def test_folder_of_another_run_is_refused(folder: Path) -> None:
     assert files("run") == before
 
 
-def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ..."
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_an_error_in_two_lines(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("agnosco.runs.jobs.map_runs", fail)
+    result = call("map", *SMALL, "--out", "run")
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.splitlines()[-2] == "Error: there is not enough memory"
+    assert result.stderr.splitlines()[-1].startswith("Hint: ")
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), RuntimeError("sizes do not match")])
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, bug: Exception) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("a bug")
+        raise bug
 
     monkeypatch.setattr(loading, "load", broken)
     result = call("map", *SMALL, "1")
-    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exception is bug
 
 
 # -- warnings, interruption, names from outside ------------------------------------------------

@@ -31,7 +31,6 @@ LONG = 10.0
 LONGEST = 2000
 """Characters of a line; an error may contain a class name of a megabyte."""
 
-
 MORE_MEMORY = "free some, or choose a smaller network, --size or --batch; the same command continues from what is there"
 
 OUT_OF_MEMORY = re.compile(

@@ -314,5 +314,5 @@ def _command(run: Run) -> str:
         return "There is no command line that makes this run again; its settings are in its manifest."
     return (
         f"The command that makes the run again:\n\n{preformatted(CONTROLS.sub('', command))}\n\n"
-        "It names files without their folders, and leaves out a file of class names (`--labels`) and `--allow-pickle`."
+        "It names files without their folders."
     )

@@ -19,13 +19,13 @@ from ..text import one_line
 from ..types import Job
 from .command import command_of
 from .leases import FILE, LEASES, LeaseRecord
-from .manifest import Entry, name_of_group, read_manifest
+from .manifest import CHECKPOINTS, Entry, name_of_group, read_manifest
 from .rebuilding import entry_names
 from .run import MANIFEST, Run
 from .sheet import SHEET, wrong_pictures
 from .thumbnails import FOLDER as THUMBNAILS
 
-MAPS, PICTURES, CHECKPOINTS = "maps", "pictures", "checkpoints"
+MAPS, PICTURES = "maps", "pictures"
 """Folders inside a run folder."""
 
 KNOWN: Mapping[str, str] = {

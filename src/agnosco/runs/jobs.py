@@ -22,7 +22,7 @@ from ..method.score import log_odds, logits_for, predictions, share_moved
 from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .leases import Lease, Leases
-from .manifest import Entry, name_of_group, split
+from .manifest import CHECKPOINTS, Entry, name_of_group, split
 from .origin import classifier_of
 from .run import Run
 from .status import RunStatus, status_of
@@ -35,8 +35,6 @@ WAIT, LONGEST_WAIT = 1.0, 10.0
 
 BRIEFLY = 5.0
 """Seconds that a command which failed waits for its turn to write the manifest."""
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)

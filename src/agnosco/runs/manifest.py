@@ -32,6 +32,9 @@ HELD_OUT, SPLIT_SEED = 0.2, 0
 CPU_FEATURES = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 """Instructions that the libraries of PyTorch compute with where a CPU has them, beside its widest vectors."""
 
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints inside a run folder."""
+
 Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Axis = Annotated[int, Meta(gt=0, lt=1 << 16)]

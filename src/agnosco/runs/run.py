@@ -304,7 +304,7 @@ class Run:
         if group is None:
             group = next((group for group in self.groups if job in group), [])
         members = [Job(*other) for other in group]
-        place = self.groups.index(members) if members in self.groups else None
+        place = next((place for place, other in enumerate(self.groups) if other == members), None)
         return MadeWith(settings=self.settings, group=list(members), place=place)
 
     def _write_map(self, content: bytes, entry: Entry) -> None:
