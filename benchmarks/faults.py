@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from common import RESULTS, about, argument_parser, fill, markdown, measured_on, read_results, write_results
 from torture import MAPS, Board, exit_code, files, prepared, start
@@ -515,6 +516,149 @@ def read_store(address: str) -> dict[str, str]:
     return found
 
 
+def node_lost(bench: Bench) -> Row:
+    """All processes of a node of a Ray cluster are killed at a random moment; another node takes its place."""
+    row = Row()
+    bench.command += RAY_OPTIONS
+    with nodes() as cluster:
+        expected_of(bench, cluster)
+        for number in range(bench.times(10)):
+            out = f"node-{number}"
+            process = at_work(bench, out, cluster)
+            cluster.lose("node")
+            row.times += 1
+            if code := ended(process):
+                row.told(code, bench.said(out))
+            bench.done(out, row)
+    return row
+
+
+def head_lost(bench: Bench) -> Row:
+    """The head of a Ray cluster is lost at a random moment; another cluster is started, and continues."""
+    row = Row()
+    bench.command += RAY_OPTIONS
+    with nodes() as cluster:
+        expected_of(bench, cluster)
+    for number in range(bench.times(6)):
+        out, what = f"head-{number}", ("the head", "only its directing process")[number % 2]
+        with nodes() as cluster:
+            process = at_work(bench, out, cluster)
+            cluster.lose(what)
+            if code := ended(process):
+                row.times += 1
+                row.told(code, bench.said(out))
+        with nodes() as cluster:
+            if code := ended(on_cluster(bench, out, cluster)):
+                raise SystemExit(f"exit code {code}\n{bench.said(out)[-2000:]}")
+        bench.done(out, row)
+    row.note = "a run that is nearly done ends without its head"
+    return row
+
+
+RAY_OPTIONS = ("--seeds", "3", "--steps", "60")
+"""Enough work that a node can be lost in the middle of it."""
+
+
+def expected_of(bench: Bench, cluster: Nodes) -> None:
+    """Take a run that nothing disturbs on a cluster as what is expected: the number of workers decides the groups."""
+    began = time.perf_counter()
+    if code := ended(on_cluster(bench, "undisturbed on a cluster", cluster)):
+        raise SystemExit(f"exit code {code}\n{bench.said('undisturbed on a cluster')[-2000:]}")
+    bench.seconds = time.perf_counter() - began
+    bench.expected = files(bench.folder / "undisturbed on a cluster")
+
+
+def on_cluster(bench: Bench, out: str, cluster: Nodes) -> int:
+    """Start the command on a cluster, in groups of six maps; returns the id of its process."""
+
+    def small_groups() -> None:
+        from agnosco.runs import cluster as module
+
+        ordinary = module.store_groups
+        module.store_groups = lambda run, jobs, together: ordinary(run, jobs, min(together, 6))
+        bench.command += ["--cluster", cluster.address]
+
+    return bench.begun(out, change=small_groups)
+
+
+def at_work(bench: Bench, out: str, cluster: Nodes) -> int:
+    """Start the command on a cluster, and return at a random moment of its work."""
+    process = on_cluster(bench, out, cluster)
+    while not list((bench.folder / out).glob("leases/*")):
+        time.sleep(0.01)
+        if (code := exit_code(process)) is not None:
+            raise SystemExit(f"exit code {code}\n{bench.said(out)[-2000:]}")
+    time.sleep(bench.chance.uniform(0, bench.seconds / 2))
+    return process
+
+
+class Nodes:
+    """A Ray cluster of a head without workers and two nodes of one worker each, run by a process of its own."""
+
+    def __init__(self) -> None:
+        # Ray makes its workers nice, and beside other work they would then hardly run
+        environment = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--nodes"]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.address = self._line()
+
+    def lose(self, what: str) -> None:
+        """Kill a ``node`` and add another, ``the head``, or ``only its directing process``; returns once that is done.
+
+        Both kinds of loss of the head leave the other nodes without one.
+        """
+        assert self.process.stdin is not None
+        print(what, file=self.process.stdin, flush=True)
+        self._line()
+
+    def close(self) -> None:
+        """End all processes of the cluster."""
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if line.startswith("now: "):
+                return line.removeprefix("now: ").strip()
+        raise SystemExit("the cluster did not start")
+
+
+@contextmanager
+def nodes() -> Iterator[Nodes]:
+    """A Ray cluster."""
+    cluster = Nodes()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def run_nodes() -> None:
+    """Be the process of :class:`Nodes`."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    print("now:", cluster.address, flush=True)
+    for line in sys.stdin:
+        node = workers.pop(0) if line.strip() == "node" else cluster.head_node
+        kinds = ["gcs_server"] if line.strip() == "only its directing process" else list(node.all_processes)
+        for kind in kinds:
+            for info in node.all_processes[kind]:
+                with suppress(psutil.Error):
+                    process = psutil.Process(info.process.pid)
+                    for each in [process, *process.children(recursive=True)]:
+                        each.kill()
+        if node is not cluster.head_node:
+            workers.append(cluster.add_node(num_cpus=1))
+        print("now: done", flush=True)
+
+
 FAULTS: dict[str, Callable[[Bench], Row]] = {
     "four processes share a run": shared,
     "four processes share a run, killed": shared_and_killed,
@@ -524,6 +668,8 @@ FAULTS: dict[str, Callable[[Bench], Row]] = {
     "clock jumps": clock_jumps,
     "out of memory": out_of_memory,
     "S3 with faults, killed": object_store,
+    "a node of a Ray cluster lost": node_lost,
+    "the head of a Ray cluster lost": head_lost,
 }
 
 
@@ -546,12 +692,15 @@ def main() -> None:
     parser.add_argument("--few", action="store_true", help="each a few times; nothing is stored")
     parser.add_argument("--list", action="store_true", help="name the faults")
     parser.add_argument("--serve", type=Path, help="used by this script itself: serve S3, failing now and then")
+    parser.add_argument("--nodes", action="store_true", help="used by this script itself: be a Ray cluster")
     parser.add_argument("--read", help="used by this script itself: print the objects of a run")
     options = parser.parse_args()
     if options.list:
         print(*FAULTS, sep="\n")
     elif options.serve:
         serve(options.serve)
+    elif options.nodes:
+        run_nodes()
     elif options.read:
         print(json.dumps(read_store(options.read)))
     elif options.tables:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from agnosco.method.score import predictions
 from agnosco.models.classifier import Classifier as Loaded
 from agnosco.runs import cluster as cluster_module
 from agnosco.runs import jobs, leases
-from agnosco.runs.cluster import Cluster, versions
+from agnosco.runs.cluster import HEAD_TIMEOUT, Cluster, versions
 from agnosco.runs.jobs import map_runs, store_groups
 from agnosco.runs.leases import LeaseRecord
 from agnosco.runs.manifest import name_of_group, write_manifest
@@ -231,3 +233,60 @@ def test_channels_of_a_layer_are_mapped_as_on_one_machine(address: str, tmp_path
     list(map_runs(alone, classifier, samples, [0, 5], together=1))  # as two workers share them
     assert [entry.name for entry in run.entries] == ["2 0", "2 5"]
     assert files(run) == files(alone)
+
+
+@contextmanager
+def answering() -> Iterator[tuple[str, socket.socket]]:
+    """An address where something answers, until its socket is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}", server
+
+
+def test_a_head_may_be_out_of_reach_for_a_while_and_is_then_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(cluster_module.time, "monotonic", lambda: now[0])
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+        lifeline.check()
+
+    with answering() as (node, _), answering() as (head, server):
+        lifeline = cluster_module.Lifeline(head, node)
+        pass_by(100)
+        port = server.getsockname()[1]
+        server.close()
+        pass_by(HEAD_TIMEOUT)
+        with socket.create_server(("127.0.0.1", port)):
+            pass_by(2)  # it is back
+        pass_by(HEAD_TIMEOUT)
+        with pytest.raises(AgnoscoError, match=r"the head of the cluster .* is lost"):
+            pass_by(2)
+        assert not lifeline.lost  # workers can still be told to stop
+
+
+def test_without_the_node_of_this_machine_all_is_lost_at_once() -> None:
+    with answering() as (node, server), answering() as (head, _):
+        lifeline = cluster_module.Lifeline(head, node)
+        server.close()
+        lifeline.check()  # not looked yet
+        lifeline._looked -= 2
+        with pytest.raises(AgnoscoError, match=r"the Ray node of this machine .* is lost"):
+            lifeline.check()
+        assert lifeline.lost
+
+
+def test_a_cluster_whose_head_is_lost_ends_the_work_with_an_error(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
+    with Cluster(address) as cluster:
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(600))
+        monkeypatch.setattr(cluster_module, "HEAD_TIMEOUT", 0.0)
+        with answering() as (gone, server):
+            server.close()
+            cluster.lifeline.head = gone
+            with pytest.raises(AgnoscoError, match="the head of the cluster"):
+                list(map_runs(run, classifier, samples, range(12), backend=cluster.make))
+        cluster.lifeline = cluster_module._lifeline(ray)
+        list(map_runs(run, classifier, samples, range(12), backend=cluster.make))
+    assert len(run.entries) == 12

@@ -43,6 +43,9 @@ REPORT_INTERVAL, POLL_INTERVAL = 1.0, 0.2
 CONNECT_TIMEOUT, STOP_TIMEOUT = 10.0, 20.0
 """Seconds that the head of a cluster has to answer, and that stopped workers have to write a checkpoint."""
 
+HEAD_TIMEOUT = 25.0
+"""Seconds after which a head that nobody reaches is lost. After 60, Ray ends the process itself, in its own words."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -51,6 +54,46 @@ class Machine:
     precision: str
     together: int
     versions: dict[str, str | None]
+
+
+class Lifeline:
+    """Notices that a connection to a cluster is lost, before Ray ends this process for it in its own words.
+
+    Args:
+        head: ``host:port`` of the process that directs the cluster; without it nothing new can be begun.
+        node: That of the Ray node of this machine, through which this process speaks to the cluster.
+    """
+
+    def __init__(self, head: str, node: str) -> None:
+        self.head, self.node = head, node
+        self.lost = False
+        self._reached = self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Look, if it was not looked in the last second. AgnoscoError if the connection is lost."""
+        now = time.monotonic()
+        if now - self._looked < WAIT:
+            return
+        self._looked = now
+        try:
+            _reach(self.node)
+        except OSError as error:
+            self.lost = True  # nobody can be told to stop
+            raise _lost("the Ray node of this machine", self.node, error) from error
+        try:
+            _reach(self.head)
+        except OSError as error:  # it may come back
+            if now - self._reached > HEAD_TIMEOUT:
+                raise _lost("the head of the cluster", self.head, error) from error
+        else:
+            self._reached = now
+
+
+def _lost(what: str, address: str, error: OSError) -> AgnoscoError:
+    return AgnoscoError(
+        f"{what} ({address}) is lost: {first_line(error)}",
+        "start it again, or leave --cluster out; the same command continues from here",
+    )
 
 
 class Cluster:
@@ -68,6 +111,7 @@ class Cluster:
     def __init__(self, address: str, *, cpus: int = 1, gpus: float | None = None) -> None:
         self.ray = _ray()
         _connected(self.ray, address)
+        self.lifeline = _lifeline(self.ray)
         self.cpus, self.gpus = cpus, min(self.ray.cluster_resources().get("GPU", 0), 1) if gpus is None else gpus
         self.device = "cuda" if self.gpus > 0 else "cpu"
         self._sent: tuple[tuple[Any, ...], tuple[Any, Any], Machine] | None = None
@@ -143,6 +187,7 @@ class Cluster:
         try:
             while pending or taken:
                 ready, _ = self.ray.wait(list(pending), timeout=POLL_INTERVAL) if pending else ([], [])
+                self.lifeline.check()
                 _forward(queue, on_step)
                 for ref in ready:
                     group, finished = pending[ref], self._answer(ref)
@@ -161,6 +206,8 @@ class Cluster:
 
     def _cancel(self, pending: list[Any]) -> None:
         """Stop the workers as Ctrl-C would, and wait until they have written their checkpoints."""
+        if self.lifeline.lost:
+            return
         for ref in pending:
             with suppress(Exception):
                 self.ray.cancel(ref)
@@ -169,7 +216,9 @@ class Cluster:
                 self.ray.wait(pending, num_returns=len(pending), timeout=STOP_TIMEOUT)
 
     def _answer(self, ref: Any) -> Any:
-        """The result of a task; an :class:`AgnoscoError` is raised as it was there."""
+        """The result of a task, once it is there; an :class:`AgnoscoError` is raised as it was in the worker."""
+        while not self.ray.wait([ref], timeout=POLL_INTERVAL)[0]:
+            self.lifeline.check()
         try:
             return self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
@@ -293,15 +342,27 @@ def _connected(ray: Any, address: str) -> None:
     """Join a cluster; the process keeps its own handling of SIGTERM, which Ray replaces."""
     with _own_signals():
         try:
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            if host and port.isdecimal():  # an address where nothing answers is refused at once; Ray takes minutes
-                socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
+            _reach(address.removeprefix("ray://"))  # where nothing answers is refused at once; Ray takes minutes
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise AgnoscoError(
                 f"no Ray cluster at {address!r}: {first_line(error)}",
                 "start one (`ray start --head --disable-usage-stats`), or leave --cluster out",
             ) from error
+
+
+def _lifeline(ray: Any) -> Lifeline:
+    """That of a process that has joined a cluster."""
+    context = ray.get_runtime_context()
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return Lifeline(context.gcs_address, f"{here['NodeManagerAddress']}:{here['NodeManagerPort']}")
+
+
+def _reach(address: str) -> None:
+    """OSError if nothing answers at ``host:port``; words such as ``auto`` are not looked at."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
 
 
 @contextmanager
