@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +69,41 @@ def kill_a_worker() -> list[int]:
     return []
 
 
-def on_nodes(count: int, scratch: Path, *, kill: bool = False) -> dict[str, Any]:
-    """Measure on a cluster of so many worker nodes."""
+@contextmanager
+def nodes(workers: int) -> Iterator[Any]:
+    """A Ray cluster of processes of this machine: a head that makes no maps, and nodes of one worker each."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # nice ones starve beside other work
     from ray.cluster_utils import Cluster as Nodes
 
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Nodes()
     try:
-        for _ in range(count):
-            nodes.add_node(num_cpus=1)
-        with Cluster(str(nodes.address)) as cluster:
-            measure(cluster, scratch / f"warm-{count}-{kill}", maps=10)
-            return measure(cluster, scratch / f"run-{count}-{kill}", kill=kill)
+        add_node(cluster, num_cpus=0, include_dashboard=False)
+        for _ in range(workers):
+            add_node(cluster, num_cpus=1)
+        yield cluster
     finally:
-        nodes.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster: Any, **options: Any) -> Any:
+    """Add a node. Ray gives it 30 seconds to start, which a busy machine may not have: it is then tried again."""
+    before = set(psutil.Process().children(recursive=True))
+    for last in (False, False, False, True):
+        try:
+            return cluster.add_node(**options)
+        except Exception as error:
+            if last or "timed out" not in str(error).lower():
+                raise
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.Error):
+                    process.kill()
+
+
+def on_nodes(count: int, scratch: Path, *, kill: bool = False) -> dict[str, Any]:
+    """Measure on a cluster of so many worker nodes."""
+    with nodes(count) as started, Cluster(str(started.address)) as cluster:
+        measure(cluster, scratch / f"warm-{count}-{kill}", maps=10)
+        return measure(cluster, scratch / f"run-{count}-{kill}", kill=kill)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -97,7 +120,6 @@ def main() -> None:
     if argument_parser(__doc__).parse_args().tables:
         fill("docs/reliability.md", "cluster", table(read_results(PATH)))
         return
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

@@ -44,7 +44,7 @@ PROCESSES = 4
 SLOW = 0.3
 """Seconds that a step takes longer where processes share a run, as that of a larger network: it waits for nothing."""
 
-PATIENCE = 300.0
+PATIENCE = 900.0
 """Seconds after which a process is taken to hang."""
 
 
@@ -596,11 +596,9 @@ class Nodes:
     """A Ray cluster of a head without workers and two nodes of one worker each, run by a process of its own."""
 
     def __init__(self) -> None:
-        # Ray makes its workers nice, and beside other work they would then hardly run
-        environment = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--nodes"]
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.address = self._line()
 
@@ -640,23 +638,29 @@ def nodes() -> Iterator[Nodes]:
 
 def run_nodes() -> None:
     """Be the process of :class:`Nodes`."""
-    from ray.cluster_utils import Cluster
+    from cluster import add_node, nodes
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    print("now:", cluster.address, flush=True)
-    for line in sys.stdin:
-        node = workers.pop(0) if line.strip() == "node" else cluster.head_node
-        kinds = ["gcs_server"] if line.strip() == "only its directing process" else list(node.all_processes)
-        for kind in kinds:
-            for info in node.all_processes[kind]:
-                with suppress(psutil.Error):
-                    process = psutil.Process(info.process.pid)
-                    for each in [process, *process.children(recursive=True)]:
-                        each.kill()
-        if node is not cluster.head_node:
-            workers.append(cluster.add_node(num_cpus=1))
-        print("now: done", flush=True)
+    with nodes(0) as cluster:
+        workers = [add_node(cluster, num_cpus=1) for _ in range(2)]
+        print("now:", cluster.address, flush=True)
+        for line in sys.stdin:
+            _lose(cluster, workers, line.strip())
+            print("now: done", flush=True)
+
+
+def _lose(cluster: Any, workers: list[Any], what: str) -> None:
+    """Kill the processes of a node, as :meth:`Nodes.lose` says."""
+    from cluster import add_node
+
+    node = workers.pop(0) if what == "node" else cluster.head_node
+    for kind in ["gcs_server"] if what == "only its directing process" else list(node.all_processes):
+        for info in node.all_processes[kind]:
+            with suppress(psutil.Error):
+                process = psutil.Process(info.process.pid)
+                for each in [process, *process.children(recursive=True)]:
+                    each.kill()
+    if what == "node":
+        workers.append(add_node(cluster, num_cpus=1))
 
 
 FAULTS: dict[str, Callable[[Bench], Row]] = {

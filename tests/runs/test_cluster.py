@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,9 @@ from agnosco.io.records import encode
 from agnosco.method.score import predictions
 from agnosco.models.classifier import Classifier as Loaded
 from agnosco.runs import cluster as cluster_module
-from agnosco.runs import jobs, leases
-from agnosco.runs.cluster import HEAD_TIMEOUT, Cluster, versions
+from agnosco.runs import connection, jobs, leases
+from agnosco.runs.cluster import Cluster, versions
+from agnosco.runs.connection import reach
 from agnosco.runs.jobs import map_runs, store_groups
 from agnosco.runs.leases import LeaseRecord
 from agnosco.runs.manifest import name_of_group, write_manifest
@@ -33,19 +31,16 @@ ray = pytest.importorskip("ray")
 
 benchmark = pytest.importorskip("cluster")
 
+NOBODY = "127.0.0.1:1"
+"""An address where nothing answers."""
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets and of what it deprecates
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    from ray.cluster_utils import Cluster as Nodes
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        nodes.add_node(num_cpus=1)
-    yield str(nodes.address)
-    nodes.shutdown()
+    with benchmark.nodes(2) as cluster:
+        yield str(cluster.address)
 
 
 def network() -> Loaded:
@@ -235,58 +230,44 @@ def test_channels_of_a_layer_are_mapped_as_on_one_machine(address: str, tmp_path
     assert files(run) == files(alone)
 
 
-@contextmanager
-def answering() -> Iterator[tuple[str, socket.socket]]:
-    """An address where something answers, until its socket is closed."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}", server
+def test_the_connection_watches_the_head_and_the_node_of_this_machine(address: str) -> None:
+    with Cluster(address) as cluster:
+        assert cluster.lifeline.head == address
+        cluster.lifeline.look()
+        reach(cluster.lifeline.node)
+        assert cluster.lifeline.node != address
 
 
-def test_a_head_may_be_out_of_reach_for_a_while_and_is_then_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(cluster_module.time, "monotonic", lambda: now[0])
-
-    def pass_by(seconds: float) -> None:
-        now[0] += seconds
-        lifeline.check()
-
-    with answering() as (node, _), answering() as (head, server):
-        lifeline = cluster_module.Lifeline(head, node)
-        pass_by(100)
-        port = server.getsockname()[1]
-        server.close()
-        pass_by(HEAD_TIMEOUT)
-        with socket.create_server(("127.0.0.1", port)):
-            pass_by(2)  # it is back
-        pass_by(HEAD_TIMEOUT)
-        with pytest.raises(AgnoscoError, match=r"the head of the cluster .* is lost"):
-            pass_by(2)
-        assert not lifeline.lost  # workers can still be told to stop
-
-
-def test_without_the_node_of_this_machine_all_is_lost_at_once() -> None:
-    with answering() as (node, server), answering() as (head, _):
-        lifeline = cluster_module.Lifeline(head, node)
-        server.close()
-        lifeline.check()  # not looked yet
-        lifeline._looked -= 2
-        with pytest.raises(AgnoscoError, match=r"the Ray node of this machine .* is lost"):
-            lifeline.check()
-        assert lifeline.lost
-
-
-def test_a_cluster_whose_head_is_lost_ends_the_work_with_an_error(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", ["head", "node"])
+def test_if_the_connection_is_lost_the_work_ends_with_an_error_and_can_be_continued(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
     with Cluster(address) as cluster:
-        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(600))
-        monkeypatch.setattr(cluster_module, "HEAD_TIMEOUT", 0.0)
-        with answering() as (gone, server):
-            server.close()
-            cluster.lifeline.head = gone
-            with pytest.raises(AgnoscoError, match="the head of the cluster"):
+        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(20))
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "INTERVAL", 0.0)
+            patch.setattr(connection, "PATIENCE", 0.0)
+            patch.setattr(cluster.lifeline, lost, NOBODY)
+            with pytest.raises(AgnoscoError, match=rf"{lost}.* \({NOBODY}\) is lost: "):
                 list(map_runs(run, classifier, samples, range(12), backend=cluster.make))
-        cluster.lifeline = cluster_module._lifeline(ray)
+        assert cluster.lifeline.node_lost == (lost == "node")
         list(map_runs(run, classifier, samples, range(12), backend=cluster.make))
     assert len(run.entries) == 12
+
+
+def test_what_ray_says_of_a_lost_node_is_told_as_a_lost_node(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cluster(address) as cluster:
+        cluster.lifeline.node = NOBODY
+        for name in ("wait", "get"):
+            with monkeypatch.context() as patch:
+                patch.setattr(ray, name, _raising(ray.exceptions.LocalRayletDiedError()))
+                with pytest.raises(AgnoscoError, match="the Ray node of this machine"):
+                    cluster._answer(ray.put(1))
+
+
+def _raising(error: Exception) -> Any:
+    def function(*_: Any, **__: Any) -> None:
+        raise error
+
+    return function

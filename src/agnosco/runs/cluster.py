@@ -8,13 +8,10 @@ shared disk, or a store such as ``s3://bucket/run``. A worker that dies is repla
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -27,8 +24,8 @@ from ..method.config import Config
 from ..method.maker import maps_together
 from ..method.prepare import resolve_precision
 from ..models.classifier import Classifier
-from ..text import first_line
 from ..types import Job, OnStep, Progress
+from .connection import connected
 from .jobs import WAIT, Finished, TakenElsewhere, Worker, store_groups
 from .leases import Leases
 from .manifest import name_of_group, versions
@@ -40,11 +37,8 @@ RETRIES = 5
 REPORT_INTERVAL, POLL_INTERVAL = 1.0, 0.2
 """Seconds between two reports of a worker's progress, and between two looks at what the workers have done."""
 
-CONNECT_TIMEOUT, STOP_TIMEOUT = 10.0, 20.0
-"""Seconds that the head of a cluster has to answer, and that stopped workers have to write a checkpoint."""
-
-HEAD_TIMEOUT = 25.0
-"""Seconds after which a head that nobody reaches is lost. After 60, Ray ends the process itself, in its own words."""
+STOP_TIMEOUT, PROGRESS_TIMEOUT = 20.0, 5.0
+"""Seconds that stopped workers have to write a checkpoint, and that progress may take to arrive."""
 
 
 @dataclass(frozen=True)
@@ -54,46 +48,6 @@ class Machine:
     precision: str
     together: int
     versions: dict[str, str | None]
-
-
-class Lifeline:
-    """Notices that a connection to a cluster is lost, before Ray ends this process for it in its own words.
-
-    Args:
-        head: ``host:port`` of the process that directs the cluster; without it nothing new can be begun.
-        node: That of the Ray node of this machine, through which this process speaks to the cluster.
-    """
-
-    def __init__(self, head: str, node: str) -> None:
-        self.head, self.node = head, node
-        self.lost = False
-        self._reached = self._looked = time.monotonic()
-
-    def check(self) -> None:
-        """Look, if it was not looked in the last second. AgnoscoError if the connection is lost."""
-        now = time.monotonic()
-        if now - self._looked < WAIT:
-            return
-        self._looked = now
-        try:
-            _reach(self.node)
-        except OSError as error:
-            self.lost = True  # nobody can be told to stop
-            raise _lost("the Ray node of this machine", self.node, error) from error
-        try:
-            _reach(self.head)
-        except OSError as error:  # it may come back
-            if now - self._reached > HEAD_TIMEOUT:
-                raise _lost("the head of the cluster", self.head, error) from error
-        else:
-            self._reached = now
-
-
-def _lost(what: str, address: str, error: OSError) -> AgnoscoError:
-    return AgnoscoError(
-        f"{what} ({address}) is lost: {first_line(error)}",
-        "start it again, or leave --cluster out; the same command continues from here",
-    )
 
 
 class Cluster:
@@ -110,8 +64,7 @@ class Cluster:
 
     def __init__(self, address: str, *, cpus: int = 1, gpus: float | None = None) -> None:
         self.ray = _ray()
-        _connected(self.ray, address)
-        self.lifeline = _lifeline(self.ray)
+        self.lifeline = connected(self.ray, address)
         self.cpus, self.gpus = cpus, min(self.ray.cluster_resources().get("GPU", 0), 1) if gpus is None else gpus
         self.device = "cuda" if self.gpus > 0 else "cpu"
         self._sent: tuple[tuple[Any, ...], tuple[Any, Any], Machine] | None = None
@@ -186,8 +139,7 @@ class Cluster:
         looked = time.monotonic()
         try:
             while pending or taken:
-                ready, _ = self.ray.wait(list(pending), timeout=POLL_INTERVAL) if pending else ([], [])
-                self.lifeline.check()
+                ready = self._ended(list(pending)) if pending else []
                 _forward(queue, on_step)
                 for ref in ready:
                     group, finished = pending[ref], self._answer(ref)
@@ -206,7 +158,7 @@ class Cluster:
 
     def _cancel(self, pending: list[Any]) -> None:
         """Stop the workers as Ctrl-C would, and wait until they have written their checkpoints."""
-        if self.lifeline.lost:
+        if self.lifeline.node_lost:  # nobody can be told
             return
         for ref in pending:
             with suppress(Exception):
@@ -217,8 +169,8 @@ class Cluster:
 
     def _answer(self, ref: Any) -> Any:
         """The result of a task, once it is there; an :class:`AgnoscoError` is raised as it was in the worker."""
-        while not self.ray.wait([ref], timeout=POLL_INTERVAL)[0]:
-            self.lifeline.check()
+        while not self._ended([ref]):
+            pass
         try:
             return self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
@@ -231,10 +183,21 @@ class Cluster:
                 ) from error
             raise
         except self.ray.exceptions.RayError as error:
+            self.lifeline.look()
             raise AgnoscoError(
                 f"a worker was lost {RETRIES + 1} times over a group: {str(error).splitlines()[0]}",
                 "look at the cluster's logs; the same command continues from here",
             ) from error
+
+    def _ended(self, refs: list[Any]) -> list[Any]:
+        """Those of some tasks that have ended, after a short wait. AgnoscoError if the connection is lost."""
+        try:
+            ended, _ = self.ray.wait(refs, timeout=POLL_INTERVAL)
+        except self.ray.exceptions.RayError:
+            self.lifeline.look()
+            raise
+        self.lifeline.check()
+        return ended
 
     def _task(self, function: Callable[..., Any]) -> Any:
         return self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(function)
@@ -322,9 +285,12 @@ def _forward(queue: Any, on_step: OnStep | None) -> None:
     """Pass on the progress that workers have reported."""
     if queue is None or on_step is None:
         return
+    import ray
+
     reported = []
     with suppress(Exception):  # without progress the work continues
-        reported = queue.get_nowait_batch(queue.qsize())
+        size = ray.get(queue.actor.qsize.remote(), timeout=PROGRESS_TIMEOUT)
+        reported = ray.get(queue.actor.get_nowait_batch.remote(size), timeout=PROGRESS_TIMEOUT)
     for progress in reported:
         on_step(progress)
 
@@ -336,46 +302,6 @@ def _ray() -> Any:
     except ModuleNotFoundError as error:
         raise AgnoscoError("Ray is not installed", "pip install '.[ray]' in the clone of agnosco") from error
     return ray
-
-
-def _connected(ray: Any, address: str) -> None:
-    """Join a cluster; the process keeps its own handling of SIGTERM, which Ray replaces."""
-    with _own_signals():
-        try:
-            _reach(address.removeprefix("ray://"))  # where nothing answers is refused at once; Ray takes minutes
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise AgnoscoError(
-                f"no Ray cluster at {address!r}: {first_line(error)}",
-                "start one (`ray start --head --disable-usage-stats`), or leave --cluster out",
-            ) from error
-
-
-def _lifeline(ray: Any) -> Lifeline:
-    """That of a process that has joined a cluster."""
-    context = ray.get_runtime_context()
-    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    return Lifeline(context.gcs_address, f"{here['NodeManagerAddress']}:{here['NodeManagerPort']}")
-
-
-def _reach(address: str) -> None:
-    """OSError if nothing answers at ``host:port``; words such as ``auto`` are not looked at."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _by_value(ray: Any, classifier: Classifier) -> None:
