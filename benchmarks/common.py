@@ -170,12 +170,12 @@ def judged(
 
 
 def answers(judge: Classifier, pictures: Tensor, labels: Sequence[int]) -> dict[str, Any]:
-    """What a network says of pictures: M_score, and top-1 of all classes and probability of every picture."""
+    """What a network says of pictures: M_score (None of one class), top-1 of all classes and probability of each."""
     logits = logits_of(judge, pictures)
     targets = torch.tensor(labels)
     own = logits.softmax(1).gather(1, targets[:, None])[:, 0]
     return {
-        "m_score": score_of_logits(logits, labels).m_score,
+        "m_score": score_of_logits(logits, labels).m_score if len(set(labels)) > 1 else None,
         "top1": (logits.argmax(1) == targets).int().tolist(),
         "p": [round(value, 4) for value in own.tolist()],
     }

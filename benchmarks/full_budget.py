@@ -57,9 +57,6 @@ RUNS = ROOT / "build" / "full-budget"
 PAPER = replace(agnosco.preset("paper"), precision="bfloat16")
 """In bfloat16, two to three times faster; rows of float32 say what that changes."""
 
-COMMON = 2
-"""So many classes, the first ones, are in every row of a source that changes something: rows are compared on them."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -196,41 +193,41 @@ def measure(only: str, classes: int | None) -> None:
 # -- results ----------------------------------------------------------------------------------------
 
 
-def cells(name: str, row: dict[str, Any]) -> list[str]:
-    """A row of the table; the last cells are the mean over judges and each judge's M_score / top-1 / mean p."""
-    others = row["others"].values()
-    mean = (
-        f"{fmean(judge['m_score'] for judge in others):.2f} / {fmean(fmean(judge['top1']) for judge in others):.2f}"
-        f" / {fmean(fmean(judge['p']) for judge in others):.2f}"
-    )
-    rates = row["targeted_success_rate"]
-    minus = fmean(row["minus"])
-    top1, p = (fmean(fmean(judge[figure][:COMMON]) for judge in others) for figure in ("top1", "p"))
-    first = f"{fmean(rates[:COMMON]):.3f} / {top1:.2f} / {p:.2f}" if len(rates) >= COMMON else "-"
+def cells(name: str, row: dict[str, Any], paper: dict[str, Any] | None = None) -> list[str]:
+    """A row of the table; the cells before the last two say what ``paper``, of the same source, has on its classes."""
+    scores = [judge["m_score"] for judge in row["others"].values() if judge["m_score"] is not None]
+    rates, minus = row["targeted_success_rate"], fmean(row["minus"])
+    compared = "-"
+    if paper is not None and paper is not row and paper["labels"][: len(rates)] == row["labels"]:
+        same = paper["targeted_success_rate"][: len(rates)]
+        compared = f"{fmean(same):.3f}; {judged(paper, len(rates))}"
     return [
         f"{name} ({len(row['labels'])})",
         f"{fmean(row['own']['p']):.2f}",
         f"{fmean(rates):.3f} ({min(rates):.2f})",
-        mean,
-        f"{min(judge['m_score'] for judge in others):.2f}-{max(judge['m_score'] for judge in others):.2f}",
-        first,
+        f"{fmean(scores):.2f} ({min(scores):.2f}-{max(scores):.2f})" if scores else "-",
+        judged(row, len(rates)),
+        compared,
         "-" if row["config"]["mapper"]["direction"] == "plus" else f"{minus:.3f}",
         f"{fmean(row['seconds']) / 60:.0f}",
     ]
 
 
+def judged(row: dict[str, Any], count: int) -> str:
+    """Top-1 of all classes and probability, mean over the judges and the first classes of a row."""
+    top1, p = (fmean(fmean(judge[figure][:count]) for judge in row["others"].values()) for figure in ("top1", "p"))
+    return f"{top1:.2f} / {p:.2f}"
+
+
 def tables() -> str:
     """The results as Markdown; rows that are not measured yet are left out."""
     results = read_results(PATH)
-    head = ["row (maps)", "own p", "targeted success rate (least)", "judges: M_score / top-1 of all / p"]
-    head += [
-        "M_score, least and greatest judge",
-        f"first {COMMON} classes: success rate / top-1 of all / p",
-        "share of steps that take minus",
-        "minutes a map, one core",
-    ]
-    names = [row.name for row in rows() if row.name in results["rows"]]
-    body = markdown(head, [cells(name, results["rows"][name]) for name in names])
+    head = ["row (maps)", "own p", "targeted success rate (least)", "judges: mean M_score (least-greatest)"]
+    head += ["judges: top-1 of all / p", "*paper* on the same classes: success rate; top-1 / p"]
+    head += ["share of steps that take minus", "minutes a map, one core"]
+    made = results["rows"]
+    papers = {row.source: made.get(f"{row.source} paper") for row in rows()}
+    body = markdown(head, [cells(row.name, made[row.name], papers[row.source]) for row in rows() if row.name in made])
     return f"Off-diagonal M_score in the paper's Table 1: 0.69-0.94. {measured_on(results)}.\n\n{body}"
 
 
