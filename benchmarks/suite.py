@@ -3,9 +3,9 @@
     python benchmarks/suite.py 6           six times more; adds to results/suite.json and docs/reliability.md
     python benchmarks/suite.py --tables    write the table into docs/reliability.md
 
-Each time, modules are shuffled, and the tests within them, by the seed that its row names; the next time takes the next
-of the three ways. ``pytest --random-order-seed SEED`` gives an order again. The suite is that of ``make test``, which
-has to have run before: it installs what the tests need.
+Each time, modules are shuffled, and the tests within them, by a seed, and the next of the three ways is taken. ``pytest
+--random-order-seed SEED`` gives the order of one core again; on several, which tests run beside each other is chance.
+The suite is that of ``make test``, which has to have run before: it installs what the tests need.
 """
 
 from __future__ import annotations
@@ -18,48 +18,66 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 from xml.etree import ElementTree
 
 from common import RESULTS, ROOT, about, argument_parser, fill, markdown, measured_on, read_results, write_results
 
 PATH = RESULTS / "suite.json"
-WAYS = ("all cores", "one core", "all cores, beside as many busy processes")
 BUSY = "while True: sum(range(10_000))"
 
 
-def run(way: str, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Way:
+    """How the suite is run: on one core and in one process, or on all; beside how many busy processes."""
+
+    name: str
+    one_core: bool = False
+    busy: int = 0
+
+    @property
+    def command(self) -> list[str]:
+        """What runs pytest in this way."""
+        if self.one_core:
+            core = str(min(os.sched_getaffinity(0)))
+            return ["taskset", "--cpu-list", core, sys.executable, "-m", "pytest", "-n", "0"]
+        return [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+
+
+WAYS = (Way("all cores"), Way("one core", one_core=True), Way("all cores, each busy", busy=os.cpu_count() or 1))
+
+
+def run(way: Way, seed: int) -> dict[str, Any]:
     """Run the suite once; returns how many tests passed and were skipped, which failed, and the seconds it took."""
-    alone = way == "one core"
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, load(0 if "beside" not in way else os.cpu_count() or 1):
-        report = Path(folder) / "report.xml"
-        order = ["--random-order", "--random-order-seed", str(seed)]
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *order, f"--junitxml={report}"]
-        command += ["-n", "0"] if alone else ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
-        prefix = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))] if alone else []
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        log = Path(folder) / "log"
+    with tempfile.TemporaryDirectory() as folder, load(way.busy):
+        report, log = Path(folder) / "report.xml", Path(folder) / "log"
+        options = ["-q", "-m", "not slow", "--random-order", "--random-order-seed", str(seed), f"--junitxml={report}"]
         with log.open("w") as output:
             code = subprocess.run(
-                [*prefix, *command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            ).returncode
-        if code not in (0, 1):
+                [*way.command, *options], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            ).returncode  # fmt: skip
+        cases = list(ElementTree.parse(report).getroot().iter("testcase")) if report.exists() else []
+        failed = [name_of(case) for case in cases if case.find("failure") is not None or case.find("error") is not None]
+        if bool(code) != bool(failed):
             raise SystemExit(f"pytest ended with exit code {code}\n{log.read_text()[-3000:]}")
-        if code:
+        if failed:
             print(log.read_text()[-20_000:], file=sys.stderr, flush=True)
-        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    failed = [
-        f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
     skipped = sum(case.find("skipped") is not None for case in cases)
     return {
-        "way": way, "seed": seed, "passed": len(cases) - skipped - len(failed), "skipped": skipped, "failed": failed,
-        "seconds": round(time.perf_counter() - began), "commit": commit(),
+        "way": way.name, "seed": seed, "passed": len(cases) - skipped - len(failed), "skipped": skipped,
+        "failed": failed, "seconds": round(time.perf_counter() - began), "commit": commit(),
+        "about": about("make test, in random order"),
     }  # fmt: skip
+
+
+def name_of(case: ElementTree.Element) -> str:
+    """The name of a test, as pytest takes it, nearly: a class of tests is written as a file."""
+    return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
 
 
 @contextmanager
@@ -84,16 +102,19 @@ def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     rows = []
     for way in WAYS:
-        runs = [each for each in results["runs"] if each["way"] == way]
+        runs = [each for each in results["runs"] if each["way"] == way.name]
         if not runs:
             continue
         failed = [f"`{re.sub(r'[|`]', ' ', name)}` ({each['commit']})" for each in runs for name in each["failed"]]
         green = sum(not each["failed"] for each in runs)
         tests = max(each["passed"] + len(each["failed"]) for each in runs)
-        seconds = sorted(each["seconds"] for each in runs)[len(runs) // 2]
-        rows.append([way, f"{green} of {len(runs)}", f"{tests:,}", str(round(seconds / 60)), ", ".join(failed)])
-    head = ["the suite on", "green", "tests", "minutes (median)", "failed, and at which commit"]
-    return f"{measured_on(results)}.\n\n{markdown(head, rows)}"
+        minutes = median(each["seconds"] for each in runs) / 60
+        skipped = max(each["skipped"] for each in runs)
+        rows.append(
+            [way.name, f"{green} of {len(runs)}", f"{tests:,} ({skipped})", f"{minutes:.0f}", ", ".join(failed)]
+        )
+    head = ["the suite on", "green", "tests (skipped)", "minutes (median)", "failed, and at which commit"]
+    return f"The last time: {measured_on(results['runs'][-1])}.\n\n{markdown(head, rows)}"
 
 
 def main() -> None:
@@ -104,7 +125,7 @@ def main() -> None:
         runs = read_results(PATH, {"runs": []})["runs"]
         done = run(WAYS[len(runs) % len(WAYS)], len(runs) + 1)
         print(done, flush=True)
-        write_results(PATH, {"about": about("make test, in random order"), "runs": [*runs, done]})
+        write_results(PATH, {"runs": [*runs, done]})
     if options.times or options.tables:
         fill("docs/reliability.md", "suite", table(read_results(PATH)))
     else:
