@@ -79,6 +79,7 @@ bench: $(VENV)/dev.stamp assets  ## measure the figures in docs/paper.md, docs/b
 torture: $(VENV)/dev.stamp  ## kill runs, fill disks, move folders, share, and check that no map is lost or changed (half an hour)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/torture.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/faults.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/cluster_faults.py
 
 security: $(VENV)/dev.stamp  ## try every hostile file on every command, for the table in docs/security.md
 	OMP_NUM_THREADS=1 $(PY) benchmarks/security.py

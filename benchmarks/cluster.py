@@ -70,9 +70,14 @@ def kill_a_worker() -> list[int]:
 
 
 @contextmanager
-def nodes(workers: int) -> Iterator[Any]:
-    """A Ray cluster of processes of this machine: a head that makes no maps, and nodes of one worker each."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # nice ones starve beside other work
+def nodes(workers: int, *, busy: bool = False) -> Iterator[Any]:
+    """A Ray cluster of processes of this machine: a head that makes no maps, and nodes of one worker each.
+
+    On a busy machine workers are as important as other processes; otherwise Ray makes them nice.
+    """
+    changes = {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_worker_niceness": "0"} if busy else {})
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ |= changes
     from ray.cluster_utils import Cluster as Nodes
 
     cluster = Nodes()
@@ -83,20 +88,31 @@ def nodes(workers: int) -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+STARTS = 4
+"""How often a node is started at most. Ray gives it 30 seconds, which a busy machine may not have."""
 
 
 def add_node(cluster: Any, **options: Any) -> Any:
-    """Add a node. Ray gives it 30 seconds to start, which a busy machine may not have: it is then tried again."""
-    before = set(psutil.Process().children(recursive=True))
-    for last in (False, False, False, True):
+    """Add a node; if it does not start in time, its processes are killed and it is started again."""
+    here, known = psutil.Process(), {cluster.head_node, *cluster.worker_nodes}
+    before = set(here.children())
+    for start in range(1, STARTS + 1):
         try:
             return cluster.add_node(**options)
         except Exception as error:
-            if last or "timed out" not in str(error).lower():
-                raise
-            for process in set(psutil.Process().children(recursive=True)) - before:
+            for node in {cluster.head_node, *cluster.worker_nodes} - known:
+                cluster.remove_node(node, allow_graceful=False)
+            for process in set(here.children()) - before:
                 with suppress(psutil.Error):
                     process.kill()
+            if start == STARTS or "timed out" not in str(error).lower():
+                raise
 
 
 def on_nodes(count: int, scratch: Path, *, kill: bool = False) -> dict[str, Any]:

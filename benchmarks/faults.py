@@ -8,7 +8,7 @@
 The command is that of torture.py: ``agnosco map``, 60 maps of a small network, forked from a process that has imported
 PyTorch. After a fault, it is given again without one, and every file of the run is compared with those of an
 undisturbed run. An error counts as told well if the command ends with exit code 2 and two lines, ``Error:`` and
-``Hint:``.
+``Hint:``. The faults of Ray clusters are in benchmarks/cluster_faults.py.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from common import RESULTS, about, argument_parser, fill, markdown, measured_on, read_results, write_results
 from torture import MAPS, Board, exit_code, files, prepared, start
@@ -44,7 +43,7 @@ PROCESSES = 4
 SLOW = 0.3
 """Seconds that a step takes longer where processes share a run, as that of a larger network: it waits for nothing."""
 
-PATIENCE = 900.0
+PATIENCE = 300.0
 """Seconds after which a process is taken to hang."""
 
 
@@ -114,9 +113,15 @@ class Bench:
         """How often a fault strikes."""
         return min(many, 3) if self.few else many
 
-    def begun(self, out: str, *, change: Callable[[], object] | None = None, log: str | None = None) -> int:
-        """Start the command in a process of its own, which first makes a change to itself; returns its id."""
-        return start(self.command, self.folder / out, Board(), change=change, log=self.folder / (log or f"{out}.log"))
+    def begun(self, out: str, *options: str, change: Callable[[], object] | None = None, log: str | None = None) -> int:
+        """Start the command, with more options, in a process that first makes a change to itself; returns its id."""
+        return start(
+            [*self.command, *options],
+            self.folder / out,
+            Board(),
+            change=change,
+            log=self.folder / (log or f"{out}.log"),
+        )
 
     def run(self, out: str, *, change: Callable[[], object] | None = None) -> float:
         """Run the command; returns its seconds. SystemExit if it fails."""
@@ -144,9 +149,9 @@ class Bench:
         shutil.rmtree(self.folder / out)
 
 
-def ended(process: int) -> int:
+def ended(process: int, patience: float = PATIENCE) -> int:
     """The exit code of a process, once it has ended; SystemExit if it hangs."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while (code := exit_code(process)) is None:
         if time.monotonic() > end:
             os.kill(process, signal.SIGKILL)
@@ -516,153 +521,6 @@ def read_store(address: str) -> dict[str, str]:
     return found
 
 
-def node_lost(bench: Bench) -> Row:
-    """All processes of a node of a Ray cluster are killed at a random moment; another node takes its place."""
-    row = Row()
-    bench.command += RAY_OPTIONS
-    with nodes() as cluster:
-        expected_of(bench, cluster)
-        for number in range(bench.times(10)):
-            out = f"node-{number}"
-            process = at_work(bench, out, cluster)
-            cluster.lose("node")
-            row.times += 1
-            if code := ended(process):
-                row.told(code, bench.said(out))
-            bench.done(out, row)
-    return row
-
-
-def head_lost(bench: Bench) -> Row:
-    """The head of a Ray cluster is lost at a random moment; another cluster is started, and continues."""
-    row = Row()
-    bench.command += RAY_OPTIONS
-    with nodes() as cluster:
-        expected_of(bench, cluster)
-    for number in range(bench.times(6)):
-        out, what = f"head-{number}", ("the head", "only its directing process")[number % 2]
-        with nodes() as cluster:
-            process = at_work(bench, out, cluster)
-            cluster.lose(what)
-            if code := ended(process):
-                row.times += 1
-                row.told(code, bench.said(out))
-        with nodes() as cluster:
-            if code := ended(on_cluster(bench, out, cluster)):
-                raise SystemExit(f"exit code {code}\n{bench.said(out)[-2000:]}")
-        bench.done(out, row)
-    row.note = "a run that is nearly done ends without its head"
-    return row
-
-
-RAY_OPTIONS = ("--seeds", "3", "--steps", "60")
-"""Enough work that a node can be lost in the middle of it."""
-
-
-def expected_of(bench: Bench, cluster: Nodes) -> None:
-    """Take a run that nothing disturbs on a cluster as what is expected: the number of workers decides the groups."""
-    began = time.perf_counter()
-    if code := ended(on_cluster(bench, "undisturbed on a cluster", cluster)):
-        raise SystemExit(f"exit code {code}\n{bench.said('undisturbed on a cluster')[-2000:]}")
-    bench.seconds = time.perf_counter() - began
-    bench.expected = files(bench.folder / "undisturbed on a cluster")
-
-
-def on_cluster(bench: Bench, out: str, cluster: Nodes) -> int:
-    """Start the command on a cluster, in groups of six maps; returns the id of its process."""
-
-    def small_groups() -> None:
-        from agnosco.runs import cluster as module
-
-        ordinary = module.store_groups
-        module.store_groups = lambda run, jobs, together: ordinary(run, jobs, min(together, 6))
-        bench.command += ["--cluster", cluster.address]
-
-    return bench.begun(out, change=small_groups)
-
-
-def at_work(bench: Bench, out: str, cluster: Nodes) -> int:
-    """Start the command on a cluster, and return at a random moment of its work."""
-    process = on_cluster(bench, out, cluster)
-    while not list((bench.folder / out).glob("leases/*")):
-        time.sleep(0.01)
-        if (code := exit_code(process)) is not None:
-            raise SystemExit(f"exit code {code}\n{bench.said(out)[-2000:]}")
-    time.sleep(bench.chance.uniform(0, bench.seconds / 2))
-    return process
-
-
-class Nodes:
-    """A Ray cluster of a head without workers and two nodes of one worker each, run by a process of its own."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, __file__, "--nodes"]
-        self.process = subprocess.Popen(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.address = self._line()
-
-    def lose(self, what: str) -> None:
-        """Kill a ``node`` and add another, ``the head``, or ``only its directing process``; returns once that is done.
-
-        Both kinds of loss of the head leave the other nodes without one.
-        """
-        assert self.process.stdin is not None
-        print(what, file=self.process.stdin, flush=True)
-        self._line()
-
-    def close(self) -> None:
-        """End all processes of the cluster."""
-        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-            with suppress(psutil.Error):
-                process.kill()
-        self.process.wait()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith("now: "):
-                return line.removeprefix("now: ").strip()
-        raise SystemExit("the cluster did not start")
-
-
-@contextmanager
-def nodes() -> Iterator[Nodes]:
-    """A Ray cluster."""
-    cluster = Nodes()
-    try:
-        yield cluster
-    finally:
-        cluster.close()
-
-
-def run_nodes() -> None:
-    """Be the process of :class:`Nodes`."""
-    from cluster import add_node, nodes
-
-    with nodes(0) as cluster:
-        workers = [add_node(cluster, num_cpus=1) for _ in range(2)]
-        print("now:", cluster.address, flush=True)
-        for line in sys.stdin:
-            _lose(cluster, workers, line.strip())
-            print("now: done", flush=True)
-
-
-def _lose(cluster: Any, workers: list[Any], what: str) -> None:
-    """Kill the processes of a node, as :meth:`Nodes.lose` says."""
-    from cluster import add_node
-
-    node = workers.pop(0) if what == "node" else cluster.head_node
-    for kind in ["gcs_server"] if what == "only its directing process" else list(node.all_processes):
-        for info in node.all_processes[kind]:
-            with suppress(psutil.Error):
-                process = psutil.Process(info.process.pid)
-                for each in [process, *process.children(recursive=True)]:
-                    each.kill()
-    if what == "node":
-        workers.append(add_node(cluster, num_cpus=1))
-
-
 FAULTS: dict[str, Callable[[Bench], Row]] = {
     "four processes share a run": shared,
     "four processes share a run, killed": shared_and_killed,
@@ -672,8 +530,6 @@ FAULTS: dict[str, Callable[[Bench], Row]] = {
     "clock jumps": clock_jumps,
     "out of memory": out_of_memory,
     "S3 with faults, killed": object_store,
-    "a node of a Ray cluster lost": node_lost,
-    "the head of a Ray cluster lost": head_lost,
 }
 
 
@@ -696,42 +552,36 @@ def main() -> None:
     parser.add_argument("--few", action="store_true", help="each a few times; nothing is stored")
     parser.add_argument("--list", action="store_true", help="name the faults")
     parser.add_argument("--serve", type=Path, help="used by this script itself: serve S3, failing now and then")
-    parser.add_argument("--nodes", action="store_true", help="used by this script itself: be a Ray cluster")
     parser.add_argument("--read", help="used by this script itself: print the objects of a run")
     options = parser.parse_args()
     if options.list:
         print(*FAULTS, sep="\n")
     elif options.serve:
         serve(options.serve)
-    elif options.nodes:
-        run_nodes()
     elif options.read:
         print(json.dumps(read_store(options.read)))
     elif options.tables:
         fill("docs/reliability.md", "faults", table(read_results(PATH)))
     else:
-        measure([options.only] if options.only else [*FAULTS], few=options.few)
+        measure(FAULTS, options.only, few=options.few)
 
 
-def measure(names: list[str], *, few: bool) -> None:
+def measure(faults: Mapping[str, Callable[[Bench], Row]], only: str | None, *, few: bool) -> None:
     """Try faults, and store their rows."""
     torch.set_num_threads(1)
     failed = []
-    for name in names:
+    for name in [only] if only else faults:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["AGNOSCO_BENCH"] = folder
             began = time.perf_counter()
-            row = FAULTS[name](Bench(Path(folder), few=few))
+            row = faults[name](Bench(Path(folder), few=few))
         print(name, json.dumps(asdict(row)), f"{time.perf_counter() - began:.0f} s", flush=True)
         if row.lost or row.wrong or row.left_over or row.errors != row.in_two_lines:
             failed.append(name)
         if not few:
             results = read_results(PATH, {"rows": {}})
             rows = results["rows"] | {name: {key: value for key, value in asdict(row).items() if key != "examples"}}
-            ordered = {each: rows[each] for each in FAULTS if each in rows}
-            write_results(
-                PATH, {"about": about("agnosco map, 60 maps of a small network, with faults"), "rows": ordered}
-            )
+            write_results(PATH, {"about": about("agnosco map, maps of a small network, with faults"), "rows": rows})
     if not few:
         fill("docs/reliability.md", "faults", table(read_results(PATH)))
     if failed:

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets a
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with benchmark.nodes(2) as cluster:
+    with benchmark.nodes(2, busy=True) as cluster:
         yield str(cluster.address)
 
 
