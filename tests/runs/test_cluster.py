@@ -266,6 +266,14 @@ def test_what_ray_says_of_a_lost_node_is_told_as_a_lost_node(address: str, monke
                     cluster._answer(ray.put(1))
 
 
+def test_another_failure_of_ray_is_an_error_in_two_lines(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cluster(address) as cluster, monkeypatch.context() as patch:
+        patch.setattr(ray, "wait", _raising(ray.exceptions.RaySystemError("out of order")))
+        with pytest.raises(AgnoscoError, match=r"Ray failed: .*out of order") as caught:
+            cluster._answer(ray.put(1))
+        assert "continues from here" in str(caught.value.hint)
+
+
 def _raising(error: Exception) -> Any:
     def function(*_: Any, **__: Any) -> None:
         raise error

@@ -24,6 +24,7 @@ from ..method.config import Config
 from ..method.maker import maps_together
 from ..method.prepare import resolve_precision
 from ..models.classifier import Classifier
+from ..text import first_line
 from ..types import Job, OnStep, Progress
 from .connection import connected
 from .jobs import WAIT, Finished, TakenElsewhere, Worker, store_groups
@@ -39,6 +40,8 @@ REPORT_INTERVAL, POLL_INTERVAL = 1.0, 0.2
 
 STOP_TIMEOUT, PROGRESS_TIMEOUT = 20.0, 5.0
 """Seconds that stopped workers have to write a checkpoint, and that progress may take to arrive."""
+
+SAME_COMMAND = "look at the cluster's logs; the same command continues from here"
 
 
 @dataclass(frozen=True)
@@ -186,16 +189,16 @@ class Cluster:
             self.lifeline.look()
             raise AgnoscoError(
                 f"a worker was lost {RETRIES + 1} times over a group: {str(error).splitlines()[0]}",
-                "look at the cluster's logs; the same command continues from here",
+                SAME_COMMAND,
             ) from error
 
     def _ended(self, refs: list[Any]) -> list[Any]:
         """Those of some tasks that have ended, after a short wait. AgnoscoError if the connection is lost."""
         try:
             ended, _ = self.ray.wait(refs, timeout=POLL_INTERVAL)
-        except self.ray.exceptions.RayError:
+        except self.ray.exceptions.RayError as error:
             self.lifeline.look()
-            raise
+            raise AgnoscoError(f"Ray failed: {first_line(error)}", SAME_COMMAND) from error
         self.lifeline.check()
         return ended
 
