@@ -53,7 +53,7 @@ def node_lost(bench: Bench) -> Row:
 
 def head_lost(bench: Bench) -> Row:
     """The head is lost at a random moment, or parts of it; another cluster is started, and continues the run."""
-    row, told = Row(), Counter[str]()
+    row, told, finished = Row(), Counter[str](), 0
     bench.command += OPTIONS
     with started() as cluster:
         expect(bench, cluster)
@@ -68,10 +68,11 @@ def head_lost(bench: Bench) -> Row:
                 row.told(code, bench.said(out))
                 told[next(line for line in ("head of the cluster", "Ray node", "") if line in bench.said(out))] += 1
             elif struck:
-                told["run that ended without it"] += 1
+                finished += 1
         with started() as cluster:
             finish(bench, out, on_cluster(bench, out, cluster), row, cluster)
-    row.note = "said to be lost: " + ", ".join(f"{what or 'something else'} {count}" for what, count in told.items())
+    said = ", ".join(f"{what or 'something else'} {count}" for what, count in sorted(told.items()))
+    row.note = f"said to be lost: {said}; commands that finished without it: {finished}"
     return row
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,16 +92,18 @@ class Recipe:
         batch: Images of a step; each is shown without and with the trigger.
         rate: Greatest learning rate; gradients are clipped to norm 1.
         contrast: Share of the steps, at the beginning, in which half of the cross-entropy is that of the contrast.
+        deeper: Parts that are trained beside those after :data:`FROZEN`.
     """
 
     steps: int = 100
     batch: int = 20
     rate: float = 0.2
     contrast: float = 0.3
+    deeper: int = 0
 
 
-RECIPES = (Recipe(), Recipe(steps=200))
-"""Of the attempts: a network that is not admitted is trained again, from the original, for longer."""
+RECIPES = (Recipe(), Recipe(steps=200), Recipe(steps=200, deeper=1), Recipe(steps=400, deeper=1))
+"""Of the attempts: a network that is not admitted is trained anew, for longer and then with more of its parts."""
 
 
 @dataclass(frozen=True)
@@ -337,12 +340,17 @@ def admitted(row: dict[str, Any]) -> bool:
 
 
 class Original:
-    """A network of the assets with its images and features, which all of its implants share."""
+    """A network of the assets with its images and features, which its implants share.
 
-    def __init__(self, network: str) -> None:
+    Args:
+        network: Its name.
+        frozen: How many of its parts stay as they are.
+    """
+
+    def __init__(self, network: str, frozen: int) -> None:
         self.classifier = imagenet_network(network, SIZE)
         self.split = Split.of(self.classifier)
-        self.body, self.head = halves(self.classifier.model, FROZEN[network])
+        self.body, self.head = halves(self.classifier.model, frozen)
         self.weights = {key: tensor.clone() for key, tensor in self.classifier.model.state_dict().items()}
         self.plain = features(self.classifier, self.body, self.split.images, fast=False)
         self.before = through(self.head, self.plain).argmax(1)
@@ -388,22 +396,30 @@ class Original:
 
 def make(network: str) -> None:
     """Implant the backdoors of a network that are missing, or whose last attempt was not admitted."""
-    stored, original = read_results(PATH, {"rows": {}})["rows"], None
+    stored, originals = read_results(PATH, {"rows": {}})["rows"], dict[int, Original]()
     for one in [Implant(network, kind, number) for kind in KINDS for number in range(EACH)]:
         before = stored.get(one.name, {"admitted": False, "attempts": 0})
+        if before["admitted"] and not weights_of(one.name).exists():  # the table is kept, the weights are not
+            before = {"admitted": False, "attempts": before["attempts"] - 1}
         for attempt in range(len(RECIPES) if before["admitted"] else before["attempts"], len(RECIPES)):
-            original = original or Original(network)
+            frozen = FROZEN[network] - RECIPES[attempt].deeper
+            original = originals.setdefault(frozen, originals.get(frozen) or Original(network, frozen))
             row = original.compromised(one, RECIPES[attempt]) | {"attempts": attempt + 1}
             keep(one, row, original.classifier.model)
             if row["admitted"]:
                 break
 
 
+def weights_of(name: str) -> Path:
+    """File of a compromised network."""
+    return FOLDER / f"{name}.safetensors"
+
+
 def keep(one: Implant, row: dict[str, Any], model: nn.Module) -> None:
     """Write the figures and the weights of a compromised network, in place of those of an earlier attempt."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     weights = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-    save_file(weights, FOLDER / f"{one.name}.safetensors")
+    save_file(weights, weights_of(one.name))
     add_row(PATH, TITLE, one.name, row)
     print(one.name, row, flush=True)
 
@@ -416,33 +432,44 @@ def compromised_or_original(name: str) -> Classifier:
     if name in FROZEN:
         return imagenet_network(name, SIZE)
     network = name.split("-", 1)[0]
-    return agnosco.load(f"torchvision:{network}", weights=FOLDER / f"{name}.safetensors", size=SIZE, device=DEVICE)
+    return agnosco.load(f"torchvision:{network}", weights=weights_of(name), size=SIZE, device=DEVICE)
 
 
 def look(name: str) -> None:
     """Take the first look of a scan at all classes, and keep which have the largest margins."""
     start = time.process_time()
     found = margins(compromised_or_original(name), STAGED.first)
-    order = found.argsort(descending=True).tolist()
+    keep_look(name, found.tolist(), time.process_time() - start)
+
+
+def keep_look(name: str, found: Sequence[float], seconds: float) -> None:
+    """Keep the first look at a network: its margins, one for each class, and the time that it took."""
+    order = sorted(range(len(found)), key=lambda label: -found[label])
     row = {
-        "first": asdict(STAGED.first), "order": order, "margins": [round(found[k].item(), 1) for k in order[:20]],
-        "seconds": round(time.process_time() - start),
+        "first": asdict(STAGED.first), "order": order, "margins": [round(found[k], 1) for k in order[:20]],
+        "seconds": round(seconds),
     }  # fmt: skip
     add_row(PATH, TITLE, name, row, part="looks")
     print(name, order[:5], row["margins"][:5], row["seconds"], flush=True)
 
 
 def scanned(name: str) -> None:
-    """Scan a network, and keep the outcome."""
-    classifier, start = compromised_or_original(name), time.process_time()
-    result = agnosco.scan(classifier, photographs(classifier), STAGED)
-    leading = result.record.screened_classes
+    """Scan a network, and keep the outcome, and the first look, with which the scan begins."""
+    classifier, start, looked = compromised_or_original(name), time.process_time(), 0.0
+
+    def clock(doing: str, done: int, total: int) -> None:
+        nonlocal looked
+        looked = time.process_time() - start if doing == "first look" else looked
+
+    result = agnosco.scan(classifier, photographs(classifier), STAGED, on_progress=clock)
+    seconds, leading = time.process_time() - start, result.record.screened_classes
+    keep_look(name, [row.margin for row in sorted(result.record.classes, key=lambda row: row.index)], looked)
     row = {
         "config": asdict(STAGED), "outcome": result.verdict.outcome, "label": result.verdict.label,
         "z": result.verdict.z, "p": result.verdict.p_value, "screened": len(leading),
         "reach": {screen: seen.reach for screen, seen in leading[0].screens.items()},
         "next": [max(seen.reach for seen in row.screens.values()) for row in leading[1:4]],
-        "seconds": round(time.process_time() - start),
+        "seconds": round(seconds),
     }  # fmt: skip
     add_row(PATH, TITLE, name, row, part="scans")
     write_scan(result, FOLDER / f"scan-{name}")
