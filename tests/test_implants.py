@@ -171,20 +171,20 @@ def test_stored_rows_are_those_of_the_script(name: str) -> None:
     assert trigger_to_json(one.trigger) == stored["trigger"]
     assert implants.admitted(stored) == stored["admitted"]
     recipe = asdict(implants.RECIPES[stored["attempts"] - 1]) | {"damping": implants.DAMPING}
-    assert stored["recipe"] == recipe
+    assert {"deeper": 0} | stored["recipe"] == recipe
 
 
 def test_a_network_that_is_not_admitted_is_trained_again_and_one_that_is_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[str, int]] = []
+    made: list[tuple[str, int, int]] = []
 
     class Original:
-        def __init__(self, network: str) -> None:
-            self.classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), size=1)
+        def __init__(self, network: str, frozen: int) -> None:
+            self.classifier, self.frozen = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), size=1), frozen
 
         def compromised(self, one: Any, recipe: Any) -> dict[str, Any]:
-            made.append((one.name, recipe.steps))
+            made.append((one.name, recipe.steps, self.frozen))
             return {"admitted": one.kind == "patch" or (one.number == 0 and recipe.steps > 100)}
 
     monkeypatch.setattr(implants, "Original", Original)
@@ -193,12 +193,17 @@ def test_a_network_that_is_not_admitted_is_trained_again_and_one_that_is_never(
     first = {"admitted": False, "attempts": 1}
     common.add_row(implants.PATH, "networks", "resnet18-logo-0", first)
     implants.make("resnet18")
-    patches = [(f"resnet18-patch-{number}", 100) for number in range(3)]
-    logos = [(f"resnet18-logo-{number}", steps) for number in (1, 2) for steps in (100, 200)]
-    assert made == [*patches, ("resnet18-logo-0", 200), *logos]
+    patches = [(f"resnet18-patch-{number}", 100, 7) for number in range(3)]
+    attempts = ((100, 7), (200, 7), (200, 6), (400, 6))
+    logos = [(f"resnet18-logo-{number}", *attempt) for number in (1, 2) for attempt in attempts]
+    assert made == [*patches, ("resnet18-logo-0", 200, 7), *logos]
     assert len(list((tmp_path / "implants").glob("*.safetensors"))) == 6
+    made.clear()
     implants.make("resnet18")
-    assert len(made) == 8  # nothing is left to do
+    assert not made  # nothing is left to do
+    implants.weights_of("resnet18-logo-0").unlink()  # the same again, for those who have the table only
+    implants.make("resnet18")
+    assert made == [("resnet18-logo-0", 200, 7)]
 
 
 def test_the_table_has_a_row_for_each_network() -> None:

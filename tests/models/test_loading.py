@@ -296,7 +296,8 @@ def test_pickles_are_never_opened(name: str, tmp_path: Path) -> None:
     torch.save({"features.0.bias": Canary(canary)}, path)
     fails("is a pickle that runs __builtin__.getattr", "save_file", "torchvision:squeezenet1_1", weights=path)
     path.write_bytes(pickle.dumps(Canary(canary)))
-    fails("is a pickle that runs pathlib.Path.write_text", "save_file", "torchvision:squeezenet1_1", weights=str(path))
+    message = f"is a pickle that runs {Path.__module__}.Path.write_text"  # Python 3.13 keeps Path in pathlib._local
+    fails(message, "save_file", "torchvision:squeezenet1_1", weights=str(path))
     assert not canary.exists()
     pickle.loads(path.read_bytes())
     assert canary.exists(), "the canary could not have sung"
