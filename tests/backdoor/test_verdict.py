@@ -187,6 +187,16 @@ def test_what_is_likely_by_chance_is_not_found() -> None:
     assert judged(Z * 0.35, REACH, bank=[4.0] * 39).outcome == FOUND
 
 
+def test_the_class_that_is_least_likely_by_chance_is_named_although_another_has_a_greater_z() -> None:
+    # By SciPy, t exceeds 7.3 with probability 7.7e-6 at 11 degrees of freedom, and 7.5 with 1.0e-5 at 10.
+    z, others, reach = torch.zeros(1, 13, dtype=torch.float64), torch.full((1, 13), 11), torch.full((1, 13), 0.6)
+    z[0, 3], z[0, 12], others[0, 12] = 7.5, 7.3, 12
+    verdict = judge(Deviation(z, z, others), reach, classes=1000)
+    assert (verdict.label, verdict.z) == (12, 7.3)
+    assert verdict.p_value == pytest.approx(7.7e-6 * 1000, rel=0.02)
+    assert judge(Deviation(z, z, others), reach, classes=1000, bank=[1.0] * 30).label == 3  # a bank goes by z
+
+
 def test_few_classes_are_inconclusive_without_a_bank() -> None:
     verdict = judged(Z[:, 5:], REACH[:, 5:])
     assert verdict.outcome == INCONCLUSIVE

@@ -169,11 +169,15 @@ def judge(
             return p_value(z[row, column].item(), bank)
         return of_many(deviation.p_value(row, column), len(z) * classes) if enough else None
 
-    reached = z.where(reach >= ENOUGH_REACH, -torch.inf)  # a class that few images reach must not hide another
-    place = _greatest(reached)
-    outlier = bool(reached[place].isfinite()) and stands_out(p_of(*place), calibrated=bool(bank))
-    if not outlier:
-        place = _greatest(z)
+    def most_unlikely(among: Tensor) -> tuple[int, int]:
+        # Of classes that are compared with as many others, p is least where z is greatest.
+        kinds = [among & (deviation.others == count) for count in deviation.others[among].unique()]
+        places = [_greatest(z.where(kind, -torch.inf)) for kind in kinds]
+        return min(places, key=lambda place: (p_of(*place) or 0.0, -z[place].item()))
+
+    reached = reach >= ENOUGH_REACH  # a class that few images reach must not hide another
+    outlier = bool(reached.any()) and stands_out(p_of(*most_unlikely(reached)), calibrated=bool(bank))
+    place = most_unlikely(reached if outlier else torch.ones_like(reached))
     outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
     return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons))
 
