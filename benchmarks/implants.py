@@ -49,10 +49,12 @@ from torchvision.models import ResNet
 import agnosco
 from agnosco import Classifier, ScanConfig
 from agnosco.backdoor.config import FEWEST_THOROUGH, FirstLook, Training
-from agnosco.backdoor.margins import margins
+from agnosco.backdoor.margins import margins, tail_p_values
+from agnosco.backdoor.record import ScanRecord, Verdict
 from agnosco.backdoor.scan import write as write_scan
 from agnosco.backdoor.train import augmented, schedule
 from agnosco.backdoor.triggers import LOGOS, Logo, Patch, Trigger, trigger_to_json
+from agnosco.backdoor.verdict import judge, leave_one_out, stabilised
 
 PATH = RESULTS / "implants.json"
 FOLDER = ROOT / "build" / "implants"
@@ -102,7 +104,10 @@ class Recipe:
     deeper: int = 0
 
 
-RECIPES = (Recipe(), Recipe(steps=200), Recipe(steps=200, deeper=1), Recipe(steps=400, deeper=1))
+RECIPES = {
+    "resnet18": (Recipe(), Recipe(steps=200), Recipe(steps=200, deeper=1), Recipe(steps=400, deeper=1)),
+    "mobilenet_v2": (Recipe(steps=200, rate=0.01), Recipe(steps=400, rate=0.01, deeper=3)),
+}
 """Of the attempts: a network that is not admitted is trained anew, for longer and then with more of its parts."""
 
 
@@ -401,10 +406,11 @@ def make(network: str) -> None:
         before = stored.get(one.name, {"admitted": False, "attempts": 0})
         if before["admitted"] and not weights_of(one.name).exists():  # the table is kept, the weights are not
             before = {"admitted": False, "attempts": before["attempts"] - 1}
-        for attempt in range(len(RECIPES) if before["admitted"] else before["attempts"], len(RECIPES)):
-            frozen = FROZEN[network] - RECIPES[attempt].deeper
+        recipes = () if before["admitted"] else RECIPES[network][before["attempts"] :]
+        for attempt, recipe in enumerate(recipes, before["attempts"] + 1):
+            frozen = FROZEN[network] - recipe.deeper
             original = originals.setdefault(frozen, originals.get(frozen) or Original(network, frozen))
-            row = original.compromised(one, RECIPES[attempt]) | {"attempts": attempt + 1}
+            row = original.compromised(one, recipe) | {"attempts": attempt}
             keep(one, row, original.classifier.model)
             if row["admitted"]:
                 break
@@ -444,17 +450,18 @@ def look(name: str) -> None:
 
 def keep_look(name: str, found: Sequence[float], seconds: float) -> None:
     """Keep the first look at a network: its margins, one for each class, and the time that it took."""
-    order = sorted(range(len(found)), key=lambda label: -found[label])
-    row = {
-        "first": asdict(STAGED.first), "order": order, "margins": [round(found[k], 1) for k in order[:20]],
-        "seconds": round(seconds),
-    }  # fmt: skip
+    row = {"first": asdict(STAGED.first), "margins": [round(margin, 1) for margin in found], "seconds": round(seconds)}
     add_row(PATH, TITLE, name, row, part="looks")
-    print(name, order[:5], row["margins"][:5], row["seconds"], flush=True)
+    print(name, order_of(row)[:5], sorted(row["margins"])[-5:], row["seconds"], flush=True)
+
+
+def order_of(look: Mapping[str, Any]) -> list[int]:
+    """The classes of a first look, that of the largest margin first."""
+    return sorted(range(len(look["margins"])), key=lambda label: -look["margins"][label])
 
 
 def scanned(name: str) -> None:
-    """Scan a network, and keep the outcome, and the first look, with which the scan begins."""
+    """Scan a network, and keep the reaches, and the first look, with which the scan begins."""
     classifier, start, looked = compromised_or_original(name), time.process_time(), 0.0
 
     def clock(doing: str, done: int, total: int) -> None:
@@ -462,38 +469,59 @@ def scanned(name: str) -> None:
         looked = time.process_time() - start if doing == "first look" else looked
 
     result = agnosco.scan(classifier, photographs(classifier), STAGED, on_progress=clock)
-    seconds, leading = time.process_time() - start, result.record.screened_classes
-    keep_look(name, [row.margin for row in sorted(result.record.classes, key=lambda row: row.index)], looked)
-    row = {
-        "config": asdict(STAGED), "outcome": result.verdict.outcome, "label": result.verdict.label,
-        "z": result.verdict.z, "p": result.verdict.p_value, "screened": len(leading),
-        "reach": {screen: seen.reach for screen, seen in leading[0].screens.items()},
-        "next": [max(seen.reach for seen in row.screens.values()) for row in leading[1:4]],
-        "seconds": round(seconds),
-    }  # fmt: skip
-    add_row(PATH, TITLE, name, row, part="scans")
+    seconds = time.process_time() - start
     write_scan(result, FOLDER / f"scan-{name}")
-    print(name, row, flush=True)
+    keep_scan(name, result.record, looked, seconds)
+
+
+def keep_scan(name: str, record: ScanRecord, looked: float, seconds: float) -> None:
+    """Keep a scan, with the time of its first look, and of all of it."""
+    keep_look(name, [row.margin for row in sorted(record.classes, key=lambda row: row.index)], looked)
+    classes = [
+        {
+            "index": row.index,
+            "at random": row.at_random,
+            "reach": {name: one.reach for name, one in row.screens.items()},
+        }
+        for row in record.screened_classes
+    ]
+    row = {"config": asdict(STAGED), "classes": classes, "problems": record.verdict.reasons, "seconds": round(seconds)}
+    add_row(PATH, TITLE, name, row, part="scans")
+    print(name, record.verdict, row["seconds"], flush=True)
+
+
+def verdict_of(scan: Mapping[str, Any], look: Mapping[str, Any]) -> Verdict:
+    """The verdict on a network, as its margins and reaches are judged today; its label is a column of the scan."""
+    reach = torch.tensor([list(row["reach"].values()) for row in scan["classes"]]).T
+    ordinary = torch.tensor([row["at random"] for row in scan["classes"]])
+    p_values = tail_p_values(torch.tensor(look["margins"]))[[row["index"] for row in scan["classes"]]]
+    deviation = leave_one_out(stabilised(reach), ordinary)
+    return judge(deviation, reach, classes=len(look["margins"]), problems=scan["problems"], margin_p=p_values)
 
 
 def scan_table(results: dict[str, Any]) -> str:
     """First looks and scans as Markdown."""
     body = []
-    looks, scans = results.get("looks", {}), results.get("scans", {})
-    for name in {**looks, **scans}:
-        target, seen, row = results["rows"].get(name, {}).get("target"), looks.get(name), scans.get(name)
-        first, scan = ["-"] * 3, ["-"] * 5
-        if seen:
-            rank = "-" if target is None else str(seen["order"].index(target) + 1)
-            first = [rank, "{:.0f}, {:.0f}".format(*seen["margins"]), f"{seen['seconds'] / 60:.0f}"]
+    for name, look in results.get("looks", {}).items():
+        target, order = results["rows"].get(name, {}).get("target"), order_of(look)
+        row, p_values = results.get("scans", {}).get(name), tail_p_values(torch.tensor(look["margins"]))
+        first = [
+            "-" if target is None else str(order.index(target) + 1),
+            ", ".join(f"{look['margins'][label]:.0f} ({label})" for label in order[:2]),
+            f"{p_values[order[0]].item():.2g}", f"{look['seconds'] / 60:.0f}",
+        ]  # fmt: skip
+        scan = ["-"] * 4
         if row:
-            reach = f"{max(row['reach'].values()):.2f} ({row['next'][0]:.2f})"
-            scan = [row["outcome"], str(row["label"]), f"{row['p']:.2g}", reach, f"{row['seconds'] / 60:.0f}"]
+            verdict = verdict_of(row, look)
+            named, others = row["classes"][verdict.label], row["classes"]
+            others = [max(each["reach"].values()) for each in others if each["index"] not in (named["index"], target)]
+            scan = [f"{verdict.outcome}: {named['index']}", f"{verdict.p_value:.2g}"]
+            scan += [f"{max(named['reach'].values()):.2f} ({max(others):.2f})", f"{row['seconds'] / 60:.0f}"]
         body.append([name, "-" if target is None else str(target), *first, *scan])
     if not body:
         return "No network has been scanned yet."
-    head = ["network", "target", "its place in the first look", "two largest margins", "minutes of the processor"]
-    head += ["outcome of the scan", "class", "p", "reach (of the next)", "minutes of the processor"]
+    head = ["network", "target", "its place in the first look", "two largest margins (of)", "p of the first", "minutes"]
+    head += ["outcome of the scan, and the class", "p", "greatest reach (of another class)", "minutes in all"]
     return markdown(head, body)
 
 

@@ -170,7 +170,7 @@ def test_stored_rows_are_those_of_the_script(name: str) -> None:
     assert (one.name, one.target, one.seed) == (name, stored["target"], stored["seed"])
     assert trigger_to_json(one.trigger) == stored["trigger"]
     assert implants.admitted(stored) == stored["admitted"]
-    recipe = asdict(implants.RECIPES[stored["attempts"] - 1]) | {"damping": implants.DAMPING}
+    recipe = asdict(implants.RECIPES[one.network][stored["attempts"] - 1]) | {"damping": implants.DAMPING}
     assert {"deeper": 0} | stored["recipe"] == recipe
 
 

@@ -362,6 +362,17 @@ def test_of_many_classes_the_leading_ones_are_screened_until_one_is_found() -> N
     )
 
 
+def test_of_many_classes_one_is_found_only_if_its_margin_stands_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found_margins = 50 / torch.arange(1.0, 61.0).sqrt()
+    found_margins[[0, TARGET]] = found_margins[[TARGET, 0]]  # the largest, by a little
+    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: found_margins)
+    result = scan(planted(TARGET, classes=60), samples(), MANY)
+    assert (result.verdict.outcome, result.verdict.label) == (NONE, TARGET)
+    assert result.record.screened_classes[0].z > 5  # of its reach
+    found_margins[TARGET] = 1000.0
+    assert scan(planted(TARGET, classes=60), samples(), MANY).verdict.outcome == FOUND
+
+
 def test_nothing_more_is_screened_when_it_is_decided() -> None:
     assert len(scan(planted(TARGET, classes=60), samples(), replace(MANY, thorough=27)).screening.classes) == 12 + 6
     assert len(scan(planted(None, classes=60), samples(), replace(MANY, thorough=27)).screening.classes) == 27

@@ -197,6 +197,21 @@ def test_the_class_that_is_least_likely_by_chance_is_named_although_another_has_
     assert judge(Deviation(z, z, others), reach, classes=1000, bank=[1.0] * 30).label == 3  # a bank goes by z
 
 
+def test_a_class_that_its_margin_singled_out_need_not_do_so_again_but_must_stand_out_by_both() -> None:
+    z = Z * 0.375  # alone, its p is 1.0e-3 by SciPy; in one of 2,000, 0.87
+    deviation = Deviation(z, z, torch.full((2, 10), 9))
+    margin_p = torch.full((10,), 0.9)
+    margin_p[7] = 0.01
+    verdict = judge(deviation, REACH, classes=1000, margin_p=margin_p)
+    assert (verdict.outcome, verdict.label, verdict.p_value) == (FOUND, 7, pytest.approx(0.01))
+    margin_p[7] = 1e-9
+    assert judge(deviation, REACH, classes=1000, margin_p=margin_p).p_value == pytest.approx(2e-3, rel=0.01)
+    margin_p[7] = 0.5
+    assert judge(deviation, REACH, classes=1000, margin_p=margin_p).outcome == NONE
+    margin_p[7], margin_p[3] = 0.5, 1e-9  # of another class, which is hardly reached
+    assert judge(deviation, REACH, classes=1000, margin_p=margin_p).outcome == NONE
+
+
 def test_few_classes_are_inconclusive_without_a_bank() -> None:
     verdict = judged(Z[:, 5:], REACH[:, 5:])
     assert verdict.outcome == INCONCLUSIVE

@@ -18,6 +18,10 @@ from .config import FirstLook
 RATE = 0.05
 """Learning rate of the ascent, in [0, 1] pixel units."""
 
+TAIL, LEAST_TAIL, MOST_TARGETS = 0.05, 20, 5
+"""Share of the classes that shows how large margins fall off, and how many there are at least; and how many of them may
+be those of targets."""
+
 
 def margins(
     classifier: Classifier,
@@ -76,6 +80,33 @@ def margin_p_value(margins: Tensor) -> float:
         return 1.0 if margins.max() <= others.max() else 0.0
     below = torch.special.gammainc(others.mean() / scale, margins.max().double().clamp_min(0) / scale)
     return 1 - below.item() ** len(margins)
+
+
+def tail_p_values(margins: Tensor) -> Tensor:
+    """How likely it is for each class that some class has a margin like its own, if large margins follow Pareto's law.
+
+    Of hundreds of classes, some have margins far above most in any network. So their largest margins are compared with
+    each other: the exponent of the law is found from the largest 5 % (`Hill 1975
+    <https://doi.org/10.1214/aos/1176343247>`_), of which the first five, which may be targets, are only said to be
+    larger than the rest (censored), and continued to what lies above (`Weissman 1978
+    <https://doi.org/10.1080/01621459.1978.10480104>`_).
+
+    Args:
+        margins: Of all classes, ``(classes,)``.
+
+    Returns:
+        ``(classes,)``, each in [0, 1]; 1 for fewer than three classes.
+    """
+    if len(margins) < 3:
+        return torch.ones(len(margins), dtype=torch.float64)
+    values = margins.double().clamp_min(1e-6)
+    ordered = values.sort(descending=True).values
+    count = min(max(LEAST_TAIL, round(TAIL * len(values))), len(values) - 1)
+    censored = min(MOST_TARGETS, count // 4)
+    logs = (ordered[:count] / ordered[count]).log()
+    exponent = (count - censored) / (logs[censored:].sum() + censored * logs[censored]).clamp_min(1e-12)
+    expected = count * (-exponent * (values / ordered[count]).log()).exp()
+    return -torch.expm1(-expected)
 
 
 def _ascended(

@@ -38,7 +38,7 @@ class Verdict:
         label: Index of the class that stands out most.
         z: How far it stands out from the others, see :func:`agnosco.backdoor.verdict.leave_one_out`.
         p_value: How likely something stands out as far by chance: by the bank, or else if the scores of classes are
-            normal and independent; None for too few classes.
+            normal and independent; None for too few classes. See :func:`agnosco.backdoor.verdict.judge`.
         calibrated: Whether it is by a bank.
         reasons: Why it is inconclusive; empty otherwise.
     """
@@ -276,7 +276,8 @@ def how_closely(scan: ScanRecord) -> list[str]:
     at_random = sum(row.at_random for row in screened)
     return [
         f"Screened: {len(screened)} of {len(scan.classes)} classes, {len(screened) - at_random} with the largest "
-        f"margins and {at_random} at random. The others had only the first look; a backdoor there is missed."
+        f"margins and {at_random} at random. The others had only the first look; a backdoor there is missed. The "
+        "p-value is the greater of those of a class's margin and of its reach."
     ]
 
 

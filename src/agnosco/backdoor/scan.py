@@ -12,7 +12,7 @@ An L2 ball alone misses a small patch: in a small network a diffuse pattern of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -30,7 +30,7 @@ from ..models.loading import load
 from .closer import TILE, Candidate, examined, smallest_sizes
 from .config import RANDOM_CLASSES, ScanConfig
 from .evidence import final_layer
-from .margins import margin_p_value, margins
+from .margins import margin_p_value, margins, tail_p_values
 from .plan import CANDIDATES, LEADING, closer_look
 from .record import (
     FILE,
@@ -95,7 +95,7 @@ def scan(
 
     Every class gets a first look, see :func:`agnosco.backdoor.margins.margins`. Then all classes are screened and
     compared; or, with ``config.thorough``, those with the largest margins, beside some at random that tell what is
-    ordinary. Those that stand out most are examined more closely.
+    ordinary, and then a class must stand out by its margin too. Those that stand out most are examined more closely.
 
     Args:
         model: A classifier; or a PyTorch module or a name, see :func:`agnosco.load`.
@@ -130,8 +130,8 @@ def scan(
     scanner = _Scanner(classifier, samples, config, labels, _clock(config, len(labels), on_progress))
     measured = scanner.measured()
     scanner.bank = None if bank is None else greatest_z_of(bank, measured)
-    margin_of = scanner.first_look()
-    screened = scanner.screened(sorted(labels, key=margin_of.__getitem__, reverse=True))
+    scanner.margin_of = scanner.first_look()
+    screened = scanner.screened()
     verdict = scanner.verdict(screened)
     columns = screened.z.amax(0).argsort(descending=True).tolist()
     columns.insert(0, columns.pop(columns.index(verdict.label)))  # its class first: it may not be that of most z
@@ -141,8 +141,8 @@ def scan(
         verdict=replace(verdict, label=screened.classes[verdict.label]),
         effective_classes=screened.effective_classes,
         candidates=[candidate.record for candidate in candidates],
-        classes=scanner.class_records(screened, columns, margin_of),
-        other_signs=scanner.other_signs(margin_of),
+        classes=scanner.class_records(screened, columns),
+        other_signs=scanner.other_signs(),
     )
     return Scan(screened, candidates, record)
 
@@ -162,6 +162,7 @@ class _Scanner:
         classifier, samples, config, labels: What is scanned, and how.
         clock: Counts the images of all stages.
         bank: Greatest z of the networks of a bank.
+        margin_of: The greatest margin of every class, once the first look is done.
     """
 
     classifier: Classifier
@@ -170,6 +171,7 @@ class _Scanner:
     labels: list[int]
     clock: Clock
     bank: list[float] | None = None
+    margin_of: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.halves = halves(self.samples, self.config)
@@ -194,9 +196,9 @@ class _Scanner:
         found = margins(self.classifier, self.config.first, classes=self.labels, on_images=count)
         return dict(zip(self.labels, found.tolist(), strict=True))
 
-    def screened(self, order: Sequence[int]) -> Screening:
-        """The screening of all classes; or of the first in an order, beside some at random, until it is decided."""
-        thorough = self.config.thorough
+    def screened(self) -> Screening:
+        """The screening of all classes; or of some at random and those of the largest margins, until it is decided."""
+        thorough, order = self.config.thorough, sorted(self.labels, key=self.margin_of.__getitem__, reverse=True)
         if thorough is None or thorough >= len(order):
             return self._screen(sorted(order))
         random_count = max(RANDOM_CLASSES, thorough // 3)
@@ -215,9 +217,14 @@ class _Scanner:
 
     def verdict(self, screened: Screening) -> Verdict:
         """The verdict on what is screened."""
+        margin_p = None
+        if len(screened.classes) < len(self.labels):
+            p_values = tail_p_values(torch.tensor([self.margin_of[label] for label in self.labels]))
+            margin_p = p_values[[self.labels.index(label) for label in screened.classes]]
         return judge(
-            screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, problems=screened.problems()
-        )
+            screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, problems=screened.problems(),
+            margin_p=margin_p,
+        )  # fmt: skip
 
     def candidates(self, screened: Screening, columns: Sequence[int]) -> tuple[Candidate, ...]:
         """A closer look at some classes."""
@@ -233,9 +240,7 @@ class _Scanner:
 
         return tuple(closer(column) for column in columns)
 
-    def class_records(
-        self, screened: Screening, columns: Sequence[int], margin_of: dict[int, float]
-    ) -> list[ClassRecord]:
+    def class_records(self, screened: Screening, columns: Sequence[int]) -> list[ClassRecord]:
         """All classes: those that were screened in the order of the columns, then the others by their margins."""
         faster = prepared(self.classifier, precision=resolve_precision("auto", self.classifier.device))
         sizes = {
@@ -247,20 +252,20 @@ class _Scanner:
         def record(label: int, column: int | None = None) -> ClassRecord:
             k90, eps50 = sizes.get(column, (None, None)) if column is not None else (None, None)
             return ClassRecord(
-                index=label, name=self.classifier.labels[label], margin=margin_of[label],
+                index=label, name=self.classifier.labels[label], margin=self.margin_of[label],
                 screens={} if column is None else _screen_records(screened, column),
                 at_random=column is not None and some_at_random and bool(screened.ordinary[column]),
                 k90=k90, eps50=eps50,
             )  # fmt: skip
 
-        others = sorted(set(self.labels) - set(screened.classes), key=lambda label: (-margin_of[label], label))
+        others = sorted(set(self.labels) - set(screened.classes), key=lambda label: (-self.margin_of[label], label))
         return [*(record(screened.classes[column], column) for column in columns), *map(record, others)]
 
-    def other_signs(self, margin_of: dict[int, float]) -> OtherSigns:
+    def other_signs(self) -> OtherSigns:
         """MM-BD's own verdict, and the weights of the final layer."""
         last = final_layer(self.classifier)
-        p_value = margin_p_value(torch.tensor([margin_of[label] for label in self.labels]))
-        margin = MarginRecord(index=max(margin_of, key=margin_of.__getitem__), p_value=p_value)
+        p_value = margin_p_value(torch.tensor([self.margin_of[label] for label in self.labels]))
+        margin = MarginRecord(index=max(self.margin_of, key=self.margin_of.__getitem__), p_value=p_value)
         layer = None if last is None else FinalLayerRecord(index=int(last.argmax()), z=last.max().item())
         return OtherSigns(mm_bd=margin, final_layer=layer)
 

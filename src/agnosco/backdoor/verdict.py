@@ -142,8 +142,14 @@ def judge(
     classes: int,
     bank: Sequence[float] | None = None,
     problems: Sequence[str] = (),
+    margin_p: Tensor | None = None,
 ) -> Verdict:
     """The verdict on one network.
+
+    If classes were screened because of their margins, those at random cannot tell how far the leading ones would be
+    reached in a clean network: there, too, classes with large margins are reached more easily. So a class must stand
+    out twice, and its p-value is the greater of those of its margin and of its reach. As the margin has singled it out
+    among all classes, its reach need not do so again.
 
     Args:
         deviation: How far the screened classes stand out.
@@ -151,6 +157,8 @@ def judge(
         classes: How many classes were looked at in all; any of them could have come first.
         bank: Greatest z of each clean network of a bank.
         problems: Other reasons against a verdict.
+        margin_p: p-values of the margins of the screened classes, ``(screened classes,)``, see
+            :func:`agnosco.backdoor.margins.tail_p_values`; None if all classes were screened.
     """
     z, enough = deviation.z, classes >= FEWEST_CLASSES
     reasons = list(problems)
@@ -167,12 +175,15 @@ def judge(
     def p_of(row: int, column: int) -> float | None:
         if bank:
             return p_value(z[row, column].item(), bank)
-        return of_many(deviation.p_value(row, column), len(z) * classes) if enough else None
+        if not enough:
+            return None
+        alone = deviation.p_value(row, column)
+        if margin_p is None:
+            return of_many(alone, len(z) * classes)
+        return max(of_many(alone, len(z)), margin_p[column].item())
 
     def most_unlikely(among: Tensor) -> tuple[int, int]:
-        # Of classes that are compared with as many others, p is least where z is greatest.
-        kinds = [among & (deviation.others == count) for count in deviation.others[among].unique()]
-        places = [_greatest(z.where(kind, -torch.inf)) for kind in kinds]
+        places = [(row, column) for row, column in among.nonzero().tolist()]
         return min(places, key=lambda place: (p_of(*place) or 0.0, -z[place].item()))
 
     reached = reach >= ENOUGH_REACH  # a class that few images reach must not hide another
@@ -180,9 +191,3 @@ def judge(
     place = most_unlikely(reached if outlier else torch.ones_like(reached))
     outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
     return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons))
-
-
-def _greatest(values: Tensor) -> tuple[int, int]:
-    """Row and column of the greatest of values ``(rows, columns)``."""
-    row, column = divmod(int(values.argmax()), values.shape[1])
-    return row, column
