@@ -50,6 +50,7 @@ import agnosco
 from agnosco import Classifier, ScanConfig
 from agnosco.backdoor.config import FEWEST_THOROUGH, FirstLook, Training
 from agnosco.backdoor.margins import margins, tail_p_values
+from agnosco.backdoor.plan import images_of_scan
 from agnosco.backdoor.record import ScanRecord, Verdict
 from agnosco.backdoor.scan import write as write_scan
 from agnosco.backdoor.train import augmented, schedule
@@ -522,7 +523,8 @@ def scan_table(results: dict[str, Any]) -> str:
         return "No network has been scanned yet."
     head = ["network", "target", "its place in the first look", "two largest margins (of)", "p of the first", "minutes"]
     head += ["outcome of the scan, and the class", "p", "greatest reach (of another class)", "minutes in all"]
-    return markdown(head, body)
+    work = f"{round(images_of_scan(STAGED, 1000), -3):,.0f} forward and backward passes of an image"
+    return f"{markdown(head, body)}\n\nA whole scan is as much work as {work}."
 
 
 def table(results: dict[str, Any]) -> str:

@@ -216,3 +216,30 @@ def test_the_table_has_a_row_for_each_network() -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:3] == ["resnet18", "white, 24 px, bottom-right", "4 (hammerhead)"]
     assert cells[3:] == ["0.800 → 0.800", "0.750 → 0.740", "0.960", "0.000 → 0.980", "81", "yes"]
+
+
+def test_scans_are_judged_by_today_s_rules_and_named_by_class() -> None:
+    margins = [50 / (label + 1) ** 0.5 for label in range(100)]
+    margins[30] = 2000.0
+    screened = [
+        {"index": label, "at random": True, "reach": {"windows": 0.01 * (label % 3)}} for label in range(50, 62)
+    ]
+    screened += [{"index": label, "at random": False, "reach": {"windows": 0.9}} for label in (30, 0)]
+    look = {"margins": margins, "seconds": 120}
+    scan = {"classes": screened, "problems": [], "seconds": 600}
+    results = {"rows": {"resnet18-patch-0": {"target": 30}}, "looks": {"resnet18-patch-0": look}}
+    assert implants.order_of(look)[:3] == [30, 0, 1]
+    (line,) = implants.scan_table(results).splitlines()[2:3]
+    assert [cell.strip() for cell in line.strip("|").split("|")][:4] == [
+        "resnet18-patch-0",
+        "30",
+        "1",
+        "2000 (30), 50 (0)",
+    ]
+    (line,) = implants.scan_table(results | {"scans": {"resnet18-patch-0": scan}}).splitlines()[2:3]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[5:7] == ["2", "outlier class found: 30"]
+    assert cells[8:] == ["0.90 (0.90)", "10"]
+    look["margins"][30] = 55.0  # both are reached, and neither stands out by its margin
+    (line,) = implants.scan_table(results | {"scans": {"resnet18-patch-0": scan}}).splitlines()[2:3]
+    assert "no outlier found: 30" in line
