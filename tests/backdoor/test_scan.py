@@ -373,9 +373,16 @@ def test_of_many_classes_one_is_found_only_if_its_margin_stands_out_too(monkeypa
     assert scan(planted(TARGET, classes=60), samples(), MANY).verdict.outcome == FOUND
 
 
-def test_nothing_more_is_screened_when_it_is_decided() -> None:
-    assert len(scan(planted(TARGET, classes=60), samples(), replace(MANY, thorough=27)).screening.classes) == 12 + 6
-    assert len(scan(planted(None, classes=60), samples(), replace(MANY, thorough=27)).screening.classes) == 27
+def test_nothing_more_is_screened_when_it_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = replace(MANY, thorough=27)
+    assert len(scan(planted(TARGET, classes=60), samples(), longer).screening.classes) == 12 + 6  # it is found
+    assert len(scan(planted(None, classes=60), samples(), longer).screening.classes) == 12 + 6  # none can be found
+    monkeypatch.setattr("agnosco.backdoor.scan.AT_A_TIME", 2)
+    assert len(scan(planted(None, classes=60), samples(), longer).screening.classes) == 12 + 2
+    found_margins = 50 / torch.arange(1.0, 61.0).sqrt()
+    found_margins[:3] += 2000
+    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: found_margins)
+    assert len(scan(planted(None, classes=60), samples(), longer).screening.classes) == 12 + 4  # the third might be one
 
 
 def test_a_clean_network_of_many_classes_has_no_outlier() -> None:

@@ -47,6 +47,7 @@ from .record import (
     ScreenRecord,
     Verdict,
     greatest_z_of,
+    stands_out,
 )
 from .screening import Clock, OnScan, Screening, halves, screen
 from .verdict import judge, wilson
@@ -208,7 +209,8 @@ class _Scanner:
         for start in range(0, len(leading), AT_A_TIME):
             part = self._screen(leading[start : start + AT_A_TIME], scales=screened.scales, ordinary=False)
             screened = screened.joined(part)
-            if self.verdict(screened).outcome == FOUND:  # enough is known
+            possible = any(stands_out(self.margin_p[label], calibrated=False) for label in leading[start + AT_A_TIME :])
+            if self.verdict(screened).outcome == FOUND or not possible:  # enough is known
                 break
         return screened
 
@@ -219,12 +221,17 @@ class _Scanner:
         """The verdict on what is screened."""
         margin_p = None
         if len(screened.classes) < len(self.labels):
-            p_values = tail_p_values(torch.tensor([self.margin_of[label] for label in self.labels]))
-            margin_p = p_values[[self.labels.index(label) for label in screened.classes]]
+            margin_p = torch.tensor([self.margin_p[label] for label in screened.classes])
         return judge(
             screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, problems=screened.problems(),
             margin_p=margin_p,
         )  # fmt: skip
+
+    @property
+    def margin_p(self) -> dict[int, float]:
+        """How likely the margin of every class is by chance."""
+        p_values = tail_p_values(torch.tensor(list(self.margin_of.values())))
+        return dict(zip(self.margin_of, p_values.tolist(), strict=True))
 
     def candidates(self, screened: Screening, columns: Sequence[int]) -> tuple[Candidate, ...]:
         """A closer look at some classes."""
