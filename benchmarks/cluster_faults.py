@@ -72,7 +72,7 @@ def head_lost(bench: Bench) -> Row:
         with started() as cluster:
             finish(bench, out, on_cluster(bench, out, cluster), row, cluster)
     said = ", ".join(f"{what or 'something else'} {count}" for what, count in sorted(told.items()))
-    row.note = f"said to be lost: {said}; commands that finished without it: {finished}"
+    row.note = f"said to be lost: {said}; commands that finished all the same: {finished}"
     return row
 
 

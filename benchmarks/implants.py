@@ -18,6 +18,7 @@ ordinary images.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -410,9 +411,10 @@ def make(network: str) -> None:
         recipes = () if before["admitted"] else RECIPES[network][before["attempts"] :]
         for attempt, recipe in enumerate(recipes, before["attempts"] + 1):
             frozen = FROZEN[network] - recipe.deeper
-            original = originals.setdefault(frozen, originals.get(frozen) or Original(network, frozen))
-            row = original.compromised(one, recipe) | {"attempts": attempt}
-            keep(one, row, original.classifier.model)
+            if frozen not in originals:
+                originals[frozen] = Original(network, frozen)
+            row = originals[frozen].compromised(one, recipe) | {"attempts": attempt}
+            keep(one, row, originals[frozen].classifier.model)
             if row["admitted"]:
                 break
 
@@ -451,7 +453,10 @@ def look(name: str) -> None:
 
 def keep_look(name: str, found: Sequence[float], seconds: float) -> None:
     """Keep the first look at a network: its margins, one for each class, and the time that it took."""
-    row = {"first": asdict(STAGED.first), "margins": [round(margin, 1) for margin in found], "seconds": round(seconds)}
+    row = {
+        "first": asdict(STAGED.first), "margins": [float(f"{margin:.3g}") for margin in found],
+        "seconds": round(seconds),
+    }  # fmt: skip
     add_row(PATH, TITLE, name, row, part="looks")
     print(name, order_of(row)[:5], sorted(row["margins"])[-5:], row["seconds"], flush=True)
 
@@ -513,16 +518,22 @@ def scan_table(results: dict[str, Any]) -> str:
         ]  # fmt: skip
         scan = ["-"] * 4
         if row:
-            verdict = verdict_of(row, look)
-            named, others = row["classes"][verdict.label], row["classes"]
-            others = [max(each["reach"].values()) for each in others if each["index"] not in (named["index"], target)]
-            scan = [f"{verdict.outcome}: {named['index']}", f"{verdict.p_value:.2g}"]
-            scan += [f"{max(named['reach'].values()):.2f} ({max(others):.2f})", f"{row['seconds'] / 60:.0f}"]
+            verdict, reaches = verdict_of(row, look), {r["index"]: max(r["reach"].values()) for r in row["classes"]}
+            label = row["classes"][verdict.label]["index"]
+            suspect = label if target is None else target
+            rest = max(reach for other, reach in reaches.items() if other != suspect)
+            scan = [f"{verdict.outcome}: {label}", f"{verdict.p_value:.2g}"]
+            scan += [f"{reaches.get(suspect, math.nan):.2f} ({rest:.2f})", f"{row['seconds'] / 60:.0f}"]
         body.append([name, "-" if target is None else str(target), *first, *scan])
     if not body:
         return "No network has been scanned yet."
     head = ["network", "target", "its place in the first look", "two largest margins (of)", "p of the first", "minutes"]
-    head += ["outcome of the scan, and the class", "p", "greatest reach (of another class)", "minutes in all"]
+    head += [
+        "outcome of the scan, and the class",
+        "p",
+        "its reach, or the target's (greatest other)",
+        "minutes in all",
+    ]
     work = f"{round(images_of_scan(STAGED, 1000), -3):,.0f} forward and backward passes of an image"
     return f"{markdown(head, body)}\n\nA whole scan is as much work as {work}."
 

@@ -362,27 +362,68 @@ def test_of_many_classes_the_leading_ones_are_screened_until_one_is_found() -> N
     )
 
 
-def test_of_many_classes_one_is_found_only_if_its_margin_stands_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    found_margins = 50 / torch.arange(1.0, 61.0).sqrt()
-    found_margins[[0, TARGET]] = found_margins[[TARGET, 0]]  # the largest, by a little
-    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: found_margins)
-    result = scan(planted(TARGET, classes=60), samples(), MANY)
+@pytest.fixture
+def sixty_are_many(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Sixty classes are taken for many; their margins, to be changed, are the inverse roots of their ranks."""
+    found = 50 / torch.arange(1.0, 61.0).sqrt()
+    found[[0, TARGET]] = found[[TARGET, 0]]
+    monkeypatch.setattr("agnosco.backdoor.scan.MANY_CLASSES", 60)
+    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: found)
+    return found
+
+
+@pytest.mark.parametrize("thorough", [18, None])
+def test_of_many_classes_one_is_found_only_if_its_margin_stands_out_too(
+    thorough: int | None, sixty_are_many: torch.Tensor
+) -> None:
+    config = replace(MANY, thorough=thorough)
+    result = scan(planted(TARGET, classes=60), samples(), config)
     assert (result.verdict.outcome, result.verdict.label) == (NONE, TARGET)
-    assert result.record.screened_classes[0].z > 5  # of its reach
-    found_margins[TARGET] = 1000.0
-    assert scan(planted(TARGET, classes=60), samples(), MANY).verdict.outcome == FOUND
+    assert result.verdict.z > 5  # of its reach
+    assert result.verdict.p_value == result.verdict.margin_p > 0.5  # 50 is the largest margin, by a little
+    assert "Of so many classes, one must stand out by its margin too" in " ".join(scan_record.conclusion(result.record))
+    sixty_are_many[TARGET] = 2000.0
+    assert scan(planted(TARGET, classes=60), samples(), config).verdict.outcome == FOUND
+    sixty_are_many[[TARGET, TARGET + 1]] = torch.tensor([30.0, 2000.0])  # another, which is not reached
+    result = scan(planted(TARGET, classes=60), samples(), config)
+    assert (result.verdict.outcome, result.verdict.label == TARGET) == (NONE, False)
+    assert f"Class {TARGET} (" in (told := " ".join(scan_record.conclusion(result.record)))
+    assert "is reached more easily" in told
 
 
-def test_nothing_more_is_screened_when_it_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    longer = replace(MANY, thorough=27)
-    assert len(scan(planted(TARGET, classes=60), samples(), longer).screening.classes) == 12 + 6  # it is found
-    assert len(scan(planted(None, classes=60), samples(), longer).screening.classes) == 12 + 6  # none can be found
+def test_of_fewer_classes_margins_only_say_where_to_look_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: torch.ones(60))
+    result = scan(planted(TARGET, classes=60), samples(), replace(MANY, thorough=None))
+    assert (result.verdict.outcome, result.verdict.label, result.verdict.margin_p) == (FOUND, TARGET, None)
+
+
+def test_margins_that_tell_no_classes_apart_leave_no_verdict(sixty_are_many: torch.Tensor) -> None:
+    sixty_are_many[:] = -1.0
+    verdict = scan(planted(TARGET, classes=60), samples(), MANY).verdict
+    assert verdict.outcome == INCONCLUSIVE
+    assert "the first look" in verdict.reasons[0]
+
+
+def test_margins_that_are_no_numbers_are_an_error(sixty_are_many: torch.Tensor) -> None:
+    sixty_are_many[3] = torch.nan
+    with pytest.raises(AgnoscoError, match=r"the margin of .* is not finite"):
+        scan(planted(TARGET, classes=60), samples(), MANY)
+
+
+def test_nothing_more_is_screened_when_it_is_decided(
+    sixty_are_many: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(target: int | None) -> int:
+        return len(scan(planted(target, classes=60), samples(), replace(MANY, thorough=27)).screening.classes)
+
+    assert count(None) == 12 + 6  # none that is left can be found
+    sixty_are_many[TARGET] = 2000
     monkeypatch.setattr("agnosco.backdoor.scan.AT_A_TIME", 2)
-    assert len(scan(planted(None, classes=60), samples(), longer).screening.classes) == 12 + 2
-    found_margins = 50 / torch.arange(1.0, 61.0).sqrt()
-    found_margins[:3] += 2000
-    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: found_margins)
-    assert len(scan(planted(None, classes=60), samples(), longer).screening.classes) == 12 + 4  # the third might be one
+    assert count(TARGET) == 12 + 2  # it is found
+    sixty_are_many[:3] += 2000
+    assert count(None) == 12 + 4  # the third might be one
+    monkeypatch.setattr("agnosco.backdoor.scan.MANY_CLASSES", 61)
+    assert count(None) == 27  # any might be one
 
 
 def test_a_clean_network_of_many_classes_has_no_outlier() -> None:

@@ -212,6 +212,13 @@ def test_a_class_that_its_margin_singled_out_need_not_do_so_again_but_must_stand
     assert judge(deviation, REACH, classes=1000, margin_p=margin_p).outcome == NONE
 
 
+def test_a_class_that_is_reached_more_easily_does_not_hide_the_one_whose_margin_stands_out() -> None:
+    z, reach, margin_p = Z.clone(), REACH.clone(), torch.full((10,), 0.9)
+    z[1, 3], reach[1, 3], margin_p[3] = 6.0, 0.9, 0.01  # z is 12 for class 7
+    verdict = judge(Deviation(z, z, torch.full((2, 10), 9)), reach, classes=1000, margin_p=margin_p)
+    assert (verdict.outcome, verdict.label, verdict.z, verdict.margin_p) == (FOUND, 3, 6.0, pytest.approx(0.01))
+
+
 def test_few_classes_are_inconclusive_without_a_bank() -> None:
     verdict = judged(Z[:, 5:], REACH[:, 5:])
     assert verdict.outcome == INCONCLUSIVE

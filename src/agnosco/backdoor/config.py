@@ -14,6 +14,10 @@ FEWEST_IMAGES = 20
 FEWEST_CLASSES = 10
 """With fewer classes, only a bank of clean networks tells what is ordinary."""
 
+MANY_CLASSES = 200
+"""From so many classes on, a class must stand out by its margin as well as by its reach: some are reached much more
+easily than most in clean networks, too; and so many margins tell how large ones fall off."""
+
 RANDOM_CLASSES = 12
 """At least so many classes, chosen at random, are screened beside the leading ones if not all are: they tell what is
 ordinary."""

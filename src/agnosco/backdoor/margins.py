@@ -1,7 +1,7 @@
 """The first look at all classes: how far a network can be pushed towards each (Wang et al. 2024, "MM-BD").
 
 It needs no samples and takes seconds, and a backdoor usually lets one class's margin grow. So it says which classes to
-look at first. It does not decide: networks whose backdoor was removed keep the large margin.
+look at first. It does not decide alone: networks whose backdoor was removed keep the large margin.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ RATE = 0.05
 """Learning rate of the ascent, in [0, 1] pixel units."""
 
 TAIL, LEAST_TAIL, MOST_TARGETS = 0.05, 20, 5
-"""Share of the classes that shows how large margins fall off, and how many there are at least; and how many of them may
-be those of targets."""
+"""Share of the classes whose margins show how large ones fall off, and how many these are at least; and how many of
+them may be those of targets."""
+
+MOST_EXPONENT = 20.0
+"""If margins fall off faster, it is taken to be this: among margins that are almost equal, a tiny difference must not
+make an outlier."""
 
 
 def margins(
@@ -83,29 +87,32 @@ def margin_p_value(margins: Tensor) -> float:
 
 
 def tail_p_values(margins: Tensor) -> Tensor:
-    """How likely it is for each class that some class has a margin like its own, if large margins follow Pareto's law.
+    """How likely it is, for each class, that any class has so large a margin, if large margins follow Pareto's law.
 
-    Of hundreds of classes, some have margins far above most in any network. So their largest margins are compared with
-    each other: the exponent of the law is found from the largest 5 % (`Hill 1975
-    <https://doi.org/10.1214/aos/1176343247>`_), of which the first five, which may be targets, are only said to be
-    larger than the rest (censored), and continued to what lies above (`Weissman 1978
-    <https://doi.org/10.1080/01621459.1978.10480104>`_).
+    Of hundreds of classes, some have margins far above most in any network. So the largest are compared with each
+    other: the law's exponent is found from the largest 5 % (`Hill 1975 <https://doi.org/10.1214/aos/1176343247>`_), and
+    the law continued to larger margins (`Weissman 1978 <https://doi.org/10.1080/01621459.1978.10480104>`_). Of the five
+    largest, which may be targets, the exponent takes only that they are larger than the others (censored). As it is
+    found from few margins, it is not taken to be certain: the expected number of larger margins is its mean over all
+    exponents, by how well they fit (with the density 1 / exponent before).
 
     Args:
         margins: Of all classes, ``(classes,)``.
 
     Returns:
-        ``(classes,)``, each in [0, 1]; 1 for fewer than three classes.
+        ``(classes,)``, each in [0, 1]. Only ones if the margins cannot tell: if almost all are equal, or no more than
+        20 or 5 % are positive, or there are fewer than three.
     """
-    if len(margins) < 3:
-        return torch.ones(len(margins), dtype=torch.float64)
-    values = margins.double().clamp_min(1e-6)
+    values = margins.double()
     ordered = values.sort(descending=True).values
     count = min(max(LEAST_TAIL, round(TAIL * len(values))), len(values) - 1)
-    censored = min(MOST_TARGETS, count // 4)
+    if count < 2 or ordered[count] <= 0:
+        return torch.ones_like(values)
+    free = count - min(MOST_TARGETS, count // 4)
     logs = (ordered[:count] / ordered[count]).log()
-    exponent = (count - censored) / (logs[censored:].sum() + censored * logs[censored]).clamp_min(1e-12)
-    expected = count * (-exponent * (values / ordered[count]).log()).exp()
+    total = logs[-free:].sum() + (count - free) * logs[-free]  # the estimate of the exponent is free / total
+    above = (values / ordered[count]).clamp_min(1).log()
+    expected = count * (1 + above / total.clamp_min(free / MOST_EXPONENT)) ** -free
     return -torch.expm1(-expected)
 
 

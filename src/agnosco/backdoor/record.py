@@ -35,12 +35,14 @@ class Verdict:
 
     Args:
         outcome: The conclusion.
-        label: Index of the class that stands out most.
+        label: Index of the class that is the least likely by chance.
         z: How far it stands out from the others, see :func:`agnosco.backdoor.verdict.leave_one_out`.
         p_value: How likely something stands out as far by chance: by the bank, or else if the scores of classes are
             normal and independent; None for too few classes. See :func:`agnosco.backdoor.verdict.judge`.
         calibrated: Whether it is by a bank.
         reasons: Why it is inconclusive; empty otherwise.
+        margin_p: How likely any class has such a margin, see :func:`agnosco.backdoor.margins.tail_p_values`; the
+            p-value is no smaller. None if margins do not count.
     """
 
     outcome: Outcome
@@ -49,6 +51,7 @@ class Verdict:
     p_value: float | None
     calibrated: bool
     reasons: tuple[str, ...]
+    margin_p: float | None = None
 
 
 def stands_out(p_value: float | None, *, calibrated: bool) -> bool:
@@ -257,6 +260,7 @@ def conclusion(scan: ScanRecord) -> list[str]:
     ]
     lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
     lines += how_closely(scan)
+    lines += _kept_by_margin(scan)
     if verdict.outcome == NONE and stands_out(verdict.p_value, calibrated=verdict.calibrated):
         lines.append(f"It stands out, but its reach is below {ENOUGH_REACH:.0%}.")
     if verdict.outcome == FOUND and scan.candidates:
@@ -276,16 +280,33 @@ def how_closely(scan: ScanRecord) -> list[str]:
     at_random = sum(row.at_random for row in screened)
     return [
         f"Screened: {len(screened)} of {len(scan.classes)} classes, {len(screened) - at_random} with the largest "
-        f"margins and {at_random} at random. The others had only the first look; a backdoor there is missed. The "
-        "p-value is the greater of those of a class's margin and of its reach."
+        f"margins and {at_random} at random. The others had only the first look; a backdoor there is missed."
     ]
+
+
+def _kept_by_margin(scan: ScanRecord) -> list[str]:
+    """Sentences about the part that margins have in the verdict; none if they have none."""
+    verdict = scan.verdict
+    if verdict.margin_p is None:
+        return []
+    lines = [f"Of so many classes, one must stand out by its margin too: {_p(verdict.margin_p)}."]
+    reached = max(scan.screened_classes, key=lambda row: row.z or 0.0)
+    if reached.index != verdict.label and (reached.z or 0.0) > verdict.z:
+        lines.append(
+            f"Class {reached.index} ({reached.name}) is reached more easily (z {reached.z:.1f}), but its margin stands "
+            "out less; clean networks have such classes too."
+        )
+    return lines
+
+
+def _p(value: float) -> str:
+    return "p < 0.0001" if value < 0.0001 else f"p {value:.2g}"
 
 
 def _likelihood(verdict: Verdict) -> str:
     if verdict.p_value is None:
         return "no p-value"
-    p = "p < 0.0001" if verdict.p_value < 0.0001 else f"p {verdict.p_value:.2g}"
-    return f"{p}, by the bank" if verdict.calibrated else f"{p}, uncalibrated"
+    return f"{_p(verdict.p_value)}, {'by the bank' if verdict.calibrated else 'uncalibrated'}"
 
 
 def _pattern_in_words(candidate: CandidateRecord) -> str:

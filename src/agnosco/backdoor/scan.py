@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.samples import Samples
+from ..errors import AgnoscoError
 from ..io import records
 from ..io.storage import Folder, Place
 from ..method.maker import generator_for
@@ -28,7 +30,7 @@ from ..method.render import contact_sheet, png
 from ..models.classifier import Classifier
 from ..models.loading import load
 from .closer import TILE, Candidate, examined, smallest_sizes
-from .config import RANDOM_CLASSES, ScanConfig
+from .config import MANY_CLASSES, RANDOM_CLASSES, ScanConfig
 from .evidence import final_layer
 from .margins import margin_p_value, margins, tail_p_values
 from .plan import CANDIDATES, LEADING, closer_look
@@ -96,7 +98,8 @@ def scan(
 
     Every class gets a first look, see :func:`agnosco.backdoor.margins.margins`. Then all classes are screened and
     compared; or, with ``config.thorough``, those with the largest margins, beside some at random that tell what is
-    ordinary, and then a class must stand out by its margin too. Those that stand out most are examined more closely.
+    ordinary. Of 200 classes or more, one must stand out by its margin too. Those that stand out most are examined more
+    closely.
 
     Args:
         model: A classifier; or a PyTorch module or a name, see :func:`agnosco.load`.
@@ -195,6 +198,11 @@ class _Scanner:
             self.clock.count("first look", images)
 
         found = margins(self.classifier, self.config.first, classes=self.labels, on_images=count)
+        if not found.isfinite().all():
+            name = self.classifier.labels[self.labels[int(found.isfinite().int().argmin())]]
+            raise AgnoscoError(
+                f"the margin of {name!r} is not finite", "check the weights and the mean and std of the model"
+            )
         return dict(zip(self.labels, found.tolist(), strict=True))
 
     def screened(self) -> Screening:
@@ -209,8 +217,8 @@ class _Scanner:
         for start in range(0, len(leading), AT_A_TIME):
             part = self._screen(leading[start : start + AT_A_TIME], scales=screened.scales, ordinary=False)
             screened = screened.joined(part)
-            possible = any(stands_out(self.margin_p[label], calibrated=False) for label in leading[start + AT_A_TIME :])
-            if self.verdict(screened).outcome == FOUND or not possible:  # enough is known
+            left = leading[start + AT_A_TIME :]
+            if self.verdict(screened).outcome == FOUND or not any(map(self._possible, left)):  # enough is known
                 break
         return screened
 
@@ -219,19 +227,29 @@ class _Scanner:
 
     def verdict(self, screened: Screening) -> Verdict:
         """The verdict on what is screened."""
-        margin_p = None
-        if len(screened.classes) < len(self.labels):
-            margin_p = torch.tensor([self.margin_p[label] for label in screened.classes])
-        return judge(
-            screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, problems=screened.problems(),
-            margin_p=margin_p,
+        chosen = [self.labels.index(label) for label in screened.classes]
+        by_rule = partial(
+            judge, screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank,
+            margin_p=None if self.margin_p is None else self.margin_p[chosen],
         )  # fmt: skip
+        return by_rule(problems=[*self._problems(), *screened.problems(by_rule().label)])
 
-    @property
-    def margin_p(self) -> dict[int, float]:
-        """How likely the margin of every class is by chance."""
-        p_values = tail_p_values(torch.tensor(list(self.margin_of.values())))
-        return dict(zip(self.margin_of, p_values.tolist(), strict=True))
+    def _problems(self) -> list[str]:
+        """Reasons against a verdict that the first look gives."""
+        if self.margin_p is None or self.margin_p.min() < 1:
+            return []
+        return ["the margins of the first look do not tell classes apart: give it more time (--budget)"]
+
+    @cached_property
+    def margin_p(self) -> Tensor | None:
+        """How likely the margin of each class is by chance; None if there are too few classes for that."""
+        if len(self.labels) < MANY_CLASSES:
+            return None
+        return tail_p_values(torch.tensor([self.margin_of[label] for label in self.labels]))
+
+    def _possible(self, label: int) -> bool:
+        """Whether a class that is not screened yet may be an outlier."""
+        return self.margin_p is None or stands_out(self.margin_p[self.labels.index(label)].item(), calibrated=False)
 
     def candidates(self, screened: Screening, columns: Sequence[int]) -> tuple[Candidate, ...]:
         """A closer look at some classes."""

@@ -103,8 +103,8 @@ class Screening:
             patterns=torch.cat([self.patterns, others.patterns], 1),
         )
 
-    def problems(self) -> list[str]:
-        """Reasons against a verdict."""
+    def problems(self, column: int | None = None) -> list[str]:
+        """Reasons against the verdict that a class stands out; by default, the one of greatest z."""
         problems = []
         if self.effective_classes < FEWEST_KINDS:
             problems.append(
@@ -117,17 +117,18 @@ class Screening:
             problems.append(
                 f"fewer than {FEWEST_IMAGES} of the images are of other classes than {named}: give more images"
             )
-        if self._rival_seeds():
+        if self._rival_seeds(column):
             problems.append("seeds disagree about the class")
         return problems
 
-    def _rival_seeds(self) -> bool:
+    def _rival_seeds(self, label: int | None) -> bool:
         """Whether another class has the greatest reach in as many seeds as the one that stands out.
 
-        Not in the screen of windows, whose maps are no seeds, and not with a single seed.
+        If its reach is small, the class that stands out most among those of more reach is taken. Not in the screen of
+        windows, whose maps are no seeds, and not with a single seed.
         """
-        enough = self.z.where(self.reach >= ENOUGH_REACH, -torch.inf)
-        label = int(enough.amax(0).argmax())
+        if label is None or self.reach[:, label].max() < ENOUGH_REACH:
+            label = int(self.z.where(self.reach >= ENOUGH_REACH, -torch.inf).amax(0).argmax())
         screen, hits = self.showing(label), self.hits[self.showing(label)]
         if self.screens[screen] == WINDOWS or hits.shape[1] == 1:
             return False

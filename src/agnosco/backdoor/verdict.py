@@ -146,19 +146,18 @@ def judge(
 ) -> Verdict:
     """The verdict on one network.
 
-    If classes were screened because of their margins, those at random cannot tell how far the leading ones would be
-    reached in a clean network: there, too, classes with large margins are reached more easily. So a class must stand
-    out twice, and its p-value is the greater of those of its margin and of its reach. As the margin has singled it out
-    among all classes, its reach need not do so again.
+    Of hundreds of classes, some are reached much more easily than most in clean networks, too. There, a class must
+    stand out twice, and its p-value is the greater of those of its margin and of its reach. As the margin has singled
+    it out among all classes, its reach is not corrected for their number.
 
     Args:
         deviation: How far the screened classes stand out.
         reach: Their reach, ``(screens, screened classes)``.
         classes: How many classes were looked at in all; any of them could have come first.
-        bank: Greatest z of each clean network of a bank.
+        bank: Greatest z of each clean network of a bank; it decides alone.
         problems: Other reasons against a verdict.
         margin_p: p-values of the margins of the screened classes, ``(screened classes,)``, see
-            :func:`agnosco.backdoor.margins.tail_p_values`; None if all classes were screened.
+            :func:`agnosco.backdoor.margins.tail_p_values`; None if margins do not count.
     """
     z, enough = deviation.z, classes >= FEWEST_CLASSES
     reasons = list(problems)
@@ -190,4 +189,5 @@ def judge(
     outlier = bool(reached.any()) and stands_out(p_of(*most_unlikely(reached)), calibrated=bool(bank))
     place = most_unlikely(reached if outlier else torch.ones_like(reached))
     outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
-    return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons))
+    of_margin = None if margin_p is None or bank else margin_p[place[1]].item()
+    return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons), of_margin)

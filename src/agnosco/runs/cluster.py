@@ -188,7 +188,7 @@ class Cluster:
         except self.ray.exceptions.RayError as error:
             self.lifeline.look()
             raise AgnoscoError(
-                f"a worker was lost {RETRIES + 1} times over a group: {str(error).splitlines()[0]}",
+                f"a worker was lost {RETRIES + 1} times over a group: {first_line(error)}",
                 SAME_COMMAND,
             ) from error
 
