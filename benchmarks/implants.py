@@ -4,6 +4,7 @@
     python benchmarks/implants.py --networks resnet18       only into this network
     python benchmarks/implants.py --look                    a first look at the admitted ones and the originals
     python benchmarks/implants.py --scan resnet18-patch-0   scan these; resnet18 is the original
+    python benchmarks/implants.py --figure                  triggers, and the patterns that scans found
     python benchmarks/implants.py --tables                  write the table into docs/backdoors.md
 
 The networks are in build/implants, for example for ``agnosco scan torchvision:resnet18 --weights
@@ -26,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backdoors import CORNERS, DROP, SUCCESS
+from backdoors import CORNERS, DROP, SUCCESS, trigger_from_json
 from common import (
     DEVICE,
+    DOCS,
     RESULTS,
     ROOT,
     add_row,
@@ -42,6 +44,7 @@ from common import (
     random_classes,
     read_results,
 )
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,11 +55,13 @@ from agnosco import Classifier, ScanConfig
 from agnosco.backdoor.config import FEWEST_THOROUGH, FirstLook, Training
 from agnosco.backdoor.margins import margins, tail_p_values
 from agnosco.backdoor.plan import images_of_scan
-from agnosco.backdoor.record import ScanRecord, Verdict
+from agnosco.backdoor.record import PICTURE, ScanRecord, Verdict, read
 from agnosco.backdoor.scan import write as write_scan
 from agnosco.backdoor.train import augmented, schedule
 from agnosco.backdoor.triggers import LOGOS, Logo, Patch, Trigger, trigger_to_json
 from agnosco.backdoor.verdict import judge, leave_one_out, stabilised
+from agnosco.io.storage import Folder
+from agnosco.method.render import GAP, LINE, contact_sheet, to_picture
 
 PATH = RESULTS / "implants.json"
 FOLDER = ROOT / "build" / "implants"
@@ -555,6 +560,24 @@ def table(results: dict[str, Any]) -> str:
     return f"{measured_on(results)}.\n\n{markdown(head, rows)}"
 
 
+def figure(results: dict[str, Any]) -> Image.Image:
+    """Below each trigger, on grey, the pattern of the class that stood out most when its network was scanned."""
+    triggers, patterns, captions = [], [], []
+    names = [name for name in results["scans"] if results["rows"].get(name, {"admitted": False})["admitted"]]
+    for name in names:
+        row, scan = results["rows"][name], results["scans"][name]
+        label = scan["classes"][verdict_of(scan, results["looks"][name]).label]["index"]
+        grey, folder = torch.full((1, 3, SIZE, SIZE), 0.5), FOLDER / f"scan-{name}"
+        triggers.append(to_picture(trigger_from_json(row["trigger"]).apply(grey)[0]))
+        record = read(Folder.of(folder))
+        assert record is not None
+        top = GAP + [each.index for each in record.candidates].index(label) * (SIZE + LINE + GAP)
+        with Image.open(folder / PICTURE) as sheet:  # a row for each candidate; its pattern comes first
+            patterns.append(sheet.crop((GAP, top, GAP + SIZE, top + SIZE)).convert("RGB"))
+        captions.append("found: " + (row["class"] if label == row["target"] else f"class {label}"))
+    return contact_sheet([*triggers, *patterns], [*names, *captions], columns=len(names), tile=SIZE)
+
+
 def what_is(trigger: Mapping[str, Any]) -> str:
     """A trigger in words."""
     kind = trigger.get("name") or trigger["pattern"]
@@ -566,7 +589,11 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", choices=FROZEN, default=list(FROZEN))
     parser.add_argument("--look", action="store_true", help="take the first looks that are missing")
     parser.add_argument("--scan", nargs="*", default=[], help="names of networks to scan")
+    parser.add_argument("--figure", action="store_true", help="draw the figure, from the scans in build/implants")
     options = parser.parse_args()
+    if options.figure:
+        figure(read_results(PATH)).save(DOCS / "pictures" / "backdoors-1000.png")
+        return
     if options.tables:
         results = read_results(PATH)
         fill("docs/backdoors.md", "implants", f"{table(results)}\n\n{scan_table(results)}")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 PAPER, INK, FAINT = "white", "black", "#555555"
-GAP = 8
+GAP, LINE = 8, 20
+"""Pixels between the pictures of a sheet, and height of a line of its text."""
 
 SIDE = 224
 """Pixels a side to which pictures of smaller inputs are enlarged."""
@@ -116,7 +117,7 @@ def contact_sheet(
         )
     tiles = [enlarged(picture.convert("RGB"), tile) for picture in pictures]
     width, height = max(t.width for t in tiles), max(t.height for t in tiles)
-    font, line = ImageFont.load_default(14), 20
+    font, line = ImageFont.load_default(14), LINE
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     footer_lines = _wrapped(footer, font, columns * (width + GAP) - GAP)
