@@ -489,13 +489,9 @@ def keep_scan(name: str, record: ScanRecord, looked: float, seconds: float) -> N
     """Keep a scan, with the time of its first look, and of all of it."""
     keep_look(name, [row.margin for row in sorted(record.classes, key=lambda row: row.index)], looked)
     classes = [
-        {
-            "index": row.index,
-            "at random": row.at_random,
-            "reach": {name: one.reach for name, one in row.screens.items()},
-        }
+        {"index": row.index, "at random": row.at_random, "reach": {key: one.reach for key, one in row.screens.items()}}
         for row in record.screened_classes
-    ]
+    ]  # fmt: skip
     row = {"config": asdict(STAGED), "classes": classes, "problems": record.verdict.reasons, "seconds": round(seconds)}
     add_row(PATH, TITLE, name, row, part="scans")
     print(name, record.verdict, row["seconds"], flush=True)
@@ -533,12 +529,8 @@ def scan_table(results: dict[str, Any]) -> str:
     if not body:
         return "No network has been scanned yet."
     head = ["network", "target", "its place in the first look", "two largest margins (of)", "p of the first", "minutes"]
-    head += [
-        "outcome of the scan, and the class",
-        "p",
-        "its reach, or the target's (greatest other)",
-        "minutes in all",
-    ]
+    head += ["outcome of the scan, and the class", "p", "its reach, or the target's (greatest other)"]
+    head += ["minutes in all"]
     work = f"{round(images_of_scan(STAGED, 1000), -3):,.0f} forward and backward passes of an image"
     return f"{markdown(head, body)}\n\nA whole scan is as much work as {work}."
 

@@ -171,7 +171,7 @@ def test_stored_rows_are_those_of_the_script(name: str) -> None:
     assert trigger_to_json(one.trigger) == stored["trigger"]
     assert implants.admitted(stored) == stored["admitted"]
     recipe = asdict(implants.RECIPES[one.network][stored["attempts"] - 1]) | {"damping": implants.DAMPING}
-    assert {"deeper": 0} | stored["recipe"] == recipe
+    assert stored["recipe"] == recipe
 
 
 def test_a_network_that_is_not_admitted_is_trained_again_and_one_that_is_never(
@@ -230,12 +230,7 @@ def test_scans_are_judged_by_today_s_rules_and_named_by_class() -> None:
     results = {"rows": {"resnet18-patch-0": {"target": 30}}, "looks": {"resnet18-patch-0": look}}
     assert implants.order_of(look)[:3] == [30, 0, 1]
     (line,) = implants.scan_table(results).splitlines()[2:3]
-    assert [cell.strip() for cell in line.strip("|").split("|")][:4] == [
-        "resnet18-patch-0",
-        "30",
-        "1",
-        "2000 (30), 50 (0)",
-    ]
+    assert line.startswith("| resnet18-patch-0 | 30 | 1 | 2000 (30), 50 (0) |")
     (line,) = implants.scan_table(results | {"scans": {"resnet18-patch-0": scan}}).splitlines()[2:3]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[5:7] == ["2", "outlier class found: 30"]

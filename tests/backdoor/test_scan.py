@@ -154,6 +154,16 @@ def test_seeds_that_name_several_classes_are_inconclusive() -> None:
     assert screened.problems() == []
 
 
+def test_seeds_are_compared_for_the_class_of_the_verdict() -> None:
+    hits = torch.zeros(2, 10, 2)
+    hits[0, :, :] = torch.arange(10.0)[:, None] * 2  # class 4 stands out less here, but in both seeds
+    hits[0, 4] = 50.0
+    hits[1, 2], hits[1, 3] = torch.tensor([60.0, 0.0]), torch.tensor([0.0, 60.0])
+    screened = screening_of(("9 pixels", "L2 1.0"), hits, torch.full((10,), 60))
+    assert screened.problems(4) == []
+    assert screened.problems(2) == screened.problems() == ["seeds disagree about the class"]
+
+
 def test_windows_are_no_seeds_and_one_seed_disagrees_with_none() -> None:
     hits = torch.zeros(1, 10, 2)
     hits[0, 7], hits[0, 2] = torch.tensor([60.0, 5.0]), torch.tensor([0.0, 31.0])
