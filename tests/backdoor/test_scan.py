@@ -162,6 +162,10 @@ def test_seeds_are_compared_for_the_class_of_the_verdict() -> None:
     screened = screening_of(("9 pixels", "L2 1.0"), hits, torch.full((10,), 60))
     assert screened.problems(4) == []
     assert screened.problems(2) == screened.problems() == ["seeds disagree about the class"]
+    scanner = scanning._Scanner(planted(None), samples(), QUICK, list(range(10)), screening.Clock(None, 1))
+    scanner.margin_p = torch.full((10,), 0.9)
+    scanner.margin_p[4] = 0.01
+    assert (scanner.verdict(screened).label, scanner.verdict(screened).reasons) == (4, ())
 
 
 def test_windows_are_no_seeds_and_one_seed_disagrees_with_none() -> None:
