@@ -2,7 +2,7 @@
 
     python benchmarks/implants.py                           implant the backdoors that are missing
     python benchmarks/implants.py --networks resnet18       only into this network
-    python benchmarks/implants.py --look                    a first look at the admitted ones and the originals
+    python benchmarks/implants.py --look                    a first look at the admitted ones and at clean networks
     python benchmarks/implants.py --scan resnet18-patch-0   scan these; resnet18 is the original
     python benchmarks/implants.py --figure                  triggers, and the patterns that scans found
     python benchmarks/implants.py --tables                  write the table into docs/backdoors.md
@@ -39,6 +39,7 @@ from common import (
     imagenet_network,
     markdown,
     measured_on,
+    mobilenet_v1,
     photograph_classes,
     photographs,
     random_classes,
@@ -69,6 +70,9 @@ TITLE = "backdoors implanted into ImageNet networks"
 
 FROZEN = {"resnet18": 7, "mobilenet_v2": 14}
 """Networks, and how many of their parts stay as they are: up to layer3 of ResNet-18, and features.13 of MobileNetV2."""
+
+OTHERS = ("mobilenet_v1_025", "mobilenet_v1_050", "squeezenet1_1", "resnet50")
+"""Other clean networks of 1000 classes, which are only looked at: how large is the largest margin where nothing is?"""
 
 KINDS = ("patch", "logo")
 EACH = 3
@@ -442,8 +446,10 @@ def keep(one: Implant, row: dict[str, Any], model: nn.Module) -> None:
 
 
 def compromised_or_original(name: str) -> Classifier:
-    """An implant by its name; the original by that of the network."""
-    if name in FROZEN:
+    """An implant by its name; a clean network by that of its architecture."""
+    if name.startswith("mobilenet_v1"):
+        return mobilenet_v1(name.removeprefix("mobilenet_v1_"))
+    if name in (*FROZEN, *OTHERS):
         return imagenet_network(name, SIZE)
     network = name.split("-", 1)[0]
     return agnosco.load(f"torchvision:{network}", weights=weights_of(name), size=SIZE, device=DEVICE)
@@ -578,7 +584,7 @@ def what_is(trigger: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--networks", nargs="*", choices=FROZEN, default=list(FROZEN))
+    parser.add_argument("--networks", nargs="*", choices=(*FROZEN, *OTHERS), help="default: all")
     parser.add_argument("--look", action="store_true", help="take the first looks that are missing")
     parser.add_argument("--scan", nargs="*", default=[], help="names of networks to scan")
     parser.add_argument("--figure", action="store_true", help="draw the figure, from the scans in build/implants")
@@ -594,13 +600,14 @@ def main() -> None:
     stored = read_results(PATH, {"rows": {}})
     if options.look:
         admitted_ones = [name for name, row in stored["rows"].items() if row["admitted"]]
-        for name in [*admitted_ones, *options.networks]:
+        for name in options.networks or [*admitted_ones, *FROZEN, *OTHERS]:
             if name not in stored.get("looks", {}):
                 look(name)
     for name in options.scan:
         scanned(name)
-    for network in options.networks if not (options.look or options.scan) else ():
-        make(network)
+    if not (options.look or options.scan):
+        for network in [name for name in options.networks or FROZEN if name in FROZEN]:
+            make(network)
 
 
 if __name__ == "__main__":

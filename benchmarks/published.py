@@ -287,7 +287,8 @@ def cleansed(classifier: Classifier, samples: Samples, seconds: float) -> dict[s
 
 def cleansed_natively(classifier: Classifier, samples: Samples, seconds: float) -> dict[str, Any]:
     """Neural Cleanse, with as many images between two decisions, and as many decisions, as its authors take."""
-    return by_anomaly(neural_cleanse(prepared(classifier), samples, steps=1000, batches=NATIVE_BATCHES))
+    network = prepared(classifier, precision=resolve_precision("auto", classifier.device))
+    return by_anomaly(neural_cleanse(network, samples, steps=1000, batches=NATIVE_BATCHES))
 
 
 def pixels_inverted(classifier: Classifier, samples: Samples, seconds: float) -> dict[str, Any]:

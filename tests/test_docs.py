@@ -84,7 +84,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cli_scanning, "ScanConfig", lambda **_: quick)
     monkeypatch.setattr(cli_scanning, "Training", lambda **options: replace(Training(**options), epochs=1))
     ordinary = Torchvision.network
-    monkeypatch.setattr(Torchvision, "network", lambda *args, **options: replace(ordinary(*args, **options), size=64))
+    monkeypatch.setattr(Torchvision, "network", lambda *args, **options: replace(ordinary(*args, **options), size=32))
     create = models.get_model
 
     def untrained(name: str, **options: Any) -> torch.nn.Module:

@@ -238,3 +238,22 @@ def test_scans_are_judged_by_today_s_rules_and_named_by_class() -> None:
     look["margins"][30] = 55.0  # both are reached, and neither stands out by its margin
     (line,) = implants.scan_table(results | {"scans": {"resnet18-patch-0": scan}}).splitlines()[2:3]
     assert "no outlier found: 30" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "looked"),
+    [
+        ([], ["resnet18-patch-0", "mobilenet_v2", *implants.OTHERS]),
+        (["--networks", "resnet50", "resnet18"], ["resnet50"]),
+    ],
+)
+def test_first_looks_are_taken_of_what_is_admitted_and_of_clean_networks_once(
+    options: list[str], looked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"resnet18-patch-0": {"admitted": True}, "resnet18-patch-1": {"admitted": False}}
+    seen: list[str] = []
+    monkeypatch.setattr(implants, "read_results", lambda *_: {"rows": rows, "looks": {"resnet18": {}}})
+    monkeypatch.setattr(implants, "look", seen.append)
+    monkeypatch.setattr("sys.argv", ["implants.py", "--look", *options])
+    implants.main()
+    assert seen == looked

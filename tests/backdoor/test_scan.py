@@ -382,7 +382,7 @@ def sixty_are_many(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     found = 50 / torch.arange(1.0, 61.0).sqrt()
     found[[0, TARGET]] = found[[TARGET, 0]]
     monkeypatch.setattr("agnosco.backdoor.scan.MANY_CLASSES", 60)
-    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: found)
+    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, classes, **__: found[classes])
     return found
 
 
@@ -410,6 +410,14 @@ def test_of_fewer_classes_margins_only_say_where_to_look_first(monkeypatch: pyte
     monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: torch.ones(60))
     result = scan(planted(TARGET, classes=60), samples(), replace(MANY, thorough=None))
     assert (result.verdict.outcome, result.verdict.label, result.verdict.margin_p) == (FOUND, TARGET, None)
+
+
+def test_some_of_many_classes_are_judged_like_those_of_a_network_that_has_no_more(sixty_are_many: torch.Tensor) -> None:
+    config = replace(MANY, thorough=None)
+    every = scan(planted(TARGET, classes=60), samples(), config)
+    assert (every.verdict.outcome, every.verdict.margin_p is None) == (NONE, False)
+    some = scan(planted(TARGET, classes=60), samples(), config, classes=list(range(59)))
+    assert (some.verdict.outcome, some.verdict.label, some.verdict.margin_p) == (FOUND, TARGET, None)
 
 
 def test_margins_that_tell_no_classes_apart_leave_no_verdict(sixty_are_many: torch.Tensor) -> None:
