@@ -665,7 +665,7 @@ CASES = (
     hub_case("long JSON, hub", "a configuration of 20 MB",
              hub_text('{"model_type": "vit", "a": "' + "a" * (20 << 20) + '"}'), 12),
     hub_case("deep JSON, hub", "a configuration of 10,000 brackets",
-             hub_text('{"a":' * 10_000 + "1" + "}" * 10_000), 12),
+             hub_text('{"a":' * 10_000 + "1" + "}" * 10_000), 13),
     hub_case("10⁹ layers, hub", "a configuration of 10⁹ layers", hub_config(num_hidden_layers=10**9), 13),
     hub_case("10⁶ px, hub", "a processor that asks for images of 10⁶ px",
              hub_config("preprocessor_config.json", size={"height": 10**6, "width": 10**6}), 13),

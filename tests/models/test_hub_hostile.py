@@ -208,7 +208,7 @@ CONFIGS: dict[str, tuple[str | bytes, int]] = {
     "a list": ("[1, 2]", 12),
     "a number of 100,000 digits": ('{"model_type": "vit", "a": ' + "9" * 100_000 + "}", 12),
     "20 MB": ('{"model_type": "vit", "a": "' + "a" * (20 << 20) + '"}', 12),
-    "10,000 deep": ('{"a":' * 10_000 + "1" + "}" * 10_000, 12),
+    "10,000 deep": ('{"a":' * 10_000 + "1" + "}" * 10_000, 13),
     "900 deep": ('{"a":' * 900 + "1" + "}" * 900, 13),
     "no type": ("{}", 2),
     "type is a list": ('{"model_type": ["vit"]}', 2),

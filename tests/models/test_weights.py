@@ -369,6 +369,7 @@ def attempted(attempt: str, folder: Path, prepare: str = "child['guard'](os.getc
         "os.symlink('/', 'root')",
         "shutil.rmtree('..')",
         "ctypes.CDLL(None).system(b'true')",
+        "ctypes.string_at(id(1), 1)",
         "pickle.loads(pickle.dumps(os.getcwd))",
         "os.kill(os.getppid(), 9)",
     ],
@@ -381,6 +382,10 @@ def test_python_refuses_what_has_no_place_there(attempt: str, tmp_path: Path) ->
     assert attempted(attempt, scratch).startswith("refused:")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "scratch"]
     assert list(scratch.iterdir()) == [scratch / "link"]
+
+
+def test_python_lets_safetensors_find_the_bytes_of_a_tensor(tmp_path: Path) -> None:
+    assert attempted("ctypes.cast(id(1), ctypes.c_void_p)", tmp_path) == "done"
 
 
 def test_python_lets_it_write_where_it_should(tmp_path: Path) -> None:

@@ -118,7 +118,9 @@ class Repository:
             return None
         try:
             value = json.loads(read_regular(path, most=LIMITS.labels).decode("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        except RecursionError as error:  # how deep that is depends on the version of Python
+            raise _too_deep(f"{name} of {self.given}") from error
+        except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
             message = f"cannot read {name} of {self.given}: {first_line(error)}"
             raise AgnoscoError(message, HINTS["malformed"], exit_code=CODES["malformed"]) from error
         if not isinstance(value, dict):
@@ -182,7 +184,11 @@ def _check_size(value: object, name: str, largest: int) -> None:
         level = [inner for each in level for inner in _within(each)]
         if not level:
             return
-    raise AgnoscoError(f"{name} is nested more than {DEEPEST} deep", HINTS["limit"], exit_code=CODES["limit"])
+    raise _too_deep(name)
+
+
+def _too_deep(name: str) -> AgnoscoError:
+    return AgnoscoError(f"{name} is nested more than {DEEPEST} deep", HINTS["limit"], exit_code=CODES["limit"])
 
 
 def _within(value: object) -> list[Any]:
