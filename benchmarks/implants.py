@@ -531,7 +531,7 @@ def scan_table(results: dict[str, Any]) -> str:
             rest = max(reach for other, reach in reaches.items() if other != suspect)
             scan = [f"{verdict.outcome}: {label}", f"{verdict.p_value:.2g}"]
             scan += [f"{reaches.get(suspect, math.nan):.2f} ({rest:.2f})", f"{row['seconds'] / 60:.0f}"]
-        body.append([name, "-" if target is None else str(target), *first, *scan])
+        body.append([name, "clean" if target is None else str(target), *first, *scan])
     if not body:
         return "No network has been scanned yet."
     head = ["network", "target", "its place in the first look", "two largest margins (of)", "p of the first", "minutes"]
