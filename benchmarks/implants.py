@@ -584,7 +584,9 @@ def what_is(trigger: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--networks", nargs="*", choices=(*FROZEN, *OTHERS), help="default: all")
+    parser.add_argument(
+        "--networks", nargs="*", choices=(*FROZEN, *OTHERS), help="originals, or to look at; default: all"
+    )
     parser.add_argument("--look", action="store_true", help="take the first looks that are missing")
     parser.add_argument("--scan", nargs="*", default=[], help="names of networks to scan")
     parser.add_argument("--figure", action="store_true", help="draw the figure, from the scans in build/implants")
@@ -606,7 +608,9 @@ def main() -> None:
     for name in options.scan:
         scanned(name)
     if not (options.look or options.scan):
-        for network in [name for name in options.networks or FROZEN if name in FROZEN]:
+        if others := [name for name in options.networks or () if name not in FROZEN]:
+            parser.error(f"nothing is implanted into {', '.join(others)}: they can only be looked at (--look)")
+        for network in options.networks or FROZEN:
             make(network)
 
 

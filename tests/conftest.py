@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,13 @@ settings.load_profile(os.environ.get("AGNOSCO_FUZZ", "agnosco"))
 def chance() -> None:
     """Weights and images that a test draws without a seed are the same whichever tests came before it."""
     torch.manual_seed(4)
+
+
+@pytest.fixture(autouse=True)
+def memory() -> None:
+    """The store behind ``memory://``, which all tests of a process share, is empty."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture(scope="session")

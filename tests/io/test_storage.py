@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
@@ -27,14 +26,12 @@ from agnosco.text import without_password
 
 
 @pytest.fixture(params=["a path", "file://", "memory://"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     """A new folder of each kind."""
     place = {"a path": str(tmp_path / "run"), "file://": f"file://{tmp_path}/run", "memory://": "memory://bucket/run"}
     folder = Folder.of(place[request.param])
     folder.make()
-    yield folder
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
+    return folder
 
 
 def test_a_written_file_exists_and_is_read_back(folder: Folder) -> None:
@@ -137,7 +134,6 @@ def test_a_file_is_written_at_a_path_or_a_url(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "report.html").read_bytes() == b"one"
     assert (tmp_path / "new/deep/report.html").read_bytes() == b"two"
     assert Folder.of("memory://bucket").read("report.html") == b"three"
-    MemoryFileSystem.store.clear()
 
 
 # -- what the dead leave -----------------------------------------------------------------------
@@ -194,7 +190,6 @@ def test_sweeping_a_store() -> None:
     remote.write(f"maps/{PART}{atomic.host_name()}-{dead()}-0123456789ab", b"half")
     remote.sweep()
     assert sorted(MemoryFileSystem.store) == ["/swept/maps/a"]
-    MemoryFileSystem.store.clear()
 
 
 # -- what goes wrong ---------------------------------------------------------------------------

@@ -385,7 +385,16 @@ def test_python_refuses_what_has_no_place_there(attempt: str, tmp_path: Path) ->
 
 
 def test_python_lets_safetensors_find_the_bytes_of_a_tensor(tmp_path: Path) -> None:
+    """By :func:`ctypes.cast`, which Python 3.14 audits; and by no other function's address."""
+    audit = "import _ctypes; sys.audit('ctypes.call_function', _ctypes._cast_addr{}, ())"
+    assert attempted(audit.format(""), tmp_path) == "done"
+    assert attempted(audit.format(" + 1"), tmp_path).startswith("refused:")
     assert attempted("ctypes.cast(id(1), ctypes.c_void_p)", tmp_path) == "done"
+
+
+def test_what_python_refuses_cannot_be_changed_any_more(tmp_path: Path) -> None:
+    change = "child['guard'].__globals__.update(FORBIDDEN=('nothing',), CAST=('socket.__new__',))"
+    assert attempted(f"{change}, socket.socket()", tmp_path).startswith("refused:")
 
 
 def test_python_lets_it_write_where_it_should(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,15 +78,8 @@ def here(process: int) -> str:
 
 
 @pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
-    if request.param == "local":
-        yield Folder.of(tmp_path)
-        return
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    yield Folder.of("memory://leases/run")
-    with suppress(FileNotFoundError):
-        MemoryFileSystem().rm("/leases", recursive=True)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    return Folder.of(tmp_path if request.param == "local" else "memory://leases/run")
 
 
 class Clock:

@@ -6,13 +6,13 @@ writing elsewhere. ``weights_only=True`` keeps the pickle from running; the rest
 hole. It is not a security boundary: a Python hook does not stop native code. Nothing is imported from agnosco.
 """
 
+import _ctypes
 import ctypes
 import io
 import json
 import os
 import struct
 import sys
-from _ctypes import _cast_addr as CAST  # as ctypes itself does
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ FORBIDDEN = (
     "ctypes.", "pty.", "signal.", "mmap.",
     "pickle.find_class", "code.__new__",
 )  # fmt: skip
-"""Audit events (PEP 578) that nothing needs once torch is imported; Python's own unpickler is among them. Except one:
-from Python 3.14 on, ``ctypes.cast``, with which safetensors finds the bytes of a tensor, counts as a call."""
+"""Audit events (PEP 578) that nothing needs once torch is imported; Python's own unpickler is among them."""
+
+CAST = ("ctypes.call_function", getattr(_ctypes, "_cast_addr", None))
+"""The one exception: safetensors finds the bytes of a tensor by ``ctypes.cast``, which Python audits from 3.14 on."""
 
 _OS = ("fork", "forkpty", "posix_spawn", "posix_spawnp", "mkfifo", "mknod")
 REMOVED = {"os": _OS, "posix": _OS, "_posixsubprocess": ("fork_exec",), "subprocess": ("_fork_exec",)}
@@ -103,11 +105,12 @@ def limit(size: int, seconds: int) -> None:
 
 def guard(folder: str) -> None:
     """From now on, Python itself refuses what opening weights does not need; there is no way back."""
+    forbidden, cast = FORBIDDEN, CAST  # a change of the module's own would change nothing
     inside = os.path.realpath(folder) + os.sep
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:
-        if event.startswith(FORBIDDEN) and (event, args[:1]) != ("ctypes.call_function", (CAST,)):
+        if event.startswith(forbidden) and (event, *args[:1]) != cast:
             raise PermissionError(f"opening weights does not need {event}")
         if event == "open" and isinstance(args[2], int) and args[2] & writing:
             path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else ""
