@@ -72,7 +72,7 @@ FROZEN = {"resnet18": 7, "mobilenet_v2": 14}
 """Networks, and how many of their parts stay as they are: up to layer3 of ResNet-18, and features.13 of MobileNetV2."""
 
 OTHERS = ("mobilenet_v1_025", "mobilenet_v1_050", "squeezenet1_1", "resnet50")
-"""Other clean networks of 1000 classes, which are only looked at: how large is the largest margin where nothing is?"""
+"""Other clean networks of 1000 classes, into which nothing is implanted: how large is the largest margin there?"""
 
 KINDS = ("patch", "logo")
 EACH = 3
@@ -584,9 +584,7 @@ def what_is(trigger: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument(
-        "--networks", nargs="*", choices=(*FROZEN, *OTHERS), help="originals, or to look at; default: all"
-    )
+    parser.add_argument("--networks", nargs="*", choices=(*FROZEN, *OTHERS), help="clean networks; default: all")
     parser.add_argument("--look", action="store_true", help="take the first looks that are missing")
     parser.add_argument("--scan", nargs="*", default=[], help="names of networks to scan")
     parser.add_argument("--figure", action="store_true", help="draw the figure, from the scans in build/implants")
@@ -609,7 +607,7 @@ def main() -> None:
         scanned(name)
     if not (options.look or options.scan):
         if others := [name for name in options.networks or () if name not in FROZEN]:
-            parser.error(f"nothing is implanted into {', '.join(others)}: they can only be looked at (--look)")
+            parser.error(f"nothing is implanted into {', '.join(others)}: use --look, or --scan")
         for network in options.networks or FROZEN:
             make(network)
 

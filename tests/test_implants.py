@@ -257,3 +257,15 @@ def test_first_looks_are_taken_of_what_is_admitted_and_of_clean_networks_once(
     monkeypatch.setattr("sys.argv", ["implants.py", "--look", *options])
     implants.main()
     assert seen == looked
+
+
+def test_nothing_is_implanted_into_a_network_that_is_only_compared_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(implants, "make", made.append)
+    monkeypatch.setattr("sys.argv", ["implants.py", "--networks", "resnet18", "resnet50"])
+    with pytest.raises(SystemExit):
+        implants.main()
+    assert "nothing is implanted into resnet50" in capsys.readouterr().err
+    assert made == []
