@@ -85,8 +85,12 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
     assert len(files(run)) == 4 * 12
 
 
-def test_errors_of_the_user_are_the_same_as_on_one_machine(address: str, tmp_path: Path) -> None:
+def test_errors_of_the_user_are_the_same_as_on_one_machine(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
+    cancelled: list[Any] = []
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
     with Cluster(address) as cluster:
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
         with torch.no_grad():
@@ -94,6 +98,21 @@ def test_errors_of_the_user_are_the_same_as_on_one_machine(address: str, tmp_pat
         cluster.send(classifier, samples, config)
         with pytest.raises(AgnoscoError, match="not finite"):
             list(map_runs(run, classifier, samples, [0], backend=cluster.make))
+    assert cancelled == []  # the task has ended: to cancel it could abort this process
+
+
+def test_a_task_that_has_ended_is_not_cancelled(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: list[Any] = []
+    with Cluster(address) as cluster:
+        wait = cluster._task(lambda seconds: time.sleep(seconds))
+        ended, running = wait.remote(0), wait.remote(60)
+        ray.wait([ended])
+        with monkeypatch.context() as patch:
+            patch.setattr(ray, "cancel", cancelled.append)
+            patch.setattr(cluster_module, "STOP_TIMEOUT", 0)
+            cluster._cancel([ended, running])
+        ray.cancel(running)
+    assert cancelled == [running]
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (1, 1)])

@@ -145,8 +145,8 @@ class Cluster:
                 ready = self._ended(list(pending)) if pending else []
                 _forward(queue, on_step)
                 for ref in ready:
-                    group, finished = pending[ref], self._answer(ref)
-                    del pending[ref]
+                    group = pending.pop(ref)
+                    finished = self._answer(ref)
                     yield from finished or ()
                     taken += [group] * (finished is None)
                 if time.monotonic() - looked >= WAIT:
@@ -160,15 +160,19 @@ class Cluster:
             self._cancel(list(pending))
 
     def _cancel(self, pending: list[Any]) -> None:
-        """Stop the workers as Ctrl-C would, and wait until they have written their checkpoints."""
-        if self.lifeline.node_lost:  # nobody can be told
+        """Stop the workers as Ctrl-C would, and wait until they have written their checkpoints.
+
+        A task that has ended must not be cancelled: Ray 2.60 may abort this process ("Tried to complete task that was
+        not pending"). One that ends within microseconds of the look still can be.
+        """
+        if self.lifeline.node_lost or not pending:  # nobody can be told, or nobody needs to be
             return
-        for ref in pending:
-            with suppress(Exception):
-                self.ray.cancel(ref)
-        if pending:
-            with suppress(Exception):
-                self.ray.wait(pending, num_returns=len(pending), timeout=STOP_TIMEOUT)
+        with suppress(Exception):
+            for ref in pending:
+                _, running = self.ray.wait([ref], timeout=0)
+                for each in running:
+                    self.ray.cancel(each)
+            self.ray.wait(pending, num_returns=len(pending), timeout=STOP_TIMEOUT)
 
     def _answer(self, ref: Any) -> Any:
         """The result of a task, once it is there; an :class:`AgnoscoError` is raised as it was in the worker."""
