@@ -54,7 +54,7 @@ from torchvision.models import ResNet
 import agnosco
 from agnosco import Classifier, ScanConfig
 from agnosco.backdoor.config import FEWEST_THOROUGH, FirstLook, Training
-from agnosco.backdoor.margins import margins, tail_p_values
+from agnosco.backdoor.margins import MarginEvidence, margins, tail_p_values
 from agnosco.backdoor.plan import images_of_scan
 from agnosco.backdoor.record import PICTURE, ScanRecord, Verdict, read
 from agnosco.backdoor.scan import write as write_scan
@@ -507,9 +507,9 @@ def verdict_of(scan: Mapping[str, Any], look: Mapping[str, Any]) -> Verdict:
     """The verdict on a network, as its margins and reaches are judged today; its label is a column of the scan."""
     reach = torch.tensor([list(row["reach"].values()) for row in scan["classes"]]).T
     ordinary = torch.tensor([row["at random"] for row in scan["classes"]])
-    p_values = tail_p_values(torch.tensor(look["margins"]))[[row["index"] for row in scan["classes"]]]
+    evidence = MarginEvidence.of(torch.tensor(look["margins"]), [row["index"] for row in scan["classes"]])
     deviation = leave_one_out(stabilised(reach), ordinary)
-    return judge(deviation, reach, classes=len(look["margins"]), problems=scan["problems"], margin_p=p_values)
+    return judge(deviation, reach, classes=len(look["margins"]), problems=scan["problems"], margins=evidence)
 
 
 def scan_table(results: dict[str, Any]) -> str:

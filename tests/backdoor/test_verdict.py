@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from agnosco.backdoor.margins import MarginEvidence
+from agnosco.backdoor.record import Verdict
 from agnosco.backdoor.verdict import (
     FOUND,
     INCONCLUSIVE,
@@ -15,6 +17,7 @@ from agnosco.backdoor.verdict import (
     Deviation,
     judge,
     leave_one_out,
+    lone_outlier,
     of_many,
     p_value,
     robust_z,
@@ -197,26 +200,79 @@ def test_the_class_that_is_least_likely_by_chance_is_named_although_another_has_
     assert judge(Deviation(z, z, others), reach, classes=1000, bank=[1.0] * 30).label == 3  # a bank goes by z
 
 
-def test_a_class_that_its_margin_singled_out_need_not_do_so_again_but_must_stand_out_by_both() -> None:
-    z = Z * 0.375  # alone, its p is 1.0e-3 by SciPy; in one of 2,000, 0.87
+EVERY = torch.ones(10, dtype=torch.bool)
+
+
+def of_a_thousand(margin_p: torch.Tensor, z: torch.Tensor = Z, reach: torch.Tensor = REACH) -> Verdict:
+    """The verdict on ten classes of a thousand, of these margins."""
     deviation = Deviation(z, z, torch.full((2, 10), 9))
+    return judge(deviation, reach, classes=1000, margins=MarginEvidence(EVERY, margin_p))
+
+
+def test_a_class_that_its_margin_singled_out_must_be_reached_more_easily_than_ordinary_ones() -> None:
+    z = Z * 0.375  # alone, its p is 1.0e-3 by SciPy; in one of two screens, 2.0e-3
     margin_p = torch.full((10,), 0.9)
     margin_p[7] = 0.01
-    verdict = judge(deviation, REACH, classes=1000, margin_p=margin_p)
-    assert (verdict.outcome, verdict.label, verdict.p_value) == (FOUND, 7, pytest.approx(0.01))
+    verdict = of_a_thousand(margin_p, z)
+    assert (verdict.outcome, verdict.label, verdict.p_value) == (FOUND, 7, pytest.approx(0.02))  # one of two ways
+    assert verdict.apart is not None
+    assert verdict.apart.margin == pytest.approx(0.01)
     margin_p[7] = 1e-9
-    assert judge(deviation, REACH, classes=1000, margin_p=margin_p).p_value == pytest.approx(2e-3, rel=0.01)
+    assert of_a_thousand(margin_p, z).p_value == pytest.approx(4e-3, rel=0.01)
     margin_p[7] = 0.5
-    assert judge(deviation, REACH, classes=1000, margin_p=margin_p).outcome == NONE
+    assert of_a_thousand(margin_p, z).outcome == NONE
     margin_p[7], margin_p[3] = 0.5, 1e-9  # of another class, which is hardly reached
-    assert judge(deviation, REACH, classes=1000, margin_p=margin_p).outcome == NONE
+    assert of_a_thousand(margin_p, z).outcome == NONE
+
+
+def test_or_it_must_be_reached_more_easily_than_all_whatever_its_margin() -> None:
+    margin_p, reach = torch.full((10,), 0.9), REACH.clone()
+    reach[1, 7] = 1.0  # beside 0.1: z 11.85, which Student's t exceeds with probability 1.18e-6; of 1,000 in 2 screens
+    verdict = of_a_thousand(margin_p, reach=reach)
+    assert (verdict.outcome, verdict.label) == (FOUND, 7)
+    assert verdict.p_value == pytest.approx(2 * 2000 * 1.18e-6, rel=0.02)
+    assert verdict.apart is not None
+    assert verdict.apart.reach == pytest.approx(2000 * 1.18e-6, rel=0.02)
+    reach[1, 3] = 0.7  # with a second one beside it, neither is
+    assert of_a_thousand(margin_p, reach=reach).outcome == NONE
+
+
+def test_of_normal_scores_one_stands_out_alone_in_one_of_twenty() -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(2000, 3, 18, generator=generator)
+    rate = sum(lone_outlier(one, 54).min().item() <= 0.05 for one in scores) / 2000
+    assert rate == pytest.approx(0.05, abs=0.015)  # three standard errors
+
+
+@pytest.mark.parametrize("classes", [18, 200])
+def test_two_that_stand_out_are_not_alone_however_many_they_are_compared_with(classes: int) -> None:
+    scores = 0.15 * torch.randn(1, classes, generator=torch.Generator().manual_seed(1))
+    scores[0, 4] = 1.5
+    p_values = lone_outlier(scores, classes)
+    assert p_values[0, 4] < 1e-4
+    assert (p_values[0, torch.arange(classes) != 4] == 1).all()
+    scores[0, 9] = 1.2
+    assert (lone_outlier(scores, classes) == 1).all()
 
 
 def test_a_class_that_is_reached_more_easily_does_not_hide_the_one_whose_margin_stands_out() -> None:
     z, reach, margin_p = Z.clone(), REACH.clone(), torch.full((10,), 0.9)
     z[1, 3], reach[1, 3], margin_p[3] = 6.0, 0.9, 0.01  # z is 12 for class 7
-    verdict = judge(Deviation(z, z, torch.full((2, 10), 9)), reach, classes=1000, margin_p=margin_p)
-    assert (verdict.outcome, verdict.label, verdict.z, verdict.margin_p) == (FOUND, 3, 6.0, pytest.approx(0.01))
+    verdict = of_a_thousand(margin_p, z, reach)
+    assert (verdict.outcome, verdict.label, verdict.z) == (FOUND, 3, 6.0)
+
+
+def test_a_class_with_a_smaller_margin_than_most_is_no_outlier_unless_a_bank_says_so() -> None:
+    margins = torch.arange(10.0)
+    for first, outcome in ((7, FOUND), (4, FOUND), (3, NONE)):  # the fourth has six larger ones above it
+        margins[[7, first]] = margins[[first, 7]]
+        evidence = MarginEvidence.of(margins, range(10))
+        assert evidence.p is None
+        verdict = judged(Z, REACH, margins=evidence)
+        assert verdict.outcome == outcome
+        assert (verdict.label == 7) == (outcome == FOUND)
+        assert judged(Z, REACH, margins=evidence, bank=[4.0] * 39).outcome == FOUND
+        margins = torch.arange(10.0)
 
 
 def test_few_classes_are_inconclusive_without_a_bank() -> None:

@@ -15,8 +15,8 @@ FEWEST_CLASSES = 10
 """With fewer classes, only a bank of clean networks tells what is ordinary."""
 
 MANY_CLASSES = 200
-"""From so many classes on, a class must stand out by its margin as well as by its reach: some are reached much more
-easily than most in clean networks, too; and so many margins tell how large ones fall off."""
+"""From so many classes on, some are reached much more easily than most in clean networks, too; and so many margins tell
+how large ones fall off. See :func:`agnosco.backdoor.verdict.judge`."""
 
 RANDOM_CLASSES = 12
 """At least so many classes, chosen at random, are screened beside the leading ones if not all are: they tell what is

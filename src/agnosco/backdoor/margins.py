@@ -6,14 +6,15 @@ look at first. It does not decide alone: networks whose backdoor was removed kee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..method.prepare import images_at_once, prepared, resolve_precision
 from ..models.classifier import Classifier
-from .config import FirstLook
+from .config import MANY_CLASSES, FirstLook
 
 RATE = 0.05
 """Learning rate of the ascent, in [0, 1] pixel units."""
@@ -114,6 +115,26 @@ def tail_p_values(margins: Tensor) -> Tensor:
     above = (values / ordered[count]).clamp_min(1).log()
     expected = count * (1 + above / total.clamp_min(free / MOST_EXPONENT)) ** -free
     return -torch.expm1(-expected)
+
+
+@dataclass(frozen=True)
+class MarginEvidence:
+    """What margins say of some classes, for :func:`agnosco.backdoor.verdict.judge`.
+
+    Args:
+        large: Whether a class has a margin at least as large as half of all classes, ``(classes,)``.
+        p: How likely any class has so large a one, by :func:`tail_p_values`, ``(classes,)``; None if there are too few
+            classes to tell how large margins fall off.
+    """
+
+    large: Tensor
+    p: Tensor | None
+
+    @classmethod
+    def of(cls, margins: Tensor, columns: Sequence[int]) -> MarginEvidence:
+        """That of some columns among the margins of all classes."""
+        large, chosen = margins >= margins.median(), list(columns)  # of an even number the lower one in the middle
+        return cls(large[chosen], tail_p_values(margins)[chosen] if len(margins) >= MANY_CLASSES else None)
 
 
 def _ascended(

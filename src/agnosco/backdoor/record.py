@@ -30,6 +30,19 @@ ENOUGH_REACH = 0.5
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Margin and reach of a class of many, each by itself.
+
+    Args:
+        margin: How likely any class has such a margin, see :func:`agnosco.backdoor.margins.tail_p_values`.
+        reach: How likely any class is reached so easily, see :func:`agnosco.backdoor.verdict.lone_outlier`.
+    """
+
+    margin: float
+    reach: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a scan concludes; never that a network is clean, never that it was attacked.
 
@@ -41,8 +54,8 @@ class Verdict:
             normal and independent; None for too few classes. See :func:`agnosco.backdoor.verdict.judge`.
         calibrated: Whether it is by a bank.
         reasons: Why it is inconclusive; empty otherwise.
-        margin_p: How likely any class has such a margin, see :func:`agnosco.backdoor.margins.tail_p_values`; the
-            p-value is no smaller. None if margins do not count.
+        apart: The p-values of its margin and of its reach alone, of 200 classes or more; None otherwise, and with a
+            bank.
     """
 
     outcome: Outcome
@@ -51,7 +64,7 @@ class Verdict:
     p_value: float | None
     calibrated: bool
     reasons: tuple[str, ...]
-    margin_p: float | None = None
+    apart: Apart | None = None
 
 
 def stands_out(p_value: float | None, *, calibrated: bool) -> bool:
@@ -260,7 +273,7 @@ def conclusion(scan: ScanRecord) -> list[str]:
     ]
     lines += [f"Inconclusive: {reason}." for reason in verdict.reasons]
     lines += how_closely(scan)
-    lines += _kept_by_margin(scan)
+    lines += _by_margin(scan)
     if verdict.outcome == NONE and stands_out(verdict.p_value, calibrated=verdict.calibrated):
         lines.append(f"It stands out, but its reach is below {ENOUGH_REACH:.0%}.")
     if verdict.outcome == FOUND and scan.candidates:
@@ -284,17 +297,21 @@ def how_closely(scan: ScanRecord) -> list[str]:
     ]
 
 
-def _kept_by_margin(scan: ScanRecord) -> list[str]:
+def _by_margin(scan: ScanRecord) -> list[str]:
     """Sentences about the part that margins have in the verdict; none if they have none."""
-    verdict = scan.verdict
-    if verdict.margin_p is None:
-        return []
-    lines = [f"Of so many classes, one must stand out by its margin too: {_p(verdict.margin_p)}."]
+    verdict, lines = scan.verdict, list[str]()
+    if verdict.apart is not None:
+        lines.append(
+            f"By its margin: {_p(verdict.apart.margin)}; by its reach, as the only class that stands out by it: "
+            f"{_p(verdict.apart.reach)}."
+        )
+    if verdict.calibrated or verdict.p_value is None:
+        return lines
     reached = max(scan.screened_classes, key=lambda row: row.z or 0.0)
     if reached.index != verdict.label and (reached.z or 0.0) > verdict.z:
         lines.append(
-            f"Class {reached.index} ({reached.name}) is reached more easily (z {reached.z:.1f}), but its margin stands "
-            "out less; clean networks have such classes too."
+            f"Class {reached.index} ({reached.name}) is reached more easily (z {reached.z:.1f}), but its margin does "
+            "not single it out; clean networks have such classes too."
         )
     return lines
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.samples import Samples
 from ..errors import AgnoscoError
@@ -30,9 +30,9 @@ from ..method.render import contact_sheet, png
 from ..models.classifier import Classifier
 from ..models.loading import load
 from .closer import TILE, Candidate, examined, smallest_sizes
-from .config import MANY_CLASSES, RANDOM_CLASSES, ScanConfig
+from .config import RANDOM_CLASSES, ScanConfig
 from .evidence import final_layer
-from .margins import margin_p_value, margins, tail_p_values
+from .margins import MarginEvidence, margin_p_value, margins
 from .plan import CANDIDATES, LEADING, closer_look
 from .record import (
     FILE,
@@ -49,13 +49,14 @@ from .record import (
     ScreenRecord,
     Verdict,
     greatest_z_of,
-    stands_out,
 )
 from .screening import Clock, OnScan, Screening, halves, screen
 from .verdict import judge, wilson
 
 AT_A_TIME = 6
 """Leading classes that are screened at a time when not all are."""
+
+NOTHING_LARGE = "the margins of the first look do not tell classes apart: give it more time (--budget)"
 
 WITHOUT_IMAGES = "With images like its training data, a scan finds more backdoors (docs/backdoors.md)"
 
@@ -98,8 +99,8 @@ def scan(
 
     Every class gets a first look, see :func:`agnosco.backdoor.margins.margins`. Then all classes are screened and
     compared; or, with ``config.thorough``, those with the largest margins, beside some at random that tell what is
-    ordinary. Of 200 classes or more, one must stand out by its margin too. Those that stand out most are examined more
-    closely.
+    ordinary. How margins and reaches are judged: :func:`agnosco.backdoor.verdict.judge`. The classes that stand out
+    most are examined more closely.
 
     Args:
         model: A classifier; or a PyTorch module or a name, see :func:`agnosco.load`.
@@ -217,8 +218,7 @@ class _Scanner:
         for start in range(0, len(leading), AT_A_TIME):
             part = self._screen(leading[start : start + AT_A_TIME], scales=screened.scales, ordinary=False)
             screened = screened.joined(part)
-            left = leading[start + AT_A_TIME :]
-            if self.verdict(screened).outcome == FOUND or not any(map(self._possible, left)):  # enough is known
+            if self.verdict(screened).outcome == FOUND:
                 break
         return screened
 
@@ -228,28 +228,12 @@ class _Scanner:
     def verdict(self, screened: Screening) -> Verdict:
         """The verdict on what is screened."""
         chosen = [self.labels.index(label) for label in screened.classes]
+        evidence = MarginEvidence.of(torch.tensor([self.margin_of[label] for label in self.labels]), chosen)
+        problems = [NOTHING_LARGE] if evidence.p is not None and evidence.p.min() == 1 else []
         by_rule = partial(
-            judge, screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank,
-            margin_p=None if self.margin_p is None else self.margin_p[chosen],
-        )  # fmt: skip
-        return by_rule(problems=[*self._problems(), *screened.problems(by_rule().label)])
-
-    def _problems(self) -> list[str]:
-        """Reasons against a verdict that the first look gives."""
-        if self.margin_p is None or self.margin_p.min() < 1:
-            return []
-        return ["the margins of the first look do not tell classes apart: give it more time (--budget)"]
-
-    @cached_property
-    def margin_p(self) -> Tensor | None:
-        """How likely the margin of each class is by chance; None if there are too few classes for that."""
-        if len(self.labels) < MANY_CLASSES:
-            return None
-        return tail_p_values(torch.tensor([self.margin_of[label] for label in self.labels]))
-
-    def _possible(self, label: int) -> bool:
-        """Whether a class that is not screened yet may be an outlier."""
-        return self.margin_p is None or stands_out(self.margin_p[self.labels.index(label)].item(), calibrated=False)
+            judge, screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, margins=evidence
+        )
+        return by_rule(problems=[*problems, *screened.problems(by_rule().label)])
 
     def candidates(self, screened: Screening, columns: Sequence[int]) -> tuple[Candidate, ...]:
         """A closer look at some classes."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .config import FEWEST_CLASSES
-from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Verdict, stands_out
+from .margins import MarginEvidence
+from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Apart, Outcome, Verdict, stands_out
 
 FLOOR = 0.1
 """Least standard deviation that scores are measured by, in the units of :func:`stabilised`: when all classes are alike,
@@ -92,6 +93,29 @@ def leave_one_out(scores: Tensor, ordinary: Tensor | None = None, *, floor: floa
     return Deviation(z, tested, others)
 
 
+def lone_outlier(scores: Tensor, tests: int) -> Tensor:
+    """How likely each class is so far above all others by chance, if it is the only one that stands out.
+
+    Only the first of a screen can be; and not if the second stands out from the rest, once the first is left out.
+
+    Args:
+        scores: ``(screens, classes)``, two classes at least.
+        tests: Of how many p-values each is the smallest.
+
+    Returns:
+        ``(screens, classes)``, each in [0, 1]; 1 for all that are not alone.
+    """
+    p_values, everyone = torch.ones(scores.shape, dtype=torch.float64), torch.ones(scores.shape, dtype=torch.float64)
+    z, others = _apart(scores.double(), everyone, FLOOR)
+    for row, first in enumerate(scores.argmax(1).tolist()):
+        rest = torch.cat([scores[row, :first], scores[row, first + 1 :]])[None].double()
+        of_rest, left = _apart(rest, torch.ones_like(rest), FLOOR)
+        second = Deviation(of_rest, of_rest, left).p_value(0, int(rest.argmax()))
+        if not stands_out(of_many(second, scores.numel()), calibrated=False):
+            p_values[row, first] = of_many(Deviation(z, z, others).p_value(row, first), tests)
+    return p_values
+
+
 def _apart(scores: Tensor, weights: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """z of each score by the others of weight 1, and how many they are; all ``(screens, classes)``."""
     others = weights.sum(1, keepdim=True) - weights  # none is among its own others
@@ -142,13 +166,17 @@ def judge(
     classes: int,
     bank: Sequence[float] | None = None,
     problems: Sequence[str] = (),
-    margin_p: Tensor | None = None,
+    margins: MarginEvidence | None = None,
 ) -> Verdict:
     """The verdict on one network.
 
-    Of hundreds of classes, some are reached much more easily than most in clean networks, too. There, a class must
-    stand out twice, and its p-value is the greater of those of its margin and of its reach. As the margin has singled
-    it out among all classes, its reach is not corrected for their number.
+    Without a bank, a class whose margin is smaller than most is no outlier: backdoors enlarge that of their target.
+
+    Of hundreds of classes, some are reached much more easily than most in clean networks, too, and these have large
+    margins. There, a class must stand out twice, by its margin and by its reach among ordinary classes; as the margin
+    has singled it out, its reach is not corrected for the number of classes. Or its reach alone must stand out among
+    all that were screened, those of the largest margins as well, with no other class beside it
+    (:func:`lone_outlier`). The p-value is twice the smaller of the two (Bonferroni).
 
     Args:
         deviation: How far the screened classes stand out.
@@ -156,8 +184,7 @@ def judge(
         classes: How many classes were looked at in all; any of them could have come first.
         bank: Greatest z of each clean network of a bank; it decides alone.
         problems: Other reasons against a verdict.
-        margin_p: p-values of the margins of the screened classes, ``(screened classes,)``, see
-            :func:`agnosco.backdoor.margins.tail_p_values`; None if margins do not count.
+        margins: Of the first look; None if they do not count.
     """
     z, enough = deviation.z, classes >= FEWEST_CLASSES
     reasons = list(problems)
@@ -170,16 +197,21 @@ def judge(
         )
     if not bank and not enough:
         reasons.append(f"{classes} classes are too few to say what is ordinary without a bank of clean networks")
+    margin_p = None if margins is None or bank else margins.p
+    alone_p = None if margin_p is None else lone_outlier(stabilised(reach), len(z) * classes)
 
     def p_of(row: int, column: int) -> float | None:
         if bank:
             return p_value(z[row, column].item(), bank)
         if not enough:
             return None
-        alone = deviation.p_value(row, column)
-        if margin_p is None:
-            return of_many(alone, len(z) * classes)
-        return max(of_many(alone, len(z)), margin_p[column].item())
+        if margins is not None and not margins.large[column]:
+            return 1.0
+        reach_p = deviation.p_value(row, column)
+        if margin_p is None or alone_p is None:
+            return of_many(reach_p, len(z) * classes)
+        both = max(of_many(reach_p, len(z)), margin_p[column].item())
+        return min(2 * min(both, alone_p[row, column].item()), 1.0)
 
     def most_unlikely(among: Tensor) -> tuple[int, int]:
         places = [(row, column) for row, column in among.nonzero().tolist()]
@@ -189,5 +221,7 @@ def judge(
     outlier = bool(reached.any()) and stands_out(p_of(*most_unlikely(reached)), calibrated=bool(bank))
     place = most_unlikely(reached if outlier else torch.ones_like(reached))
     outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
-    of_margin = None if margin_p is None or bank else margin_p[place[1]].item()
-    return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons), of_margin)
+    apart = None
+    if margin_p is not None and alone_p is not None:
+        apart = Apart(margin=margin_p[place[1]].item(), reach=alone_p[:, place[1]].min().item())
+    return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons), apart)
