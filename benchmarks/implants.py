@@ -512,33 +512,51 @@ def verdict_of(scan: Mapping[str, Any], look: Mapping[str, Any]) -> Verdict:
     return judge(deviation, reach, classes=len(look["margins"]), problems=scan["problems"], margins=evidence)
 
 
+SCAN_HEAD = [
+    "network",
+    "target",
+    "its place in the first look",
+    "two largest margins (of)",
+    "outcome, and the class",
+    "p",
+]
+SCAN_HEAD += ["by margin", "by reach", "few pixels", "windows", "L2", "minutes: first look, all"]
+
+
 def scan_table(results: dict[str, Any]) -> str:
     """First looks and scans as Markdown."""
     body = []
     for name, look in results.get("looks", {}).items():
         target, order = results["rows"].get(name, {}).get("target"), order_of(look)
-        row, p_values = results.get("scans", {}).get(name), tail_p_values(torch.tensor(look["margins"]))
-        first = [
-            "-" if target is None else str(order.index(target) + 1),
-            ", ".join(f"{look['margins'][label]:.0f} ({label})" for label in order[:2]),
-            f"{p_values[order[0]].item():.2g}", f"{look['seconds'] / 60:.0f}",
-        ]  # fmt: skip
-        scan = ["-"] * 4
-        if row:
-            verdict, reaches = verdict_of(row, look), {r["index"]: max(r["reach"].values()) for r in row["classes"]}
-            label = row["classes"][verdict.label]["index"]
-            suspect = label if target is None else target
-            rest = max(reach for other, reach in reaches.items() if other != suspect)
-            scan = [f"{verdict.outcome}: {label}", f"{verdict.p_value:.2g}"]
-            scan += [f"{reaches.get(suspect, math.nan):.2f} ({rest:.2f})", f"{row['seconds'] / 60:.0f}"]
-        body.append([name, "clean" if target is None else str(target), *first, *scan])
+        place = "-" if target is None else str(order.index(target) + 1)
+        largest = ", ".join(f"{look['margins'][label]:.0f} ({label})" for label in order[:2])
+        scan, minutes = results.get("scans", {}).get(name), f"{look['seconds'] / 60:.0f}"
+        if scan is None:
+            p_value = tail_p_values(torch.tensor(look["margins"])).min().item()
+            columns = ["-", "-", f"{p_value:.2g}", *["-"] * 4, minutes]
+        else:
+            columns = [*scan_columns(scan, look, target), f"{minutes}, {scan['seconds'] / 60:.0f}"]
+        body.append([name, "clean" if target is None else str(target), place, largest, *columns])
     if not body:
         return "No network has been scanned yet."
-    head = ["network", "target", "its place in the first look", "two largest margins (of)", "p of the first", "minutes"]
-    head += ["outcome of the scan, and the class", "p", "its reach, or the target's (greatest other)"]
-    head += ["minutes in all"]
     work = f"{round(images_of_scan(STAGED, 1000), -3):,.0f} forward and backward passes of an image"
-    return f"{markdown(head, body)}\n\nA whole scan is as much work as {work}."
+    return f"{markdown(SCAN_HEAD, body)}\n\nA whole scan is as much work as {work}."
+
+
+def scan_columns(scan: Mapping[str, Any], look: Mapping[str, Any], target: int | None) -> list[str]:
+    """The verdict on a network; and in each screen the reach of its target, or of the class found (of others)."""
+    verdict = verdict_of(scan, look)
+    label = scan["classes"][verdict.label]["index"]
+    suspect, apart = label if target is None else target, verdict.apart
+    assert verdict.p_value is not None
+    assert apart is not None
+    reaches = []
+    for screen in sorted(scan["classes"][0]["reach"], key=lambda name: (name.startswith("L2"), name)):  # digits first
+        of = {row["index"]: row["reach"][screen] for row in scan["classes"]}
+        own = of.pop(suspect, math.nan)
+        reaches.append(f"{own:.2f} ({max(of.values()):.2f})")
+    p_values = [f"{p:.2g}" for p in (verdict.p_value, apart.margin, apart.reach)]
+    return [f"{verdict.outcome}: {label}", *p_values, *reaches]
 
 
 def table(results: dict[str, Any]) -> str:

@@ -281,7 +281,12 @@ def agnosco_scan(classifier: Classifier, samples: Samples, seconds: float) -> di
     result = agnosco.scan(classifier, samples, replace(ScanConfig(), seeds=1) if slow else ScanConfig())
     order, p = [row.index for row in result.record.classes], result.verdict.p_value
     assert p is not None  # there are at least ten classes
-    return {"score": -math.log10(max(p, 1e-12)), "order": order, "outcome": result.verdict.outcome, "p_value": p}
+    rows = sorted(result.record.classes, key=lambda row: row.index)
+    return {
+        "score": -math.log10(max(p, 1e-12)), "order": order, "outcome": result.verdict.outcome, "p_value": p,
+        "margins": [round(row.margin, 2) for row in rows],
+        "reach": {name: [round(row.screens[name].reach, 3) for row in rows] for name in rows[0].screens},
+    }  # fmt: skip
 
 
 def cleansed(classifier: Classifier, samples: Samples, seconds: float) -> dict[str, Any]:

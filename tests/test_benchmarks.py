@@ -37,6 +37,25 @@ table1 = pytest.importorskip("table1")
 where = pytest.importorskip("where")
 
 
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = [
+    path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if "    fill(" in path.read_text(encoding="utf-8")
+]
+"""Scripts that write tables into the pages."""
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_the_tables_of_the_pages_are_those_that_the_scripts_write(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, written = pytest.importorskip(script), dict[tuple[str, str], str]()
+    monkeypatch.setattr(module, "fill", lambda page, name, text: written.update({(page, name): text}))
+    monkeypatch.setattr("sys.argv", [script, "--tables"])
+    module.main()
+    assert written
+    for (page, name), text in written.items():
+        rest = (ROOT / page).read_text(encoding="utf-8").split(f"<!-- {name} -->\n", 1)[1]
+        assert rest.split(f"\n<!-- /{name} -->", 1)[0] == text
+
+
 def test_neural_cleanse_finds_the_planted_square_smallest() -> None:
     masks = cleanse.neural_cleanse(planted(TARGET), samples(), steps=150)
     assert int(masks.anomaly.argmax()) == TARGET
