@@ -46,7 +46,7 @@ from torch import Tensor
 from agnosco.backdoor.closer import full_map
 from agnosco.backdoor.config import PLACES, FirstLook, ScanConfig, Training
 from agnosco.backdoor.evidence import final_layer, footprint
-from agnosco.backdoor.margins import margin_p_value, margins
+from agnosco.backdoor.margins import evidence_of, margin_p_value, margins
 from agnosco.backdoor.record import FOUND, LEVEL
 from agnosco.backdoor.screening import screen
 from agnosco.backdoor.train import Attack, evaluate, fit
@@ -226,11 +226,15 @@ def agnosco_scan(classifier: Classifier, samples: Samples) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judged(result: dict[str, Any], bank: Sequence[float] | None = None) -> dict[str, Any]:
-    """A result of agnosco with its score, class and outcome, as its reaches are judged today."""
+def judged(
+    result: dict[str, Any], bank: Sequence[float] | None = None, margins: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """A result of agnosco with its score, class and outcome, as its reaches, and margins if given, are judged today."""
     reach = torch.tensor(result["reach"])
-    deviation = leave_one_out(stabilised(reach))
-    verdict = judge(deviation, reach, classes=reach.shape[1], bank=bank, problems=result.get("problems", ()))
+    deviation, classes = leave_one_out(stabilised(reach)), reach.shape[1]
+    evidence = None if margins is None else evidence_of(torch.tensor(margins), range(classes))
+    problems = result.get("problems", ())
+    verdict = judge(deviation, reach, classes=classes, bank=bank, problems=problems, evidence=evidence)
     score = deviation.z.max().item()
     return result | {"score": score, "label": verdict.label, "outcome": verdict.outcome}
 
@@ -442,8 +446,12 @@ def found_by_bank(network: dict[str, Any], clean: list[dict], name: str) -> bool
 
 
 def judged_today(network: dict[str, Any]) -> dict[str, Any]:
-    """A network whose stored reaches are judged by today's rule."""
-    detectors = {name: judged(own) if "reach" in own else own for name, own in network["detectors"].items()}
+    """A network whose stored reaches are judged by today's rule, with MM-BD's margins where they were measured."""
+    margins_of_all = network["detectors"].get("MM-BD", {}).get("margins")
+    detectors = {
+        name: judged(own, margins=margins_of_all) if "reach" in own else own
+        for name, own in network["detectors"].items()
+    }
     return network | {"detectors": detectors}
 
 

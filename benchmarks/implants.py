@@ -54,7 +54,7 @@ from torchvision.models import ResNet
 import agnosco
 from agnosco import Classifier, ScanConfig
 from agnosco.backdoor.config import FEWEST_THOROUGH, FirstLook, Training
-from agnosco.backdoor.margins import MarginEvidence, margins, tail_p_values
+from agnosco.backdoor.margins import evidence_of, margins, tail_p_values
 from agnosco.backdoor.plan import images_of_scan
 from agnosco.backdoor.record import PICTURE, ScanRecord, Verdict, read
 from agnosco.backdoor.scan import write as write_scan
@@ -507,9 +507,9 @@ def verdict_of(scan: Mapping[str, Any], look: Mapping[str, Any]) -> Verdict:
     """The verdict on a network, as its margins and reaches are judged today; its label is a column of the scan."""
     reach = torch.tensor([list(row["reach"].values()) for row in scan["classes"]]).T
     ordinary = torch.tensor([row["at random"] for row in scan["classes"]])
-    evidence = MarginEvidence.of(torch.tensor(look["margins"]), [row["index"] for row in scan["classes"]])
+    evidence = evidence_of(torch.tensor(look["margins"]), [row["index"] for row in scan["classes"]])
     deviation = leave_one_out(stabilised(reach), ordinary)
-    return judge(deviation, reach, classes=len(look["margins"]), problems=scan["problems"], margins=evidence)
+    return judge(deviation, reach, classes=len(look["margins"]), problems=scan["problems"], evidence=evidence)
 
 
 SCAN_HEAD = [
@@ -547,15 +547,15 @@ def scan_columns(scan: Mapping[str, Any], look: Mapping[str, Any], target: int |
     """The verdict on a network; and in each screen the reach of its target, or of the class found (of others)."""
     verdict = verdict_of(scan, look)
     label = scan["classes"][verdict.label]["index"]
-    suspect, apart = label if target is None else target, verdict.apart
+    suspect, separate = label if target is None else target, verdict.separate
     assert verdict.p_value is not None
-    assert apart is not None
+    assert separate is not None
     reaches = []
     for screen in sorted(scan["classes"][0]["reach"], key=lambda name: (name.startswith("L2"), name)):  # digits first
         of = {row["index"]: row["reach"][screen] for row in scan["classes"]}
         own = of.pop(suspect, math.nan)
         reaches.append(f"{own:.2f} ({max(of.values()):.2f})")
-    p_values = [f"{p:.2g}" for p in (verdict.p_value, apart.margin, apart.reach)]
+    p_values = ["-" if p is None else f"{p:.2g}" for p in (verdict.p_value, separate.margin, separate.reach)]
     return [f"{verdict.outcome}: {label}", *p_values, *reaches]
 
 

@@ -407,18 +407,28 @@ def test_of_many_classes_one_is_found_if_it_is_the_only_one_or_its_margin_stands
     config = replace(MANY, thorough=thorough)
     only = scan(planted(TARGET, classes=60), samples(), config).verdict
     assert (only.outcome, only.label) == (FOUND, TARGET)
-    assert only.apart is not None
-    assert only.apart.margin > 0.5  # 50 is the largest margin, by a little
+    assert only.separate is not None
+    assert only.separate.margin > 0.5  # 50 is the largest margin, by a little
     result = scan(pair(), samples(), config)
     assert result.verdict.outcome == NONE
     assert all(max(screen.reach for screen in row.screens.values()) > 0.9 for row in result.record.classes[:2])
-    assert "By its margin: p 0." in " ".join(scan_record.conclusion(result.record))
+    assert "by its reach, not the only one" in " ".join(scan_record.conclusion(result.record))
     sixty_are_many[TARGET] = 2000.0
     verdict = scan(pair(), samples(), config).verdict
     assert (verdict.outcome, verdict.label) == (FOUND, TARGET)
     sixty_are_many[[TARGET, 5]] = torch.tensor([30.0, 2000.0])  # another, which is not reached
     result = scan(pair(), samples(), config)
     assert result.verdict.outcome == NONE
+
+
+def test_whether_one_is_the_only_one_is_known_when_all_are_screened(
+    sixty_are_many: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agnosco.backdoor.scan.AT_A_TIME", 2)
+    sixty_are_many[[1, 5]] = sixty_are_many[[5, 1]]  # the other one comes in the third pair of classes
+    result = scan(pair(), samples(), replace(MANY, thorough=18))
+    assert (result.verdict.outcome, len(result.screening.classes)) == (NONE, 18)
+    assert result.screening.reach.amax(0)[torch.tensor(result.screening.classes) == 1] > 0.9
 
 
 def test_a_class_of_small_margin_is_said_to_be_reached_more_easily(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,15 +446,15 @@ def test_of_fewer_classes_margins_say_where_to_look_first_and_must_not_be_small(
 ) -> None:
     monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: torch.ones(60))
     result = scan(planted(TARGET, classes=60), samples(), replace(MANY, thorough=None))
-    assert (result.verdict.outcome, result.verdict.label, result.verdict.apart) == (FOUND, TARGET, None)
+    assert (result.verdict.outcome, result.verdict.label, result.verdict.separate) == (FOUND, TARGET, None)
 
 
 def test_some_of_many_classes_are_judged_like_those_of_a_network_that_has_no_more(sixty_are_many: torch.Tensor) -> None:
     config = replace(MANY, thorough=None)
     every = scan(pair(), samples(), config)
-    assert (every.verdict.outcome, every.verdict.apart is None) == (NONE, False)
+    assert (every.verdict.outcome, every.verdict.separate is None) == (NONE, False)
     some = scan(pair(), samples(), config, classes=list(range(59)))
-    assert (some.verdict.outcome, some.verdict.apart) == (FOUND, None)
+    assert (some.verdict.outcome, some.verdict.separate) == (FOUND, None)
 
 
 def test_margins_that_tell_no_classes_apart_leave_no_verdict(sixty_are_many: torch.Tensor) -> None:

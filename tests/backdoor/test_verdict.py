@@ -7,14 +7,15 @@ import math
 import pytest
 import torch
 
-from agnosco.backdoor.margins import MarginEvidence
-from agnosco.backdoor.record import Verdict
+from agnosco.backdoor.margins import evidence_of
+from agnosco.backdoor.record import Outcome, Verdict
 from agnosco.backdoor.verdict import (
     FOUND,
     INCONCLUSIVE,
     LEAST_P,
     NONE,
     Deviation,
+    MarginEvidence,
     judge,
     leave_one_out,
     lone_outlier,
@@ -206,7 +207,7 @@ EVERY = torch.ones(10, dtype=torch.bool)
 def of_a_thousand(margin_p: torch.Tensor, z: torch.Tensor = Z, reach: torch.Tensor = REACH) -> Verdict:
     """The verdict on ten classes of a thousand, of these margins."""
     deviation = Deviation(z, z, torch.full((2, 10), 9))
-    return judge(deviation, reach, classes=1000, margins=MarginEvidence(EVERY, margin_p))
+    return judge(deviation, reach, classes=1000, evidence=MarginEvidence(EVERY, margin_p))
 
 
 def test_a_class_that_its_margin_singled_out_must_be_reached_more_easily_than_ordinary_ones() -> None:
@@ -215,8 +216,8 @@ def test_a_class_that_its_margin_singled_out_must_be_reached_more_easily_than_or
     margin_p[7] = 0.01
     verdict = of_a_thousand(margin_p, z)
     assert (verdict.outcome, verdict.label, verdict.p_value) == (FOUND, 7, pytest.approx(0.02))  # one of two ways
-    assert verdict.apart is not None
-    assert verdict.apart.margin == pytest.approx(0.01)
+    assert verdict.separate is not None
+    assert verdict.separate.margin == pytest.approx(0.01)
     margin_p[7] = 1e-9
     assert of_a_thousand(margin_p, z).p_value == pytest.approx(4e-3, rel=0.01)
     margin_p[7] = 0.5
@@ -231,28 +232,53 @@ def test_or_it_must_be_reached_more_easily_than_all_whatever_its_margin() -> Non
     verdict = of_a_thousand(margin_p, reach=reach)
     assert (verdict.outcome, verdict.label) == (FOUND, 7)
     assert verdict.p_value == pytest.approx(2 * 2000 * 1.18e-6, rel=0.02)
-    assert verdict.apart is not None
-    assert verdict.apart.reach == pytest.approx(2000 * 1.18e-6, rel=0.02)
+    assert verdict.separate is not None
+    assert verdict.separate.reach == pytest.approx(2000 * 1.18e-6, rel=0.02)
     reach[1, 3] = 0.7  # with a second one beside it, neither is
     assert of_a_thousand(margin_p, reach=reach).outcome == NONE
 
 
+def reach_of(*scores: float, screens: int = 1) -> torch.Tensor:
+    """Reaches that have these scores in the last screen, and 0 in the others."""
+    reach = torch.zeros(screens, len(scores))
+    reach[-1] = torch.tensor(scores).sin().square()
+    return reach
+
+
 def test_of_normal_scores_one_stands_out_alone_in_one_of_twenty() -> None:
-    generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(2000, 3, 18, generator=generator)
-    rate = sum(lone_outlier(one, 54).min().item() <= 0.05 for one in scores) / 2000
-    assert rate == pytest.approx(0.05, abs=0.015)  # three standard errors
+    scores = 0.8 + 0.15 * torch.randn(2000, 3, 18, generator=torch.Generator().manual_seed(1))
+    found = [lone_outlier(one.sin().square(), 54).nan_to_num(1.0).min().item() <= 0.05 for one in scores]
+    assert sum(found) / 2000 == pytest.approx(0.05, abs=0.015)  # three standard errors
 
 
 @pytest.mark.parametrize("classes", [18, 200])
 def test_two_that_stand_out_are_not_alone_however_many_they_are_compared_with(classes: int) -> None:
-    scores = 0.15 * torch.randn(1, classes, generator=torch.Generator().manual_seed(1))
-    scores[0, 4] = 1.5
-    p_values = lone_outlier(scores, classes)
+    ordinary = (0.3 + 0.1 * torch.randn(classes, generator=torch.Generator().manual_seed(1))).tolist()
+    reach = reach_of(*ordinary[:4], 1.5, *ordinary[5:])
+    p_values = lone_outlier(reach, classes)
     assert p_values[0, 4] < 1e-4
-    assert (p_values[0, torch.arange(classes) != 4] == 1).all()
-    scores[0, 9] = 1.2
-    assert (lone_outlier(scores, classes) == 1).all()
+    assert p_values.isnan().sum() == classes - 1  # no other is the first
+    for score, alone in ((1.2, False), (0.7, True)):  # reached by 87 %, and by 41 %, which is no rival
+        assert lone_outlier(reach_of(*ordinary[:4], 1.5, *ordinary[5:9], score, *ordinary[10:]), classes)[
+            0, 4
+        ].isnan() == (not alone)
+
+
+def test_a_rival_in_another_screen_or_a_pair_of_rivals_leaves_none_alone() -> None:
+    reach = reach_of(1.5, *[0.3] * 16, screens=2)
+    assert lone_outlier(reach, 34)[1, 0] < 1e-4
+    reach[0, 5] = 0.9
+    assert lone_outlier(reach, 34).isnan().all()
+    assert lone_outlier(reach_of(1.5, 1.0, 1.0, *[0.3] * 14), 17).isnan().all()  # which must not hide each other
+
+
+def test_none_is_alone_before_all_are_screened() -> None:
+    reach = torch.full((1, 18), 0.05)
+    reach[0, 3] = 1.0
+    deviation, margin_p = leave_one_out(stabilised(reach)), torch.full((18,), 0.9)
+    evidence = MarginEvidence(torch.ones(18, dtype=torch.bool), margin_p)
+    for every, outcome in ((True, FOUND), (False, NONE)):
+        assert judge(deviation, reach, classes=1000, evidence=evidence, every=every).outcome == outcome
 
 
 def test_a_class_that_is_reached_more_easily_does_not_hide_the_one_whose_margin_stands_out() -> None:
@@ -262,17 +288,27 @@ def test_a_class_that_is_reached_more_easily_does_not_hide_the_one_whose_margin_
     assert (verdict.outcome, verdict.label, verdict.z) == (FOUND, 3, 6.0)
 
 
-def test_a_class_with_a_smaller_margin_than_most_is_no_outlier_unless_a_bank_says_so() -> None:
-    margins = torch.arange(10.0)
-    for first, outcome in ((7, FOUND), (4, FOUND), (3, NONE)):  # the fourth has six larger ones above it
-        margins[[7, first]] = margins[[first, 7]]
-        evidence = MarginEvidence.of(margins, range(10))
-        assert evidence.p is None
-        verdict = judged(Z, REACH, margins=evidence)
-        assert verdict.outcome == outcome
-        assert (verdict.label == 7) == (outcome == FOUND)
-        assert judged(Z, REACH, margins=evidence, bank=[4.0] * 39).outcome == FOUND
-        margins = torch.arange(10.0)
+@pytest.mark.parametrize(("larger", "outcome"), [(0, FOUND), (5, FOUND), (6, NONE)])
+def test_a_class_with_a_smaller_margin_than_most_is_no_outlier_unless_a_bank_says_so(
+    larger: int, outcome: Outcome
+) -> None:
+    order = [place for place in range(10) if place != 7]
+    order.insert(larger, 7)
+    margins = torch.zeros(10)
+    margins[order] = torch.arange(10.0).flip(0)
+    evidence = evidence_of(margins, range(10))
+    assert evidence.p is None
+    verdict = judged(Z, REACH, evidence=evidence)
+    assert (verdict.outcome, verdict.label == 7) == (outcome, outcome == FOUND)
+    assert judged(Z, REACH, evidence=evidence, bank=[4.0] * 39).outcome == FOUND
+
+
+def test_a_class_of_small_margin_is_not_named_even_if_nothing_is_unlikely() -> None:
+    evidence = MarginEvidence(torch.arange(150) != 7, None)
+    z = torch.zeros(1, 150, dtype=torch.float64)
+    z[0, 7] = 12.0
+    verdict = judged(z, torch.full((1, 150), 0.6), evidence=evidence)
+    assert (verdict.outcome, verdict.label == 7) == (NONE, False)
 
 
 def test_few_classes_are_inconclusive_without_a_bank() -> None:

@@ -101,18 +101,24 @@ def test_errors_of_the_user_are_the_same_as_on_one_machine(
     assert cancelled == []  # the task has ended: to cancel it could abort this process
 
 
-def test_a_task_that_has_ended_is_not_cancelled(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_cancelled_each_but_not_one_that_has_ended(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled: list[Any] = []
+
+    def cancel(ref: Any) -> None:
+        cancelled.append(ref)
+        raise ray.exceptions.RaySystemError("out of order")
+
     with Cluster(address) as cluster:
         wait = cluster._task(lambda seconds: time.sleep(seconds))
-        ended, running = wait.remote(0), wait.remote(60)
+        ended, *running = wait.remote(0), wait.remote(60), wait.remote(60)
         ray.wait([ended])
         with monkeypatch.context() as patch:
-            patch.setattr(ray, "cancel", cancelled.append)
+            patch.setattr(ray, "cancel", cancel)
             patch.setattr(cluster_module, "STOP_TIMEOUT", 0)
-            cluster._cancel([ended, running])
-        ray.cancel(running)
-    assert cancelled == [running]
+            cluster._cancel([ended, *running])
+        for ref in running:
+            ray.cancel(ref)
+    assert cancelled == running
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (1, 1)])

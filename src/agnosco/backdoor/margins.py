@@ -1,13 +1,13 @@
 """The first look at all classes: how far a network can be pushed towards each (Wang et al. 2024, "MM-BD").
 
 It needs no samples and takes seconds, and a backdoor usually lets one class's margin grow. So it says which classes to
-look at first. It does not decide alone: networks whose backdoor was removed keep the large margin.
+look at first, and that a class of small margin is no target. It does not decide alone: networks whose backdoor was
+removed keep the large margin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..method.prepare import images_at_once, prepared, resolve_precision
 from ..models.classifier import Classifier
 from .config import MANY_CLASSES, FirstLook
+from .verdict import MarginEvidence
 
 RATE = 0.05
 """Learning rate of the ascent, in [0, 1] pixel units."""
@@ -101,8 +102,8 @@ def tail_p_values(margins: Tensor) -> Tensor:
         margins: Of all classes, ``(classes,)``.
 
     Returns:
-        ``(classes,)``, each in [0, 1]. Only ones if the margins cannot tell: if almost all are equal, or no more than
-        20 or 5 % are positive, or there are fewer than three.
+        ``(classes,)``, each in [0, 1]. All are almost 1 if the margins cannot tell (:func:`cannot_tell`): if nearly all
+        are equal, or no more than 20 or 5 % are positive, or there are fewer than three.
     """
     values = margins.double()
     ordered = values.sort(descending=True).values
@@ -117,24 +118,15 @@ def tail_p_values(margins: Tensor) -> Tensor:
     return -torch.expm1(-expected)
 
 
-@dataclass(frozen=True)
-class MarginEvidence:
-    """What margins say of some classes, for :func:`agnosco.backdoor.verdict.judge`.
+def cannot_tell(p_values: Tensor) -> bool:
+    """Whether margins with such :func:`tail_p_values` do not tell classes apart."""
+    return p_values.min().item() > 1 - 1e-6
 
-    Args:
-        large: Whether a class has a margin at least as large as half of all classes, ``(classes,)``.
-        p: How likely any class has so large a one, by :func:`tail_p_values`, ``(classes,)``; None if there are too few
-            classes to tell how large margins fall off.
-    """
 
-    large: Tensor
-    p: Tensor | None
-
-    @classmethod
-    def of(cls, margins: Tensor, columns: Sequence[int]) -> MarginEvidence:
-        """That of some columns among the margins of all classes."""
-        large, chosen = margins >= margins.median(), list(columns)  # of an even number the lower one in the middle
-        return cls(large[chosen], tail_p_values(margins)[chosen] if len(margins) >= MANY_CLASSES else None)
+def evidence_of(margins: Tensor, columns: Sequence[int]) -> MarginEvidence:
+    """What the margins of all classes ``(classes,)`` say of some of them."""
+    large, chosen = margins >= margins.median(), list(columns)  # of an even number the lower one in the middle
+    return MarginEvidence(large[chosen], tail_p_values(margins)[chosen] if len(margins) >= MANY_CLASSES else None)
 
 
 def _ascended(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Literal
 
 from ..errors import AgnoscoError
@@ -30,16 +31,17 @@ ENOUGH_REACH = 0.5
 
 
 @dataclass(frozen=True)
-class Apart:
-    """Margin and reach of a class of many, each by itself.
+class Separate:
+    """Margin and reach of one class among hundreds, separately.
 
     Args:
         margin: How likely any class has such a margin, see :func:`agnosco.backdoor.margins.tail_p_values`.
-        reach: How likely any class is reached so easily, see :func:`agnosco.backdoor.verdict.lone_outlier`.
+        reach: How likely any class is reached so much more easily than all others, see
+            :func:`agnosco.backdoor.verdict.lone_outlier`; None if it is not the first, or not the only one.
     """
 
     margin: float
-    reach: float
+    reach: float | None
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class Verdict:
         label: Index of the class that is the least likely by chance.
         z: How far it stands out from the others, see :func:`agnosco.backdoor.verdict.leave_one_out`.
         p_value: How likely something stands out as far by chance: by the bank, or else if the scores of classes are
-            normal and independent; None for too few classes. See :func:`agnosco.backdoor.verdict.judge`.
+            normal and independent; 1 for a class whose margin is smaller than most; None for too few classes. See
+            :func:`agnosco.backdoor.verdict.judge`.
         calibrated: Whether it is by a bank.
         reasons: Why it is inconclusive; empty otherwise.
-        apart: The p-values of its margin and of its reach alone, of 200 classes or more; None otherwise, and with a
-            bank.
+        separate: The p-values of its margin and of its reach, of 200 classes or more; None otherwise, and with a bank.
     """
 
     outcome: Outcome
@@ -64,7 +66,7 @@ class Verdict:
     p_value: float | None
     calibrated: bool
     reasons: tuple[str, ...]
-    apart: Apart | None = None
+    separate: Separate | None = None
 
 
 def stands_out(p_value: float | None, *, calibrated: bool) -> bool:
@@ -300,18 +302,22 @@ def how_closely(scan: ScanRecord) -> list[str]:
 def _by_margin(scan: ScanRecord) -> list[str]:
     """Sentences about the part that margins have in the verdict; none if they have none."""
     verdict, lines = scan.verdict, list[str]()
-    if verdict.apart is not None:
-        lines.append(
-            f"By its margin: {_p(verdict.apart.margin)}; by its reach, as the only class that stands out by it: "
-            f"{_p(verdict.apart.reach)}."
-        )
+    if verdict.separate is not None:
+        reach = "not the only one"
+        if verdict.separate.reach is not None:
+            reach = f"as the only one, {_p(verdict.separate.reach)}"
+        lines.append(f"Separately: by its margin, {_p(verdict.separate.margin)}; by its reach, {reach}.")
     if verdict.calibrated or verdict.p_value is None:
         return lines
+    own = next(row for row in scan.classes if row.index == verdict.label)
     reached = max(scan.screened_classes, key=lambda row: row.z or 0.0)
-    if reached.index != verdict.label and (reached.z or 0.0) > verdict.z:
+    if reached.index == own.index or (reached.z or 0.0) <= verdict.z:
+        return lines
+    small = reached.margin < median_low(row.margin for row in scan.classes)
+    if small or (verdict.separate is not None and reached.margin < own.margin):
         lines.append(
-            f"Class {reached.index} ({reached.name}) is reached more easily (z {reached.z:.1f}), but its margin does "
-            "not single it out; clean networks have such classes too."
+            f"Class {reached.index} ({reached.name}) is reached more easily (z {reached.z:.1f}), but its margin is "
+            f"{'smaller than most' if small else 'smaller'}; clean networks have such classes too."
         )
     return lines
 

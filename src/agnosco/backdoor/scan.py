@@ -32,7 +32,7 @@ from ..models.loading import load
 from .closer import TILE, Candidate, examined, smallest_sizes
 from .config import RANDOM_CLASSES, ScanConfig
 from .evidence import final_layer
-from .margins import MarginEvidence, margin_p_value, margins
+from .margins import cannot_tell, evidence_of, margin_p_value, margins
 from .plan import CANDIDATES, LEADING, closer_look
 from .record import (
     FILE,
@@ -218,22 +218,26 @@ class _Scanner:
         for start in range(0, len(leading), AT_A_TIME):
             part = self._screen(leading[start : start + AT_A_TIME], scales=screened.scales, ordinary=False)
             screened = screened.joined(part)
-            if self.verdict(screened).outcome == FOUND:
+            if self.verdict(screened, every=False).outcome == FOUND:
                 break
         return screened
 
     def _screen(self, classes: Sequence[int], **options: Any) -> Screening:
         return screen(self.classifier, self.samples, self.config, classes=classes, clock=self.clock, **options)
 
-    def verdict(self, screened: Screening) -> Verdict:
-        """The verdict on what is screened."""
-        chosen = [self.labels.index(label) for label in screened.classes]
-        evidence = MarginEvidence.of(torch.tensor([self.margin_of[label] for label in self.labels]), chosen)
-        problems = [NOTHING_LARGE] if evidence.p is not None and evidence.p.min() == 1 else []
+    def verdict(self, screened: Screening, *, every: bool = True) -> Verdict:
+        """The verdict on what is screened; ``every`` says whether no more will be."""
+        columns = [self.labels.index(label) for label in screened.classes]
+        evidence = evidence_of(torch.tensor([self.margin_of[label] for label in self.labels]), columns)
         by_rule = partial(
-            judge, screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, margins=evidence
-        )
-        return by_rule(problems=[*problems, *screened.problems(by_rule().label)])
+            judge, screened.deviation, screened.reach, classes=len(self.labels), bank=self.bank, evidence=evidence,
+            every=every,
+        )  # fmt: skip
+        first = by_rule()
+        problems = screened.problems(first.label)
+        if first.separate is not None and evidence.p is not None and cannot_tell(evidence.p) and first.outcome != FOUND:
+            problems.insert(0, NOTHING_LARGE)
+        return by_rule(problems=problems)
 
     def candidates(self, screened: Screening, columns: Sequence[int]) -> tuple[Candidate, ...]:
         """A closer look at some classes."""

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import atan, ceil, cos, expm1, log1p, pi, sin, sqrt
+from math import atan, ceil, cos, expm1, isnan, log1p, pi, sin, sqrt
 
 import torch
 from torch import Tensor
 
 from .config import FEWEST_CLASSES
-from .margins import MarginEvidence
-from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Apart, Outcome, Verdict, stands_out
+from .record import ENOUGH_REACH, FOUND, INCONCLUSIVE, LEVEL, NONE, Outcome, Separate, Verdict, stands_out
 
 FLOOR = 0.1
 """Least standard deviation that scores are measured by, in the units of :func:`stabilised`: when all classes are alike,
@@ -77,46 +76,48 @@ def leave_one_out(scores: Tensor, ordinary: Tensor | None = None, *, floor: floa
     """
     scores, count = scores.double(), scores.shape[-1]
     weights = (torch.ones(count) if ordinary is None else ordinary).double().expand(scores.shape).clone()
-    z, others = _apart(scores, weights, floor)
+    z, others = _standardised(scores, weights, floor)
     tested = z.clone()
     if count < 3:
         return Deviation(z, tested, others)
     for row, (first, second) in enumerate(scores.topk(2, dim=1).indices.tolist()):
         without_first, without_second = weights[row].clone(), weights[row].clone()
         without_first[first] = without_second[second] = 0
-        apart, left = _apart(scores[row : row + 1], without_first[None], floor)
+        second_z, left = _standardised(scores[row : row + 1], without_first[None], floor)
         alone = Deviation(z[row : row + 1], z[row : row + 1], others[row : row + 1])
-        if Deviation(apart, apart, left).p_value(0, second) < alone.p_value(0, first):
-            z[row, second] = tested[row, second] = tested[row, first] = apart[0, second]
+        if Deviation(second_z, second_z, left).p_value(0, second) < alone.p_value(0, first):
+            z[row, second] = tested[row, second] = tested[row, first] = second_z[0, second]
             others[row, second] = others[row, first] = left[0, second]
-            z[row, first] = _apart(scores[row : row + 1], without_second[None], floor)[0][0, first]
+            z[row, first] = _standardised(scores[row : row + 1], without_second[None], floor)[0][0, first]
     return Deviation(z, tested, others)
 
 
-def lone_outlier(scores: Tensor, tests: int) -> Tensor:
-    """How likely each class is so far above all others by chance, if it is the only one that stands out.
+def lone_outlier(reach: Tensor, tests: int) -> Tensor:
+    """How likely each class is reached so much more easily than all others by chance, if no other stands out beside it.
 
-    Only the first of a screen can be; and not if the second stands out from the rest, once the first is left out.
+    Another one does if it is reached, and far from the rest in any screen, when the class is left out of all of them.
 
     Args:
-        scores: ``(screens, classes)``, two classes at least.
+        reach: ``(screens, classes)``, of three classes at least.
         tests: Of how many p-values each is the smallest.
 
     Returns:
-        ``(screens, classes)``, each in [0, 1]; 1 for all that are not alone.
+        ``(screens, classes)``, each in [0, 1]; NaN for a class that is not the first of the screen, or not alone.
     """
-    p_values, everyone = torch.ones(scores.shape, dtype=torch.float64), torch.ones(scores.shape, dtype=torch.float64)
-    z, others = _apart(scores.double(), everyone, FLOOR)
+    scores, columns = stabilised(reach).double(), torch.arange(reach.shape[1])
+    z, others = _standardised(scores, torch.ones_like(scores), FLOOR)
+    alone = Deviation(z, z, others)
+    p_values = torch.full_like(scores, torch.nan)
     for row, first in enumerate(scores.argmax(1).tolist()):
-        rest = torch.cat([scores[row, :first], scores[row, first + 1 :]])[None].double()
-        of_rest, left = _apart(rest, torch.ones_like(rest), FLOOR)
-        second = Deviation(of_rest, of_rest, left).p_value(0, int(rest.argmax()))
-        if not stands_out(of_many(second, scores.numel()), calibrated=False):
-            p_values[row, first] = of_many(Deviation(z, z, others).p_value(row, first), tests)
+        rest = columns[columns != first]
+        of_rest, reached = leave_one_out(scores[:, rest]), (reach[:, rest] >= ENOUGH_REACH).any(0)
+        rivals = [of_rest.p_value(*place) for place in reached.expand_as(of_rest.z).nonzero().tolist()]
+        if not stands_out(of_many(min(rivals, default=1.0), of_rest.z.numel()), calibrated=False):
+            p_values[row, first] = of_many(alone.p_value(row, first), tests)
     return p_values
 
 
-def _apart(scores: Tensor, weights: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def _standardised(scores: Tensor, weights: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """z of each score by the others of weight 1, and how many they are; all ``(screens, classes)``."""
     others = weights.sum(1, keepdim=True) - weights  # none is among its own others
     mean = ((weights * scores).sum(1, keepdim=True) - weights * scores) / others.clamp_min(1)
@@ -159,6 +160,20 @@ def wilson(hits: int, total: int, *, deviations: float = 1.96) -> tuple[float, f
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
+@dataclass(frozen=True)
+class MarginEvidence:
+    """What the margins of the first look say of the screened classes, see :func:`agnosco.backdoor.margins.evidence_of`.
+
+    Args:
+        large: Whether a class has a margin at least as large as half of all classes, ``(screened classes,)``.
+        p: How likely any class has so large a one, ``(screened classes,)``; None if there are too few classes to tell
+            how large margins fall off.
+    """
+
+    large: Tensor
+    p: Tensor | None
+
+
 def judge(
     deviation: Deviation,
     reach: Tensor,
@@ -166,17 +181,19 @@ def judge(
     classes: int,
     bank: Sequence[float] | None = None,
     problems: Sequence[str] = (),
-    margins: MarginEvidence | None = None,
+    evidence: MarginEvidence | None = None,
+    every: bool = True,
 ) -> Verdict:
     """The verdict on one network.
 
     Without a bank, a class whose margin is smaller than most is no outlier: backdoors enlarge that of their target.
 
     Of hundreds of classes, some are reached much more easily than most in clean networks, too, and these have large
-    margins. There, a class must stand out twice, by its margin and by its reach among ordinary classes; as the margin
-    has singled it out, its reach is not corrected for the number of classes. Or its reach alone must stand out among
-    all that were screened, those of the largest margins as well, with no other class beside it
-    (:func:`lone_outlier`). The p-value is twice the smaller of the two (Bonferroni).
+    margins. There, a class can stand out in two ways, and its p-value is twice the smaller of theirs (Bonferroni):
+
+    - by margin, and by reach among ordinary classes. The greater p-value counts. As the margin has singled the class
+      out, the p-value of its reach is not corrected for the number of classes;
+    - by reach alone, among all that were screened, if no other class stands out (:func:`lone_outlier`).
 
     Args:
         deviation: How far the screened classes stand out.
@@ -184,7 +201,8 @@ def judge(
         classes: How many classes were looked at in all; any of them could have come first.
         bank: Greatest z of each clean network of a bank; it decides alone.
         problems: Other reasons against a verdict.
-        margins: Of the first look; None if they do not count.
+        evidence: What the margins say; None if they do not count.
+        every: Whether all were screened that will be; before that, none of hundreds can be the only one.
     """
     z, enough = deviation.z, classes >= FEWEST_CLASSES
     reasons = list(problems)
@@ -197,31 +215,35 @@ def judge(
         )
     if not bank and not enough:
         reasons.append(f"{classes} classes are too few to say what is ordinary without a bank of clean networks")
-    margin_p = None if margins is None or bank else margins.p
-    alone_p = None if margin_p is None else lone_outlier(stabilised(reach), len(z) * classes)
+    large = torch.ones(z.shape[1], dtype=torch.bool) if evidence is None or bank else evidence.large
+    margin_p = None if evidence is None or bank else evidence.p
+    lone_p = lone_outlier(reach, len(z) * classes) if margin_p is not None and every else torch.full_like(z, torch.nan)
 
     def p_of(row: int, column: int) -> float | None:
         if bank:
             return p_value(z[row, column].item(), bank)
         if not enough:
             return None
-        if margins is not None and not margins.large[column]:
+        if not large[column]:
             return 1.0
         reach_p = deviation.p_value(row, column)
-        if margin_p is None or alone_p is None:
+        if margin_p is None:
             return of_many(reach_p, len(z) * classes)
-        both = max(of_many(reach_p, len(z)), margin_p[column].item())
-        return min(2 * min(both, alone_p[row, column].item()), 1.0)
+        both, alone = max(of_many(reach_p, len(z)), margin_p[column].item()), lone_p[row, column].nan_to_num(1.0).item()
+        return min(2 * min(both, alone), 1.0)
 
     def most_unlikely(among: Tensor) -> tuple[int, int]:
-        places = [(row, column) for row, column in among.nonzero().tolist()]
-        return min(places, key=lambda place: (p_of(*place) or 0.0, -z[place].item()))
+        def place_in_order(place: tuple[int, int]) -> tuple[float, bool, float]:
+            return p_of(*place) or 0.0, not large[place[1]], -z[place].item()
+
+        return min(((row, column) for row, column in among.nonzero().tolist()), key=place_in_order)
 
     reached = reach >= ENOUGH_REACH  # a class that few images reach must not hide another
     outlier = bool(reached.any()) and stands_out(p_of(*most_unlikely(reached)), calibrated=bool(bank))
     place = most_unlikely(reached if outlier else torch.ones_like(reached))
     outcome: Outcome = INCONCLUSIVE if reasons else FOUND if outlier else NONE
-    apart = None
-    if margin_p is not None and alone_p is not None:
-        apart = Apart(margin=margin_p[place[1]].item(), reach=alone_p[:, place[1]].min().item())
-    return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons), apart)
+    separate = None
+    if margin_p is not None:
+        alone = [p for p in lone_p[:, place[1]].tolist() if not isnan(p)]
+        separate = Separate(margin=margin_p[place[1]].item(), reach=min(alone, default=None))
+    return Verdict(outcome, place[1], z[place].item(), p_of(*place), bool(bank), tuple(reasons), separate)

@@ -167,11 +167,12 @@ class Cluster:
         """
         if self.lifeline.node_lost or not pending:  # nobody can be told, or nobody needs to be
             return
+        for ref in pending:
+            with suppress(Exception):
+                ended, _ = self.ray.wait([ref], timeout=0)
+                if not ended:
+                    self.ray.cancel(ref)
         with suppress(Exception):
-            for ref in pending:
-                _, running = self.ray.wait([ref], timeout=0)
-                for each in running:
-                    self.ray.cancel(each)
             self.ray.wait(pending, num_returns=len(pending), timeout=STOP_TIMEOUT)
 
     def _answer(self, ref: Any) -> Any:
