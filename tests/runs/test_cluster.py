@@ -34,6 +34,9 @@ benchmark = pytest.importorskip("cluster")
 NOBODY = "127.0.0.1:1"
 """An address where nothing answers."""
 
+SHARED: list[Cluster] = []
+"""The connection of :func:`cluster`."""
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets and of what it deprecates
 
 
@@ -41,6 +44,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its sockets a
 def address() -> Iterator[str]:
     with benchmark.nodes(2, busy=True) as cluster:
         yield str(cluster.address)
+        ray.shutdown()
+
+
+@pytest.fixture
+def cluster(address: str) -> Cluster:
+    """The connection that tests share: for a new one, Ray starts new workers, which takes seconds."""
+    if not ray.is_initialized():
+        SHARED[:] = [Cluster(address)]
+    return SHARED[0]
+
+
+@pytest.fixture
+def own_address(address: str) -> str:
+    """The address for a test that connects by itself."""
+    ray.shutdown()
+    return address
 
 
 def network() -> Loaded:
@@ -60,19 +79,18 @@ def files(run: Run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(run.path.glob("*/*"))}
 
 
-def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(address: str, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(cluster: Cluster, tmp_path: Path) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(600)
     killed: list[int] = []
-    with Cluster(address) as cluster:
-        assert cluster.workers == 2
-        run = cluster.run(str(tmp_path / "cluster"), classifier=classifier, samples=samples, config=config)
+    assert cluster.workers == 2
+    run = cluster.run(str(tmp_path / "cluster"), classifier=classifier, samples=samples, config=config)
 
-        def on_step(step: Any) -> None:
-            if not killed:
-                killed.extend(benchmark.kill_a_worker())
+    def on_step(step: Any) -> None:
+        if not killed:
+            killed.extend(benchmark.kill_a_worker())
 
-        maps = map_runs(run, classifier, samples, range(12), backend=cluster.make, on_step=on_step)
-        finished = [(one.entry.index, one.entry.seed) for one in maps]
+    maps = map_runs(run, classifier, samples, range(12), backend=cluster.make, on_step=on_step)
+    finished = [(one.entry.index, one.entry.seed) for one in maps]
     assert killed
     assert sorted(finished) == [(label, 0) for label in range(12)]
 
@@ -86,53 +104,50 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(addre
 
 
 def test_errors_of_the_user_are_the_same_as_on_one_machine(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
     cancelled: list[Any] = []
     monkeypatch.setattr(ray, "cancel", cancelled.append)
-    with Cluster(address) as cluster:
-        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
-        with torch.no_grad():
-            next(iter(classifier.model.parameters())).fill_(float("nan"))
-        cluster.send(classifier, samples, config)
-        with pytest.raises(AgnoscoError, match="not finite"):
-            list(map_runs(run, classifier, samples, [0], backend=cluster.make))
+    run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
+    with torch.no_grad():
+        next(iter(classifier.model.parameters())).fill_(float("nan"))
+    cluster.send(classifier, samples, config)
+    with pytest.raises(AgnoscoError, match="not finite"):
+        list(map_runs(run, classifier, samples, [0], backend=cluster.make))
     assert cancelled == []  # the task has ended: to cancel it could abort this process
 
 
-def test_tasks_are_cancelled_each_but_not_one_that_has_ended(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_cancelled_each_but_not_one_that_has_ended(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled: list[Any] = []
 
     def cancel(ref: Any) -> None:
         cancelled.append(ref)
         raise ray.exceptions.RaySystemError("out of order")
 
-    with Cluster(address) as cluster:
-        wait = cluster._task(lambda seconds: time.sleep(seconds))
-        ended, *running = wait.remote(0), wait.remote(60), wait.remote(60)
-        ray.wait([ended])
-        with monkeypatch.context() as patch:
-            patch.setattr(ray, "cancel", cancel)
-            patch.setattr(cluster_module, "STOP_TIMEOUT", 0)
-            cluster._cancel([ended, *running])
-        for ref in running:
-            ray.cancel(ref)
+    wait = cluster._task(lambda seconds: time.sleep(seconds))
+    ended, *running = wait.remote(0), wait.remote(60), wait.remote(60)
+    ray.wait([ended])
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "cancel", cancel)
+        patch.setattr(cluster_module, "STOP_TIMEOUT", 0)
+        cluster._cancel([ended, *running])
+    for ref in running:
+        ray.cancel(ref)
     assert cancelled == running
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (1, 1)])
-def test_a_worker_that_fits_on_no_machine_is_an_error(address: str, cpus: int, gpus: float) -> None:
+def test_a_worker_that_fits_on_no_machine_is_an_error(own_address: str, cpus: int, gpus: float) -> None:
     with pytest.raises(AgnoscoError, match="no machine of the cluster has"):
-        Cluster(address, cpus=cpus, gpus=gpus)
+        Cluster(own_address, cpus=cpus, gpus=gpus)
 
 
-def test_workers_of_other_versions_are_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_other_versions_are_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agnosco.runs.cluster.versions", lambda: versions() | {"torch": "0.1"})
-    with Cluster(address) as cluster:
-        samples = Samples.noise((3, 16, 16), count=40)
-        with pytest.raises(AgnoscoError, match="other versions"):
-            cluster.send(network(), samples, settings(2))
+    samples = Samples.noise((3, 16, 16), count=40)
+    with pytest.raises(AgnoscoError, match="other versions"):
+        cluster.send(network(), samples, settings(2))
 
 
 def test_a_missing_cluster_is_an_error(tmp_path: Path) -> None:
@@ -140,22 +155,21 @@ def test_a_missing_cluster_is_an_error(tmp_path: Path) -> None:
         Cluster("127.0.0.1:1")
 
 
-def test_progress_comes_from_all_workers(address: str, tmp_path: Path) -> None:
+def test_progress_comes_from_all_workers(cluster: Cluster, tmp_path: Path) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(40)
     seen: dict[Any, int] = {}
-    with Cluster(address) as cluster:
-        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
+    run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
 
-        def on_step(step: Any) -> None:
-            seen[Job(step.label, step.seed)] = step.done
+    def on_step(step: Any) -> None:
+        seen[Job(step.label, step.seed)] = step.done
 
-        list(map_runs(run, classifier, samples, range(4), backend=cluster.make, on_step=on_step))
+    list(map_runs(run, classifier, samples, range(4), backend=cluster.make, on_step=on_step))
     assert set(seen) == {Job(label, 0) for label in range(4)}
     assert all(0 < done <= 40 for done in seen.values())  # a worker's last word may come too late
 
 
 def test_without_a_queue_the_work_continues_without_progress(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
     ordinary = Cluster._queue
@@ -166,13 +180,12 @@ def test_without_a_queue_the_work_continues_without_progress(
         return queue
 
     monkeypatch.setattr(Cluster, "_queue", lost)
-    with Cluster(address) as cluster:
-        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
-        assert len(list(map_runs(run, classifier, samples, [0, 1], backend=cluster.make, on_step=print))) == 2
+    run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
+    assert len(list(map_runs(run, classifier, samples, [0, 1], backend=cluster.make, on_step=print))) == 2
 
 
 def test_the_code_of_a_python_file_and_of_what_it_imports_from_beside_it_is_sent(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = (
         "from torch import nn\nclass Squeeze(nn.Module):\n    def forward(self, x):\n        return x.mean((2, 3))\n"
@@ -184,8 +197,7 @@ def test_the_code_of_a_python_file_and_of_what_it_imports_from_beside_it_is_sent
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     classifier = load(f"python:{tmp_path / 'net.py'}:Net", trust_code=True, size=8)
-    with Cluster(address) as cluster:
-        machine = cluster.send(classifier, Samples.noise((3, 8, 8), count=40), settings(2))
+    machine = cluster.send(classifier, Samples.noise((3, 8, 8), count=40), settings(2))
     assert machine.together >= 1
 
 
@@ -211,64 +223,60 @@ def test_a_worker_computes_with_the_threads_that_the_run_began_with(
     assert seen == [3]
 
 
-def test_another_network_is_sent_before_its_maps_are_made(address: str, tmp_path: Path) -> None:
+def test_another_network_is_sent_before_its_maps_are_made(cluster: Cluster, tmp_path: Path) -> None:
     first, second, samples = network(), network(), Samples.noise((3, 16, 16), count=40)
     with torch.no_grad():
         next(iter(second.model.parameters())).mul_(-1)
-    with Cluster(address) as cluster:
-        cluster.run(str(tmp_path / "first"), classifier=first, samples=samples, config=settings(2))
-        run = Run.create(tmp_path / "run", classifier=second, samples=samples, config=settings(2), threads=1)
-        list(map_runs(run, second, samples, [0], backend=cluster.make))
+    cluster.run(str(tmp_path / "first"), classifier=first, samples=samples, config=settings(2))
+    run = Run.create(tmp_path / "run", classifier=second, samples=samples, config=settings(2), threads=1)
+    list(map_runs(run, second, samples, [0], backend=cluster.make))
     alone = Run.create(tmp_path / "alone", classifier=second, samples=samples, config=settings(2), threads=1)
     list(map_runs(alone, second, samples, [0]))
     assert files(run) == files(alone)
 
 
 def test_a_group_of_a_machine_that_is_gone_is_made_once_its_lease_has_lapsed(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "LAPSE", 3.0)  # here; the workers wait for longer
     classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
-    with Cluster(address) as cluster:
-        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
-        group = store_groups(run, [Job(0, 0), Job(1, 0)], 1)[1]
-        lease = LeaseRecord(owner="another-7-00", until="noon", renewed=0)
-        run.folder.write(f"leases/{name_of_group(group)}.1.json", encode(lease))
-        began = time.monotonic()
-        finished = list(map_runs(run, classifier, samples, [0, 1], backend=cluster.make))
+    run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
+    group = store_groups(run, [Job(0, 0), Job(1, 0)], 1)[1]
+    lease = LeaseRecord(owner="another-7-00", until="noon", renewed=0)
+    run.folder.write(f"leases/{name_of_group(group)}.1.json", encode(lease))
+    began = time.monotonic()
+    finished = list(map_runs(run, classifier, samples, [0, 1], backend=cluster.make))
     assert [each.entry.index for each in finished] == [0, 1]
     assert time.monotonic() - began > 3
     assert run.folder.names("leases") == []
 
 
-def test_channels_of_a_layer_are_mapped_as_on_one_machine(address: str, tmp_path: Path) -> None:
+def test_channels_of_a_layer_are_mapped_as_on_one_machine(cluster: Cluster, tmp_path: Path) -> None:
     classifier, samples = (
         Classifier(network().model, size=16, at="2", name="small"),
         Samples.noise((3, 16, 16), count=40),
     )
-    with Cluster(address) as cluster:
-        run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
-        list(map_runs(run, classifier, samples, [0, 5], backend=cluster.make))
+    run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
+    list(map_runs(run, classifier, samples, [0, 5], backend=cluster.make))
     alone = Run.create(tmp_path / "alone", classifier=classifier, samples=samples, config=settings(2), threads=1)
     list(map_runs(alone, classifier, samples, [0, 5], together=1))  # as two workers share them
     assert [entry.name for entry in run.entries] == ["2 0", "2 5"]
     assert files(run) == files(alone)
 
 
-def test_the_connection_watches_the_head_and_the_node_of_this_machine(address: str) -> None:
-    with Cluster(address) as cluster:
-        assert cluster.lifeline.head == address
-        cluster.lifeline.look()
-        reach(cluster.lifeline.node)
-        assert cluster.lifeline.node != address
+def test_the_connection_watches_the_head_and_the_node_of_this_machine(cluster: Cluster, address: str) -> None:
+    assert cluster.lifeline.head == address
+    cluster.lifeline.look()
+    reach(cluster.lifeline.node)
+    assert cluster.lifeline.node != address
 
 
 @pytest.mark.parametrize("lost", ["head", "node"])
 def test_if_the_connection_is_lost_the_work_ends_with_an_error_and_can_be_continued(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    own_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     classifier, samples = network(), Samples.noise((3, 16, 16), count=40)
-    with Cluster(address) as cluster:
+    with Cluster(own_address) as cluster:
         run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(20))
         with monkeypatch.context() as patch:
             patch.setattr(connection, "INTERVAL", 0.0)
@@ -281,8 +289,8 @@ def test_if_the_connection_is_lost_the_work_ends_with_an_error_and_can_be_contin
     assert len(run.entries) == 12
 
 
-def test_what_ray_says_of_a_lost_node_is_told_as_a_lost_node(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Cluster(address) as cluster:
+def test_what_ray_says_of_a_lost_node_is_told_as_a_lost_node(own_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cluster(own_address) as cluster:
         cluster.lifeline.node = NOBODY
         for name in ("wait", "get"):
             with monkeypatch.context() as patch:
@@ -291,8 +299,8 @@ def test_what_ray_says_of_a_lost_node_is_told_as_a_lost_node(address: str, monke
                     cluster._answer(ray.put(1))
 
 
-def test_another_failure_of_ray_is_an_error_in_two_lines(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Cluster(address) as cluster, monkeypatch.context() as patch:
+def test_another_failure_of_ray_is_an_error_in_two_lines(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
         patch.setattr(ray, "wait", _raising(ray.exceptions.RaySystemError("out of order")))
         with pytest.raises(AgnoscoError, match=r"Ray failed: .*out of order") as caught:
             cluster._answer(ray.put(1))
