@@ -524,9 +524,11 @@ SCAN_HEAD += ["by margin", "by reach", "few pixels", "windows", "L2", "minutes: 
 
 
 def scan_table(results: dict[str, Any]) -> str:
-    """First looks and scans as Markdown."""
+    """First looks and scans as Markdown, those of compromised networks first."""
     body = []
-    for name, look in results.get("looks", {}).items():
+    for name, look in sorted(
+        results.get("looks", {}).items(), key=lambda item: (item[0] not in results["rows"], item[0])
+    ):
         target, order = results["rows"].get(name, {}).get("target"), order_of(look)
         place = "-" if target is None else str(order.index(target) + 1)
         largest = ", ".join(f"{look['margins'][label]:.0f} ({label})" for label in order[:2])
