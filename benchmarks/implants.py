@@ -589,10 +589,12 @@ def figure(results: dict[str, Any]) -> Image.Image:
         triggers.append(to_picture(trigger_from_json(row["trigger"]).apply(grey)[0]))
         record = read(Folder.of(folder))
         assert record is not None
-        top = GAP + [each.index for each in record.candidates].index(label) * (SIZE + LINE + GAP)
+        row_of_sheet = [each.index for each in record.candidates].index(label)
+        top = GAP + row_of_sheet * (SIZE + LINE + GAP)
         with Image.open(folder / PICTURE) as sheet:  # a row for each candidate; its pattern comes first
             patterns.append(sheet.crop((GAP, top, GAP + SIZE, top + SIZE)).convert("RGB"))
-        captions.append("found: " + (row["class"] if label == row["target"] else f"class {label}"))
+        found = row["class"] if label == row["target"] else f"class {label}"
+        captions.append(f"{found}, {record.candidates[row_of_sheet].screen}")
     return contact_sheet([*triggers, *patterns], [*names, *captions], columns=len(names), tile=SIZE)
 
 
