@@ -23,7 +23,7 @@ from agnosco.runs.cluster import Cluster, versions
 from agnosco.runs.connection import reach
 from agnosco.runs.jobs import map_runs, store_groups
 from agnosco.runs.leases import LeaseRecord
-from agnosco.runs.manifest import name_of_group, write_manifest
+from agnosco.runs.manifest import cpu_kind, name_of_group, write_manifest
 from agnosco.runs.run import MANIFEST, Run
 from agnosco.types import Job
 
@@ -148,6 +148,16 @@ def test_workers_of_other_versions_are_refused(cluster: Cluster, monkeypatch: py
     samples = Samples.noise((3, 16, 16), count=40)
     with pytest.raises(AgnoscoError, match="other versions"):
         cluster.send(network(), samples, settings(2))
+
+
+def test_the_kind_of_cpu_is_that_of_the_workers(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = cpu_kind("cpu")
+    monkeypatch.setattr("agnosco.runs.manifest.cpu_kind", lambda device: "that of this process")
+    samples = Samples.noise((3, 16, 16), count=40)
+    run = cluster.run(str(tmp_path / "run"), classifier=network(), samples=samples, config=settings(2))
+    assert run.settings.cpu == kind
 
 
 def test_a_missing_cluster_is_an_error(tmp_path: Path) -> None:

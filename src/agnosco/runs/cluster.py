@@ -29,7 +29,7 @@ from ..types import Job, OnStep, Progress
 from .connection import connected
 from .jobs import WAIT, Finished, TakenElsewhere, Worker, store_groups
 from .leases import Leases
-from .manifest import name_of_group, versions
+from .manifest import cpu_kind, name_of_group, versions
 from .run import Run
 
 RETRIES = 5
@@ -46,11 +46,12 @@ SAME_COMMAND = "look at the cluster's logs; the same command continues from here
 
 @dataclass(frozen=True)
 class Machine:
-    """What a worker computes with: the resolved precision, how many maps fit side by side, versions of packages."""
+    """What a worker computes with: its precision, how many maps fit side by side, versions of packages, kind of CPU."""
 
     precision: str
     together: int
     versions: dict[str, str | None]
+    cpu: str | None
 
 
 class Cluster:
@@ -114,7 +115,7 @@ class Cluster:
         machine = self.send(classifier, samples, config)
         return Run.create(
             path, classifier=classifier, samples=samples, config=replace(config, precision=machine.precision),
-            device=self.device, threads=self.cpus, **options,
+            device=self.device, threads=self.cpus, cpu=machine.cpu, **options,
         )  # fmt: skip
 
     def make(
@@ -245,7 +246,8 @@ def _machine(refs: tuple[Any, Any], config: Config, device: str) -> Machine:
     """What this process computes with."""
     classifier, _ = _receive(refs, device)
     precision = resolve_precision(config.precision, torch.device(device))
-    return Machine(precision, maps_together(classifier, replace(config, precision=precision)), versions())
+    together = maps_together(classifier, replace(config, precision=precision))
+    return Machine(precision, together, versions(), cpu_kind(device))
 
 
 def _is_free(leases: Leases, group: Sequence[Job]) -> bool:

@@ -104,6 +104,7 @@ class Run:
         weights: str | Path | None = None,
         device: str | None = None,
         threads: int | None = None,
+        cpu: str | None = None,
     ) -> Run:
         """A new run, or the run in the folder if it has the same settings; nothing is written before its first map.
 
@@ -117,7 +118,7 @@ class Run:
             preset, overrides: What the settings were built from; see :func:`agnosco.runs.command.chosen_config`.
             command: What makes the run: ``"map"``, ``"demo"``, or ``"python"`` for other code.
             weights: The file of the classifier's weights, if it was not loaded from it; its base name is stored.
-            device, threads: What a cluster makes the maps with. A run that is continued keeps its number of threads.
+            device, threads, cpu: What a cluster makes the maps with. A run that is continued keeps its threads.
 
         Raises:
             AgnoscoError: The folder cannot be written, or holds something else.
@@ -137,7 +138,7 @@ class Run:
             command=command, preset=preset, overrides=dict(overrides or {}), device=device or str(classifier.device),
             threads=threads or torch.get_num_threads(), versions=manifest.versions(),
             model=ModelRecord.of(classifier, weights, config), samples=SamplesRecord.of(samples),
-            config=to_json(config_to_json(config)), cpu=manifest.cpu_kind(device or str(classifier.device)),
+            config=to_json(config_to_json(config)), cpu=cpu or manifest.cpu_kind(device or str(classifier.device)),
         )  # fmt: skip
         if not folder.exists(MANIFEST) and not entry_names(folder):
             return cls(folder, settings)
