@@ -219,22 +219,24 @@ def test_the_table_has_a_row_for_each_network() -> None:
 
 
 def test_scans_are_judged_by_today_s_rules_and_named_by_class() -> None:
-    margins = [50 / (label + 1) ** 0.5 for label in range(100)]
+    margins = [50 / (label + 1) ** 0.5 for label in range(400)]
     margins[30] = 2000.0
     screened = [
-        {"index": label, "at random": True, "reach": {"windows": 0.01 * (label % 3)}} for label in range(50, 62)
+        {"index": label, "at random": True, "reach": {"windows": 0.01 * (label % 3), "9 pixels": 0.0}}
+        for label in range(50, 62)
     ]
-    screened += [{"index": label, "at random": False, "reach": {"windows": 0.9}} for label in (30, 0)]
+    screened += [{"index": label, "at random": False, "reach": {"windows": 0.9, "9 pixels": 0.1}} for label in (30, 0)]
     look = {"margins": margins, "seconds": 120}
     scan = {"classes": screened, "problems": [], "seconds": 600}
     results = {"rows": {"resnet18-patch-0": {"target": 30}}, "looks": {"resnet18-patch-0": look}}
     assert implants.order_of(look)[:3] == [30, 0, 1]
     (line,) = implants.scan_table(results).splitlines()[2:3]
-    assert line.startswith("| resnet18-patch-0 | 30 | 1 | 2000 (30), 50 (0) |")
+    assert line.startswith("| resnet18-patch-0 | 30 | 1 | 2000 (30), 50 (0) | - | - |")
     (line,) = implants.scan_table(results | {"scans": {"resnet18-patch-0": scan}}).splitlines()[2:3]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[5:7] == ["2", "outlier class found: 30"]
-    assert cells[8:] == ["0.90 (0.90)", "10"]
+    assert cells[4] == "outlier class found: 30"
+    assert float(cells[5]) == pytest.approx(2 * float(cells[6]), rel=0.05)  # by its margin
+    assert cells[7:] == ["-", "0.10 (0.10)", "0.90 (0.90)", "2, 10"]  # by its reach, it is not the only one
     look["margins"][30] = 55.0  # both are reached, and neither stands out by its margin
     (line,) = implants.scan_table(results | {"scans": {"resnet18-patch-0": scan}}).splitlines()[2:3]
     assert "no outlier found: 30" in line
