@@ -46,6 +46,7 @@ TABLES = [
 assert len(TABLES) > 30
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the scripts import
 @pytest.mark.parametrize("script", TABLES)
 def test_the_tables_of_the_pages_are_those_that_the_scripts_write(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, written = importlib.import_module(script), dict[tuple[str, str], str]()
@@ -409,6 +410,7 @@ def test_text_between_the_markers_is_replaced(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not common.ASSETS.exists(), reason="there are no assets")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.10's own, as it compiles
 def test_every_row_of_the_parts_of_the_fast_path_can_be_measured_again() -> None:
     case = next(case for case in speed.cases(full=False) if case.name == "resnet20, 32 px, quick")
     network = speed.classifier(case, torch.device("cpu"))

@@ -94,13 +94,16 @@ def test_an_empty_pattern_is_mid_grey() -> None:
 
 @pytest.mark.parametrize("tail", [0.01, 0.3, 0.0])
 @pytest.mark.parametrize("count", [7, 100, 12_345])
-def test_stretched_gives_the_bits_that_torch_gives(count: int, tail: float) -> None:
+def test_stretched_gives_what_torch_gives_and_the_same_picture(count: int, tail: float) -> None:
     pattern = torch.randn(3, 1, count, generator=torch.Generator().manual_seed(count))
     expected = (0.5 + 0.5 * pattern / torch.quantile(pattern.abs(), 1 - tail)).clamp(0, 1)
     for given in (pattern, pattern.numpy()):
-        assert np.array_equal(stretched(given, tail=tail), expected.numpy())
-    levels = (expected * 255).round().to(torch.uint8)
-    assert np.array_equal(np.asarray(to_picture(expected.numpy())), levels.permute(1, 2, 0).numpy())
+        found = stretched(given, tail=tail)
+        np.testing.assert_allclose(
+            found, expected.numpy(), rtol=0, atol=2e-7
+        )  # releases of torch differ in the last bit
+        levels = (expected * 255).round().to(torch.uint8)
+        assert np.array_equal(np.asarray(to_picture(found)), levels.permute(1, 2, 0).numpy())
 
 
 # -- enlarged -----------------------------------------------------------------------------------------

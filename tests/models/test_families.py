@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torchvision import models
 
@@ -76,6 +78,8 @@ def test_what_the_table_claims_is_what_was_measured(family: str) -> None:
 @pytest.mark.parametrize("family", sorted({*HARD, *CHOSEN}))
 def test_a_family_measured_afresh_is_as_its_row_says(family: str) -> None:
     row = ROWS[family]
+    if Version(version(family.partition(".")[0]).partition("+")[0]) < Version(row["version"].partition("+")[0]):
+        pytest.skip("the row is of a newer release, which may build the network otherwise")
     again = families.measure(family, row["member"])
     check(again)
     for key in ("size", "stage", "grid", "norms", "norms_left", "refined", "zero_head"):
