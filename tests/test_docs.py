@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from packaging.version import Version
 from PIL import Image
 from torchvision import models
 from typer.testing import CliRunner
@@ -200,6 +202,8 @@ def test_every_page_links_to_what_is_there() -> None:
 
 
 def test_the_reference_of_commands_is_that_of_help() -> None:
+    if Version(version("typer")) < Version("0.29"):
+        pytest.skip("earlier releases of Typer write usages otherwise")
     made = subprocess.run(
         [sys.executable, "-m", "typer", "agnosco.cli.app", "utils", "docs", "--name", "agnosco"],
         capture_output=True, text=True, check=True,

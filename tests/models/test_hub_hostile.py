@@ -329,6 +329,8 @@ def test_indices_that_would_fill_the_memory_are_not_made(tmp_path: Path) -> None
     transformers.SwinForImageClassification(transformers.SwinConfig(**options, window_size=48)).save_pretrained(
         tmp_path / "swin"
     )
+    if (tmp_path / "swin" / "model.safetensors").stat().st_size > 1_000_000:
+        pytest.skip("this release of transformers stores the indices with the weights")
     with pytest.raises(AgnoscoError, match="describes") as caught:
         load(f"hf:{tmp_path / 'swin'}")
     assert caught.value.exit_code == 12
