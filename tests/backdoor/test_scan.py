@@ -457,8 +457,9 @@ def test_some_of_many_classes_are_judged_like_those_of_a_network_that_has_no_mor
     assert (some.verdict.outcome, some.verdict.separate) == (FOUND, None)
 
 
-def test_margins_that_tell_no_classes_apart_leave_no_verdict(sixty_are_many: torch.Tensor) -> None:
-    sixty_are_many[:] = -1.0
+@pytest.mark.parametrize("margin", [-1.0, 5.0])
+def test_margins_that_tell_no_classes_apart_leave_no_verdict(margin: float, sixty_are_many: torch.Tensor) -> None:
+    sixty_are_many[:] = margin
     verdict = scan(planted(TARGET, classes=60), samples(), MANY).verdict
     assert verdict.outcome == INCONCLUSIVE
     assert "the first look" in verdict.reasons[0]

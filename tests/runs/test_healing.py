@@ -201,7 +201,7 @@ def test_every_byte_of_settings_and_groups_is_known(whole: dict[str, bytes], tmp
     text = whole["manifest.json"].decode()
     end = text.index('"maps": [')
     places = [place for place in range(end) if text[place].isdigit()]
-    assert len(places) > 60
+    assert len(places) > 75
     for place in places[::7]:
         content = text[:place] + ("3" if text[place] != "3" else "4") + text[place + 1 :]
         folder = lay(tmp_path / str(place), whole | {"manifest.json": content.encode()})
