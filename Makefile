@@ -10,6 +10,9 @@ ASSETS_TOOL := $(SHARED)/tools/expand_assets.py
 # One thread per process and one process per core: torch's threads would compete with pytest's processes.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
+# Bytecode is kept in .venv, even where the environment says not to: without it, each process compiles torch anew (2 to 6 s).
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:

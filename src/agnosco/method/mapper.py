@@ -22,7 +22,7 @@ from ..types import Step
 from .algorithm1 import adam_step, at_contrasts, class_loss, draw_contrasts, perturbed, step_length, unit_step
 from .ball import BallState, Projector
 from .config import MapperConfig
-from .parameterization import Basis, each
+from .parameterization import Basis, each, pulled_back
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Mapper:
             loss = class_loss(logits_of_part, self.targets[rows], self.config.loss)
             gradients[rows] = torch.autograd.grad(loss, part)[0]
             logits.append(logits_of_part.detach())
-        (gradient,) = torch.autograd.grad(seen, clipped, gradients)
+        gradient = pulled_back(gradients, seen, clipped)
         if self.config.clip == "masked":
             gradient = gradient * (clipped == unclipped)
         all_logits = torch.cat(logits)

@@ -37,7 +37,16 @@ class Basis:
     def pullback(self, gradient: Tensor) -> Tensor:
         """Aᵀ·g: a gradient with respect to ν, ``(C, H, W)``, as a gradient with respect to w."""
         w = self.coordinates(torch.zeros_like(gradient)).requires_grad_()
-        return torch.autograd.grad(self.pixels(w), w, gradient)[0]
+        return pulled_back(gradient, self.pixels(w), w)
+
+
+def pulled_back(gradient: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Jᵀ·g: a gradient with respect to y, in its shape, as one with respect to the x that y was computed from.
+
+    It is the gradient of the scalar ⟨y, g⟩, to the bit: given g itself, ``torch.autograd.grad`` first imports sympy,
+    which takes as long as half of torch (2.15).
+    """
+    return torch.autograd.grad((y * gradient).sum(), x)[0]
 
 
 def each(factor: Tensor, w: Tensor) -> Tensor:
