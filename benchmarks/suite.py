@@ -1,11 +1,13 @@
 """Is any test flaky? The whole suite again and again, in random order, on all cores, on one core, and beside load.
 
-    python benchmarks/suite.py 6           six times more; adds to results/suite.json and docs/reliability.md
+    python benchmarks/suite.py 6           six rounds more; adds to results/suite.json and docs/reliability.md
     python benchmarks/suite.py --tables    write the table into docs/reliability.md
 
-Each time, modules are shuffled, and the tests within them, by a seed, and the next of the three ways is taken. ``pytest
---random-order-seed SEED`` gives the order of one core again; on several, which tests run beside each other is chance.
-The suite is that of ``make test``, which has to have run before: it installs what the tests need.
+    --way WAY    only in this way; otherwise, each round in the way of the fewest runs so far
+
+Each time, modules are shuffled, and the tests within them, by a seed. ``pytest --random-order-seed SEED`` gives the
+order of one core again; on several, which tests run beside each other is chance. The suite is that of ``make test``,
+which has to have run before: it installs what the tests need.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,11 +37,12 @@ BUSY = "while True: sum(range(10_000))"
 
 @dataclass(frozen=True)
 class Way:
-    """How the suite is run: on one core and in one process, or on all; beside how many busy processes."""
+    """How the suite is run: on one core in one process, or on all; beside how many busy processes; how many at once."""
 
     name: str
     one_core: bool = False
     busy: int = 0
+    at_once: int = 1
 
     @property
     def command(self) -> list[str]:
@@ -47,13 +53,24 @@ class Way:
         return [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
 
 
-WAYS = (Way("all cores"), Way("one core", one_core=True), Way("all cores, each busy", busy=os.cpu_count() or 1))
+WAYS = (
+    Way("all cores"),
+    Way("one core", one_core=True),
+    Way("all cores, each busy", busy=os.cpu_count() or 1),
+    Way("all cores, twice at once", at_once=2),
+)
+
+
+def round_of(way: Way, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The suite with each seed at once; see :func:`run`."""
+    with load(way.busy), ThreadPoolExecutor(len(seeds)) as pool:
+        return list(pool.map(partial(run, way), seeds))
 
 
 def run(way: Way, seed: int) -> dict[str, Any]:
     """Run the suite once; returns how many tests passed and were skipped, which failed, and the seconds it took."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, load(way.busy):
+    with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder) / "report.xml", Path(folder) / "log"
         options = ["-q", "-m", "not slow", "--random-order", "--random-order-seed", str(seed), f"--junitxml={report}"]
         with log.open("w") as output:
@@ -119,14 +136,17 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("times", type=int, nargs="?", default=0, help="how often")
+    parser.add_argument("rounds", type=int, nargs="?", default=0, help="how often")
+    parser.add_argument("--way", choices=[way.name for way in WAYS])
     options = parser.parse_args()
-    for _ in range(options.times):
+    for _ in range(options.rounds):
         runs = read_results(PATH, {"runs": []})["runs"]
-        done = run(WAYS[len(runs) % len(WAYS)], len(runs) + 1)
-        print(done, flush=True)
-        write_results(PATH, {"runs": [*runs, done]})
-    if options.times or options.tables:
+        so_far = Counter(each["way"] for each in runs)
+        way = min(WAYS, key=lambda way: (way.name != (options.way or way.name), so_far[way.name]))
+        done = round_of(way, range(len(runs) + 1, len(runs) + 1 + way.at_once))
+        print(*done, sep="\n", flush=True)
+        write_results(PATH, {"runs": [*runs, *done]})
+    if options.rounds or options.tables:
         fill("docs/reliability.md", "suite", table(read_results(PATH)))
     else:
         parser.print_usage()

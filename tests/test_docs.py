@@ -41,7 +41,7 @@ CLASSES = 12
 
 
 class Thin(models.ResNet):
-    """ResNet-18 with an eighth of the channels, but for ``layer3``, whose directions the pages give; all names are alike."""
+    """ResNet-18 with an eighth of the channels, but for ``layer3``, of which pages give directions; names are alike."""
 
     def __init__(self, num_classes: int = 1000, **_: Any) -> None:
         super().__init__(models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=num_classes)

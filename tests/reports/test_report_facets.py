@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,25 +72,18 @@ def test_the_strip_of_samples_is_small_and_square(run: Run) -> None:
             assert strip.size == (8 * 96, 96)
 
 
-def test_a_facet_is_drawn_beside_its_samples_in_a_browser(run: Run, tmp_path: Path) -> None:
+def test_a_facet_is_drawn_beside_its_samples_in_a_browser(run: Run, tmp_path: Path, chromium: Any) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
-    path = os.environ.get("AGNOSCO_CHROMIUM") or shutil.which("chromium")
-    if path is None:
-        if os.environ.get("AGNOSCO_BROWSER") == "needed":
-            pytest.fail("there is no chromium: apt install chromium")
-        pytest.skip("there is no chromium: apt install chromium")
     complaints: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        page: Any = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.on("console", lambda message: complaints.append(message.text))
-        page.goto(Path(report(run, out=tmp_path / "facets.html", with_samples=True)).as_uri())
-        page.click("#grid li:nth-child(1) a")
-        strip = page.locator("dialog .samples img")
-        playwright.expect(strip).to_be_visible()
-        assert strip.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [768, 96]
-        assert page.locator("dialog .samples li").count() == 8
-        assert page.locator("dialog .facet").inner_text().startswith("Facet 1 of <b>husky</b>")
-        assert page.evaluate("(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog'))") == 0
-        browser.close()
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(Path(report(run, out=tmp_path / "facets.html", with_samples=True)).as_uri())
+    page.click("#grid li:nth-child(1) a")
+    strip = page.locator("dialog .samples img")
+    playwright.expect(strip).to_be_visible()
+    assert strip.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [768, 96]
+    assert page.locator("dialog .samples li").count() == 8
+    assert page.locator("dialog .facet").inner_text().startswith("Facet 1 of <b>husky</b>")
+    assert page.evaluate("(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog'))") == 0
+    page.close()
     assert complaints == []
