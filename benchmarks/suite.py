@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,7 +69,7 @@ def round_of(way: Way, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def run(way: Way, seed: int) -> dict[str, Any]:
     """Run the suite once; returns how many tests passed and were skipped, which failed, and the seconds it took."""
-    began = time.perf_counter()
+    began, at = time.perf_counter(), commit()
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder) / "report.xml", Path(folder) / "log"
         options = ["-q", "-m", "not slow", "--random-order", "--random-order-seed", str(seed), f"--junitxml={report}"]
@@ -87,7 +87,7 @@ def run(way: Way, seed: int) -> dict[str, Any]:
     skipped = sum(case.find("skipped") is not None for case in cases)
     return {
         "way": way.name, "seed": seed, "passed": len(cases) - skipped - len(failed), "skipped": skipped,
-        "failed": failed, "seconds": round(time.perf_counter() - began), "commit": commit(),
+        "failed": failed, "seconds": round(time.perf_counter() - began), "commit": at,
         "about": about("make test, in random order"),
     }  # fmt: skip
 
@@ -109,8 +109,9 @@ def load(count: int) -> Iterator[None]:
             process.wait()
 
 
+@cache
 def commit() -> str:
-    """The commit of the working copy, in short."""
+    """The commit of the working copy, in short, before results are written."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
