@@ -10,7 +10,7 @@ ASSETS_TOOL := $(SHARED)/tools/expand_assets.py
 # One thread per process and one process per core: torch's threads would compete with pytest's processes.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# Bytecode is kept in .venv, even where the environment says not to: without it, each process compiles torch anew (2 to 6 s).
+# Bytecode is kept, even where the environment says not to: without it, every process compiles torch and the tests anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -155,7 +155,7 @@ lock: $(VENV)/tools.stamp  ## update requirements/*.txt; `make lock ARGS=--upgra
 
 clean:  ## remove what the commands wrote, except the environment and the assets
 	rm -rf agnosco-demo dist .pytest_cache .ruff_cache .hypothesis build/test.log
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove these as well
 	rm -rf $(VENV) build

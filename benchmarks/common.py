@@ -31,6 +31,9 @@ ASSETS = Path(os.environ.get("AGNOSCO_ASSETS", ROOT / "build" / "assets"))
 ARCHITECTURES = Path(os.environ.get("AGNOSCO_ARCHITECTURES", ROOT.parent / "shared" / "tools" / "cifar_archs.py"))
 RESULTS = Path(os.environ.get("AGNOSCO_RESULTS", ROOT / "benchmarks" / "results"))
 MANIFESTS = ROOT / "benchmarks" / "results" / "manifests"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""What a new process gets: Python keeps its bytecode, as it does unless it is told not to."""
+
 DEVICE = os.environ.get("AGNOSCO_DEVICE", "cpu")
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

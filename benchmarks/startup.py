@@ -10,7 +10,6 @@ ResNet-18 (45 MB); the run has ten maps of 224 x 224 pixels. Python keeps its by
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,18 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from common import RESULTS, ROOT, about, argument_parser, fill, markdown, measured_on, read_results, write_results
+from common import (
+    ENVIRONMENT,
+    RESULTS,
+    ROOT,
+    about,
+    argument_parser,
+    fill,
+    markdown,
+    measured_on,
+    read_results,
+    write_results,
+)
 from torch import nn
 from torchvision import models
 
@@ -36,6 +46,7 @@ PATH = RESULTS / "startup.json"
 ROUNDS, MAPS, SIZE = 5, 10, 224
 
 TORCH = 'python -c "import torch"'
+MAP = "map python:net.py:build 0 --trust-code --size 16 --samples noise --steps 1 --device cpu --out new"
 COMMANDS: dict[str, list[str]] = {
     "agnosco --help": ["--help"],
     "completion of `agnosco sc`": [],
@@ -45,20 +56,7 @@ COMMANDS: dict[str, list[str]] = {
     "agnosco inspect FILE.safetensors": ["inspect", "resnet18.safetensors"],
     "agnosco report RUN": ["report", "run"],
     "agnosco doctor": ["doctor"],
-    "agnosco map net.py, one step": [
-        "map",
-        "python:net.py:build",
-        "0",
-        "--trust-code",
-        "--size",
-        "16",
-        "--samples",
-        "noise",
-        "--steps",
-        "1",
-        "--out",
-        "new",
-    ],
+    "agnosco map net.py, one step": [*MAP.split()],
 }
 COMPLETION = {"_AGNOSCO_COMPLETE": "complete_bash", "COMP_WORDS": "agnosco sc", "COMP_CWORD": "1"}
 TARGETS = {
@@ -97,7 +95,7 @@ def prepare(folder: Path) -> None:
 
 def seconds(folder: Path, *args: str, exit_code: int = 0, **environment: str) -> float:
     """Seconds that a new process of Python takes."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": ""} | environment
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")} | environment
     start = time.perf_counter()
     process = subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, timeout=120)
     taken = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Is any test flaky? The whole suite again and again, in random order, on all cores, on one core, and beside load.
+"""Is any test flaky? The whole suite again and again, in random order, on all cores, on one, beside load.
 
     python benchmarks/suite.py 6           six rounds more; adds to results/suite.json and docs/reliability.md
     python benchmarks/suite.py --tables    write the table into docs/reliability.md
@@ -20,18 +20,29 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 from xml.etree import ElementTree
 
-from common import RESULTS, ROOT, about, argument_parser, fill, markdown, measured_on, read_results, write_results
+from common import (
+    ENVIRONMENT,
+    RESULTS,
+    ROOT,
+    about,
+    argument_parser,
+    fill,
+    markdown,
+    measured_on,
+    read_results,
+    write_results,
+)
 
 PATH = RESULTS / "suite.json"
+PAGE = "docs/reliability.md"
 BUSY = "while True: sum(range(10_000))"
 
 
@@ -61,27 +72,28 @@ WAYS = (
 )
 
 
-def round_of(way: Way, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The suite with each seed at once; see :func:`run`."""
+def round_of(way: Way, seeds: Sequence[int]) -> list[Future[dict[str, Any]]]:
+    """The suite with each seed, at once: what :func:`run` returns, or its error."""
+    at = commit()
     with load(way.busy), ThreadPoolExecutor(len(seeds)) as pool:
-        return list(pool.map(partial(run, way), seeds))
+        return [pool.submit(run, way, seed, at) for seed in seeds]
 
 
-def run(way: Way, seed: int) -> dict[str, Any]:
+def run(way: Way, seed: int, at: str) -> dict[str, Any]:
     """Run the suite once; returns how many tests passed and were skipped, which failed, and the seconds it took."""
-    began, at = time.perf_counter(), commit()
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder) / "report.xml", Path(folder) / "log"
         options = ["-q", "-m", "not slow", "--random-order", "--random-order-seed", str(seed), f"--junitxml={report}"]
         with log.open("w") as output:
             code = subprocess.run(
-                [*way.command, *options], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                [*way.command, *options], cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             ).returncode  # fmt: skip
         cases = list(ElementTree.parse(report).getroot().iter("testcase")) if report.exists() else []
         failed = [name_of(case) for case in cases if case.find("failure") is not None or case.find("error") is not None]
         if bool(code) != bool(failed):
-            raise SystemExit(f"pytest ended with exit code {code}\n{log.read_text()[-3000:]}")
+            raise RuntimeError(f"pytest ended with exit code {code}\n{log.read_text()[-3000:]}")
         if failed:
             print(log.read_text()[-20_000:], file=sys.stderr, flush=True)
     skipped = sum(case.find("skipped") is not None for case in cases)
@@ -109,11 +121,14 @@ def load(count: int) -> Iterator[None]:
             process.wait()
 
 
-@cache
 def commit() -> str:
-    """The commit of the working copy, in short, before results are written."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    """The commit of the working copy, in short, with a plus if anything but results differs from it."""
+
+    def said(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+    changed = said("status", "--porcelain", "--", ".", ":!benchmarks/results", f":!{PAGE}")
+    return said("describe", "--always", "--exclude=*") + ("+" if changed else "")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -137,18 +152,22 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("rounds", type=int, nargs="?", default=0, help="how often")
+    parser.add_argument("rounds", type=int, nargs="?", default=0, help="how many")
     parser.add_argument("--way", choices=[way.name for way in WAYS])
     options = parser.parse_args()
+    ways = [way for way in WAYS if options.way in (None, way.name)]
     for _ in range(options.rounds):
         runs = read_results(PATH, {"runs": []})["runs"]
         so_far = Counter(each["way"] for each in runs)
-        way = min(WAYS, key=lambda way: (way.name != (options.way or way.name), so_far[way.name]))
-        done = round_of(way, range(len(runs) + 1, len(runs) + 1 + way.at_once))
-        print(*done, sep="\n", flush=True)
-        write_results(PATH, {"runs": [*runs, *done]})
+        way = min(ways, key=lambda way: so_far[way.name])
+        suites = round_of(way, range(len(runs) + 1, len(runs) + 1 + way.at_once))
+        ended = [suite.result() for suite in suites if not suite.exception()]
+        print(*ended, sep="\n", flush=True)
+        write_results(PATH, {"runs": [*runs, *ended]})
+        for suite in suites:
+            suite.result()  # raises its error
     if options.rounds or options.tables:
-        fill("docs/reliability.md", "suite", table(read_results(PATH)))
+        fill(PAGE, "suite", table(read_results(PATH)))
     else:
         parser.print_usage()
 

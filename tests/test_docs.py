@@ -41,14 +41,14 @@ CLASSES = 12
 
 
 class Thin(models.ResNet):
-    """ResNet-18 with an eighth of the channels, but for ``layer3``, of which pages give directions; names are alike."""
+    """ResNet-18 with an eighth of the channels in ``layer2`` and ``layer4``; names are those of ResNet-18."""
 
-    def __init__(self, num_classes: int = 1000, **_: Any) -> None:
+    def __init__(self, weights: str | None = None, progress: bool = True, num_classes: int = 1000) -> None:
         super().__init__(models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
         self.fc = torch.nn.Linear(self.inplanes, num_classes)
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **options: Any) -> torch.nn.Sequential:
-        return super()._make_layer(block, planes if planes == 256 else planes // 8, *args, **options)
+        return super()._make_layer(block, planes // 8 if planes in (128, 512) else planes, *args, **options)
 
 
 def blocks(page: Path, language: str) -> list[str]:

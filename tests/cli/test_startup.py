@@ -86,7 +86,9 @@ AGNOSCO_MODEL = ["agnosco:digits", "--weights", "digits.safetensors"]
 
 
 @pytest.mark.parametrize("model", [PYTHON_MODEL, AGNOSCO_MODEL], ids=lambda model: model[0])
-def test_map_of_models_that_need_none_imports_neither_torchvision_nor_sympy(model: list[str], tmp_path: Path) -> None:
+def test_a_map_without_refinement_imports_no_torchvision_for_models_that_need_none(
+    model: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "net.py").write_text(NET)
     safetensors.torch.save_file(created("digits", 3, seed=0).state_dict(), tmp_path / "digits.safetensors")
     options = ["--samples", "noise", "--steps", "1", "--batch", "2", "--device", "cpu"]

@@ -13,7 +13,7 @@ from oracle import natural_samples
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.method.dials import Data, Parameterization, Pixel, Spectral
-from agnosco.method.parameterization import FourierBasis
+from agnosco.method.parameterization import FourierBasis, pulled_back
 
 CPU = torch.device("cpu")
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(2, 9), st.integers(2, 9))
@@ -27,6 +27,23 @@ def random_basis(shape: tuple[int, int, int], generator: torch.Generator) -> Fou
     colour = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
     colour += 4 * torch.eye(channels, dtype=torch.float64)
     return FourierBasis(shape, CPU, spectrum=spectrum, colour=colour)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("transform", ["nothing", "a crop", "a basis"])
+def test_a_gradient_is_pulled_back_to_the_bits_that_autograd_gives_when_handed_it(
+    transform: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (60 * torch.randn(4, 3, 8, 8, generator=generator)).to(dtype).requires_grad_()
+    if transform == "a basis":
+        basis = random_basis((3, 8, 8), generator)
+        y = basis.pixels(torch.view_as_real(torch.fft.rfft2(x.double())))
+    else:
+        y = x if transform == "nothing" else x[..., 2:7, 1:6]
+    g = (60_000 * torch.rand(y.shape, generator=generator)).to(y.dtype)  # in float16, their product's sum overflows
+    (expected,) = torch.autograd.grad(y, x, g, retain_graph=True)
+    assert torch.equal(pulled_back(y, x, g), expected)
 
 
 # -- A as a linear map --------------------------------------------------------------------------------

@@ -273,8 +273,9 @@ def test_a_store_that_does_not_answer_for_a_while_costs_no_lease(
     assert not lease.lost
 
 
-def test_a_lease_that_another_has_taken_over_is_not_touched(folder: Folder) -> None:
+def test_a_lease_that_another_has_taken_over_is_not_touched(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process was stopped; meanwhile the next owner took number 2 and released it, and the numbers began again."""
+    monkeypatch.setattr(Lease, "keep", lambda self: None)  # nothing is renewed meanwhile
     lease = Leases(folder).take("group")
     assert lease is not None
     written(folder, "group.1.json", elsewhere())
@@ -284,7 +285,8 @@ def test_a_lease_that_another_has_taken_over_is_not_touched(folder: Folder) -> N
     assert records.decode(folder.read(f"{LEASES}/group.1.json"), LeaseRecord).owner == elsewhere()
 
 
-def test_a_process_that_was_stopped_looks_before_it_goes_on(folder: Folder) -> None:
+def test_a_process_that_was_stopped_looks_before_it_goes_on(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "keep", lambda self: None)  # nothing is renewed meanwhile
     lease = Leases(folder).take("group")
     assert lease is not None
     written(folder, "group.2.json", elsewhere())
@@ -295,17 +297,18 @@ def test_a_process_that_was_stopped_looks_before_it_goes_on(folder: Folder) -> N
 
 
 def test_an_owner_that_does_not_work_does_not_renew(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "RENEWAL", 0.01)
-    monkeypatch.setattr(leases, "PATIENCE", 0.1)
+    monkeypatch.setattr(Lease, "keep", lambda self: None)  # its thread is this one
     lease = Leases(folder).take("group")
     assert lease is not None
-    time.sleep(0.3)  # nobody asks it for maps
-    _until(lambda: records.decode(folder.read(f"{LEASES}/group.1.json"), LeaseRecord).renewed == lease._renewals)
     before = folder.read(f"{LEASES}/group.1.json")
-    time.sleep(0.1)
+    released = iter([False, False, True, False, True])
+    monkeypatch.setattr(lease._released, "wait", lambda _: next(released))
+    lease._worked -= leases.PATIENCE  # nobody has asked it for maps
+    lease._keep()
     assert folder.read(f"{LEASES}/group.1.json") == before
     assert lease.working()
-    _until(lambda: folder.read(f"{LEASES}/group.1.json") != before)
+    lease._keep()
+    assert folder.read(f"{LEASES}/group.1.json") != before
     lease.release()
 
 
@@ -377,7 +380,7 @@ def test_a_command_that_failed_does_not_wait_long(tmp_path: Path, monkeypatch: p
 def _until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, "it has not come to pass in two minutes"
         time.sleep(0.005)
 
 
@@ -452,7 +455,8 @@ def test_maps_that_another_process_stores_meanwhile_are_told_of(tmp_path: Path) 
 
 def test_a_lost_group_is_left_to_its_new_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEWAL", 0.01)
-    folder, seen, taken, take = Folder.of(tmp_path / "run"), [], [], Leases.take
+    folder, take = Folder.of(tmp_path / "run"), Leases.take
+    seen, taken, others = [], [], []
 
     def noted(self: Leases, *args: Any) -> Lease | None:
         taken.append(take(self, *args))
@@ -467,9 +471,13 @@ def test_a_lost_group_is_left_to_its_new_owner(tmp_path: Path, monkeypatch: pyte
             theirs = file.replace(".1.json", ".2.json")
             written(folder, theirs, here(1))
             _until(lambda: any(lease is not None and lease.lost for lease in taken))
-            threading.Timer(0.5, lambda: folder.remove(f"{LEASES}/{theirs}")).start()
+            others.append(theirs)
 
-    finished = make(tmp_path / "run", on_step=on_step)
+    def on_wait(_: int) -> None:
+        folder.remove(f"{LEASES}/{others.pop()}")  # the new owner is gone
+
+    finished = make(tmp_path / "run", on_step=on_step, on_wait=on_wait)
+    assert others == []
     assert seen.index(2) == 2  # the group was left after the step
     assert sorted(each.entry.index for each in finished) == list(range(6))
     assert seen.count(0) == 5

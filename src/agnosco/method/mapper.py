@@ -134,7 +134,7 @@ class Mapper:
             loss = class_loss(logits_of_part, self.targets[rows], self.config.loss)
             gradients[rows] = torch.autograd.grad(loss, part)[0]
             logits.append(logits_of_part.detach())
-        gradient = pulled_back(gradients, seen, clipped)
+        gradient = pulled_back(seen, clipped, gradients)
         if self.config.clip == "masked":
             gradient = gradient * (clipped == unclipped)
         all_logits = torch.cat(logits)

@@ -37,14 +37,14 @@ class Basis:
     def pullback(self, gradient: Tensor) -> Tensor:
         """Aᵀ·g: a gradient with respect to ν, ``(C, H, W)``, as a gradient with respect to w."""
         w = self.coordinates(torch.zeros_like(gradient)).requires_grad_()
-        return pulled_back(gradient, self.pixels(w), w)
+        return pulled_back(self.pixels(w), w, gradient)
 
 
-def pulled_back(gradient: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Jᵀ·g: a gradient with respect to y, in its shape, as one with respect to the x that y was computed from.
+def pulled_back(y: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """Jᵀ·g: a gradient with respect to y, of its shape, as one with respect to the x that y was computed from.
 
-    It is the gradient of the scalar ⟨y, g⟩, to the bit: given g itself, ``torch.autograd.grad`` first imports sympy,
-    which takes as long as half of torch (2.15).
+    For a basis, and for random transforms. It is the gradient of ⟨y, g⟩, to the bit: given g itself,
+    ``torch.autograd.grad(y, x, g)`` would first import sympy, which is a large part of a second.
     """
     return torch.autograd.grad((y * gradient).sum(), x)[0]
 

@@ -114,6 +114,7 @@ class Lease:
                     self._renew()
 
     def _renew(self) -> None:
+        """Whoever takes it between the look and the write loses it again: work is done twice, nothing else."""
         if not self._is_there() or self._leases.numbers(self._name)[-1:] != [self._number]:
             self.lost = True
             return
