@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pickle
 import sys
 import urllib.error
@@ -461,6 +462,21 @@ def test_file_without_factories(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("from torch import nn")
     fails("no factory 'build'", "there are none", f"python:{path}:build", size=8, trust_code=True)
+
+
+def test_the_text_of_a_python_file_is_run_and_no_bytecode_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a change within a second that leaves the length: Python would take the bytecode for that of the text."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "net.py"
+    text = "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.{}(), nn.Flatten(), nn.Linear(12, 3))\n"
+    for name in ("ReLU", "GELU"):
+        file.write_text(text.format(name))
+        os.utime(file, (1, 1))
+        classifier = loading.load(f"python:{file}:build", size=2, trust_code=True)
+        assert type(classifier.model[0]).__name__ == name  # pyright: ignore[reportIndexIssue]
+    assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
 
 
 def test_python_without_a_file(tmp_path: Path) -> None:

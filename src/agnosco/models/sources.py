@@ -10,8 +10,9 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, get_args
 
 import torch
@@ -268,12 +269,20 @@ def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
         raise AgnoscoError(message, "write it like build or Net(20, classes=10)") from error
 
 
+class _Source(SourceFileLoader):
+    """Runs the text of a file, whose digest a run notes: bytecode beside it may be of another, and none is left."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import_file(path: Path) -> ModuleType:
     """The module of a file, under a private name."""
     if not path.is_file():
         raise AgnoscoError(f"there is no file {str(path)!r}", "check the path")
-    spec = importlib.util.spec_from_file_location(f"_agnosco_{path.stem}", path)
-    assert spec is not None  # since the file's name ends in .py
+    name = f"_agnosco_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
+    assert spec is not None  # since it has a loader
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module there
