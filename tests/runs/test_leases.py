@@ -103,7 +103,7 @@ def test_a_file_is_created_once(folder: Folder) -> None:
 
 
 def test_of_many_one_creates_a_file(tmp_path: Path) -> None:
-    folder, start = Folder.of(tmp_path), threading.Barrier(8, timeout=120)
+    folder, start = Folder.of(tmp_path), threading.Barrier(8, timeout=20)
 
     def attempt(number: int) -> list[bool]:
         results = []
@@ -378,9 +378,9 @@ def test_a_command_that_failed_does_not_wait_long(tmp_path: Path, monkeypatch: p
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < end, "it has not come to pass in two minutes"
+        assert time.monotonic() < end, "it has not come to pass in 20 seconds"
         time.sleep(0.005)
 
 
@@ -389,7 +389,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def test_two_share_a_run_and_make_every_map_once(tmp_path: Path) -> None:
     make(tmp_path / "alone")
-    start, steps = threading.Barrier(2, timeout=120), []
+    start, steps = threading.Barrier(2, timeout=20), []
 
     def one(_: int) -> list[Finished]:
         def on_step(progress: Progress) -> None:
@@ -512,7 +512,7 @@ def test_leases_of_finished_groups_are_removed_at_the_end(tmp_path: Path) -> Non
 
 
 def test_two_that_begin_at_once_keep_the_groups_of_both(tmp_path: Path) -> None:
-    start = threading.Barrier(6, timeout=120)
+    start = threading.Barrier(6, timeout=20)
 
     def one(label: int) -> None:
         run = create(tmp_path / "run")
