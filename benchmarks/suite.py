@@ -164,11 +164,12 @@ def main() -> None:
         ended = [suite.result() for suite in suites if not suite.exception()]
         print(*ended, sep="\n", flush=True)
         write_results(PATH, {"runs": [*runs, *ended]})
+        fill(PAGE, "suite", table(read_results(PATH)))  # at once: the next suite tests that page and results agree
         for suite in suites:
             suite.result()  # raises its error
-    if options.rounds or options.tables:
+    if options.tables:
         fill(PAGE, "suite", table(read_results(PATH)))
-    else:
+    elif not options.rounds:
         parser.print_usage()
 
 

@@ -75,6 +75,9 @@ def planted(target: int | None, classes: int = 10) -> Classifier:
 
 SOURCES = str(Path(__file__).resolve().parents[1] / "src")
 
+PATIENCE = 1200
+"""Seconds that another process may take: a machine may be busy, or stand still for a minute or two."""
+
 GUARDED = """
 import sys
 
@@ -95,7 +98,7 @@ def guarded(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line where importing one of the modules ``forbidden``, with commas between, is an error."""
     return subprocess.run(
-        [sys.executable, "-c", GUARDED, forbidden, *args], capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, "-c", GUARDED, forbidden, *args], capture_output=True, text=True, check=False, timeout=PATIENCE,
         env=os.environ | {"PYTHONPATH": SOURCES} | environment, cwd=folder,
     )  # fmt: skip
 

@@ -351,7 +351,8 @@ def test_maps_leave_no_hooks_files_threads_or_tensors_behind(tmp_path: Path) -> 
     assert len(list((tmp_path / "maps").glob("*.safetensors"))) == 30
     assert [state["hooks"] for state in states] == [0] * 4
     for key in ("files", "threads", "tensors"):
-        assert len({state[key] for state in states[1:]}) == 1, key
+        counts = [state[key] for state in states[1:]]  # of the whole process: what other tests left may go meanwhile
+        assert counts == sorted(counts, reverse=True), key
     hook = classifier.model[0].register_forward_hook(lambda *_: None)  # so hooks are counted
     assert long_run.hooks(classifier.model) == 1
     hook.remove()

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers import NET
+from helpers import NET, PATIENCE
 
 import agnosco
 
@@ -107,4 +107,4 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_import_agnosco_imports_neither_torch_nor_numpy() -> None:
     code = "import agnosco, sys; dir(agnosco); sys.exit(bool({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

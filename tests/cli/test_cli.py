@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL, NET
+from helpers import MODEL, NET, PATIENCE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -125,6 +125,7 @@ def test_without_json_stdout_is_empty_and_stderr_names_the_contact_sheet() -> No
 
 
 def test_short_work_is_not_announced_and_long_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agnosco.method.maker.Maker.seconds_per_map", lambda _, count: 0.1)
     assert "maps of about" not in mapped("goldfish", "--out", "short").stderr
     monkeypatch.setattr("agnosco.method.maker.Maker.seconds_per_map", lambda _, count: 30.0)
     assert "1 maps of about 30 s: 30 s in all." in mapped("goldfish", "--out", "long").stderr
@@ -839,7 +840,7 @@ def process(*args: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(agnosco.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", "from agnosco.cli.app import main; main()", *args],
-        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=300,
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=PATIENCE,
     )  # fmt: skip
 
 

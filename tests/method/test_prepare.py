@@ -273,7 +273,7 @@ def test_counting_activation_bytes_leaves_nothing_behind() -> None:
     before = alive()
     for _ in range(3):
         activation_bytes(classifier)
-    assert alive() == before
+    assert alive() <= before  # what other tests left may go meanwhile
 
 
 def test_activation_bytes_are_those_kept_for_the_backward_pass() -> None:

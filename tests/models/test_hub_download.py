@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SOURCES
+from helpers import PATIENCE, SOURCES
 
 transformers: Any = pytest.importorskip("transformers")
 timm: Any = pytest.importorskip("timm")
@@ -113,8 +113,9 @@ def loaded(hub: Hub, home: Path, *names: str, **settings: str) -> list[dict[str,
     """What comes of loading names, in a process whose hub is the stub."""
     kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("proxy") and key[:3] != "HF_"}
     own = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home), "PYTHONPATH": SOURCES}
+    own |= {"HF_HUB_ETAG_TIMEOUT": str(PATIENCE), "HF_HUB_DOWNLOAD_TIMEOUT": str(PATIENCE)}
     command = [sys.executable, "-c", LOADS, *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept | own | settings, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=kept | own | settings, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

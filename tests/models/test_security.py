@@ -11,6 +11,7 @@ from typing import Any
 
 import hostile
 import pytest
+from helpers import PATIENCE
 from hostile import CASES, Case
 from typer.testing import CliRunner
 
@@ -38,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not sys.platform.startswith("linux"):
         pytest.skip("memory is measured in /proc")
     command = [sys.executable, str(Path(hostile.__file__)), str(tmp_path_factory.mktemp("hostile"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from helpers import without
+
+
+PATIENCE = 300_000
+"""Milliseconds until something that a page should show is missed: a machine may stand still for a minute or two."""
+
+
+def patient(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The same pages, or contexts of pages, with that patience."""
+
+    def made(**options: Any) -> Any:
+        page = make(**options)
+        page.set_default_timeout(PATIENCE)
+        return page
+
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -21,5 +36,7 @@ def chromium() -> Iterator[Any]:
         browser = driver.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
+        browser.new_page, browser.new_context = patient(browser.new_page), patient(browser.new_context)
+        playwright.expect.set_options(timeout=PATIENCE)
         yield browser
         browser.close()

@@ -81,7 +81,10 @@ function showMap(map, place) {
 
 for (const control of [stage, raw, ...overs]) control?.addEventListener("input", show);
 
+let opened; // the anchor of the class that was opened last
+
 function open(anchor) {
+  opened = anchor;
   const template = details.get(anchor);
   title.textContent = template.dataset.title;
   maps.replaceChildren(template.content.cloneNode(true));
@@ -112,9 +115,9 @@ function follow() {
 }
 
 dialog.addEventListener("close", () => {
-  const tile = byId(`tile-${here()}`);
-  if (details.has(here())) history.replaceState(null, "", location.pathname + location.search);
-  tile?.focus();
+  if (dialog.open || here() !== opened) return; // the address leads to another class by now
+  history.replaceState(null, "", location.pathname + location.search);
+  byId(`tile-${opened}`)?.focus();
 });
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 dialog.addEventListener("keydown", (event) => {
