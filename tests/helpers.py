@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -98,9 +100,16 @@ def guarded(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line where importing one of the modules ``forbidden``, with commas between, is an error."""
     return subprocess.run(
-        [sys.executable, "-c", GUARDED, forbidden, *args], capture_output=True, text=True, check=False, timeout=PATIENCE,
-        env=os.environ | {"PYTHONPATH": SOURCES} | environment, cwd=folder,
+        [sys.executable, "-c", GUARDED, forbidden, *args], capture_output=True, text=True, check=False,
+        timeout=PATIENCE, env=os.environ | {"PYTHONPATH": SOURCES} | environment, cwd=folder,
     )  # fmt: skip
+
+
+def collect_sockets() -> None:
+    """Collect what libraries left open, in cycles, here: in the tests of another module, their warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def without(what: str) -> NoReturn:

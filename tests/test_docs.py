@@ -200,7 +200,9 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert not any(
         cell.get("outputs") for cell in notebook.cells
     )  # nothing is kept that a reader's own run may not say
-    client.NotebookClient(notebook, timeout=600, startup_timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    client.NotebookClient(
+        notebook, timeout=600, startup_timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     assert (tmp_path / "first-report.html").stat().st_size > 50_000
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in shown)

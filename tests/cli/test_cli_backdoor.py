@@ -31,7 +31,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     short = partial(ScanConfig, windows=Tournament(grid=1, rounds=(Round(1, 2, 2),)), first=FirstLook(1, 2))
     monkeypatch.setattr(commands, "ScanConfig", short)
-    monkeypatch.setattr(commands.plan, "seconds_per_image", lambda *_: 1e-4)
+    monkeypatch.setattr("agnosco.backdoor.plan.seconds_per_image", lambda *_: 1e-4)
     save_file(loading.untrained("agnosco:digits", classes=10).model.state_dict(), tmp_path / "net.safetensors")
     return "net.safetensors"
 

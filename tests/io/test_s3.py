@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import MODEL, NET
+from helpers import MODEL, NET, collect_sockets
 from typer.testing import CliRunner, Result
 
 from agnosco.cli.app import app
@@ -27,6 +28,7 @@ from agnosco.runs.run import Run
 
 boto3 = pytest.importorskip("boto3")
 server = pytest.importorskip("moto.server")
+S3Response: Any = pytest.importorskip("moto.s3.responses").S3Response
 pytest.importorskip("s3fs")
 
 RUN = "s3://maps/team/run"
@@ -37,11 +39,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
+    one = threading.Lock()  # moto looks whether there is an object, and then stores, as if it had one client
+    put = S3Response._key_response_put
+
+    def alone(*args: Any, **options: Any) -> Any:
+        with one:
+            return put(*args, **options)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(S3Response, "_key_response_put", alone)
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
     yield f"http://{host}:{port}"
     running.stop()
+    patch.undo()
+    collect_sockets()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 import pytest
@@ -190,6 +190,59 @@ def test_sweeping_a_store() -> None:
     remote.write(f"maps/{PART}{atomic.host_name()}-{dead()}-0123456789ab", b"half")
     remote.sweep()
     assert sorted(MemoryFileSystem.store) == ["/swept/maps/a"]
+
+
+def test_what_another_process_removes_while_it_is_swept_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leases").mkdir()
+    scan = os.scandir
+
+    def slow(path: Any) -> Any:
+        if Path(path).name == "leases":
+            Path(path).rmdir()  # as the last lease is released
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", slow)
+    Local(tmp_path).sweep()
+    assert list(tmp_path.iterdir()) == []
+
+    remote = Remote("memory://swept")
+    remote.write(f"{PART}elsewhere-7-0123456789ab", b"half")
+    remote.write(f"{PART}{atomic.host_name()}-{dead()}-0123456789ab", b"half")
+    monkeypatch.setattr(Remote, "modified", lambda self, name: self.files.modified("nowhere").timestamp())
+    remote.sweep()
+    assert sorted(MemoryFileSystem.store) == [f"/swept/{PART}elsewhere-7-0123456789ab"]
+
+
+def test_a_temporary_object_in_use_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote("memory://shared")
+    remote.is_object_store = False  # as SFTP, where a file is renamed when it is whole
+    move = remote.files.mv
+
+    def swept(source: str, target: str) -> None:
+        remote.sweep()  # another thread's run in the same folder
+        move(source, target)
+
+    monkeypatch.setattr(remote.files, "mv", swept)
+    remote.write("maps/a", b"one")
+    assert remote.read("maps/a") == b"one"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_others_remove_again_and_again_is_made_again(
+    error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks of :meth:`Path.mkdir`, a folder may appear and go: that is another error."""
+    make, failures = Path.mkdir, iter(range(3))
+
+    def removed(path: Path, **options: Any) -> None:
+        if next(failures, None) is not None:
+            raise error(2, "", str(path))
+        make(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    assert Local(tmp_path).create("leases/a", b"one")
 
 
 # -- what goes wrong ---------------------------------------------------------------------------

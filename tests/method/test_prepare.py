@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from agnosco.errors import AgnoscoError
 from agnosco.method import prepare
+from agnosco.method.folding import folded
 from agnosco.method.prepare import activation_bytes, compiled, images_at_once, prepared, resolve_precision
 from agnosco.models.classifier import Classifier
 
@@ -137,6 +139,18 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_another_thread_sends_through_the_network_meanwhile_does_not_hinder_folding() -> None:
+    classifier = Classifier(Residual(), size=16)
+
+    def both() -> None:
+        classifier(images())
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(classifier, images()).result()
+
+    with classifier.frozen(), torch.no_grad():
+        assert folded(classifier.model, both) is not classifier.model
 
 
 def test_a_network_with_conditions_is_folded() -> None:

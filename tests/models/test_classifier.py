@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -310,6 +312,21 @@ def test_training_mode_does_not_change_the_answer() -> None:
     torch.testing.assert_close(Classifier(model, size=8)(pixels), expected)
 
 
+def test_frozen_as_long_as_anybody_needs_it() -> None:
+    """Two iterators over maps of one network, say, of which the first ends first; or two threads."""
+    model = nn.Sequential(nn.Dropout(), nn.Flatten(), nn.Linear(48, 3)).train()
+    one, same, at = Classifier(model, size=4), Classifier(model, size=4), Classifier(model, size=4, at="2")
+    inside = [each.frozen() for each in (one, copy.copy(one), same, at)]
+    for each in inside:
+        each.__enter__()
+    for each in inside:
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        each.__exit__(None, None, None)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_frozen_inside_and_found_outside() -> None:
     model = mixed()
     classifier = Classifier(model, size=8)
@@ -349,6 +366,36 @@ def test_last_stage_of_real_architectures(name: str, size: int, stage: str, shap
     assert classifier.features == stage
     assert classifier.activations(torch.rand(2, 3, size, size)).shape == (2, *shape)
     assert hooks(classifier.model) == 0
+
+
+class Meanwhile(nn.Module):
+    """When images come through it, something is done in another thread first, once."""
+
+    then: Callable[[], object] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        then, self.then = self.then, None
+        if then is not None:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(then).result()
+        return images
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_what_another_thread_sends_through_the_network_meanwhile_is_not_heard(place: int) -> None:
+    stage = nn.Conv2d(3, 4, 3)
+    body = nn.Sequential(Meanwhile(), stage, Meanwhile(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    classifier, asked = Classifier(body, size=16, features="1"), Classifier(body, size=16, at="1")
+    images, others = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+
+    def of(ask: Callable[[], Any]) -> Any:
+        meanwhile: Any = body[place]
+        meanwhile.then = lambda: classifier(others)
+        return ask()
+
+    assert torch.equal(of(lambda: classifier.activations(images)), classifier.activations(images))
+    assert torch.equal(of(lambda: asked(images)), asked(images))
+    assert of(classifier.layers) == classifier.layers()
 
 
 def test_activations_are_those_of_the_stage() -> None:

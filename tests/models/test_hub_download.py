@@ -115,7 +115,9 @@ def loaded(hub: Hub, home: Path, *names: str, **settings: str) -> list[dict[str,
     own = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home), "PYTHONPATH": SOURCES}
     own |= {"HF_HUB_ETAG_TIMEOUT": str(PATIENCE), "HF_HUB_DOWNLOAD_TIMEOUT": str(PATIENCE)}
     command = [sys.executable, "-c", LOADS, *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept | own | settings, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=kept | own | settings, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

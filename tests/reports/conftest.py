@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from helpers import without
 
-
 PATIENCE = 300_000
 """Milliseconds until something that a page should show is missed: a machine may stand still for a minute or two."""
 

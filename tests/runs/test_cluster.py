@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import collect_sockets
 from torch import nn
 
 from agnosco import Classifier, Config, Samples, load, preset
@@ -45,6 +46,7 @@ def address() -> Iterator[str]:
     with benchmark.nodes(2, busy=True) as cluster:
         yield str(cluster.address)
         ray.shutdown()
+    collect_sockets()
 
 
 @pytest.fixture
@@ -79,21 +81,27 @@ def files(run: Run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(run.path.glob("*/*"))}
 
 
-def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(600)
-    killed: list[int] = []
+    ended, looks, killed = cluster._ended, list[int](), list[int]()
     assert cluster.workers == 2
     run = cluster.run(str(tmp_path / "cluster"), classifier=classifier, samples=samples, config=config)
 
-    def on_step(step: Any) -> None:
-        if not killed:
+    def look(refs: list[Any]) -> list[Any]:
+        looks.append(len(run.folder.names("leases")))
+        if len(looks) > 1 and all(looks[-2:]) and not killed:  # somebody works, and has for a while
             killed.extend(benchmark.kill_a_worker())
+        return ended(refs)
 
-    maps = map_runs(run, classifier, samples, range(12), backend=cluster.make, on_step=on_step)
+    monkeypatch.setattr(cluster, "_ended", look)
+    maps = map_runs(run, classifier, samples, range(12), backend=cluster.make, on_step=lambda _: None)
     finished = [(one.entry.index, one.entry.seed) for one in maps]
     assert killed
     assert sorted(finished) == [(label, 0) for label in range(12)]
 
+    run.folder.sweep()  # what was half written, as the next command would
     # In one process, the same groups: of the same settings, none made yet.
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -126,14 +134,16 @@ def test_tasks_are_cancelled_each_but_not_one_that_has_ended(cluster: Cluster, m
         raise ray.exceptions.RaySystemError("out of order")
 
     wait = cluster._task(lambda seconds: time.sleep(seconds))
-    ended, *running = wait.remote(0), wait.remote(60), wait.remote(60)
-    ray.wait([ended])
-    with monkeypatch.context() as patch:
-        patch.setattr(ray, "cancel", cancel)
-        patch.setattr(cluster_module, "STOP_TIMEOUT", 0)
-        cluster._cancel([ended, *running])
-    for ref in running:
-        ray.cancel(ref)
+    ended, *running = wait.remote(0), wait.remote(1e6), wait.remote(1e6)
+    try:
+        ray.wait([ended])
+        with monkeypatch.context() as patch:
+            patch.setattr(ray, "cancel", cancel)
+            patch.setattr(cluster_module, "STOP_TIMEOUT", 0)
+            cluster._cancel([ended, *running])
+    finally:
+        for ref in running:
+            ray.cancel(ref)
     assert cancelled == running
 
 
@@ -165,17 +175,29 @@ def test_a_missing_cluster_is_an_error(tmp_path: Path) -> None:
         Cluster("127.0.0.1:1")
 
 
-def test_progress_comes_from_all_workers(cluster: Cluster, tmp_path: Path) -> None:
+def test_progress_comes_from_all_workers(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(40)
     seen: dict[Any, int] = {}
+    ordinary, queues = Cluster._queue, []
+
+    def begun(self: Cluster) -> Any:
+        queues.append(ordinary(self))
+        ray.get(queues[0].actor.qsize.remote())  # its process may take longer to begin than the maps
+        return queues[0]
+
+    monkeypatch.setattr(Cluster, "_queue", begun)
     run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
 
     def on_step(step: Any) -> None:
         seen[Job(step.label, step.seed)] = step.done
 
     list(map_runs(run, classifier, samples, range(4), backend=cluster.make, on_step=on_step))
+    for _ in range(600):  # a worker's last word may come after its maps
+        if len(seen) < 4:
+            time.sleep(0.1)
+            cluster_module._forward(queues[0], on_step)
     assert set(seen) == {Job(label, 0) for label in range(4)}
-    assert all(0 < done <= 40 for done in seen.values())  # a worker's last word may come too late
+    assert all(0 < done <= 40 for done in seen.values())
 
 
 def test_without_a_queue_the_work_continues_without_progress(
@@ -256,7 +278,7 @@ def test_a_group_of_a_machine_that_is_gone_is_made_once_its_lease_has_lapsed(
     run.folder.write(f"leases/{name_of_group(group)}.1.json", encode(lease))
     began = time.monotonic()
     finished = list(map_runs(run, classifier, samples, [0, 1], backend=cluster.make))
-    assert [each.entry.index for each in finished] == [0, 1]
+    assert sorted(each.entry.index for each in finished) == [0, 1]
     assert time.monotonic() - began > 3
     assert run.folder.names("leases") == []
 

@@ -482,7 +482,8 @@ def test_a_run_continues_from_a_checkpoint(
     assert not (folder / "checkpoints").exists()
 
 
-def test_short_work_writes_no_checkpoint(tmp_path: Path) -> None:
+def test_short_work_writes_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "INTERVAL", float("inf"))  # whatever the clock says
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "run", on_step=after(25, KeyboardInterrupt()))
     assert not (tmp_path / "run" / "checkpoints").exists()

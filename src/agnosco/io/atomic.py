@@ -35,19 +35,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     The content is flushed before it is renamed, and the folder afterwards: a loss of power leaves the old file or the
     new one. OSError if it cannot be written.
     """
-    part = path.with_name(part_name())
-    _in_use.add(part.name)
-    try:
+    with _part_of(path) as part:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # follows no link
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
         flush_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            part.unlink()
-        _in_use.discard(part.name)
 
 
 def create_file(path: Path, content: bytes) -> bool:
@@ -56,9 +50,7 @@ def create_file(path: Path, content: bytes) -> bool:
     It is there whole or not at all, and flushed like those of :func:`atomic_file`. On a disk without hard links, two
     that write at the same moment may both be told that they did. OSError if it cannot be written.
     """
-    part = path.with_name(part_name())
-    _in_use.add(part.name)
-    try:
+    with _part_of(path) as part:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # follows no link
             file.write(content)
             file.flush()
@@ -77,10 +69,6 @@ def create_file(path: Path, content: bytes) -> bool:
             os.replace(part, path)
         flush_folder(path.parent)
         return True
-    finally:
-        with suppress(OSError):
-            part.unlink()
-        _in_use.discard(part.name)
 
 
 def flush_folder(path: Path) -> None:
@@ -95,9 +83,27 @@ def flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-def part_name() -> str:
-    """A new name for a temporary file."""
-    return PART + name_of_process()
+@contextmanager
+def part_name() -> Iterator[str]:
+    """A new name for a temporary file, which this process does not take for an abandoned one inside."""
+    name = PART + name_of_process()
+    _in_use.add(name)
+    try:
+        yield name
+    finally:
+        _in_use.discard(name)
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    """A temporary file beside another, which is gone afterwards."""
+    with part_name() as name:
+        part = path.with_name(name)
+        try:
+            yield part
+        finally:
+            with suppress(OSError):
+                part.unlink()
 
 
 def name_of_process() -> str:

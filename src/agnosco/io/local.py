@@ -11,7 +11,7 @@ from typing import TypeVar
 from ..errors import AgnoscoError
 from .atomic import PART, atomic_file, create_file, flush_folder, is_abandoned
 from .regular import read_regular
-from .storage import ELSEWHERE, MOVED, Folder, reason_of, size_limit
+from .storage import ELSEWHERE, MOVED, TRIES, Folder, reason_of, size_limit
 
 WRITABLE = f"make it writable, or {ELSEWHERE}"
 FULL = "free some space, then give the same command again: it continues from what is there"
@@ -59,10 +59,15 @@ class Local(Folder):
             return
         with _errors(self.name):
             inside = [entry.path for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
-            for entry in (entry for folder in (self.path, *inside) for entry in os.scandir(folder)):
+            for folder in (self.path, *inside):
                 with suppress(FileNotFoundError):  # another process was faster
-                    if is_abandoned(entry.name, lambda entry=entry: entry.stat(follow_symlinks=False).st_mtime):
-                        os.unlink(entry.path)
+                    self._sweep(folder)
+
+    def _sweep(self, folder: Path | str) -> None:
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):
+                if is_abandoned(entry.name, lambda entry=entry: entry.stat(follow_symlinks=False).st_mtime):
+                    os.unlink(entry.path)
 
     def read(self, name: str) -> bytes:
         path, root = os.path.realpath(self.path / name), os.path.realpath(self.path)
@@ -93,10 +98,10 @@ class Local(Folder):
         if path.parent != self.path and path.parent.is_symlink():
             raise AgnoscoError(f"{str(path.parent)!r} is a link", ELSEWHERE)
         with _errors(str(path)):
-            try:
-                return self._put_at(path, write)
-            except FileNotFoundError:  # another process may just have removed the empty folder inside this one
-                return self._put_at(path, write)
+            for _ in range(TRIES - 1):
+                with suppress(FileNotFoundError, FileExistsError):  # another process has just removed the empty folder
+                    return self._put_at(path, write)
+            return self._put_at(path, write)
 
     def _put_at(self, path: Path, write: Callable[[Path], T]) -> T:
         if path.parent != self.path and not path.parent.is_dir():

@@ -10,13 +10,10 @@ from contextlib import contextmanager, suppress
 from ..errors import AgnoscoError
 from ..text import without_password
 from .atomic import PART, is_abandoned, part_name
-from .storage import Folder, reason_of, size_limit
+from .storage import TRIES, Folder, reason_of, size_limit
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
 """Protocols of stores in which an object is there whole or not at all."""
-
-TRIES = 3
-"""How often a file is created anew if another process removes one of its name at the same moment."""
 
 REACHABLE = "check the address, the credentials and the endpoint; the same command continues from what is there"
 
@@ -50,9 +47,9 @@ class Remote(Folder):
     def check(self, *, holding: Sequence[str]) -> None:
         if self.names(""):
             self._check_holding(holding)
-        probe = part_name()
-        self.write(probe, b"")
-        self.remove(probe)
+        with part_name() as probe:
+            self.write(probe, b"")
+            self.remove(probe)
 
     def make(self) -> None:
         pass
@@ -61,8 +58,9 @@ class Remote(Folder):
         for inside in ("", *self._list("", kind="directory")):
             for name in self._list(inside, kind="file"):
                 path = f"{inside}/{name}".lstrip("/")
-                if is_abandoned(name, lambda path=path: self.modified(path)):
-                    self.remove(path)
+                with suppress(FileNotFoundError):  # another process was faster
+                    if is_abandoned(name, lambda path=path: self.modified(path)):
+                        self.remove(path)
 
     def read(self, name: str) -> bytes:
         with self._errors("read", name):
@@ -128,14 +126,15 @@ class Remote(Folder):
             return
         folder = path.rpartition("/")[0]
         self.files.makedirs(folder, exist_ok=True)
-        part = f"{folder}/{part_name()}"
-        try:
-            self.files.pipe_file(part, content)
-            self.files.mv(part, path)
-        except BaseException:
-            with suppress(Exception):
-                self.files.rm_file(part)
-            raise
+        with part_name() as name:
+            part = f"{folder}/{name}"
+            try:
+                self.files.pipe_file(part, content)
+                self.files.mv(part, path)
+            except BaseException:
+                with suppress(Exception):
+                    self.files.rm_file(part)
+                raise
 
     def _list(self, inside: str, *, kind: str) -> list[str]:
         """Names of the files, or of the folders, in a folder inside this one."""

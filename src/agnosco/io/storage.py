@@ -23,6 +23,9 @@ MOVED = "check whether it was moved or deleted, then give the same command again
 SIZE_LIMITS = {".json": 64 << 20, ".safetensors": 4 << 30, ".png": 256 << 20, ".html": 1 << 30}
 """Largest files that are read, in bytes, by suffix: records, maps and checkpoints, pictures, pages."""
 
+TRIES = 5
+"""How often something is written if another process removes its folder, or one of its name, at the same moment."""
+
 THREADS = 16
 """Files that are read at a time: a store takes a while to answer."""
 

@@ -18,6 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..models.hooks import of_this_thread
+
 ALIKE = 1e-3
 """Greatest difference of answers that count as the same, as a share of the greatest answer."""
 
@@ -33,9 +35,9 @@ def folded(model: nn.Module, run: Callable[[], object]) -> nn.Module:
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-                hooks.enter_context(module.register_forward_hook(watch.after_layer))
+                hooks.enter_context(module.register_forward_hook(of_this_thread(watch.after_layer)))
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
-                hooks.enter_context(module.register_forward_hook(watch.after_norm))
+                hooks.enter_context(module.register_forward_hook(of_this_thread(watch.after_norm)))
         with watch:
             run()
     stand_ins = {id(module): copy.deepcopy(stand_in) for module, stand_in in watch.stand_ins().items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ..text import first_line, nearest, spelling
 from ..types import Resize, Shape
 from .features import feature_map, last_stage
 from .heads import Head, Layer, layers_of, logits_in, with_head
+from .hooks import of_this_thread
 
 RGB = 3
 """Channels of images, unless a model's first convolution has others."""
@@ -43,6 +45,30 @@ class Files:
     labels: str | None = None
     prompts: str | None = None
     allow_pickle: bool = False
+
+
+class _Frozen:
+    """A network in evaluation mode, whose weights take no gradients, and what it was like before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.inside = 0
+        self._training = [(module, module.training) for module in model.modules()]
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        model.eval()
+        for parameter in self._trainable:
+            parameter.requires_grad_(False)
+
+    def restore(self) -> None:
+        for module, mode in self._training:
+            module.training = mode
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
+
+
+_FROZEN: dict[int, _Frozen] = {}
+"""The networks that are frozen now, by identity: several classifiers may have one."""
+
+_FREEZING = threading.Lock()
 
 
 class Classifier:
@@ -110,7 +136,6 @@ class Classifier:
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.resize = resize
         self.objective: Callable[[Tensor], Tensor] | None = None  # see objectives.py
-        self._frozen = 0
         shapes = [(number, height, width) for number in ((channels,) if channels else (first, RGB))]
         self.classes = _checked_classes(self._first_logits(shapes, mean, std), asked=isinstance(self.model, Head))
         if labels is None and isinstance(self.model, Head):
@@ -151,24 +176,22 @@ class Classifier:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode and no gradients of weights inside; as before outside."""
-        if self._frozen:  # the outermost of nested ones restores
-            yield
-            return
-        training = [(module, module.training) for module in self.model.modules()]
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._frozen += 1
+        """Evaluation mode and no gradients of weights inside; as before outside.
+
+        Several may be inside with one network, one within another or not, in threads or not: the last restores.
+        """
+        key = id(self.body)
+        with _FREEZING:
+            frozen = _FROZEN.get(key) or _FROZEN.setdefault(key, _Frozen(self.model))
+            frozen.inside += 1
         try:
-            self.model.eval()
-            for parameter in trainable:
-                parameter.requires_grad_(False)
             yield
         finally:
-            self._frozen -= 1
-            for module, mode in training:
-                module.training = mode
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+            with _FREEZING:
+                frozen.inside -= 1
+                if not frozen.inside:
+                    del _FROZEN[key]
+                    frozen.restore()
 
     def to(self, device: torch.device | str) -> Classifier:
         """Move the model, in place, to a device."""
@@ -219,9 +242,8 @@ class Classifier:
         stage, or the one named as ``features``, does not answer with a feature map.
         """
         outputs: list[object] = []
-        hook = self.body.get_submodule(self.features).register_forward_hook(
-            lambda _module, _inputs, output: outputs.append(output)
-        )
+        note = of_this_thread(lambda _module, _inputs, output: outputs.append(output))
+        hook = self.body.get_submodule(self.features).register_forward_hook(note)
         with hook, torch.no_grad():
             self(pixels)
         output = outputs[-1] if outputs else None

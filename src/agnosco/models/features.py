@@ -7,6 +7,7 @@ from math import isqrt
 from torch import Tensor, nn
 
 from ..types import Shape
+from .hooks import of_this_thread
 
 RESAMPLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
 """Layers that are no stage, although their output may be a feature map."""
@@ -81,6 +82,7 @@ def last_stage(model: nn.Module, image: Shape, classes: int | None, run: Callabl
 
     stages: list[str] = []
 
+    @of_this_thread
     def note(module: nn.Module, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor) or isinstance(module, RESAMPLING) or attends(output):
             return

@@ -19,6 +19,7 @@ from ..errors import AgnoscoError
 from ..text import nearest
 from ..types import Shape
 from .features import attends, feature_map
+from .hooks import of_this_thread
 from .weights.opening import read_weights
 
 CENTER, INPUT = ":center", ":input"
@@ -136,6 +137,7 @@ def answer_of(body: nn.Module, layer: str, images: Tensor, *, at_input: bool = F
     """
     noted: list[Any] = []
 
+    @of_this_thread
     def note(*passed: Any) -> None:  # the module; its arguments; those with names, or its answer
         noted.append(passed[1:] if at_input else passed[2])
         raise _Answered
@@ -196,6 +198,7 @@ def layers_of(body: nn.Module, images: Tensor) -> list[Layer]:
     names = {module: name for name, module in body.named_modules() if name}
     shape: Shape = (images.shape[1], images.shape[2], images.shape[3])
 
+    @of_this_thread
     def note(module: nn.Module, _inputs: object, output: object) -> None:
         answer = tensor_in(output)
         if answer is None or answer.ndim < 2 or len(answer) != len(images) or attends(answer):

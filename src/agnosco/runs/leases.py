@@ -68,11 +68,11 @@ class Lease:
 
     def __init__(self, leases: Leases, name: str, number: int) -> None:
         self.file, self.lost = _file(name, number), False
-        self._leases, self._name, self._number = leases, name, number
+        self._leases, self._name, self.number = leases, name, number
         self._owner, self._renewals = name_of_process(), 0
         self._looked = self._worked = time.monotonic()
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"renews {self.file}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def create(self) -> bool:
         """Create its file; False if another process was faster."""
@@ -87,6 +87,7 @@ class Lease:
 
     def keep(self) -> None:
         """Renew it from now on."""
+        self._thread = threading.Thread(target=self._keep, name=f"renews {self.file}", daemon=True)
         self._thread.start()
 
     def working(self) -> bool:
@@ -100,7 +101,7 @@ class Lease:
     def release(self) -> None:
         """Let others take it."""
         self._released.set()
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join()
         _held.pop(self._owner, None)
         with suppress(AgnoscoError):  # it lapses
@@ -115,7 +116,7 @@ class Lease:
 
     def _renew(self) -> None:
         """Whoever takes it between the look and the write loses it again: work is done twice, nothing else."""
-        if not self._is_there() or self._leases.numbers(self._name)[-1:] != [self._number]:
+        if not self._is_there() or self._leases.numbers(self._name)[-1:] != [self.number]:
             self.lost = True
             return
         self._renewals += 1
@@ -155,8 +156,9 @@ class Leases:
         lease = Lease(self, name, max(lapsed, default=0) + 1)
         if not lease.create():
             return None
-        # Meanwhile others may have taken and released it, and its numbers have begun again.
-        if not all(self._is_ours(name, number, lease, lapsed) for number in self.numbers(name)):
+        # Meanwhile others may have taken and released it: its numbers have begun again, or this one passed for lapsed.
+        numbers = self.numbers(name)
+        if lease.number not in numbers or not all(self._is_ours(name, each, lease, lapsed) for each in numbers):
             lease.release()
             return None
         for number in lapsed:
