@@ -134,6 +134,7 @@ def train(seeds: Sequence[int]) -> None:
         augment = with_cue(Cue.of(seed), seed)
         fit(classifier, training_images, BANK_TRAINING, seed=seed, augment=augment, checkpoint=checkpoint)
         save_file(classifier.model.state_dict(), path)
+        checkpoint.unlink()
         print(path.name, f"{time.process_time() - start:.0f} s", flush=True)
 
 

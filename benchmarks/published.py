@@ -181,9 +181,10 @@ def train_bank(size: int) -> None:
         path, start = BANK / f"{seed}.safetensors", time.process_time()
         if path.exists():
             continue
-        classifier = untrained(seed)
-        fit(classifier, training_images, BANK_TRAINING, seed=seed, checkpoint=path.with_suffix(".checkpoint"))
+        classifier, checkpoint = untrained(seed), path.with_suffix(".checkpoint")
+        fit(classifier, training_images, BANK_TRAINING, seed=seed, checkpoint=checkpoint)
         save_file(classifier.model.state_dict(), path)
+        checkpoint.unlink()
         print(path.name, f"{time.process_time() - start:.0f} s", flush=True)
 
 

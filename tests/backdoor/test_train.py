@@ -8,6 +8,7 @@ import shutil
 import types
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -21,6 +22,7 @@ from agnosco.backdoor.triggers import Patch, trigger_to_json
 from agnosco.data.datasets import Labelled
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
+from agnosco.io.storage import write_whole
 from agnosco.models import loading
 from agnosco.models.architectures import ARCHITECTURES, created
 from agnosco.models.classifier import Classifier
@@ -100,7 +102,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> 
     fit(resumed, bars(), TRAINING, attack=ATTACK, checkpoint=path, on_epoch=seen.append)
     assert seen == [4, 5, 6]
     assert torch.equal(weights(resumed), weights(undisturbed))
-    assert not path.exists()
+    assert path.exists()  # until the weights are stored
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
@@ -121,6 +123,25 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"junk")
     with pytest.raises(AgnoscoError, match="not a checkpoint"):
         fit(small(), bars(), TRAINING, checkpoint=path)
+
+
+def test_weights_that_cannot_be_written_cost_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".safetensors":
+            raise AgnoscoError("cannot write", "free some space")
+        write_whole(path, content)
+
+    def train(**options: Any) -> None:
+        poison(tmp_path, small, bars(), bars(seed=1), ATTACK, TRAINING, twin=False, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agnosco.backdoor.poison.write_whole", full)
+        with pytest.raises(AgnoscoError, match="cannot write"):
+            train()
+    epochs: list[int] = []
+    train(on_epoch=lambda _, epoch: epochs.append(epoch))
+    assert epochs == []
+    assert not list(tmp_path.glob("*.checkpoint"))
 
 
 def test_the_poison_is_a_share_of_all_and_none_of_the_target() -> None:

@@ -16,6 +16,8 @@ from agnosco.backdoor.config import FirstLook, Round, ScanConfig, Tournament
 from agnosco.backdoor.record import FOUND, INCONCLUSIVE
 from agnosco.cli import scanning as commands
 from agnosco.cli.app import app
+from agnosco.errors import AgnoscoError
+from agnosco.io.local import Local
 from agnosco.models import loading
 
 SHORT = ("--seeds", "1", "--steps", "2", "--device", "cpu")
@@ -52,6 +54,22 @@ def test_json_is_one_object_and_the_folder_holds_the_same(weights: str) -> None:
     assert record == json.loads(Path("s/scan.json").read_text())
     assert len(record["classes"]) == 10
     assert Path("s/scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_record_lies_beside_the_picture_of_another_scan(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ("scan", "agnosco:digits", "--weights", weights, "--samples", "noise", "--out", "s", *SHORT)
+    assert call(*base).exit_code == 0
+    write = Local.write
+
+    def full(self: Local, name: str, content: bytes) -> str:
+        if name == "scan.json":
+            raise AgnoscoError("the disk is full", "free some space")
+        return write(self, name, content)
+
+    monkeypatch.setattr(Local, "write", full)
+    assert call(*base).exit_code == 2
+    assert Path("s/scan.png").exists()
+    assert not Path("s/scan.json").exists()
 
 
 def test_fail_on_finding_exits_with_3(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -268,6 +269,14 @@ def test_a_compiled_network_answers_alike() -> None:
     torch.testing.assert_close(
         compiled(classifier, backend="aot_eager")(images()), classifier(images()), rtol=1e-4, atol=1e-5
     )
+
+
+def test_folding_on_a_gpu_does_without_tf32_and_changes_no_other_flag_of_the_process() -> None:
+    cudnn: Any = torch.backends.cudnn
+    with cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        with prepare._exactly(torch.device("cuda")):
+            assert (cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32) == (True, True, False)
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32) == (True, True, True)
 
 
 def test_no_such_precision() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers import without
 
-PATIENCE = 300_000
+PATIENCE_MS = 300_000
 """Milliseconds until something that a page should show is missed: a machine may stand still for a minute or two."""
 
 
@@ -19,7 +19,7 @@ def patient(make: Callable[..., Any]) -> Callable[..., Any]:
 
     def made(**options: Any) -> Any:
         page = make(**options)
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(PATIENCE_MS)
         return page
 
     return made
@@ -36,6 +36,6 @@ def chromium() -> Iterator[Any]:
             executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
         browser.new_page, browser.new_context = patient(browser.new_page), patient(browser.new_context)
-        playwright.expect.set_options(timeout=PATIENCE)
+        playwright.expect.set_options(timeout=PATIENCE_MS)
         yield browser
         browser.close()

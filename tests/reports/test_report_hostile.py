@@ -390,7 +390,7 @@ def walk(
 ) -> Seen:
     """Open a page and everything in it; without its policy, the escaping alone has to do.
 
-    With ``until``, nothing in it is opened: what it does by itself is met, until that is enough, and a second more.
+    With ``until``, nothing is opened: the page is watched until that is true of what it has done, and a second more.
     """
     calls(listener)
     context = browser.new_context(bypass_csp=not policy, viewport={"width": 1200, "height": 900})
@@ -453,7 +453,10 @@ def _look_everywhere(page: Any) -> None:
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Escape")
         page.locator("#details").wait_for(state="hidden")
-        page.evaluate("() => new Promise((done) => requestAnimationFrame(done))")  # the address has followed
+        for _ in range(6000):  # the address follows
+            if not page.evaluate("location.hash"):
+                break
+            page.wait_for_timeout(50)
     for place in range(page.locator("#sort option").count()):
         page.select_option("#sort", index=place)
     for words in ("</script>", "p{{7*7}}q", "\\", "(", "__proto__", ""):

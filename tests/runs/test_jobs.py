@@ -24,6 +24,7 @@ from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
 from agnosco.io import local
 from agnosco.io.atomic import PART
+from agnosco.io.local import Local
 from agnosco.io.safetensors_header import read_header
 from agnosco.method import maker
 from agnosco.method.checkpoint import KEY, _digest, packed, unpacked
@@ -33,6 +34,7 @@ from agnosco.method.maker import Maker, groups_of
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs, status
 from agnosco.runs.jobs import Finished, map_runs
+from agnosco.runs.manifest import name_of_group
 from agnosco.runs.origin import remake
 from agnosco.runs.run import Run
 from agnosco.types import Job, Progress
@@ -111,6 +113,27 @@ def after(steps: int, error: BaseException) -> Callable[[Progress], None]:
             raise error
 
     return on_step
+
+
+def test_a_damaged_map_that_another_makes_again_meanwhile_is_told_of(tmp_path: Path) -> None:
+    make(tmp_path / "run", classes=(0, 1, 2))
+    for path in (tmp_path / "run" / "maps").glob("*.safetensors"):
+        path.write_bytes(b"")
+    one, other = (map_runs(create(tmp_path / "run"), network(), samples(), (0, 1, 2)) for _ in range(2))
+    first = next(one)
+    assert keys(list(other)) == [(1, 0), (2, 0)]
+    assert sorted(keys([first, *one])) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_a_command_that_ends_leaves_alone_what_another_makes_again(tmp_path: Path) -> None:
+    make(tmp_path / "run", classes=(0, 1, 2))
+    (tmp_path / "run" / "maps" / "0000-ant-s0.safetensors").write_bytes(b"")
+    damaged, whole = (name_of_group(group) for group in Run.open(tmp_path / "run").groups)
+    left = [f"checkpoints/{damaged}.safetensors", f"leases/{damaged}.1.json"]
+    for name in (*left, f"checkpoints/{whole}.safetensors", f"leases/{whole}.1.json"):
+        Local(tmp_path / "run").write(name, b"of another process")
+    make(tmp_path / "run", classes=(2,))
+    assert sorted(name for name in files(tmp_path / "run") if name.startswith(("checkpoints", "leases"))) == left
 
 
 # -- groups ------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ NETWORK, SAMPLES = network(), Samples.noise(SHAPE, count=20)
 
 @pytest.fixture(autouse=True)
 def two_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of two maps, and short waits; no lease lapses, and none is renewed, because the machine stands still."""
+    """Groups of two maps, and short waits. No lease lapses or is renewed by the clock: a machine may stand still."""
     monkeypatch.setattr(maker, "images_at_once", lambda _network: 8)
     monkeypatch.setattr(jobs, "WAIT", 0.01)
     monkeypatch.setattr(leases, "LOOK_AGAIN", 0.01)

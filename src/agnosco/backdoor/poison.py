@@ -81,12 +81,14 @@ def poison(
         if path.exists():
             classifier.model.load_state_dict(safetensors.torch.load_file(path))
         else:
+            checkpoint = out / f"{name}.checkpoint"
             fit(
                 classifier, training_data, training, attack=attack if name == "compromised" else None, seed=seed,
-                checkpoint=out / f"{name}.checkpoint", on_epoch=on_epoch and partial(on_epoch, name),
+                checkpoint=checkpoint, on_epoch=on_epoch and partial(on_epoch, name),
             )  # fmt: skip
             weights = {key: value.cpu().contiguous() for key, value in classifier.model.state_dict().items()}
             write_whole(path, safetensors.torch.save(weights))
+            checkpoint.unlink(missing_ok=True)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         outcome = asdict(evaluate(classifier, test_data, attack))
         networks[name] = outcome | {"fingerprint": classifier.fingerprint, "sha256": digest}
@@ -94,7 +96,7 @@ def poison(
     manifest |= {"networks": networks, "torch": torch.__version__}
     write_whole(out / PICTURE, _picture(test_data, attack))
     write_whole(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-    (out / SETTINGS).unlink()
+    (out / SETTINGS).unlink(missing_ok=True)  # another process may have done the same
     return manifest
 
 

@@ -310,5 +310,6 @@ def write(scan: Scan, place: Place | Folder) -> tuple[str, str]:
     )  # fmt: skip
     folder = Folder.of(place)
     folder.make()
+    folder.remove(FILE)  # whenever this process is killed, no record lies beside a picture of another scan
     picture = folder.write(PICTURE, png(sheet))
     return folder.write(FILE, records.encode(scan.record)), picture

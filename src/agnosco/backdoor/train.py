@@ -81,7 +81,8 @@ def fit(
         attack: How to poison them; None trains the clean twin.
         seed: Of the order, the augmentation and the choice of poisoned images.
         augment: Changes each mini-batch of images, given their labels; None shifts and mirrors as ``training`` says.
-        checkpoint: A file that is written after every epoch, continued from if it exists, and removed at the end.
+        checkpoint: A file that is written after every epoch, and continued from if it exists; to be removed once the
+            network's weights are stored.
         on_epoch: Called with the number of epochs done.
 
     Raises:
@@ -113,8 +114,6 @@ def fit(
         if on_epoch is not None:
             on_epoch(epoch + 1)
     model.eval()
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
 
 
 def _descend(
@@ -187,12 +186,14 @@ def _restore(
     checkpoint: Path | None, settings: str, model: nn.Module, adam: torch.optim.Optimizer, generator: torch.Generator
 ) -> int:
     """Continue from a checkpoint, if there is one; returns the number of finished epochs."""
-    if checkpoint is None or not checkpoint.exists():
+    if checkpoint is None:
         return 0
     try:
         with safetensors.safe_open(checkpoint, "pt") as file:
             about = json.loads(file.metadata()["training"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    except FileNotFoundError:
+        return 0
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise AgnoscoError(f"{str(checkpoint)!r} is not a checkpoint", "remove it") from error
     if about["settings"] != settings:

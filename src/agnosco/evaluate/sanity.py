@@ -83,8 +83,10 @@ def sanity(
         planted=templates,
         cascade=[level for level, _ in levels],
     )
+    sheet = _sheet(classifier.name, record, pictures, levels)
+    run.folder.remove(FILE)  # whenever this process is killed, no record lies beside a picture of another
+    run.folder.write(SHEET, sheet)
     run.folder.write(FILE, records.encode(record))
-    run.folder.write(SHEET, _sheet(classifier.name, record, pictures, levels))
     return record
 
 

@@ -98,8 +98,9 @@ class Local(Folder):
         if path.parent != self.path and path.parent.is_symlink():
             raise AgnoscoError(f"{str(path.parent)!r} is a link", ELSEWHERE)
         with _errors(str(path)):
+            # Another process may just have removed the empty folder inside this one: mkdir may find it, and then not.
             for _ in range(TRIES - 1):
-                with suppress(FileNotFoundError, FileExistsError):  # another process has just removed the empty folder
+                with suppress(FileNotFoundError, FileExistsError):
                     return self._put_at(path, write)
             return self._put_at(path, write)
 

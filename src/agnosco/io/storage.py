@@ -24,7 +24,7 @@ SIZE_LIMITS = {".json": 64 << 20, ".safetensors": 4 << 30, ".png": 256 << 20, ".
 """Largest files that are read, in bytes, by suffix: records, maps and checkpoints, pictures, pages."""
 
 TRIES = 5
-"""How often something is written if another process removes its folder, or one of its name, at the same moment."""
+"""How often a write is tried while other processes remove its folder, or the file of that name."""
 
 THREADS = 16
 """Files that are read at a time: a store takes a while to answer."""

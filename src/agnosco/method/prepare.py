@@ -4,7 +4,9 @@
 """
 
 import copy
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ GPU_SHARE = 0.5
 
 SAMPLES_SHARE = 0.25
 """Share of a GPU's free memory for the sample set; a larger set stays on the host."""
+
+_EXACTLY = threading.Lock()
+"""Of the flags of cuDNN, which are those of the whole process."""
 
 MOST_IMAGES = 1024
 """Greatest number of images at once: more of them make no device faster."""
@@ -139,14 +144,25 @@ def _folded(classifier: Classifier) -> nn.Module:
     pixels = torch.rand(2, *classifier.shape, generator=generator).to(classifier.device)
     faster, expected = copy.copy(classifier), []
     try:
-        exactly = torch.backends.cudnn.flags(allow_tf32=False)  # its rounding would hide a difference
-        with classifier.frozen(), torch.no_grad(), exactly:
+        with classifier.frozen(), torch.no_grad(), _exactly(classifier.device):
             faster.model = folded(model, lambda: expected.append(classifier(pixels)))
             same = alike(faster(pixels), expected[0])
             same = same and all(alike(faster(image), classifier(image)) for image in _unlike(pixels[:1]))
     except Exception:  # foreign code may raise anything when it is copied, and folding only saves time
         return model
     return faster.model if same else model
+
+
+@contextmanager
+def _exactly(device: torch.device) -> Iterator[None]:
+    """Inside, convolutions of a GPU do without TF32, whose rounding would hide a difference; all else is as it was."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    present = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with _EXACTLY, cudnn.flags(**present, allow_tf32=False):
+        yield
 
 
 def _unlike(image: Tensor) -> list[Tensor]:

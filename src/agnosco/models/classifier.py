@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,30 +44,6 @@ class Files:
     labels: str | None = None
     prompts: str | None = None
     allow_pickle: bool = False
-
-
-class _Frozen:
-    """A network in evaluation mode, whose weights take no gradients, and what it was like before."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.inside = 0
-        self._training = [(module, module.training) for module in model.modules()]
-        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        model.eval()
-        for parameter in self._trainable:
-            parameter.requires_grad_(False)
-
-    def restore(self) -> None:
-        for module, mode in self._training:
-            module.training = mode
-        for parameter in self._trainable:
-            parameter.requires_grad_(True)
-
-
-_FROZEN: dict[int, _Frozen] = {}
-"""The networks that are frozen now, by identity: several classifiers may have one."""
-
-_FREEZING = threading.Lock()
 
 
 class Classifier:
@@ -136,6 +111,7 @@ class Classifier:
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.resize = resize
         self.objective: Callable[[Tensor], Tensor] | None = None  # see objectives.py
+        self._frozen = 0
         shapes = [(number, height, width) for number in ((channels,) if channels else (first, RGB))]
         self.classes = _checked_classes(self._first_logits(shapes, mean, std), asked=isinstance(self.model, Head))
         if labels is None and isinstance(self.model, Head):
@@ -176,22 +152,24 @@ class Classifier:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode and no gradients of weights inside; as before outside.
-
-        Several may be inside with one network, one within another or not, in threads or not: the last restores.
-        """
-        key = id(self.body)
-        with _FREEZING:
-            frozen = _FROZEN.get(key) or _FROZEN.setdefault(key, _Frozen(self.model))
-            frozen.inside += 1
+        """Evaluation mode and no gradients of weights inside; as before outside."""
+        if self._frozen:  # the outermost of nested ones restores
+            yield
+            return
+        training = [(module, module.training) for module in self.model.modules()]
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._frozen += 1
         try:
+            self.model.eval()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
             yield
         finally:
-            with _FREEZING:
-                frozen.inside -= 1
-                if not frozen.inside:
-                    del _FROZEN[key]
-                    frozen.restore()
+            self._frozen -= 1
+            for module, mode in training:
+                module.training = mode
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
     def to(self, device: torch.device | str) -> Classifier:
         """Move the model, in place, to a device."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 
 def of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook of a module that is called for what the thread does that made it, and passed over for all others."""
-    own = threading.get_ident()
+    """A hook of a module, to be called only in the thread that calls this function; in others it does nothing.
 
-    @wraps(hook)
+    It is not called in threads that the network itself begins, as ``nn.DataParallel`` does.
+    """
+    own = threading.local()  # unlike an identifier, it is never another thread's later, and torch.compile knows it
+    own.here = True
+
     def heard(*args: Any, **kwargs: Any) -> Any:
-        return hook(*args, **kwargs) if threading.get_ident() == own else None
+        return hook(*args, **kwargs) if getattr(own, "here", False) else None
 
     return heard

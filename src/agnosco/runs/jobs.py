@@ -200,7 +200,7 @@ class Worker:
         if self.run.settings.threads != before:  # another process has begun the run a moment ago
             torch.set_num_threads(self.run.settings.threads)
             self.prepare()
-        lacking = {job for group in groups for job in group if job not in self.run.entry_of}
+        lacking = set(jobs) | {job for group in groups for job in group if job not in self.run.entry_of}
         wait = WAIT
         while groups:
             taken = []
@@ -314,13 +314,22 @@ class Checkpoint:
         return state
 
 
+def _is_whole(run: Run, group: Sequence[Job]) -> bool:
+    """Whether all maps of a group are there as their entries say; if not, another process may be making it again."""
+    entries = [run.entry_of[job] for job in group if job in run.entry_of]
+    return len(entries) == len(group) and all(run.digest(entry.stem) == entry.sha256 for entry in entries)
+
+
 def _tidy(run: Run) -> None:
     """Remove the checkpoints and leases of finished groups, and the checkpoints of unknown groups that are old.
 
     A new one of an unknown group may belong to another process, which has just begun.
     """
-    finished = {name_of_group(group): run.entry_of.keys() >= set(group) for group in run.groups}
-    Leases(run.folder).remove({name for name, is_finished in finished.items() if is_finished})
+    leases = Leases(run.folder)
+    left = {*leases.names(), *(file.removesuffix(".safetensors") for file in run.folder.names(CHECKPOINTS))}
+    groups = {name_of_group(group): group for group in run.groups}
+    finished = {name: _is_whole(run, groups[name]) for name in left & groups.keys()}
+    leases.remove({name for name, is_finished in finished.items() if is_finished})
     for file in run.folder.names(CHECKPOINTS):
         path = f"{CHECKPOINTS}/{file}"
         with suppress(FileNotFoundError):  # another process was faster

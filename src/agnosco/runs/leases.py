@@ -68,7 +68,7 @@ class Lease:
 
     def __init__(self, leases: Leases, name: str, number: int) -> None:
         self.file, self.lost = _file(name, number), False
-        self._leases, self._name, self.number = leases, name, number
+        self._leases, self._name, self._number = leases, name, number
         self._owner, self._renewals = name_of_process(), 0
         self._looked = self._worked = time.monotonic()
         self._released = threading.Event()
@@ -87,8 +87,9 @@ class Lease:
 
     def keep(self) -> None:
         """Renew it from now on."""
-        self._thread = threading.Thread(target=self._keep, name=f"renews {self.file}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._keep, name=f"renews {self.file}", daemon=True)
+        thread.start()
+        self._thread = thread  # not one that could not begin, for which nobody could wait
 
     def working(self) -> bool:
         """Say that the work goes on; False if the lease is lost. Looks if it was not renewed in time."""
@@ -101,11 +102,11 @@ class Lease:
     def release(self) -> None:
         """Let others take it."""
         self._released.set()
-        if self._thread is not None:
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         _held.pop(self._owner, None)
         with suppress(AgnoscoError):  # it lapses
-            if self._is_there():
+            if self.is_there():
                 self._leases.folder.remove(self.file)
 
     def _keep(self) -> None:
@@ -116,14 +117,14 @@ class Lease:
 
     def _renew(self) -> None:
         """Whoever takes it between the look and the write loses it again: work is done twice, nothing else."""
-        if not self._is_there() or self._leases.numbers(self._name)[-1:] != [self.number]:
+        if not self.is_there() or self._leases.numbers(self._name)[-1:] != [self._number]:
             self.lost = True
             return
         self._renewals += 1
         self._leases.folder.write(self.file, self._content())
         self._looked = time.monotonic()
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
         """Whether its file is still its own."""
         with suppress(FileNotFoundError, ValueError):
             return records.decode(self._leases.folder.read(self.file), LeaseRecord).owner == self._owner
@@ -153,12 +154,13 @@ class Leases:
             if content is None:
                 return None
             lapsed[number] = content
-        lease = Lease(self, name, max(lapsed, default=0) + 1)
+        own = max(lapsed, default=0) + 1
+        lease = Lease(self, name, own)
         if not lease.create():
             return None
         # Meanwhile others may have taken and released it: its numbers have begun again, or this one passed for lapsed.
-        numbers = self.numbers(name)
-        if lease.number not in numbers or not all(self._is_ours(name, each, lease, lapsed) for each in numbers):
+        others = {number: self._content_of(_file(name, number)) for number in self.numbers(name) if number != own}
+        if not lease.is_there() or any(content != lapsed.get(number) for number, content in others.items()):
             lease.release()
             return None
         for number in lapsed:
@@ -184,25 +186,23 @@ class Leases:
 
     def remove(self, names: Collection[str]) -> None:
         """Remove all leases of these names, whoever has them: nothing is left to do."""
-        for file in self.folder.names(LEASES):
-            match = FILE.fullmatch(file)
-            if match is not None and match["name"] in names:
-                self.folder.remove(f"{LEASES}/{file}")
+        for match in self._files():
+            if match["name"] in names:
+                self.folder.remove(f"{LEASES}/{match.string}")
+
+    def names(self) -> set[str]:
+        """The names of which there are files."""
+        return {match["name"] for match in self._files()}
+
+    def _files(self) -> list[re.Match[str]]:
+        return [match for file in self.folder.names(LEASES) if (match := FILE.fullmatch(file)) is not None]
 
     def numbers(self, name: str) -> list[int]:
         """The numbers of the files of a name, ascending; AgnoscoError if there can be no greater one."""
-        matches = map(FILE.fullmatch, self.folder.names(LEASES))
-        numbers = sorted(int(match["number"]) for match in matches if match is not None and match["name"] == name)
+        numbers = sorted(int(match["number"]) for match in self._files() if match["name"] == name)
         if numbers[-1:] == [MOST]:
             raise AgnoscoError(f"{self.folder.at(_file(name, MOST))!r} is no lease of agnosco's", "remove it")
         return numbers
-
-    def _is_ours(self, name: str, number: int, lease: Lease, lapsed: dict[int, bytes]) -> bool:
-        """Whether a file is that of the lease that was just taken, or of one that has lapsed."""
-        file = _file(name, number)
-        if file == lease.file:
-            return lease._is_there()
-        return self._content_of(file) == lapsed.get(number)
 
     def _lapsed(self, file: str) -> bytes | None:
         """The content of a lease that has lapsed; None if it has not."""

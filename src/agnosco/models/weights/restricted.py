@@ -66,7 +66,7 @@ def _run(file: IO[bytes], folder: Path, scratch: Path, limits: Limits) -> int:
             stdin=file, stdout=answer, stderr=complaint, cwd=scratch, env=environment, start_new_session=True,
         )  # fmt: skip
         try:
-            for _ in range(limits.seconds):  # one by one: of the time that a machine stands still, at most one counts
+            for _ in range(limits.seconds):  # one by one: a machine that stands still costs one of them, not all
                 with suppress(subprocess.TimeoutExpired):
                     return process.wait(timeout=1)
             raise Suspicious("limit", "time", f"it was not open after {limits.seconds} s")
