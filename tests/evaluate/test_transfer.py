@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.evaluate.score_record import FILE, add_scores, read_scores, table
+from agnosco.evaluate.score_record import FILE, add_scores, table
 from agnosco.evaluate.transfer import matched, score
 from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
@@ -210,19 +210,6 @@ def test_a_judgement_without_images_keeps_the_success_rate_of_an_earlier_one(run
     moved = add_scores(run, [score(run, network(), images=samples())])[0].targeted_success_rate
     assert moved is not None
     assert [one.targeted_success_rate for one in add_scores(run, [score(run, network())])] == [moved]
-
-
-def test_judgements_that_others_add_meanwhile_are_kept(run: Run) -> None:
-    stale = Run.open(run.path)
-    judged = score(stale, network())
-    add_scores(run, [score(run, network((2, 0, 1)))])
-    assert len(add_scores(stale, [judged])) == 2
-    run.add(planted(0, 2), targeted_success_rate=1.0)
-    run.end()
-    kept = add_scores(run, [score(run, network((2, 0, 1)))])
-    with pytest.raises(AgnoscoError, match="have changed since they were scored"):
-        add_scores(stale, [judged])
-    assert read_scores(run) == kept
 
 
 def test_table_has_a_line_for_each_network(run: Run) -> None:

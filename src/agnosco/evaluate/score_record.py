@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from ..errors import AgnoscoError
 from ..io import records
 from ..io.records import Record
 from ..text import aligned
@@ -116,25 +115,12 @@ def read_scores(run: Run) -> list[Judgement]:
 def add_scores(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     """Write judgements into a run's folder; each replaces an earlier one by the same network.
 
-    Judgements there of other maps than the run holds now are dropped. A judgement without images keeps the targeted
-    success rate that the same network had with images. Others may add theirs at the same time.
+    Judgements of other maps than the run holds now are dropped. A judgement without images keeps the targeted success
+    rate that the same network had with images.
 
     Returns:
         All judgements that the folder now holds: the source first, then by name.
-
-    Raises:
-        AgnoscoError: The judgements are not of the maps that the folder holds by now, or it cannot be written.
     """
-    from ..runs.run import Run
-
-    with run.alone():
-        return _added(Run.open(run.folder), judgements)
-
-
-def _added(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
-    digest = digest_of(run)
-    if any(judgement.run != digest for judgement in judgements):
-        raise AgnoscoError(f"the maps in {run.folder.name!r} have changed since they were scored", "score again")
     by_network = {judgement.network: judgement for judgement in read_scores(run)}
     for judgement in judgements:
         earlier = by_network.get(judgement.network)
