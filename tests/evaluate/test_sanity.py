@@ -19,6 +19,7 @@ from agnosco.errors import AgnoscoError
 from agnosco.evaluate import checks
 from agnosco.evaluate.sanity import sanity
 from agnosco.evaluate.sanity_record import FILE, SHEET, table
+from agnosco.io.local import Local
 from agnosco.io.records import to_json
 from agnosco.method import prepare
 from agnosco.method.config import Config, MapperConfig, RefineConfig
@@ -260,6 +261,23 @@ def test_check_writes_what_it_found(tmp_path: Path) -> None:
     assert table(found).count("randomized") == 4
     again = sanity(run, network(), samples(), classes=2)
     assert again == found
+
+
+def test_no_record_lies_beside_the_picture_of_another_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path / "run", seeds=(3,))
+    sanity(run, network(), samples(), classes=2)
+    write = Local.write
+
+    def full(self: Local, name: str, content: bytes) -> str:
+        if name == FILE:
+            raise AgnoscoError("the disk is full", "free some space")
+        return write(self, name, content)
+
+    monkeypatch.setattr(Local, "write", full)
+    with pytest.raises(AgnoscoError, match="the disk is full"):
+        sanity(run, network(), samples(), classes=2)
+    assert (run.path / SHEET).exists()
+    assert not (run.path / FILE).exists()
 
 
 def test_check_takes_classes_of_uneven_seeds(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ class Meanwhile(nn.Module):
 def test_what_another_thread_sends_through_the_network_meanwhile_is_not_heard(place: int) -> None:
     stage = nn.Conv2d(3, 4, 3)
     body = nn.Sequential(Meanwhile(), stage, Meanwhile(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-    classifier, asked = Classifier(body, size=16, features="1"), Classifier(body, size=16, at="1")
+    classifier = Classifier(body, size=16, features="1")
     images, others = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 24, 24)
 
     def of(ask: Callable[[], Any]) -> Any:
@@ -379,8 +379,21 @@ def test_what_another_thread_sends_through_the_network_meanwhile_is_not_heard(pl
         return ask()
 
     assert torch.equal(of(lambda: classifier.activations(images)), classifier.activations(images))
-    assert torch.equal(of(lambda: asked(images)), asked(images))
+    for at in ("1", "1:input"):
+        asked = Classifier(body, size=16, at=at)
+        assert torch.equal(of(lambda asked=asked: asked(images)), asked(images))
     assert of(classifier.layers) == classifier.layers()
+
+
+def test_an_earlier_stage_that_another_thread_asks_for_last_is_not_the_last() -> None:
+    end: Any = Meanwhile()
+    body = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), end, nn.Linear(4, 5)
+    )
+    classifier = Classifier(body, size=16)
+    end.then = lambda: body[0](torch.rand(2, 3, 16, 16))
+    assert classifier.features == "1"
+    assert end.then is None
 
 
 def test_activations_are_those_of_the_stage() -> None:

@@ -457,6 +457,8 @@ def _look_everywhere(page: Any) -> None:
             if not page.evaluate("location.hash"):
                 break
             page.wait_for_timeout(50)
+        else:
+            pytest.fail("the address still names the class")
     for place in range(page.locator("#sort option").count()):
         page.select_option("#sort", index=place)
     for words in ("</script>", "p{{7*7}}q", "\\", "(", "__proto__", ""):

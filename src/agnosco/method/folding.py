@@ -32,12 +32,13 @@ def folded(model: nn.Module, run: Callable[[], object]) -> nn.Module:
         run: Sends images through it.
     """
     watch = _Watch()
+    after_layer, after_norm = of_this_thread(watch.after_layer), of_this_thread(watch.after_norm)
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-                hooks.enter_context(module.register_forward_hook(of_this_thread(watch.after_layer)))
+                hooks.enter_context(module.register_forward_hook(after_layer))
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
-                hooks.enter_context(module.register_forward_hook(of_this_thread(watch.after_norm)))
+                hooks.enter_context(module.register_forward_hook(after_norm))
         with watch:
             run()
     stand_ins = {id(module): copy.deepcopy(stand_in) for module, stand_in in watch.stand_ins().items()}

@@ -316,8 +316,9 @@ class Checkpoint:
 
 def _is_whole(run: Run, group: Sequence[Job]) -> bool:
     """Whether all maps of a group are there as their entries say; if not, another process may be making it again."""
-    entries = [run.entry_of[job] for job in group if job in run.entry_of]
-    return len(entries) == len(group) and all(run.digest(entry.stem) == entry.sha256 for entry in entries)
+    if not run.entry_of.keys() >= set(group):
+        return False
+    return all(run.digest(entry.stem) == entry.sha256 for entry in map(run.entry_of.__getitem__, group))
 
 
 def _tidy(run: Run) -> None:
