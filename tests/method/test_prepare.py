@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -264,11 +265,14 @@ def test_a_network_that_cannot_be_copied_runs_in_bfloat16_all_the_same() -> None
     assert 0 < difference < 0.03 * classifier(images()).abs().max()
 
 
-def test_a_compiled_network_answers_alike() -> None:
-    classifier = Classifier(Residual(), size=16)
-    torch.testing.assert_close(
-        compiled(classifier, backend="aot_eager")(images()), classifier(images()), rtol=1e-4, atol=1e-5
-    )
+@pytest.mark.parametrize("order", [(None, "first", "second_norm"), ("first:input", None, "first")])
+def test_compiled_networks_answer_alike_one_after_the_other(order: Sequence[str | None]) -> None:
+    torch.compiler.reset()
+    network = Residual()
+    for at in order:  # PyTorch keeps what it has compiled, for classes without a hook
+        classifier = Classifier(network, size=16, at=at)
+        answer = compiled(classifier, backend="aot_eager")(images())
+        torch.testing.assert_close(answer, classifier(images()), rtol=1e-4, atol=1e-5)
 
 
 def test_folding_on_a_gpu_does_without_tf32_and_changes_no_other_flag_of_the_process() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torchvision import models
 
 from agnosco.errors import AgnoscoError
+from agnosco.method.prepare import compiled
+from agnosco.models import freezing
 from agnosco.models.classifier import Classifier
 from agnosco.models.features import feature_map
 
@@ -324,6 +326,120 @@ def test_frozen_inside_and_found_outside() -> None:
     assert state(model) == before
     with pytest.raises(KeyError), classifier.frozen():
         raise KeyError
+    assert state(model) == before
+
+
+def side_by_side(kind: str) -> tuple[Classifier, Classifier]:
+    """Two classifiers with the same layers, or some."""
+    model = mixed()
+    classifier = Classifier(model, size=8)
+    others: dict[str, Callable[[], Classifier]] = {
+        "itself": lambda: classifier,
+        "copy": lambda: copy.copy(classifier),
+        "another": lambda: Classifier(model, size=8),
+        "layer": lambda: Classifier(model, size=8, at="norm"),
+        "compiled": lambda: compiled(classifier, backend="eager"),
+        "shared layers": lambda: Classifier(nn.Sequential(model, nn.Dropout(), nn.Linear(6, 2)), size=8),
+    }
+    return classifier, others[kind]()
+
+
+def is_frozen(model: nn.Module) -> bool:
+    parts = [*model.modules(), *model.parameters()]
+    return not any(part.training if isinstance(part, nn.Module) else part.requires_grad for part in parts)
+
+
+@pytest.mark.parametrize("kind", ["itself", "copy", "another", "layer", "compiled", "shared layers"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_first_of_two_who_leaves_does_not_unfreeze_the_network_of_the_other(kind: str, turned: bool) -> None:
+    first, last = side_by_side(kind)
+    if turned:
+        first, last = last, first
+    before = state(first.model), state(last.model)
+    inside = first.frozen()
+    with inside, last.frozen():
+        pass
+    assert (state(first.model), state(last.model)) == before
+    inside = first.frozen()
+    inside.__enter__()
+    with last.frozen():
+        inside.__exit__(None, None, None)
+        assert is_frozen(last.model)
+    assert (state(first.model), state(last.model)) == before
+
+
+def test_threads_that_use_one_network_get_the_answers_of_each_alone() -> None:
+    body: Any = nn.Sequential(Meanwhile(), nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten(), nn.Linear(144, 5)).train()
+    classifier = Classifier(body, size=8)
+    images = torch.rand(2, 3, 8, 8)
+    expected, answers = classifier(images), []
+    body[0].then = lambda: answers.append(copy.copy(classifier)(images))  # comes and goes in the middle
+    assert torch.equal(classifier(images), expected)
+    assert torch.equal(answers[0], expected)
+    assert body[2].training
+
+
+def test_a_network_is_frozen_again_where_someone_trains_it_meanwhile() -> None:
+    model = mixed()
+    classifier = Classifier(model, size=8)
+    before, expected = state(model), classifier(torch.full((2, 3, 8, 8), 0.5))
+    with classifier.frozen():
+        model.train().requires_grad_(True)
+        assert torch.equal(classifier(torch.full((2, 3, 8, 8), 0.5)), expected)
+        assert is_frozen(model)
+    assert state(model) == before
+
+
+def test_a_network_whose_modes_cannot_be_changed_is_as_before() -> None:
+    class Stubborn(nn.Dropout):
+        def train(self, mode: bool = True) -> Any:
+            if not mode and self.p == 0.25:
+                raise RuntimeError("on purpose")
+            return super().train(mode)
+
+    model = nn.Sequential(nn.Dropout(), nn.Flatten(), Stubborn(0.5), nn.Linear(192, 5))
+    classifier = Classifier(model, size=8)
+    before: Any = [module.training for module in model.modules()]
+    stubborn: Any = model[2]
+    stubborn.p = 0.25
+    with pytest.raises(RuntimeError, match="on purpose"), classifier.frozen():
+        pass
+    assert [module.training for module in model.modules()] == before == [True] * 5
+    stubborn.p = 0.5
+    classifier(torch.rand(2, 3, 8, 8))
+    assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("place", range(1, 20))
+def test_garbage_collection_may_end_a_user_while_another_enters_or_leaves(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mixed()
+    classifier = Classifier(model, size=8)
+    before = state(model)
+
+    def user() -> Iterator[None]:
+        with classifier.frozen():
+            yield
+
+    forgotten, asked = [user()], -1000
+
+    class Collecting(dict[int, Any]):
+        def get(self, *args: Any) -> Any:
+            nonlocal asked
+            found, asked = super().get(*args), asked + 1
+            if asked == place:
+                forgotten.clear()  # ends it here, in this thread
+            return found
+
+    monkeypatch.setattr(freezing, "_HELD", Collecting())
+    next(forgotten[0])
+    asked = 0
+    with classifier.frozen():
+        assert is_frozen(model)
+    assert asked > 20
+    assert not forgotten
+    assert not freezing._HELD
     assert state(model) == before
 
 

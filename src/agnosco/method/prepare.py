@@ -77,6 +77,9 @@ def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifie
 
 def compiled(classifier: Classifier, *, backend: str = "inductor") -> Classifier:
     """A classifier through ``torch.compile``: it takes a minute first, which pays for many maps on a GPU."""
+    import torch._dynamo as dynamo  # as torch.compile does, in a second
+
+    dynamo.config.skip_nnmodule_hook_guards = False  # else what was compiled for classes is taken for a layer's head
     faster = copy.copy(classifier)
     faster.model = torch.compile(classifier.model, backend=backend)  # type: ignore[assignment]
     return faster

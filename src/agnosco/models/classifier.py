@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
 from ..types import Resize, Shape
 from .features import feature_map, last_stage
+from .freezing import frozen
 from .heads import Head, Layer, layers_of, logits_in, with_head
 from .hooks import of_this_thread
 
@@ -111,7 +112,6 @@ class Classifier:
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.resize = resize
         self.objective: Callable[[Tensor], Tensor] | None = None  # see objectives.py
-        self._frozen = 0
         shapes = [(number, height, width) for number in ((channels,) if channels else (first, RGB))]
         self.classes = _checked_classes(self._first_logits(shapes, mean, std), asked=isinstance(self.model, Head))
         if labels is None and isinstance(self.model, Head):
@@ -150,26 +150,13 @@ class Classifier:
         with torch.no_grad():
             return self(pixels).softmax(1)
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Evaluation mode and no gradients of weights inside; as before outside."""
-        if self._frozen:  # the outermost of nested ones restores
-            yield
-            return
-        training = [(module, module.training) for module in self.model.modules()]
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._frozen += 1
-        try:
-            self.model.eval()
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            self._frozen -= 1
-            for module, mode in training:
-                module.training = mode
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+    def frozen(self) -> AbstractContextManager[None]:
+        """Evaluation mode and no gradients of weights inside; as before outside.
+
+        Several may be inside with one network, within each other or side by side, also in threads, or with networks
+        that share layers: what was frozen is as before when the last of them is outside.
+        """
+        return frozen(self.model)
 
     def to(self, device: torch.device | str) -> Classifier:
         """Move the model, in place, to a device."""
