@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import collect_sockets
-from torch import nn
+from torch import Tensor, nn
 
 from agnosco import Classifier, Config, Samples, load, preset
 from agnosco.errors import AgnoscoError
@@ -114,16 +114,38 @@ def test_a_killed_worker_is_replaced_and_the_maps_are_those_of_one_process(
 def test_errors_of_the_user_are_the_same_as_on_one_machine(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
-    cancelled: list[Any] = []
+    class Steep(nn.Module):
+        """The root of zero, whose slope is not finite."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return (images * 0).sqrt()
+
+    classifier = Classifier(nn.Sequential(Steep(), nn.Flatten(), nn.Linear(768, 12)), size=16)
+    samples, cancelled = Samples.noise((3, 16, 16), count=40), list[Any]()
     monkeypatch.setattr(ray, "cancel", cancelled.append)
-    run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=config)
-    with torch.no_grad():
-        next(iter(classifier.model.parameters())).fill_(float("nan"))
-    cluster.send(classifier, samples, config)
+    run = cluster.run(str(tmp_path / "run"), classifier=classifier, samples=samples, config=settings(2))
     with pytest.raises(AgnoscoError, match="not finite"):
         list(map_runs(run, classifier, samples, [0], backend=cluster.make))
     assert cancelled == []  # the task has ended: to cancel it could abort this process
+
+
+@pytest.mark.parametrize("kind", ["labels", "features", "code", "weights"])
+def test_what_was_sent_is_not_taken_for_another_network(cluster: Cluster, kind: str) -> None:
+    classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
+    cluster.send(classifier, samples, config)
+    assert cluster._sent is not None
+    sent, config = cluster._sent[0], cluster._sent[0].config
+    other = {
+        "labels": lambda: Classifier(classifier.model, size=16, name="small", labels=list("abcdefghijkl")),
+        "features": lambda: Classifier(classifier.model, size=16, name="small", features="0"),
+        "code": lambda: Classifier(nn.Sequential(*classifier.model.children(), nn.Tanh()), size=16, name="small"),
+        "weights": lambda: classifier,
+    }[kind]()
+    assert sent.is_still(classifier, samples, config)
+    if kind == "weights":
+        with torch.no_grad():
+            next(classifier.model.parameters()).add_(1)
+    assert not sent.is_still(other, samples, config)
 
 
 def test_tasks_are_cancelled_each_but_not_one_that_has_ended(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,21 @@ def test_a_bare_module_gives_the_maps_of_its_classifier(tmp_path: Path) -> None:
     assert torch.allclose(again.nu, Run.open(tmp_path / "classifier").map(3).nu, atol=1e-3)
 
 
+@pytest.mark.parametrize("what", ["model", "samples"])
+def test_maps_of_another_network_or_of_other_samples_are_not_made(tmp_path: Path, what: str) -> None:
+    make(tmp_path / "run", classes=(0,))
+    before, run = files(tmp_path / "run"), Run.open(tmp_path / "run")
+    other, fewer = network(), samples()
+    if what == "model":
+        with torch.no_grad():
+            next(other.model.parameters()).add_(1)
+    else:
+        fewer = fewer.part(slice(19))
+    with pytest.raises(AgnoscoError, match=f"was made with other {what}"):
+        list(map_runs(run, other, fewer, (0, 1)))
+    assert files(tmp_path / "run") == before
+
+
 def keys(finished: list[Finished]) -> list[tuple[int, int]]:
     return [(one.entry.index, one.entry.seed) for one in finished]
 

@@ -54,6 +54,19 @@ class Machine:
     cpu: str | None
 
 
+class Sent:
+    """A network, samples and settings that were sent: the very objects, as they were, since code has no fingerprint."""
+
+    def __init__(self, classifier: Classifier, samples: Samples, config: Config) -> None:
+        self.classifier, self.samples, self.config = classifier, samples, config
+        self.fingerprints = classifier.fingerprint, samples.fingerprint
+
+    def is_still(self, classifier: Classifier, samples: Samples, config: Config) -> bool:
+        """Whether these are the same and have not changed."""
+        same = self.classifier is classifier and self.samples is samples and self.config == config
+        return same and self.fingerprints == (classifier.fingerprint, samples.fingerprint)
+
+
 class Cluster:
     """A connection to a Ray cluster, and what each of its workers may use. A context manager.
 
@@ -71,8 +84,8 @@ class Cluster:
         self.lifeline = connected(self.ray, address)
         self.cpus, self.gpus = cpus, min(self.ray.cluster_resources().get("GPU", 0), 1) if gpus is None else gpus
         self.device = "cuda" if self.gpus > 0 else "cpu"
-        self._sent: tuple[tuple[Any, ...], tuple[Any, Any], Machine] | None = None
-        """Fingerprints and settings of what was sent last; references to it; what the workers compute with."""
+        self._sent: tuple[Sent, tuple[Any, Any], Machine] | None = None
+        """What was sent last; references to it; what the workers compute with."""
         needs = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         self.workers = sum(int(min(node.get(name, 0) // need for name, need in needs.items())) for node in nodes)
@@ -106,8 +119,7 @@ class Cluster:
             raise AgnoscoError(
                 f"the workers have other versions ({others})", "install the same ones on every machine of the cluster"
             )
-        resolved = replace(config, precision=machine.precision)
-        self._sent = (classifier.fingerprint, samples.fingerprint, resolved), refs, machine
+        self._sent = Sent(classifier, samples, replace(config, precision=machine.precision)), refs, machine
         return machine
 
     def run(self, path: str, *, classifier: Classifier, samples: Samples, config: Config, **options: Any) -> Run:
@@ -126,7 +138,7 @@ class Cluster:
         The run's folder must be one that all machines reach. The network and the samples are sent to the cluster,
         unless they are what was sent last. ``on_step`` is called from time to time, for every map.
         """
-        if self._sent is None or self._sent[0] != (classifier.fingerprint, samples.fingerprint, run.config):
+        if self._sent is None or not self._sent[0].is_still(classifier, samples, run.config):
             self.send(classifier, samples, run.config)
         assert self._sent is not None
         _, refs, machine = self._sent

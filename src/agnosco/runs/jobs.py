@@ -23,7 +23,7 @@ from ..models.classifier import Classifier
 from ..types import Job, OnStep
 from .leases import Lease, Leases
 from .manifest import CHECKPOINTS, Entry, name_of_group, split
-from .origin import classifier_of
+from .origin import check_origin, classifier_of
 from .run import Run
 from .status import RunStatus, status_of
 
@@ -100,7 +100,8 @@ def map_runs(
         backend: Makes the maps; None for this process, to which ``together``, ``on_estimate`` and ``on_wait`` apply.
 
     Raises:
-        AgnoscoError: The folder has vanished or cannot be written any more; finished maps are kept.
+        AgnoscoError: The run was made with another network or other samples; or its folder has vanished or cannot be
+            written any more. Finished maps are kept.
 
     Example:
         >>> from agnosco import Run, Samples, load, map_runs
@@ -110,6 +111,7 @@ def map_runs(
         [1]
     """
     classifier = classifier_of(run, classifier)
+    check_origin(run, classifier, samples)
     jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
     run.folder.sweep()
     status = status_of(run, jobs, names=classifier.labels)
