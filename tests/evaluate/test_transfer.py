@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError
-from agnosco.evaluate.score_record import FILE, add_scores, table
+from agnosco.evaluate.score_record import FILE, add_scores, read_scores, table
 from agnosco.evaluate.transfer import matched, score
+from agnosco.io.local import Local
 from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig
@@ -193,6 +195,33 @@ def test_judgements_gather_in_the_run(run: Run) -> None:
     assert (run.path / FILE).read_bytes() == before
     add_scores(run, [score(run, other)])
     assert (run.path / FILE).read_bytes() == before  # the same judgement replaces itself
+
+
+def test_judgements_of_two_at_once_are_both_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, own = (score(run, network(order)) for order in ((2, 0, 1), (0, 1, 2)))
+    write, threads = Local.write, list[Thread]()
+
+    def slowly(self: Local, name: str, content: bytes) -> str:
+        if name == FILE and not threads:  # the second begins when the first has read, and is about to write
+            threads.append(Thread(target=add_scores, args=(Run.open(run.path), [other])))
+            threads[0].start()
+            threads[0].join(1)
+        return write(self, name, content)
+
+    monkeypatch.setattr(Local, "write", slowly)
+    add_scores(run, [own])
+    threads[0].join()
+    assert {one.fingerprint for one in read_scores(run)} == {own.fingerprint, other.fingerprint}
+
+
+def test_a_judgement_of_fewer_maps_does_not_drop_a_later_one_of_all(run: Run) -> None:
+    early, judged = Run.open(run.path), network()
+    of_fewer = score(early, judged)
+    run.add(planted(0, 7), targeted_success_rate=1.0)
+    (of_all,) = add_scores(run, [score(run, judged)])
+    assert add_scores(early, [of_fewer]) == [of_fewer]
+    assert read_scores(Run.open(run.path)) == [of_all] != [of_fewer]
+    assert add_scores(run, [of_all]) == [of_all]
 
 
 @pytest.mark.parametrize(

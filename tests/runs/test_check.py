@@ -167,6 +167,17 @@ def test_a_map_whose_digest_is_another_does_not_count_as_finished(run: Path) -> 
     assert (found.finished, found.planned, found.unfinished, found.finished_groups) == (2, 3, [(1, 0)], 1)
 
 
+def test_a_map_of_a_run_with_other_settings_does_not_count_as_finished(run: Path, tmp_path: Path) -> None:
+    config = Config(MapperConfig(batch=4, steps=3), refine=None, cycles=1)
+    other = Run.create(tmp_path / "other", classifier=network(), samples=SAMPLES, config=config)
+    list(map_runs(other, network(), SAMPLES, [1]))
+    for path in (tmp_path / "other").glob("*/0001-bee-s0*"):
+        shutil.copy(path, run / path.parent.name)
+    found = check(run)
+    assert (found.finished, found.unfinished) == (2, [(1, 0)])
+    assert found.damaged == ["0001-bee-s0.safetensors is of a run with other settings"]
+
+
 def test_an_interrupted_run_names_what_is_planned_and_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -286,6 +286,17 @@ def test_a_damaged_map_is_made_again(
     assert files(folder) == undisturbed
 
 
+def test_a_map_of_a_run_with_other_settings_is_made_again(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    make(tmp_path / "run")
+    make(tmp_path / "other", config=replace(CONFIG, cycles=1))
+    for path in (tmp_path / "other").glob("*/0002-cat-s0*"):
+        shutil.copy(path, tmp_path / "run" / path.parent.name)
+    said: list[str] = []
+    assert keys(make(tmp_path / "run", on_status=lambda status: said.extend(status.damaged))) == [(2, 0)]
+    assert said == ["0002-cat-s0.safetensors is of a run with other settings"]
+    assert files(tmp_path / "run") == undisturbed
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -683,6 +694,18 @@ def test_a_folder_that_vanishes_is_not_begun_again(tmp_path: Path, left: bool) -
     with pytest.raises(AgnoscoError, match=r"has no manifest\.json any more"):
         list(maps)
     assert files(tmp_path) == {}
+
+
+def test_a_run_does_not_go_on_in_another_that_took_the_place_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    maps = map_runs(create(folder), network(), samples(), range(5))
+    next(maps)
+    folder.rename(tmp_path / "moved")
+    make(folder, config=replace(CONFIG, cycles=1), classes=(1,))
+    before = files(folder)
+    with pytest.raises(AgnoscoError, match="holds a run with other settings"):
+        list(maps)
+    assert files(folder) == before
 
 
 # -- signals -----------------------------------------------------------------------------------

@@ -107,31 +107,38 @@ def read_scores(run: Run) -> list[Judgement]:
     Raises:
         AgnoscoError: The file is damaged or of another version.
     """
-    scores = records.read(run.folder, FILE, Scores, hint="remove it and score again")
     digest = digest_of(run)
-    return [judgement for judgement in scores.targets if judgement.run == digest] if scores else []
+    return [judgement for judgement in _stored(run) if judgement.run == digest]
 
 
 def add_scores(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
-    """Write judgements into a run's folder; each replaces an earlier one by the same network.
+    """Write judgements into a run's folder; each replaces an earlier one by the same network, of the same maps.
 
-    Judgements of other maps than the run holds now are dropped. A judgement without images keeps the targeted success
-    rate that the same network had with images.
+    Judgements of other maps than the folder holds now, or these judgements are of, are dropped. A judgement without
+    images keeps the targeted success rate that the same network had with images. Other processes may add theirs at the
+    same time.
 
     Returns:
-        All judgements that the folder now holds: the source first, then by name.
+        All judgements of these maps that the folder now holds: the source first, then by name.
     """
-    by_network = {judgement.network: judgement for judgement in read_scores(run)}
-    for judgement in judgements:
-        earlier = by_network.get(judgement.network)
-        if earlier is not None and judgement.targeted_success_rate is None:
-            judgement = msgspec.structs.replace(judgement, targeted_success_rate=earlier.targeted_success_rate)
-        by_network[judgement.network] = judgement
-    ordered = sorted(
-        by_network.values(), key=lambda judgement: (not judgement.source, judgement.target, judgement.shape)
-    )
-    run.folder.write(FILE, records.encode(Scores(targets=ordered)))
-    return ordered
+    ours = {digest_of(run), *(judgement.run for judgement in judgements)}
+    with run.alone():
+        kept = ours | {digest_of(run.now())}
+        stored = {(judgement.network, judgement.run): judgement for judgement in _stored(run) if judgement.run in kept}
+        for judgement in judgements:
+            key = judgement.network, judgement.run
+            if key in stored and judgement.targeted_success_rate is None:
+                rate = stored[key].targeted_success_rate
+                judgement = msgspec.structs.replace(judgement, targeted_success_rate=rate)
+            stored[key] = judgement
+        ordered = sorted(stored.values(), key=lambda one: (not one.source, one.target, one.shape, one.run))
+        run.folder.write(FILE, records.encode(Scores(targets=ordered)))
+    return [judgement for judgement in ordered if judgement.run in ours]
+
+
+def _stored(run: Run) -> list[Judgement]:
+    scores = records.read(run.folder, FILE, Scores, hint="remove it and score again")
+    return scores.targets if scores else []
 
 
 def digest_of(run: Run) -> str:

@@ -163,12 +163,10 @@ def _checked(run: Run, name: str, known: Entry | None) -> tuple[Entry | None, st
     if entry is None:
         return None, words
     try:
-        digest = run.digest(name)
+        fault = run.fault(entry)
     except AgnoscoError as error:
-        return None, error.message
-    if digest != entry.sha256:
-        return None, f"{name}.safetensors is {'damaged' if digest else 'missing'}"
-    return entry, words
+        fault = error.message
+    return (None, fault) if fault else (entry, words)
 
 
 def _listed(folder: Folder, inside: str) -> Callable[[str], bool]:

@@ -318,9 +318,7 @@ class Checkpoint:
 
 def _is_whole(run: Run, group: Sequence[Job]) -> bool:
     """Whether all maps of a group are there as their entries say; if not, another process may be making it again."""
-    if not run.entry_of.keys() >= set(group):
-        return False
-    return all(run.digest(entry.stem) == entry.sha256 for entry in map(run.entry_of.__getitem__, group))
+    return run.entry_of.keys() >= set(group) and not any(run.fault(run.entry_of[job]) for job in group)
 
 
 def _tidy(run: Run) -> None:

@@ -36,12 +36,12 @@ from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
 from ..types import Job
 from . import manifest
-from .continuing import check_same
+from .continuing import check_same, differences
 from .leases import Leases
 from .manifest import Entry, Group, MadeWith, ModelRecord, SamplesRecord, Settings
 from .rebuilding import entry_names, rebuilt
 from .sheet import page_of, pictures_of
-from .tensors import Arrays, concept_of, read_arrays, to_bytes
+from .tensors import Arrays, concept_of, made_with_of, read_arrays, to_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,6 +89,7 @@ class Run:
         self._damaged: set[str] = set()  # stems of entries that cannot be read
         self.is_stored = False  # whether the folder has a manifest
         self.is_rebuilt = False  # whether that is lost or damaged, and the maps said the same
+        self._written: float | None = None  # when the manifest was written that was found to be this run's
 
     @classmethod
     def create(
@@ -165,6 +166,12 @@ class Run:
             )  # fmt: skip
         return run
 
+    def now(self) -> Run:
+        """The run as its folder says it now, with what other processes have added; no word about damaged entries."""
+        run = self._stored() or Run(self.folder, self.settings, self.groups)
+        run._read_new_entries()
+        return run
+
     @classmethod
     def _read_manifest(cls, folder: Folder) -> Run:
         try:
@@ -215,12 +222,19 @@ class Run:
         except FileNotFoundError:
             return None
 
-    def digest(self, name: str) -> str | None:
-        """The SHA-256 of the map file of this stem; None if there is no file."""
+    def fault(self, entry: Entry) -> str | None:
+        """What is wrong with the file of a map, in words; None if it is that of its entry and of these settings."""
+        name = f"{entry.stem}.safetensors"
         try:
-            return hashlib.sha256(self.folder.read(f"maps/{name}.safetensors")).hexdigest()
+            content = self.folder.read(f"maps/{name}")
         except FileNotFoundError:
-            return None
+            return f"{name} is missing"
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            return f"{name} is damaged"
+        made = made_with_of(content)
+        if made and made.settings != self.settings and differences(made.settings, self.settings):
+            return f"{name} is of a run with other settings"
+        return None
 
     @property
     def path(self) -> Path:
@@ -316,7 +330,7 @@ class Run:
             self.folder.write(f"maps/{name}.json", manifest.write_entry(entry))
             with suppress(ValueError):
                 stored = self.stored_entry(name)
-                if stored is not None and self.digest(name) == stored.sha256:
+                if stored is not None and self.fault(stored) is None:
                     return
 
     def merge(self) -> None:
@@ -369,9 +383,18 @@ class Run:
         self.is_stored = True
 
     def _check_folder(self) -> None:
-        """AgnoscoError if the folder of a run has vanished: another run is not begun in its place."""
-        if not (self.folder.exists(MANIFEST) or (self.is_rebuilt and entry_names(self.folder))):
-            raise AgnoscoError(f"{self.folder.name!r} has no {MANIFEST} any more", MOVED)
+        """AgnoscoError if the folder of a run has vanished, or another run is there: this one does not go on in it."""
+        try:
+            written = self.folder.modified(MANIFEST)
+        except FileNotFoundError:
+            if self.is_rebuilt and entry_names(self.folder):
+                return
+            raise AgnoscoError(f"{self.folder.name!r} has no {MANIFEST} any more", MOVED) from None
+        if written != self._written:
+            with suppress(FileNotFoundError, ValueError, RecursionError):  # it is rebuilt at the end
+                settings, *_ = manifest.read_manifest(self.folder.read(MANIFEST))
+                check_same(settings, self.settings, self.folder.name)
+                self._written = written
 
     def maps(self) -> Iterator[ConceptMap]:
         """Every map, by index and seed; raises what :meth:`map` does."""

@@ -76,9 +76,8 @@ def _checked(
     entry = stored or known
     if entry is None:
         return None, damage
-    digest = run.digest(name)
-    if digest != entry.sha256:
-        return None, f"{name}.safetensors is {'damaged' if digest else 'missing'}"
+    if fault := run.fault(entry):
+        return None, fault
     run.entry_of[job] = entry
     if stored is None:
         run.folder.write(f"maps/{name}.json", write_entry(entry))
