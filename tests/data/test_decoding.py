@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tarfile
@@ -9,11 +10,13 @@ import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 from safetensors.torch import load_file
 
 from agnosco.data import decoding, files
@@ -594,6 +597,45 @@ def test_cache_saves_decoding_and_still_reports(folder: Path, tmp_path: Path, mo
     assert again[:, 0, 0, 0].tolist() == [10, 20]
     assert files_read.skipped == [Skipped(".new", "hidden"), Skipped("text.jpg", "not an image")]
     assert seen == [(3, 3)]
+
+
+@pytest.mark.parametrize("kind", ["opened", "read", "held in memory"])
+def test_what_could_not_be_read_for_a_moment_is_not_kept_as_skipped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    real_open, real_load, opened = Path.open, PngImageFile.load, list[Path]()
+
+    def open_(path: Path, *rest: Any) -> Any:
+        opened.append(path)
+        if kind == "opened" and path.name == "20.png" and opened.count(path) == 2:  # the first is for the key
+            raise OSError(errno.EIO, "Input/output error")
+        return real_open(path, *rest)
+
+    def load(image: PngImageFile) -> Any:
+        if kind != "opened" and opened[-1].name == "20.png":
+            raise MemoryError if kind == "held in memory" else OSError(errno.EIO, "Input/output error")
+        return real_load(image)
+
+    monkeypatch.setattr(decoding, "THREADS", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_)
+        patch.setattr(PngImageFile, "load", load)
+        images, read = read_folder(folder, RGB4, cache=tmp_path / "cache")
+    assert len(images) == 1
+    assert [file.name for file in read.skipped] == ["20.png", "text.jpg"]
+    assert len(read_folder(folder, RGB4, cache=tmp_path / "cache")[0]) == 2
+
+
+def test_a_file_that_may_not_be_read_does_not_keep_the_others_out_of_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, {str(folder / "20.png")})
+    first, _ = read_folder(folder, RGB4, cache=tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "decode", None)
+        again, read = read_folder(folder, RGB4, cache=tmp_path / "cache")
+    assert torch.equal(again, first)
+    assert read.skipped == [Skipped("20.png", "permission denied"), Skipped("text.jpg", "not an image")]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +38,19 @@ def default_cache() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "agnosco"
 
 
-def cache_key(files: Mapping[str, Path], shape: Shape, decoder: str) -> str:
-    """SHA-256 over names and contents of files, the shape of the images, and the version of the decoder."""
+def cache_key(files: Mapping[str, Path], shape: Shape, decoder: str) -> tuple[str, dict[str, Path | str]]:
+    """SHA-256 over names and contents of files, the shape of the images, and the version of the decoder.
+
+    Also the files again, with the reason in place of the path of each that could not be read: the key is one without
+    its content.
+    """
     digest = hashlib.sha256(json.dumps([decoder, shape, list(files)]).encode())
-    for content_digest in in_order(_content_digest, files.values(), threads=THREADS):
-        digest.update(content_digest)
-    return digest.hexdigest()
+    read: dict[str, Path | str] = dict(files)
+    for name, found in zip(files, in_order(_content_digest, files.values(), threads=THREADS), strict=True):
+        if isinstance(found, str):
+            read[name] = found
+        digest.update(hashlib.sha256(found.encode()).digest() if isinstance(found, str) else found)
+    return digest.hexdigest(), read
 
 
 def read_cache(path: Path, count: int, shape: Shape) -> tuple[Tensor, tuple[Skipped, ...]] | None:
@@ -68,7 +74,7 @@ def read_cache(path: Path, count: int, shape: Shape) -> tuple[Tensor, tuple[Skip
 
 def write_cache(path: Path, images: Tensor, skipped: tuple[Skipped, ...]) -> None:
     """Write a cache file whole or not at all; if it cannot be written, only warn."""
-    notes = {"skipped": [astuple(file) for file in skipped], "sha256": _pixels_digest(images)}
+    notes = {"skipped": [(file.name, file.reason) for file in skipped], "sha256": _pixels_digest(images)}
     pixels = images.numpy().data
     layout = {"dtype": "U8", "shape": list(images.shape), "data_offsets": [0, pixels.nbytes]}
     header = json.dumps({"__metadata__": {"agnosco": json.dumps(notes)}, "images": layout}).encode()
@@ -84,12 +90,13 @@ def write_cache(path: Path, images: Tensor, skipped: tuple[Skipped, ...]) -> Non
         warnings.warn(message, AgnoscoWarning, stacklevel=4)
 
 
-def _content_digest(path: Path) -> bytes:
+def _content_digest(path: Path) -> bytes | str:
+    """The digest of a file, or why it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        return hashlib.sha256(reason_of(error).encode()).digest()  # will be skipped, for the same reason
+        return reason_of(error)
 
 
 def _pixels_digest(images: Tensor) -> str:

@@ -35,7 +35,11 @@ Content = Path | IO[bytes] | str
 
 
 class Unreadable(Exception):
-    """A file gives no image; the message says why, in a few words."""
+    """A file gives no image; the message says why, in a few words. ``momentary``: it may be read another time."""
+
+    def __init__(self, reason: str, *, momentary: bool = False) -> None:
+        super().__init__(reason)
+        self.momentary = momentary
 
 
 def decode(content: Path | IO[bytes], shape: Shape, resize: Resize | None = None) -> Tensor:
@@ -48,7 +52,7 @@ def decode(content: Path | IO[bytes], shape: Shape, resize: Resize | None = None
             side = max(shape[1:]) / (resize.crop_pct if resize else 1)
             return fit(_open(file, head, math.ceil(side)), shape, resize)
     except OSError as error:
-        raise Unreadable(reason_of(error)) from error
+        raise Unreadable(reason_of(error), momentary=error.errno is not None) from error
 
 
 def fit(image: Image.Image, shape: Shape, resize: Resize | None = None) -> Tensor:
@@ -101,6 +105,8 @@ def _open(file: IO[bytes], head: bytes, side: int) -> Image.Image:
         raise Unreadable("damaged or truncated" if known else "not an image") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         reason = str(error) or type(error).__name__
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise Unreadable(f"cannot be read: {reason}", momentary=True) from error
         raise Unreadable("truncated" if "truncated" in reason.lower() else f"damaged: {reason}") from error
     with suppress(Exception):  # damaged EXIF data is no reason to skip the image
         ImageOps.exif_transpose(image, in_place=True)
@@ -144,22 +150,22 @@ def decode_files(
 ) -> tuple[Tensor, tuple[Skipped, ...]]:
     """Images ``(N, C, H, W)`` uint8 of ``count`` files with their names, and the files that gave none."""
 
-    def attempt(file: tuple[str, Content]) -> tuple[str, Tensor | str]:
+    def attempt(file: tuple[str, Content]) -> Tensor | Skipped:
         name, content = file
         try:
-            return name, content if isinstance(content, str) else decode(content, shape, resize)
+            return Skipped(name, content) if isinstance(content, str) else decode(content, shape, resize)
         except Unreadable as reason:
-            return name, str(reason)
+            return Skipped(name, str(reason), reason.momentary)
 
-    skipped = []
+    skipped: list[Skipped] = []
 
     def images() -> Iterator[Tensor]:
         results = in_order(attempt, files, threads=THREADS)
-        for done, (name, result) in enumerate(results, start=1):
+        for done, result in enumerate(results, start=1):
             if isinstance(result, Tensor):
                 yield result
             else:
-                skipped.append(Skipped(name, result))
+                skipped.append(result)
             if progress:
                 progress(done, count)
 

@@ -8,7 +8,7 @@ import heapq
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -43,10 +43,14 @@ DIGITS = "scikit-learn digits"
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or folder that gave no image: its path inside the folder, and why, such as ``"truncated"``."""
+    """A file or folder that gave no image: its path inside the folder, and why, such as ``"truncated"``.
+
+    ``momentary`` says that its content may not be at fault: it could not be read, or there was too little memory.
+    """
 
     name: str
     reason: str
+    momentary: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name!r} ({self.reason})"  # repr: a file name may hold line breaks or escapes

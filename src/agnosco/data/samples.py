@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -266,13 +266,16 @@ def read_folder(
             raise _no_image(path, folder)
         return images, folder
     listing = find_files(path, limit=limit, seed=seed)
-    files = listing.files
+    files: Mapping[str, Path | str] = listing.files
     decoder = DECODER if resize is None else f"{DECODER} {resize}"
-    cache_file = None if cache is None else Path(cache).expanduser() / f"{cache_key(files, shape, decoder)}.safetensors"
+    cache_file = None
+    if cache is not None:
+        key, files = cache_key(listing.files, shape, decoder)
+        cache_file = Path(cache).expanduser() / f"{key}.safetensors"
     decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
         decoded = decode_files(files.items(), len(files), shape, progress, resize)
-        if cache_file and len(decoded[0]):
+        if cache_file and len(decoded[0]) and not any(file.momentary for file in decoded[1]):
             write_cache(cache_file, *decoded)
     elif progress:
         progress(len(files), len(files))
