@@ -6,11 +6,13 @@ import ctypes
 import io
 import os
 import pickle
+import pickletools
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -168,6 +170,27 @@ def test_what_a_pickle_imports(protocol: int) -> None:
 )
 def test_imports_that_hide(program: bytes, imports: set[str]) -> None:
     assert program_of(program).imports == imports
+
+
+def test_two_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that begins within the other and ends after it: what it found must not be what the other had set."""
+    operations, first_ended, threads = pickletools.genops, threading.Event(), list[threading.Thread]()
+
+    def slow(stream: Any) -> Any:
+        if not threads:
+            threads.append(threading.Thread(target=program_of, args=(pickle.dumps([]),)))
+            threads[0].start()
+            threads[0].join(0.5)
+        else:
+            assert first_ended.wait(60)
+        yield from operations(stream)
+
+    before = list(warnings.filters)
+    monkeypatch.setattr(pickletools, "genops", slow)
+    program_of(pickle.dumps([]))
+    first_ended.set()
+    threads[0].join()
+    assert warnings.filters == before
 
 
 def test_long_names_are_cut_and_stay_strange() -> None:

@@ -700,9 +700,10 @@ def picture(kind: str = "PNG") -> bytes:
         (picture("GIF"), "is not a picture"),  # agnosco writes none: one decoder is enough to trust
         (bomb(8193), f"has more than {LARGEST:,} pixels"),
         (bomb(11_000), f"has more than {LARGEST:,} pixels"),  # of which Pillow warns
-        (bomb(100_000), "is not a picture"),  # which Pillow refuses
+        (bomb(100_000), f"has more than {LARGEST:,} pixels"),  # which Pillow refuses
+        (bomb(64) + bomb(11_000)[8:], "is not a picture"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_a_picture_that_is_none_is_two_lines(run: Run, file: str, content: bytes, error: str) -> None:
     put_scan(run)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,14 @@ def test_a_map_of_a_run_with_other_settings_does_not_count_as_finished(run: Path
     found = check(run)
     assert (found.finished, found.unfinished) == (2, [(1, 0)])
     assert found.damaged == ["0001-bee-s0.safetensors is of a run with other settings"]
+
+
+def test_a_check_is_quiet_without_changing_the_filters_of_warnings(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the whole process: of two threads, the second could leave what the first had set."""
+    flip(run / "manifest.json")
+    flip(run / "maps/0001-bee-s0.json")
+    monkeypatch.delattr(warnings, "catch_warnings")
+    assert check(run).manifest == "damaged"
 
 
 def test_an_interrupted_run_names_what_is_planned_and_its_checkpoint(

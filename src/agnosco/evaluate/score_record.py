@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from ..io import records
 from ..io.records import Record
+from ..runs.run import Run
 from ..text import aligned
 from ..types import Shape
-
-if TYPE_CHECKING:
-    from ..runs.run import Run
 
 FILE = "scores.json"
 
@@ -123,7 +121,7 @@ def add_scores(run: Run, judgements: Sequence[Judgement]) -> list[Judgement]:
     """
     ours = {digest_of(run), *(judgement.run for judgement in judgements)}
     with run.alone():
-        kept = ours | {digest_of(run.now())}
+        kept = ours | {digest_of(Run.look(run.folder))}
         stored = {(judgement.network, judgement.run): judgement for judgement in _stored(run) if judgement.run in kept}
         for judgement in judgements:
             key = judgement.network, judgement.run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-import warnings
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -192,13 +192,14 @@ def picture_in(folder: Folder, name: str) -> Image.Image | None:
     except FileNotFoundError:
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is less
-            picture = Image.open(io.BytesIO(content), formats=["PNG"])
-        if picture.width * picture.height > LARGEST:
+        width, height = struct.unpack(">II", content[16:24])  # of its first chunk: Pillow would warn first
+        if content[12:16] == b"IHDR" and width * height > LARGEST:
             raise AgnoscoError(f"{folder.at(name)!r} has more than {LARGEST:,} pixels", hint)
+        picture = Image.open(io.BytesIO(content), formats=["PNG"])
+        if picture.size != (width, height):
+            raise ValueError("its size is not that of its first chunk")
         return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise AgnoscoError(f"{folder.at(name)!r} is not a picture", hint) from error
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from shlex import quote
 
-from ..errors import AgnoscoError, AgnoscoWarning
+from ..errors import AgnoscoError
 from ..io import records
 from ..io.atomic import PART
 from ..io.local import Local
@@ -102,9 +101,7 @@ def check_run(path: Place | Folder, *, readers: Mapping[str, Reader], known: fro
         AgnoscoError: It is not a run folder, or its manifest cannot be rebuilt.
     """
     folder = Folder.of(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AgnoscoWarning)  # it is said in other words
-        run = Run.open(folder)
+    run = Run.look(folder)
     planned = sorted({*run.entry_of, *(job for group in run.groups for job in group)})
     entries, damaged = _entries(run)
     finished = {entry.job for entry in entries}

@@ -86,6 +86,7 @@ class Run:
         self.settings = settings
         self.groups = [[Job(*job) for job in group] for group in groups]
         self.entry_of = {entry.job: entry for entry in entries}
+        self.faults: list[str] = []  # what was wrong with its files when it was opened, in words
         self._damaged: set[str] = set()  # stems of entries that cannot be read
         self.is_stored = False  # whether the folder has a manifest
         self.is_rebuilt = False  # whether that is lost or damaged, and the maps said the same
@@ -144,6 +145,8 @@ class Run:
         if not folder.exists(MANIFEST) and not entry_names(folder):
             return cls(folder, settings)
         run = cls._read_manifest(folder)
+        for fault in run.faults:
+            warnings.warn(fault, AgnoscoWarning, stacklevel=2)
         run._read_new_entries()
         check_same(run.settings, settings, folder.name)
         if run.is_rebuilt:
@@ -154,22 +157,25 @@ class Run:
     def open(cls, path: Place | Folder) -> Run:
         """The run at a path or a URL, finished or interrupted; AgnoscoError if there is none.
 
-        Nothing is written: a manifest that is damaged or lost is rebuilt in memory, with an AgnoscoWarning.
+        Nothing is written: a manifest that is damaged or lost is rebuilt in memory. An AgnoscoWarning says so, and that
+        entries are damaged.
         """
+        run = cls.look(path)
+        for fault in run.faults:
+            warnings.warn(fault, AgnoscoWarning, stacklevel=2)
+        return run
+
+    @classmethod
+    def look(cls, path: Place | Folder) -> Run:
+        """The same as :meth:`open` without warnings: ``faults`` has them, in words."""
         run = cls._read_manifest(Folder.of(path))
         run._read_new_entries()
         if run._damaged:
             damaged = f"{', '.join(sorted(run._damaged)[:3])}: {len(run._damaged)} in all"
-            warnings.warn(
+            run.faults.append(
                 f"{run.folder.name!r} has damaged entries ({damaged}): give the command that made it again, to make "
-                "these maps again", AgnoscoWarning, stacklevel=2,
-            )  # fmt: skip
-        return run
-
-    def now(self) -> Run:
-        """The run as its folder says it now, with what other processes have added; no word about damaged entries."""
-        run = self._stored() or Run(self.folder, self.settings, self.groups)
-        run._read_new_entries()
+                "these maps again"
+            )
         return run
 
     @classmethod
@@ -195,9 +201,8 @@ class Run:
                 hint = f"no intact map says what it was made with: put a copy of {MANIFEST} back, or make the run again"
             raise AgnoscoError(message, hint) from error
         state, maps = "missing" if is_missing else "damaged", "map" if found.maps == 1 else f"{found.maps} maps"
-        message = f"{MANIFEST} of {folder.name!r} is {state}; it was rebuilt from its {maps}"
-        warnings.warn(message, AgnoscoWarning, stacklevel=4)
         run = cls(folder, found.settings, found.groups, found.entries)
+        run.faults.append(f"{MANIFEST} of {folder.name!r} is {state}; it was rebuilt from its {maps}")
         run.is_stored, run.is_rebuilt = not is_missing, True
         return run
 
@@ -342,6 +347,8 @@ class Run:
         self._begin()
         other = self._stored()
         if other is not None:
+            for fault in other.faults:
+                warnings.warn(fault, AgnoscoWarning, stacklevel=2)
             check_same(other.settings, self.settings, self.folder.name)
             self.settings = other.settings
             self.entry_of = other.entry_of | self.entry_of

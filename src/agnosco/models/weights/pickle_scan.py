@@ -8,6 +8,7 @@ all, and others by ``torch.load(weights_only=True)`` in a restricted process (:m
 import io
 import pickletools
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
@@ -36,6 +37,7 @@ _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING"
 _OPERATIONS = 1_000_000
 _IMPORTS = 1_000
 _TEXT = 200
+_QUIET = threading.Lock()  # of the filters of warnings, which are those of the whole process
 """Characters that are kept of a text; every name in :data:`PLAIN` is shorter, and a cut text ends in an ellipsis."""
 
 _UNREADABLE = (
@@ -63,7 +65,7 @@ def program_of(data: bytes) -> Program:
     memo: dict[Any, str | None] = {}
     last: list[str | None] = [None, None]  # top of the stack, where it is certainly a text
     storages = 0
-    with warnings.catch_warnings():
+    with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from Python, about odd escapes in a text
         for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             name = operation.name
