@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -694,6 +696,23 @@ def test_a_folder_that_vanishes_is_not_begun_again(tmp_path: Path, left: bool) -
     with pytest.raises(AgnoscoError, match=r"has no manifest\.json any more"):
         list(maps)
     assert files(tmp_path) == {}
+
+
+def test_a_program_may_end_before_its_maps(tmp_path: Path) -> None:
+    code = f"""
+import torch
+from agnosco import Classifier, Config, MapperConfig, Run, Samples, map_runs
+classifier = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)), size=8)
+samples, config = Samples.noise(classifier.shape, count=10), Config(MapperConfig(batch=2, steps=2), None, cycles=1)
+run = Run.create({str(tmp_path / "run")!r}, classifier=classifier, samples=samples, config=config)
+maps = map_runs(run, classifier, samples, range(4), together=2)
+print(next(maps).entry.index, run.folder.names("leases") != [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
+    run = Run.open(tmp_path / "run")
+    assert [entry.index for entry in run.entries] == [0]
+    assert run.folder.names("leases") == []
 
 
 def test_a_run_does_not_go_on_in_another_that_took_the_place_of_its_folder(tmp_path: Path) -> None:

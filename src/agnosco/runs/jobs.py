@@ -4,10 +4,14 @@ Finished maps are kept. The same command continues from wherever it was interrup
 number of processes may work on one run: each takes the groups that no other has taken.
 """
 
+import atexit
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -66,6 +70,35 @@ OnWait = Callable[[int], None]
 """Called with the number of groups that other processes are making."""
 
 
+P = ParamSpec("P")
+
+
+def _closed_at_exit(function: Callable[P, Generator[Finished]]) -> Callable[P, Iterator[Finished]]:
+    """A generator function whose generators are closed when the program ends, while its modules are still there."""
+
+    @wraps(function)
+    def begun(*args: P.args, **options: P.kwargs) -> Iterator[Finished]:
+        maps = function(*args, **options)
+        _open.add(maps)
+        return maps
+
+    return begun
+
+
+_open: WeakSet[Generator[Finished]] = WeakSet()
+_at_exit = False
+
+
+@atexit.register
+def _close() -> None:
+    global _at_exit
+    _at_exit = True  # no thread begins any more, which writing the manifest needs
+    for maps in list(_open):
+        with suppress(Exception):  # such as of a store: what is left lapses
+            maps.close()
+
+
+@_closed_at_exit
 def map_runs(
     run: Run,
     classifier: Classifier | nn.Module | str,
@@ -79,7 +112,7 @@ def map_runs(
     on_estimate: OnEstimate | None = None,
     on_wait: OnWait | None = None,
     backend: Backend | None = None,
-) -> Iterator[Finished]:
+) -> Generator[Finished]:
     """Make the maps that a run lacks, and store each as soon as it is finished.
 
     Maps made side by side are finished together. If one of them is missing, the whole group is made again, so that it
@@ -126,7 +159,7 @@ def map_runs(
             made = worker.make_all(status.missing, together, on_step=on_step, on_estimate=on_estimate, on_wait=on_wait)
             yield from _with_threads(run, made)
     except BaseException:
-        if run.is_stored:
+        if run.is_stored and not _at_exit:
             with suppress(AgnoscoError):  # the entries say the same
                 run.end(patience=BRIEFLY)
         raise
