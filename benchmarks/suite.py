@@ -163,8 +163,9 @@ def main() -> None:
         suites = round_of(way, range(len(runs) + 1, len(runs) + 1 + way.at_once))
         ended = [suite.result() for suite in suites if not suite.exception()]
         print(*ended, sep="\n", flush=True)
-        write_results(PATH, {"runs": [*runs, *ended]})
-        fill(PAGE, "suite", table(read_results(PATH)))  # at once: the next suite tests that page and results agree
+        if ended:
+            write_results(PATH, {"runs": [*runs, *ended]})
+            fill(PAGE, "suite", table(read_results(PATH)))  # at once: the next suite tests that page and results agree
         for suite in suites:
             suite.result()  # raises its error
     if options.tables:
