@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import struct
 import tarfile
 import tracemalloc
 from collections.abc import Iterable, Iterator
@@ -624,6 +625,36 @@ def test_what_could_not_be_read_for_a_moment_is_not_kept_as_skipped(
     assert len(images) == 1
     assert [file.name for file in read.skipped] == ["20.png", "text.jpg"]
     assert len(read_folder(folder, RGB4, cache=tmp_path / "cache")[0]) == 2
+
+
+def test_what_could_not_be_read_for_the_key_alone_is_an_image_and_nothing_is_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open, opened = Path.open, list[str]()
+
+    def open_(path: Path, *rest: Any) -> Any:
+        opened.append(path.name)
+        if path.name == "20.png" and opened.count("20.png") == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return real_open(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_)
+        images, _ = read_folder(folder, RGB4, cache=tmp_path / "cache")
+    assert len(images) == 2
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_leads_beyond_all_files_is_damaged_for_good(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a BigTIFF whose first directory lies at 2**44: the operating system refuses to go there."""
+    head = b"II" + struct.pack("<HHHQ", 43, 8, 0, 2**63 - 1)
+    (folder / "far.tif").write_bytes(head + bytes(200))
+    first, read = read_folder(folder, RGB4, cache=tmp_path / "cache")
+    assert [file.name for file in read.skipped] == ["far.tif", "text.jpg"]
+    monkeypatch.setattr(decoding, "decode", None)
+    assert torch.equal(read_folder(folder, RGB4, cache=tmp_path / "cache")[0], first)
 
 
 def test_a_file_that_may_not_be_read_does_not_keep_the_others_out_of_the_cache(

@@ -20,6 +20,7 @@ from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig
 from agnosco.models.classifier import Classifier
+from agnosco.runs import leases
 from agnosco.runs.run import Run
 from agnosco.types import Step
 
@@ -200,6 +201,7 @@ def test_judgements_gather_in_the_run(run: Run) -> None:
 def test_judgements_of_two_at_once_are_both_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     other, own = (score(run, network(order)) for order in ((2, 0, 1), (0, 1, 2)))
     write, threads = Local.write, list[Thread]()
+    monkeypatch.setattr(leases, "LAPSE", 3600)  # also if the machine stands still
 
     def slowly(self: Local, name: str, content: bytes) -> str:
         if name == FILE and not threads:  # the second begins when the first has read, and is about to write

@@ -22,7 +22,7 @@ from agnosco.io.storage import Folder
 from agnosco.method import maker
 from agnosco.method.config import PRESETS, RefineConfig
 from agnosco.models.loading import load
-from agnosco.runs import jobs
+from agnosco.runs import jobs, leases
 from agnosco.runs.jobs import map_runs
 from agnosco.runs.run import Run
 
@@ -224,6 +224,7 @@ def test_a_store_that_does_not_answer_is_an_error(bucket: Any, monkeypatch: pyte
 
 def test_two_share_a_run_in_a_store(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "WAIT", 0.05)
+    monkeypatch.setattr(leases, "LAPSE", 3600)  # also if the machine stands still
     mapped("--out", "local")
     classifier = load("python:net.py:build", size=16, features="0", trust_code=True)
     local, samples = Run.open("local"), Samples.noise(classifier.shape)

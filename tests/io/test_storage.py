@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 import sys
@@ -52,6 +53,31 @@ def test_a_written_file_exists_and_is_read_back(folder: Folder) -> None:
     assert folder.exists("maps/a")
     assert not folder.exists("maps")  # a folder is no file
     assert began - 60 < folder.modified("maps/a") < time.time() + 60
+
+
+@pytest.mark.parametrize("answer", ["refused", "nothing"])
+def test_a_store_that_does_not_say_when_files_were_written_serves_all_the_same(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fsspec's FTP and Databricks, which do not know, and others that answer None."""
+
+    def modified(self: MemoryFileSystem, path: str) -> None:
+        self.info(path)
+        if answer == "refused":
+            raise NotImplementedError
+
+    monkeypatch.setattr(MemoryFileSystem, "modified", modified)
+    remote = Remote("memory://timeless")
+    remote.write("a", b"one")
+    assert math.isnan(remote.modified("a"))
+    with pytest.raises(FileNotFoundError):
+        remote.modified("b")
+
+
+def test_a_folder_that_is_a_file_now_has_no_files(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(FileNotFoundError):
+        Local(tmp_path / "run").modified("manifest.json")
 
 
 def test_removing_a_file_twice_is_no_error(folder: Folder) -> None:

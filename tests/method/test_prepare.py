@@ -265,13 +265,16 @@ def test_a_network_that_cannot_be_copied_runs_in_bfloat16_all_the_same() -> None
     assert 0 < difference < 0.03 * classifier(images()).abs().max()
 
 
+@pytest.mark.parametrize("threads", [False, True])
 @pytest.mark.parametrize("order", [(None, "first", "second_norm"), ("first:input", None, "first")])
-def test_compiled_networks_answer_alike_one_after_the_other(order: Sequence[str | None]) -> None:
+def test_compiled_networks_answer_alike_one_after_the_other(order: Sequence[str | None], threads: bool) -> None:
     torch.compiler.reset()
     network = Residual()
     for at in order:  # PyTorch keeps what it has compiled, for classes without a hook
         classifier = Classifier(network, size=16, at=at)
-        answer = compiled(classifier, backend="aot_eager")(images())
+        faster = compiled(classifier, backend="aot_eager")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(faster, images()).result() if threads else faster(images())
         torch.testing.assert_close(answer, classifier(images()), rtol=1e-4, atol=1e-5)
 
 

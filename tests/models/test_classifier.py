@@ -344,6 +344,12 @@ def side_by_side(kind: str) -> tuple[Classifier, Classifier]:
     return classifier, others[kind]()
 
 
+def held(model: nn.Module) -> set[int]:
+    """What is noted of its parts, by their identifiers."""
+    parts = {id(part) for part in (*model.modules(), *model.parameters())}
+    return parts & (freezing._HELD.keys() | freezing._NETWORKS.keys())
+
+
 def is_frozen(model: nn.Module) -> bool:
     parts = [*model.modules(), *model.parameters()]
     return not any(part.training if isinstance(part, nn.Module) else part.requires_grad for part in parts)
@@ -410,16 +416,20 @@ def test_a_network_whose_modes_cannot_be_changed_is_as_before() -> None:
     assert [module.training for module in model.modules()] == before
 
 
-@pytest.mark.parametrize("place", range(1, 20))
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [*(("_NETWORKS", place) for place in range(1, 3)), *(("_HELD", place) for place in range(1, 20))],
+)
 def test_garbage_collection_may_end_a_user_while_another_enters_or_leaves(
-    place: int, monkeypatch: pytest.MonkeyPatch
+    where: str, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = mixed()
     classifier = Classifier(model, size=8)
+    other = classifier if where == "_NETWORKS" else Classifier(model, size=8, at="norm")
     before = state(model)
 
     def user() -> Iterator[None]:
-        with classifier.frozen():
+        with other.frozen():
             yield
 
     forgotten, asked = [user()], -1000
@@ -432,15 +442,65 @@ def test_garbage_collection_may_end_a_user_while_another_enters_or_leaves(
                 forgotten.clear()  # ends it here, in this thread
             return found
 
-    monkeypatch.setattr(freezing, "_HELD", Collecting())
+    monkeypatch.setattr(freezing, where, Collecting())
     next(forgotten[0])
     asked = 0
     with classifier.frozen():
         assert is_frozen(model)
-    assert asked > 20
+    assert asked >= place
     assert not forgotten
-    assert not freezing._HELD
+    assert not held(model)
     assert state(model) == before
+
+
+def test_who_is_interrupted_before_leaving_keeps_nothing_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mixed()
+    classifier, before = Classifier(model, size=8), state(model)
+
+    class Interrupted:
+        def __enter__(self) -> None:
+            raise KeyboardInterrupt
+
+        def __exit__(self, *_: object) -> None: ...
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), classifier.frozen():
+        patch.setattr(freezing, "_LOCK", Interrupted())
+    assert is_frozen(model)
+    classifier(torch.rand(2, 3, 8, 8))
+    assert state(model) == before
+    assert not held(model)
+
+
+def test_a_network_that_is_used_for_long_does_not_keep_those_that_share_its_layers() -> None:
+    first, last = side_by_side("layer")
+    with first.frozen():
+        for _ in range(5):
+            last(torch.rand(2, 3, 8, 8))
+        assert {len(freezing._HELD[key].networks) for key in held(first.model) & freezing._HELD.keys()} == {1}
+
+
+@pytest.mark.parametrize("place", range(1, 15))
+def test_what_is_interrupted_in_leaving_is_made_good_by_the_next_who_leaves(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mixed()
+    classifier, before, restored = Classifier(model, size=8), state(model), 0
+    restore = freezing._Held.restore
+
+    def interrupted(held: Any) -> None:
+        nonlocal restored
+        restored += 1
+        if restored == place:
+            raise KeyboardInterrupt
+        restore(held)
+
+    monkeypatch.setattr(freezing._Held, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        classifier(torch.rand(2, 3, 8, 8))
+    assert state(model) != before or place > 10
+    classifier(torch.rand(2, 3, 8, 8))
+    assert state(model) == before
+    assert not held(model)
 
 
 # -- what it looks at --------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from helpers import PATIENCE
 from torch import Tensor
 
 from agnosco.errors import AgnoscoError, AgnoscoWarning
@@ -182,7 +183,7 @@ def test_two_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pyt
             threads[0].start()
             threads[0].join(0.5)
         else:
-            assert first_ended.wait(60)
+            assert first_ended.wait(PATIENCE)
         yield from operations(stream)
 
     before = list(warnings.filters)

@@ -240,7 +240,9 @@ def test_links_out_of_the_folder_are_damage(run: Path, tmp_path: Path) -> None:
     assert "is a link that leads out of its folder" in words
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 7))
 def test_a_flipped_bit_in_any_file_is_found(made: Path, tmp_path: Path, file: int, place: int, bit: int) -> None:
     content = files(made)

@@ -129,7 +129,7 @@ def test_errors_of_the_user_are_the_same_as_on_one_machine(
     assert cancelled == []  # the task has ended: to cancel it could abort this process
 
 
-@pytest.mark.parametrize("kind", ["labels", "features", "code", "weights"])
+@pytest.mark.parametrize("kind", ["labels", "features", "code", "weights", "samples", "pixels", "settings"])
 def test_what_was_sent_is_not_taken_for_another_network(cluster: Cluster, kind: str) -> None:
     classifier, samples, config = network(), Samples.noise((3, 16, 16), count=40), settings(2)
     cluster.send(classifier, samples, config)
@@ -139,13 +139,17 @@ def test_what_was_sent_is_not_taken_for_another_network(cluster: Cluster, kind: 
         "labels": lambda: Classifier(classifier.model, size=16, name="small", labels=list("abcdefghijkl")),
         "features": lambda: Classifier(classifier.model, size=16, name="small", features="0"),
         "code": lambda: Classifier(nn.Sequential(*classifier.model.children(), nn.Tanh()), size=16, name="small"),
-        "weights": lambda: classifier,
-    }[kind]()
+    }.get(kind, lambda: classifier)()
     assert sent.is_still(classifier, samples, config)
+    others = Samples.noise((3, 16, 16), count=40, seed=1) if kind == "samples" else samples
     if kind == "weights":
         with torch.no_grad():
             next(classifier.model.parameters()).add_(1)
-    assert not sent.is_still(other, samples, config)
+    elif kind == "pixels":
+        samples.images.add_(1)
+    elif kind == "settings":
+        config = replace(config, cycles=2)
+    assert not sent.is_still(other, others, config)
 
 
 def test_tasks_are_cancelled_each_but_not_one_that_has_ended(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +171,17 @@ def test_tasks_are_cancelled_each_but_not_one_that_has_ended(cluster: Cluster, m
         for ref in running:
             ray.cancel(ref)
     assert cancelled == running
+
+
+def test_at_the_end_of_a_program_no_task_is_cancelled_as_that_would_start_ray_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for name in ("wait", "cancel"):
+        monkeypatch.setattr(ray, name, lambda *args, **_: asked.append(args))
+    cluster._cancel([object()])
+    assert asked == []
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(3, 0), (1, 1)])
@@ -212,8 +227,9 @@ def test_progress_comes_from_all_workers(cluster: Cluster, tmp_path: Path, monke
     def reported(self: Cluster, ref: Any) -> Any:
         found = answer(self, ref)  # or its error
         for _ in range(600):  # a worker's word may come after its maps
-            if queues and not seen and not ray.get(queues[0].actor.qsize.remote()):
-                time.sleep(0.1)
+            if seen or not queues or ray.get(queues[0].actor.qsize.remote()):
+                break
+            time.sleep(0.1)
         return found
 
     monkeypatch.setattr(Cluster, "_queue", begun)

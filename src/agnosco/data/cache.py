@@ -38,19 +38,18 @@ def default_cache() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "agnosco"
 
 
-def cache_key(files: Mapping[str, Path], shape: Shape, decoder: str) -> tuple[str, dict[str, Path | str]]:
+def cache_key(files: Mapping[str, Path], shape: Shape, decoder: str) -> tuple[str, set[str]]:
     """SHA-256 over names and contents of files, the shape of the images, and the version of the decoder.
 
-    Also the files again, with the reason in place of the path of each that could not be read: the key is one without
-    its content.
+    Also the names of the files that could not be read: the key is one of the reason, not of their content.
     """
     digest = hashlib.sha256(json.dumps([decoder, shape, list(files)]).encode())
-    read: dict[str, Path | str] = dict(files)
+    unread = set()
     for name, found in zip(files, in_order(_content_digest, files.values(), threads=THREADS), strict=True):
         if isinstance(found, str):
-            read[name] = found
+            unread.add(name)
         digest.update(hashlib.sha256(found.encode()).digest() if isinstance(found, str) else found)
-    return digest.hexdigest(), read
+    return digest.hexdigest(), unread
 
 
 def read_cache(path: Path, count: int, shape: Shape) -> tuple[Tensor, tuple[Skipped, ...]] | None:

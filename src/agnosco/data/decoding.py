@@ -3,6 +3,7 @@
 Files are not trusted: only well-known formats are tried, none that runs another program, up to Pillow's limit of size.
 """
 
+import errno
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,10 @@ Content = Path | IO[bytes] | str
 """A file, what it contains, or why it is not read."""
 
 
+OF_CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)
+"""Numbers of errors that a file's content is at fault for: Pillow's own, and places that no file reaches."""
+
+
 class Unreadable(Exception):
     """A file gives no image; the message says why, in a few words. ``momentary``: it may be read another time."""
 
@@ -52,7 +57,7 @@ def decode(content: Path | IO[bytes], shape: Shape, resize: Resize | None = None
             side = max(shape[1:]) / (resize.crop_pct if resize else 1)
             return fit(_open(file, head, math.ceil(side)), shape, resize)
     except OSError as error:
-        raise Unreadable(reason_of(error), momentary=error.errno is not None) from error
+        raise Unreadable(reason_of(error), momentary=error.errno not in OF_CONTENT) from error
 
 
 def fit(image: Image.Image, shape: Shape, resize: Resize | None = None) -> Tensor:
@@ -105,7 +110,7 @@ def _open(file: IO[bytes], head: bytes, side: int) -> Image.Image:
         raise Unreadable("damaged or truncated" if known else "not an image") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         reason = str(error) or type(error).__name__
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in OF_CONTENT:
             raise Unreadable(f"cannot be read: {reason}", momentary=True) from error
         raise Unreadable("truncated" if "truncated" in reason.lower() else f"damaged: {reason}") from error
     with suppress(Exception):  # damaged EXIF data is no reason to skip the image

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ class Samples:
     def fingerprint(self) -> str:
         """SHA-256 over shape and pixels."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.images.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -266,16 +266,16 @@ def read_folder(
             raise _no_image(path, folder)
         return images, folder
     listing = find_files(path, limit=limit, seed=seed)
-    files: Mapping[str, Path | str] = listing.files
+    files, unread = listing.files, set()
     decoder = DECODER if resize is None else f"{DECODER} {resize}"
     cache_file = None
     if cache is not None:
-        key, files = cache_key(listing.files, shape, decoder)
+        key, unread = cache_key(files, shape, decoder)
         cache_file = Path(cache).expanduser() / f"{key}.safetensors"
     decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
         decoded = decode_files(files.items(), len(files), shape, progress, resize)
-        if cache_file and len(decoded[0]) and not any(file.momentary for file in decoded[1]):
+        if cache_file and len(decoded[0]) and {file.name for file in decoded[1] if file.momentary} == unread:
             write_cache(cache_file, *decoded)
     elif progress:
         progress(len(files), len(files))

@@ -131,7 +131,12 @@ class Local(Folder):
                 path.parent.rmdir()
 
     def modified(self, name: str) -> float:
-        return (self.path / name).stat().st_mtime
+        try:
+            return (self.path / name).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(self.at(name)) from error
+        except OSError as error:
+            raise AgnoscoError(f"cannot read {self.at(name)!r}: {reason_of(error)}", "make it readable") from error
 
 
 @contextmanager

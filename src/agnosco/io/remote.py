@@ -4,6 +4,7 @@ An object store shows an object only once all of it has arrived. Elsewhere (SFTP
 temporary name and moved, which is as atomic as moving is there. Listings are not cached: other processes may write.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -108,7 +109,11 @@ class Remote(Folder):
 
     def modified(self, name: str) -> float:
         with self._errors("read", name):
-            return self.files.modified(self._path(name)).timestamp()
+            with suppress(NotImplementedError):
+                written = self.files.modified(self._path(name))
+                return math.nan if written is None else written.timestamp()
+            self.files.info(self._path(name))
+            return math.nan
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")

@@ -120,7 +120,10 @@ class Folder(ABC):
 
     @abstractmethod
     def modified(self, name: str) -> float:
-        """When a file was written, in seconds since 1970; FileNotFoundError if it does not exist."""
+        """When a file was written, in seconds since 1970; NaN where a store does not say.
+
+        FileNotFoundError if it does not exist.
+        """
 
 
 def write_whole(place: Place, content: bytes) -> str:

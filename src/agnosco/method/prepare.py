@@ -77,11 +77,8 @@ def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifie
 
 def compiled(classifier: Classifier, *, backend: str = "inductor") -> Classifier:
     """A classifier through ``torch.compile``: it takes a minute first, which pays for many maps on a GPU."""
-    import torch._dynamo as dynamo  # as torch.compile does, in a second
-
-    dynamo.config.skip_nnmodule_hook_guards = False  # else what was compiled for classes is taken for a layer's head
     faster = copy.copy(classifier)
-    faster.model = torch.compile(classifier.model, backend=backend)  # type: ignore[assignment]
+    faster.model = _Compiled(torch.compile(classifier.model, backend=backend))  # type: ignore[arg-type]
     return faster
 
 
@@ -135,6 +132,20 @@ class _Autocast(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         with torch.autocast(images.device.type, torch.bfloat16):
+            return self.model(images)
+
+
+class _Compiled(nn.Module):
+    """A compiled network. Its hooks are looked at: else what was compiled for classes is taken for a layer's head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        import torch._dynamo as dynamo  # as torch.compile does, in a second
+
+        self.model, self.patch = model, dynamo.config.patch
+
+    def forward(self, images: Tensor) -> Any:
+        with self.patch(skip_nnmodule_hook_guards=False):  # in this thread
             return self.model(images)
 
 

@@ -178,7 +178,8 @@ class Cluster:
         A task that has ended must not be cancelled: Ray 2.60 may abort this process ("Tried to complete task that was
         not pending"). One that ends within microseconds of the look still can be.
         """
-        if self.lifeline.node_lost or not pending:  # nobody can be told, or nobody needs to be
+        told = not self.lifeline.node_lost and self.ray.is_initialized()  # at the end of a program, Ray may have ended
+        if not (told and pending):
             return
         for ref in pending:
             with suppress(Exception):

@@ -32,13 +32,18 @@ def check_same(old: Settings, new: Settings, name: str) -> None:
 
     An AgnoscoWarning says that another kind of CPU may give other last bits.
     """
-    if differing := differences(old, new):
-        message = f"{name!r} holds a run with other settings ({', '.join(differing[:4])})"
-        raise AgnoscoError(message, _what_to_do(old, new))
+    refuse_others(old, new, name)
     if None not in (old.cpu, new.cpu) and old.cpu != new.cpu:
         kinds = f"{old.cpu}, and this one has {new.cpu}"
         message = f"{name!r} was begun on a CPU with {kinds}: the last bits of its maps may differ"
         warnings.warn(message, AgnoscoWarning, stacklevel=3)
+
+
+def refuse_others(old: Settings, new: Settings, name: str) -> None:
+    """AgnoscoError if a run of this name, with old settings, is another than one with the new ones."""
+    if differing := differences(old, new):
+        message = f"{name!r} holds a run with other settings ({', '.join(differing[:4])})"
+        raise AgnoscoError(message, _what_to_do(old, new))
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

@@ -36,7 +36,7 @@ from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
 from ..types import Job
 from . import manifest
-from .continuing import check_same, differences
+from .continuing import check_same, differences, refuse_others
 from .leases import Leases
 from .manifest import Entry, Group, MadeWith, ModelRecord, SamplesRecord, Settings
 from .rebuilding import entry_names, rebuilt
@@ -63,6 +63,9 @@ class Run:
         settings: What all its maps have in common, as in the manifest.
         groups: Maps that are made side by side.
         entries: One for each finished map.
+
+    Its attributes are these, the index of the entries by :class:`~agnosco.types.Job` (``entry_of``), and what was wrong
+    with its files when it was opened, in words (``faults``).
 
     Example:
         >>> import tempfile, torch
@@ -400,7 +403,7 @@ class Run:
         if written != self._written:
             with suppress(FileNotFoundError, ValueError, RecursionError):  # it is rebuilt at the end
                 settings, *_ = manifest.read_manifest(self.folder.read(MANIFEST))
-                check_same(settings, self.settings, self.folder.name)
+                refuse_others(settings, self.settings, self.folder.name)
                 self._written = written
 
     def maps(self) -> Iterator[ConceptMap]:

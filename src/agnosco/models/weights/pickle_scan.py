@@ -37,8 +37,10 @@ _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING"
 _OPERATIONS = 1_000_000
 _IMPORTS = 1_000
 _TEXT = 200
-_QUIET = threading.Lock()  # of the filters of warnings, which are those of the whole process
 """Characters that are kept of a text; every name in :data:`PLAIN` is shorter, and a cut text ends in an ellipsis."""
+
+_QUIET = threading.Lock()
+"""Of the filters of warnings, which are those of the whole process."""
 
 _UNREADABLE = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
