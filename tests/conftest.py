@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, settings
-from hypothesis.internal.conjecture import providers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +23,9 @@ BUSY = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("agnosco", **BUSY, derandomize=True, max_examples=100)
 settings.register_profile("long", **BUSY, max_examples=20_000, print_blob=True)
 settings.load_profile(os.environ.get("AGNOSCO_FUZZ", "agnosco"))
-if hasattr(providers, "_get_local_constants"):  # else it draws constants of the modules that earlier tests imported
+with suppress(ImportError, AttributeError):  # of versions that draw no constants from modules that tests have imported
+    from hypothesis.internal.conjecture import providers
+
     _none = copy.deepcopy(providers._local_constants)  # as nothing has been drawn yet
     providers._get_local_constants = lambda: _none
 

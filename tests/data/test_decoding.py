@@ -648,7 +648,7 @@ def test_what_could_not_be_read_for_the_key_alone_is_an_image_and_nothing_is_kep
 def test_a_file_that_leads_beyond_all_files_is_damaged_for_good(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as a BigTIFF whose first directory lies at 2**44: the operating system refuses to go there."""
+    """Such as a BigTIFF whose first directory lies at 2**63 - 1: most file systems refuse to go there."""
     head = b"II" + struct.pack("<HHHQ", 43, 8, 0, 2**63 - 1)
     (folder / "far.tif").write_bytes(head + bytes(200))
     first, read = read_folder(folder, RGB4, cache=tmp_path / "cache")

@@ -62,7 +62,6 @@ def test_a_store_that_does_not_say_when_files_were_written_serves_all_the_same(
     """As fsspec's FTP and Databricks, which do not know, and others that answer None."""
 
     def modified(self: MemoryFileSystem, path: str) -> None:
-        self.info(path)
         if answer == "refused":
             raise NotImplementedError
 

@@ -498,7 +498,10 @@ def test_what_is_interrupted_in_leaving_is_made_good_by_the_next_who_leaves(
     with pytest.raises(KeyboardInterrupt):
         classifier(torch.rand(2, 3, 8, 8))
     assert state(model) != before or place > 10
-    classifier(torch.rand(2, 3, 8, 8))
+    model.added = nn.Linear(2, 2)  # as in a notebook
+    with classifier.frozen():
+        assert is_frozen(model)
+    del model.added
     assert state(model) == before
     assert not held(model)
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -35,6 +36,7 @@ from agnosco.evaluate.diff_record import ClassDiff, DiffRecord, Side
 from agnosco.evaluate.score_record import Answer, add_scores, digest_of
 from agnosco.evaluate.transfer import score
 from agnosco.io import records
+from agnosco.io.local import Local
 from agnosco.io.records import to_json
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig, config_to_json, preset
@@ -408,6 +410,15 @@ def test_facts_and_command_call_the_settings_the_same(run: Run) -> None:
     changed = command.chosen_config("best", steps=8, batch=2)
     assert told("best", changed, steps=8, batch=2) == "preset best with steps 8, batch 2"
     assert told(None, Config(MapperConfig(beta1=0.5))) == "no preset"
+
+
+@pytest.mark.parametrize(("known", "told"), [(0, "unknown"), (1, "1970-01-02 00:00 UTC")])
+def test_a_store_that_does_not_say_when_files_were_written_has_no_dates(
+    run: Run, monkeypatch: pytest.MonkeyPatch, known: int, told: str
+) -> None:
+    times = iter([math.nan] * (len(run.entries) - known) + [86400.0] * known)
+    monkeypatch.setattr(Local, "modified", lambda *_: next(times))
+    assert dict(facts_of(run))["files dated"] == told
 
 
 def test_facts_are_those_of_the_manifest(run: Run) -> None:

@@ -275,7 +275,8 @@ def read_folder(
     decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
         decoded = decode_files(files.items(), len(files), shape, progress, resize)
-        if cache_file and len(decoded[0]) and {file.name for file in decoded[1] if file.momentary} == unread:
+        momentary = {file.name for file in decoded[1] if file.momentary}
+        if cache_file and len(decoded[0]) and momentary <= unread <= {file.name for file in decoded[1]}:
             write_cache(cache_file, *decoded)
     elif progress:
         progress(len(files), len(files))

@@ -109,11 +109,12 @@ class Remote(Folder):
 
     def modified(self, name: str) -> float:
         with self._errors("read", name):
+            written = None
             with suppress(NotImplementedError):
                 written = self.files.modified(self._path(name))
-                return math.nan if written is None else written.timestamp()
-            self.files.info(self._path(name))
-            return math.nan
+            if written is None:
+                self.files.info(self._path(name))  # is it there at all?
+            return math.nan if written is None else written.timestamp()
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")

@@ -140,13 +140,14 @@ class _Compiled(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        import torch._dynamo as dynamo  # as torch.compile does, in a second
-
-        self.model, self.patch = model, dynamo.config.patch
+        self.model = model
 
     def forward(self, images: Tensor) -> Any:
-        with self.patch(skip_nnmodule_hook_guards=False):  # in this thread
-            return self.model(images)
+        from torch._dynamo import config
+
+        if config.skip_nnmodule_hook_guards:  # which PyTorch 2.12 and later keep for each thread
+            config.skip_nnmodule_hook_guards = False
+        return self.model(images)
 
 
 def _folded(classifier: Classifier) -> nn.Module:

@@ -63,10 +63,17 @@ class _Held:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients of weights inside; as before once all who use a module or weight are outside."""
+    """Evaluation mode and no gradients of weights inside; as before once all who use a module or weight are outside.
+
+    Of who enters a network that others use, only the mode of the whole is looked at again, and not that of its parts.
+    """
     user = _User()
     with _LOCK:
-        network = _NETWORKS.get(id(model)) or _Network(model)
+        network = _NETWORKS.get(id(model))
+        if network and not network.inside:  # its last user was interrupted in leaving
+            _release(network)
+            network = None
+        network = network or _Network(model)
     try:
         with _LOCK:
             alone = not network.inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import struct
@@ -144,15 +145,18 @@ def _preset(run: Run) -> str:
 
 
 def _dates(run: Run) -> str:
-    """First and last date of the maps' files; a manifest holds none."""
+    """First and last date of the maps' files; a manifest holds none. Unknown in a store that does not say."""
     try:
-        times = sorted(in_order(lambda entry: run.folder.modified(f"maps/{entry.stem}.safetensors"), run.entries))
+        times = list(in_order(lambda entry: run.folder.modified(f"maps/{entry.stem}.safetensors"), run.entries))
     except FileNotFoundError as error:
         raise AgnoscoError(
             f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",
             "repeat the command of the run: it makes this map again",
         ) from error
-    calendar = (min(max(time, 0), LAST_DATE) for time in (times[0], times[-1]))  # files may have any date
+    known = [time for time in times if not math.isnan(time)]
+    if not known:
+        return "unknown"
+    calendar = (min(max(time, 0), LAST_DATE) for time in (min(known), max(known)))  # files may have any date
     first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in calendar)
     return f"{first} UTC" if first == last else f"{first} to {last} UTC"
 
