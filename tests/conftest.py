@@ -23,11 +23,12 @@ BUSY = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("agnosco", **BUSY, derandomize=True, max_examples=100)
 settings.register_profile("long", **BUSY, max_examples=20_000, print_blob=True)
 settings.load_profile(os.environ.get("AGNOSCO_FUZZ", "agnosco"))
-with suppress(ImportError, AttributeError):  # of versions that draw no constants from modules that tests have imported
-    from hypothesis.internal.conjecture import providers
+if "AGNOSCO_FUZZ" not in os.environ:  # else examples hold constants of the modules that earlier tests have imported
+    with suppress(ImportError, AttributeError):  # of versions that draw none
+        from hypothesis.internal.conjecture import providers
 
-    _none = copy.deepcopy(providers._local_constants)  # as nothing has been drawn yet
-    providers._get_local_constants = lambda: _none
+        _none = copy.deepcopy(providers._local_constants)  # as nothing has been drawn yet
+        providers._get_local_constants = lambda: _none
 
 
 @pytest.fixture(autouse=True)

@@ -183,8 +183,10 @@ def test_a_check_is_quiet_without_changing_the_filters_of_warnings(run: Path, mo
     """They are those of the whole process: of two threads, the second could leave what the first had set."""
     flip(run / "manifest.json")
     flip(run / "maps/0001-bee-s0.json")
-    monkeypatch.delattr(warnings, "catch_warnings")
-    assert check(run).manifest == "damaged"
+    with monkeypatch.context() as patch:
+        patch.delattr(warnings, "catch_warnings")
+        found = check(run)
+    assert found.manifest == "damaged"
 
 
 def test_an_interrupted_run_names_what_is_planned_and_its_checkpoint(
