@@ -55,15 +55,15 @@ class Machine:
 
 
 class Sent:
-    """A network, samples and settings that were sent: the very objects, as they were, since code has no fingerprint."""
+    """What was sent: the very network, as it was, since code has no fingerprint; the samples' pixels; the settings."""
 
     def __init__(self, classifier: Classifier, samples: Samples, config: Config) -> None:
-        self.classifier, self.samples, self.config = classifier, samples, config
+        self.classifier, self.config = classifier, config
         self.fingerprints = classifier.fingerprint, samples.fingerprint
 
     def is_still(self, classifier: Classifier, samples: Samples, config: Config) -> bool:
         """Whether these are the same and have not changed."""
-        same = self.classifier is classifier and self.samples is samples and self.config == config
+        same = self.classifier is classifier and self.config == config
         return same and self.fingerprints == (classifier.fingerprint, samples.fingerprint)
 
 
