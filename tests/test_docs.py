@@ -23,6 +23,7 @@ from PIL import Image
 from torchvision import models
 from typer.testing import CliRunner
 
+import agnosco
 from agnosco.backdoor.config import FirstLook, Round, ScanConfig, Tournament, Training
 from agnosco.cli import app
 from agnosco.cli import scanning as cli_scanning
@@ -190,6 +191,15 @@ def test_the_examples_of_help_work(desk: Path) -> None:
         for line in app.EXAMPLES[name]:
             if "vgg16" not in line or name != "poison":  # a minute of training
                 run(line)
+
+
+def test_after_its_first_cell_the_notebook_needs_public_names_only() -> None:
+    notebook = json.loads((ROOT / "docs" / "first-map.ipynb").read_text(encoding="utf-8"))
+    first, *others = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert "import agnosco" in first
+    for source in others:
+        assert "import" not in source and "demo" not in source
+        assert set(re.findall(r"agnosco\.(\w+)", source)) <= set(agnosco.__all__)
 
 
 @pytest.mark.slow
