@@ -22,6 +22,7 @@ from torch import Tensor
 
 import agnosco
 from agnosco import AgnoscoError, Classifier, Config, Samples
+from agnosco.io.atomic import atomic_file
 from agnosco.method.config import config_from_json
 from agnosco.method.score import logits_of, predictions, score_of_logits, targeted_success_rate
 
@@ -245,7 +246,13 @@ def read_results(path: Path, otherwise: dict[str, Any] | None = None) -> dict[st
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write a file of results."""
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    _write(path, json.dumps(results, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file at once: the tests, which read it, may be running."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def add_row(
@@ -298,7 +305,7 @@ def fill(page: str, name: str, text: str) -> None:
     opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     before, rest = path.read_text(encoding="utf-8").split(opening, 1)
     after = rest.split(closing, 1)[1]
-    path.write_text(f"{before}{opening}{text}\n{closing}{after}", encoding="utf-8")
+    _write(path, f"{before}{opening}{text}\n{closing}{after}")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

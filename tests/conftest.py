@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,14 @@ if "AGNOSCO_FUZZ" not in os.environ:  # else examples hold constants of the modu
 def chance() -> None:
     """Weights and images that a test draws without a seed are the same whichever tests came before it."""
     torch.manual_seed(4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images are kept with the tests' other files: those in the home may be of other code, or broken code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGNOSCO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -24,21 +24,21 @@ from agnosco.errors import AgnoscoError
 from agnosco.method.concept import ConceptMap
 from agnosco.runs.manifest import read_manifest
 
-ablation = pytest.importorskip("ablation")
-backdoors = pytest.importorskip("backdoors")
-blind_naming = pytest.importorskip("blind_naming")
-cleanse = pytest.importorskip("neural_cleanse")
-differences = pytest.importorskip("differences")
-common = pytest.importorskip("common")
-frontier = pytest.importorskip("frontier")
-gallery = pytest.importorskip("gallery")
-long_run = pytest.importorskip("long_run")
-pixel_backdoor = pytest.importorskip("pixel_backdoor")
-planted_cues = pytest.importorskip("planted_cues")
-published = pytest.importorskip("published")
-speed = pytest.importorskip("speed")
-table1 = pytest.importorskip("table1")
-where = pytest.importorskip("where")
+ablation = importlib.import_module("ablation")
+backdoors = importlib.import_module("backdoors")
+blind_naming = importlib.import_module("blind_naming")
+cleanse = importlib.import_module("neural_cleanse")
+differences = importlib.import_module("differences")
+common = importlib.import_module("common")
+frontier = importlib.import_module("frontier")
+gallery = importlib.import_module("gallery")
+long_run = importlib.import_module("long_run")
+pixel_backdoor = importlib.import_module("pixel_backdoor")
+planted_cues = importlib.import_module("planted_cues")
+published = importlib.import_module("published")
+speed = importlib.import_module("speed")
+table1 = importlib.import_module("table1")
+where = importlib.import_module("where")
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -354,7 +354,7 @@ def test_maps_leave_no_hooks_files_threads_or_tensors_behind(tmp_path: Path) -> 
         "states = run.long_run(Path(sys.argv[1]), run.network(size=8), run.config(steps=2), 30)\n"
         "print(json.dumps(list(states)))"
     )
-    place = os.pathsep.join([SOURCES, str(Path(long_run.__file__).parent)])
+    place = os.pathsep.join([SOURCES, str(ROOT / "benchmarks")])
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": place},
         capture_output=True, text=True, check=True,

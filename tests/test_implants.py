@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from agnosco import Classifier
 from agnosco.backdoor.triggers import Patch, trigger_to_json
 
-backdoors = pytest.importorskip("backdoors")
-common = pytest.importorskip("common")
-implants = pytest.importorskip("implants")
+backdoors = import_module("backdoors")
+common = import_module("common")
+implants = import_module("implants")
 
 STORED = common.read_results(implants.PATH, {"rows": {}})["rows"]
 

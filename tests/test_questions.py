@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
 
 from agnosco import Classifier
 
-fooled = pytest.importorskip("fooled")
-likeness = pytest.importorskip("likeness")
+fooled = import_module("fooled")
+likeness = import_module("likeness")
 
 
 def test_pairs_set_the_highest_logits_against_a_part_of_the_others() -> None:

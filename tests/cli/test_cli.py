@@ -790,6 +790,7 @@ def test_interruption_keeps_finished_maps(monkeypatch: pytest.MonkeyPatch) -> No
         return 0.5
 
     monkeypatch.setattr(jobs, "share_moved", judged)
+    monkeypatch.setattr(jobs, "INTERVAL", float("inf"))  # no checkpoint, whatever the clock says
     result = call("map", *SMALL, "--json")
     assert result.exit_code == 130
     assert result.stdout == ""

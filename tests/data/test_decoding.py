@@ -435,20 +435,21 @@ def by_hash(names: list[str], count: int) -> list[str]:
 
 def test_some_of_many_files_are_chosen_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{part}/{number}.png" for part in ("a", "b/c", "é") for number in range(40)]
+    folder = tmp_path / "images"
     for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_files(tmp_path, limit=30)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    found = find_files(folder, limit=30)
     assert list(found.files) == by_hash(names, 30)
-    assert all(path == tmp_path / name for name, path in found.files.items())
+    assert all(path == folder / name for name, path in found.files.items())
     assert (found.total, found.skipped_count) == (120, 0)
     assert min(sum(name.startswith(part) for name in found.files) for part in ("a", "b", "é")) >= 5
     real = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: Listed(reversed(list(real(path)))))
-    assert find_files(tmp_path, limit=30) == found
+    assert find_files(folder, limit=30) == found
     monkeypatch.undo()
-    tmp_path.rename(tmp_path.with_name("moved"))
-    assert list(find_files(tmp_path.with_name("moved"), limit=30).files) == list(found.files)
+    folder.rename(tmp_path / "moved")
+    assert list(find_files(tmp_path / "moved", limit=30).files) == list(found.files)
 
 
 class Listed(AbstractContextManager):

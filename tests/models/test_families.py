@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -19,8 +20,8 @@ from agnosco.errors import AgnoscoError
 from agnosco.method.refine import attention
 
 timm = pytest.importorskip("timm")
-families = pytest.importorskip("families")
-common = pytest.importorskip("common")
+families = import_module("families")
+common = import_module("common")
 
 ROWS: dict[str, dict[str, Any]] = common.read_results(families.PATH)["rows"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from agnosco.models.architectures import ARCHITECTURES
 from agnosco.models.filling import WithoutMemory
 from agnosco.models.fitting import TABLE, find_architecture, table
 
-architecture_table = pytest.importorskip("architecture_table")
+architecture_table = import_module("architecture_table")
 
 QUICK = {"torchvision:squeezenet1_1", "torchvision:googlenet", "torchvision:mnasnet0_5", "torchvision:regnet_y_400mf"}
 

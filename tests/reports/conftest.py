@@ -33,7 +33,9 @@ def chromium() -> Iterator[Any]:
         without("there is no chromium: apt install chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=path,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+            timeout=PATIENCE_MS,
         )
         browser.new_page, browser.new_context = patient(browser.new_page), patient(browser.new_context)
         playwright.expect.set_options(timeout=PATIENCE_MS)

@@ -401,7 +401,7 @@ def test_a_command_that_failed_does_not_wait_long(tmp_path: Path, monkeypatch: p
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    for _ in range(4000):  # looks, not seconds: a machine may stand still
+    for _ in range(60_000):  # looks, not seconds: a machine may stand still
         if condition():
             return
         time.sleep(0.005)

@@ -82,7 +82,7 @@ def connected(ray: Any, address: str) -> Lifeline:
             if _is_address(server):  # where nothing answers is refused at once; Ray takes minutes
                 reach(server, CONNECT_TIMEOUT)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise AgnoscoError(
                 f"no Ray cluster at {address!r}: {first_line(error)}",
                 "start one (`ray start --head --disable-usage-stats`), or leave --cluster out",

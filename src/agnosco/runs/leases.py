@@ -156,16 +156,20 @@ class Leases:
             lapsed[number] = content
         own = max(lapsed, default=0) + 1
         lease = Lease(self, name, own)
-        if not lease.create():
-            return None
-        # Meanwhile others may have taken and released it: its numbers have begun again, or this one passed for lapsed.
-        others = {number: self._content_of(_file(name, number)) for number in self.numbers(name) if number != own}
-        if not lease.is_there() or any(content != lapsed.get(number) for number, content in others.items()):
+        try:
+            if not lease.create():
+                return None
+            # Meanwhile others may have taken and released it: its numbers have begun again, or this one passed for lapsed.
+            others = {number: self._content_of(_file(name, number)) for number in self.numbers(name) if number != own}
+            if not lease.is_there() or any(content != lapsed.get(number) for number, content in others.items()):
+                lease.release()
+                return None
+            for number in lapsed:
+                self.folder.remove(_file(name, number))
+            lease.keep()
+        except BaseException:  # such as Ctrl-C: nobody would release it
             lease.release()
-            return None
-        for number in lapsed:
-            self.folder.remove(_file(name, number))
-        lease.keep()
+            raise
         return lease
 
     @contextmanager
