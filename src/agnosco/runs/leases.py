@@ -159,7 +159,7 @@ class Leases:
         try:
             if not lease.create():
                 return None
-            # Meanwhile others may have taken and released it: its numbers have begun again, or this one passed for lapsed.
+            # Others may have taken and released it meanwhile: its numbers begin again, or this one passed for lapsed.
             others = {number: self._content_of(_file(name, number)) for number in self.numbers(name) if number != own}
             if not lease.is_there() or any(content != lapsed.get(number) for number, content in others.items()):
                 lease.release()
