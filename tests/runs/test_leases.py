@@ -178,6 +178,23 @@ def test_what_was_left_in_the_middle_holds_nothing_up(folder: Folder) -> None:
     assert folder.names(LEASES) == []
 
 
+@pytest.mark.parametrize("step", ["create", "is_there", "keep"])
+def test_an_interruption_while_a_lease_is_taken_leaves_none(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    done = getattr(Lease, step)
+
+    def interrupted(lease: Lease) -> None:
+        done(lease)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lease, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Leases(folder).take("group")
+    assert Leases(folder).names() == set()
+
+
 def test_a_lease_whose_file_another_took_for_a_lapsed_one_is_not_held(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
