@@ -99,7 +99,7 @@ def scan_of(run: Run) -> dict[str, Any]:
     ]
     evidence = {"reach": 1.0, "reach_shifted": 0.5, "reach_on_noise": 0.9, "concentration": 0.01}
     return {
-        "model": {"name": "planted", "fingerprint": "f", "shape": [3, 8, 8]},
+        "model": {"name": "planted", "fingerprint": run.settings.model.fingerprint, "shape": [3, 8, 8]},
         "samples": {"source": "nothing", "count": 20}, "config": {}, "greatest_z": 12.0,
         "effective_classes": 2.0, "other_signs": {"mm_bd": {"index": 1, "p_value": 0.01}, "final_layer": None},
         "screened": [0, 1],
@@ -232,6 +232,30 @@ def test_the_map_of_a_candidate_stands_beside_its_evidence(run: Run) -> None:
     (image,) = re.findall(r'src="(data:[^"]+)"[^>]*alt="What \w+ looks for in Castle">', page)
     tile = re.findall(r'<li data-index="1".*?</li>', page, re.S)[0]
     assert image in tile
+
+
+def test_the_map_of_a_candidate_is_the_runs_own_where_another_numbers_its_classes_otherwise(tmp_path: Path) -> None:
+    other, run = (
+        made(tmp_path / name, names, name=name, seeds=1) for name, names in (("x", NAMES[1::-1]), ("y", NAMES[:2]))
+    )
+    put_scan(run)
+    castle, mirrored = run.map(1), run.map(1).nu.flip(2)  # unlike the other map
+    run.add(replace(castle, nu=mirrored, stages={"map 1": mirrored}), targeted_success_rate=0.5)
+    alone, beside = (
+        re.findall(r'src="(data:[^"]+)"[^>]*alt="What y looks for', page[page.index("Evidence on y") :])
+        for page in (page_of(run), page_of(other, run))
+    )
+    assert beside == alone
+    assert len(alone) == 1
+
+
+def test_a_scan_of_another_network_is_refused(run: Run) -> None:
+    scan = scan_of(run)
+    scan["model"]["fingerprint"] = "another"
+    (run.path / "scan.json").write_text(json.dumps(scan))
+    for args, hint in (([], "remove it"), (["--scan", str(run.path)], "in their order")):
+        result = CliRunner().invoke(app, ["report", str(run.path), *args])
+        two_lines(result, "scan.json' is a scan of another network", hint)
 
 
 def test_a_tile_keeps_the_place_of_a_run_that_lacks_its_class(tmp_path: Path, run: Run) -> None:

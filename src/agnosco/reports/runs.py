@@ -65,12 +65,15 @@ def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = Fal
     """A run as the page shows it; ``scan`` is the folder or file of its scan, if not in the run's folder.
 
     Raises:
-        AgnoscoError: A file of the run is missing or damaged, or ``scan`` does not exist.
+        AgnoscoError: A file of the run is missing or damaged, or ``scan`` does not exist or is of another network.
     """
-    folder, file = (run.folder, scanning.FILE) if scan is None else _scan_at(os.fspath(scan))
-    record = scanning.read(folder, file)
-    if record is None and scan is not None:
-        raise AgnoscoError(f"there is no {folder.at(file)!r}", "give a folder that agnosco scan --out wrote")
+    if scan is None:
+        folder, record = run.folder, own_scan(run)
+    else:
+        folder, file = _scan_at(os.fspath(scan))
+        record = _scan_of(run, folder, file, hint="give one --scan for each run, in their order")
+        if record is None:
+            raise AgnoscoError(f"there is no {folder.at(file)!r}", "give a folder that agnosco scan --out wrote")
     command = command_of(run.settings, run.entries)
     scores = read_scores(run)
     return RunView(
@@ -167,6 +170,19 @@ def _asked(directions: str | None) -> str:
 
 def _plain(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+def own_scan(run: Run) -> scanning.ScanRecord | None:
+    """The scan in a run's folder; None if there is none, AgnoscoError if it is damaged or of another network."""
+    return _scan_of(run, run.folder, scanning.FILE, hint="remove it, or scan this one")
+
+
+def _scan_of(run: Run, folder: Folder, file: str, *, hint: str) -> scanning.ScanRecord | None:
+    """The scan of a run's network in a file; None if there is no such file."""
+    record = scanning.read(folder, file)
+    if record is not None and record.model.fingerprint != run.settings.model.fingerprint:
+        raise AgnoscoError(f"{folder.at(file)!r} is a scan of another network", hint)
+    return record
 
 
 def _scan_at(place: str) -> tuple[Folder, str]:
