@@ -311,6 +311,20 @@ def test_the_matrix_has_a_row_for_every_run_and_a_column_for_every_judge(tmp_pat
     ]
 
 
+def test_networks_of_one_name_have_a_column_each_and_one_of_two_names_has_one(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", NAMES, name="other", seeds=1)
+    replace_in = msgspec.structs.replace
+    for of, judges in ((run, {"one": "net", "two": "net"}), (other, {"one": "another name"})):
+        judged = replace_in(score(of, network()), source=False)
+        add_scores(of, [replace_in(judged, target=name, fingerprint=who) for who, name in judges.items()])
+    (table,) = re.findall(r'<table class="matrix">.*?</table>', page := page_of(run, other), re.S)
+    head, first, second = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert len(head) == 3
+    assert "–" not in first
+    assert [cell == "–" for cell in second] == [False, False, True]
+    assert {"net (8 px, one)", "net (8 px, two)"} <= set(re.findall(r"<td>(.*?)</td>", page))
+
+
 def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     runs = [made(path, NAMES[:2], name=name, seeds=1) for path, name in zip(folders, "nnm", strict=True)]

@@ -18,7 +18,7 @@ from ..backdoor import record as scanning
 from ..errors import AgnoscoError
 from ..evaluate import diff_record, facet_record, sample_record, sanity_record
 from ..evaluate.diff_record import ClassDiff, DiffRecord
-from ..evaluate.score_record import Judgement, read_scores
+from ..evaluate.score_record import Judgement, read_scores, told_apart
 from ..io.local import Local
 from ..io.storage import Folder, Place, in_order
 from ..method.config import describe
@@ -75,7 +75,7 @@ def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = Fal
         if record is None:
             raise AgnoscoError(f"there is no {folder.at(file)!r}", "give a folder that agnosco scan --out wrote")
     command = command_of(run.settings, run.entries)
-    scores = read_scores(run)
+    scores = told_apart(read_scores(run))
     return RunView(
         name=name,
         facts=facts_of(run),
@@ -276,14 +276,12 @@ class Matrix:
     @classmethod
     def of(cls, views: Sequence[RunView]) -> Matrix:
         """The matrix of some runs."""
-        judged = [
-            (view.name, {judgement.target: judgement for judgement in view.scores}) for view in views if view.scores
-        ]
-        targets = list(dict.fromkeys(target for _, scores in judged for target in scores))
-        judgements = [judgement for view in views for judgement in view.scores]
+        judgements = told_apart([judgement for view in views for judgement in view.scores])
+        names = {judgement.network: judgement.target for judgement in judgements}
+        judged = [(view.name, {one.network: one for one in view.scores}) for view in views if view.scores]
         return cls(
-            targets,
-            rows=[(name, [of.get(target) for target in targets]) for name, of in judged],
+            list(names.values()),
+            rows=[(name, [of.get(network) for network in names]) for name, of in judged],
             perturbed=any(judgement.targeted_success_rate is not None for judgement in judgements),
             diverse=any(judgement.diversity is not None for judgement in judgements),
         )
