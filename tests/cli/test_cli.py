@@ -153,6 +153,25 @@ def test_score_prints_a_line_for_each_network_and_stores_it() -> None:
     assert [stored | short] == [judgement | {"target": ""} for judgement in again["targets"]]
 
 
+def test_no_command_prints_the_password_of_a_url() -> None:
+    url = "memory://me:secret@host/run"
+    target = ("--target", "python:net.py:build", "--trust-code", "--labels", "names.txt", "--device", "cpu")
+    commands = [
+        ("map", *SMALL, "goldfish", "tench", "--out", url, "--json"),
+        ("facets", *SMALL, "goldfish", "--out", f"{url}-facets", "--json"),
+        ("score", url, *target, "--json", "--csv", f"{url}.csv"),
+        ("report", url, "--out", f"{url}.html", "--json"),
+        ("report", url, "--out", f"{url}.txt"),
+        ("card", url, "--json"),
+        ("check", url),
+    ]
+    for command in commands:
+        result = call(*command)
+        assert isinstance(result.exception, SystemExit | None), command[0]
+        assert "me:…@host/run" in result.stderr + result.stdout.replace("\\u2026", "…"), command[0]
+        assert "secret" not in result.output, command[0]
+
+
 def test_score_names_the_weights_of_a_network() -> None:
     mapped("goldfish", "tench")
     scope: dict[str, Any] = {}

@@ -73,7 +73,7 @@ def score(
         judgements = add_scores(maps, [score(maps, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, maps, classifier)
     short = without_answers(judgements)
-    output.result({"run": run, "targets": to_json(short)} if as_json else table(judgements))
+    output.result({"run": maps.folder.name, "targets": to_json(short)} if as_json else table(judgements))
     if csv is not None:
         output.say(f"Wrote {write_whole(csv, to_csv(maps.entries, judgements).encode(errors='replace'))}")
         if earlier := [judgement.target for judgement in judgements if not judgement.answers]:
