@@ -380,6 +380,16 @@ def test_a_run_that_no_command_makes_has_none(case: str, run: Run) -> None:
     assert command.command_of(replaced(base, **settings, model=model), entries) is None
 
 
+def test_no_command_takes_the_samples_of_an_array(run: Run) -> None:
+    array, config = np.zeros((1, 8, 8)), config_to_json(preset("paper"))
+    settings = replaced(
+        run.settings, command="python", preset="paper", config=config, model={"name": "python:net.py:build"}
+    )
+    for images, is_said in ((Samples.from_array(array), False), (Samples.from_array(array, source="photos"), True)):
+        line = command.command_of(replaced(settings, samples={"source": images.source}), run.entries[:1])
+        assert (line is not None) is is_said
+
+
 NET = """
 import torch
 from torch import nn
