@@ -297,6 +297,19 @@ def test_what_stands_out_and_reaches_too_little_is_said() -> None:
     assert not any("below" in line for line in ordinary)
 
 
+def test_names_of_classes_are_one_line_whatever_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = torch.ones(60)
+    found[TARGET] = 0.5  # another class is the verdict's, and this one is reached more easily
+    monkeypatch.setattr("agnosco.backdoor.scan.margins", lambda *_, **__: found)
+    record = scan(planted(TARGET, classes=60), samples(), replace(MANY, thorough=None)).record
+    classes = [msgspec.structs.replace(row, name=f"{row.index}\n\x1b[2J" + 1000 * "x") for row in record.classes]
+    told = scan_record.table(msgspec.structs.replace(record, classes=classes))
+    assert "is reached more easily" in told
+    assert len(told.splitlines()) == len(scan_record.table(record).splitlines())
+    assert all(character.isprintable() for line in told.splitlines() for character in line)
+    assert max(map(len, told.splitlines())) < 1000
+
+
 def test_a_reach_over_few_images_is_no_verdict() -> None:
     movable = torch.full((10,), 100)
     screened = screening_of(("a", "b", "c"), torch.zeros(3, 10, 1), movable)

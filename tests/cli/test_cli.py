@@ -153,6 +153,37 @@ def test_score_prints_a_line_for_each_network_and_stores_it() -> None:
     assert [stored | short] == [judgement | {"target": ""} for judgement in again["targets"]]
 
 
+def test_no_command_prints_the_password_of_a_url() -> None:
+    url = "memory://me:secret@host/run"
+    target = ("--target", "python:net.py:build", "--trust-code", "--labels", "names.txt", "--device", "cpu")
+    commands = [
+        ("map", *SMALL, "goldfish", "tench", "--out", url, "--json"),
+        ("facets", *SMALL, "goldfish", "--out", f"{url}-facets", "--json"),
+        ("score", url, *target, "--json", "--csv", f"{url}.csv"),
+        ("report", url, "--out", f"{url}.html", "--json"),
+        ("report", url, "--out", f"{url}.txt"),
+        ("card", url, "--json"),
+        ("check", url),
+    ]
+    for command in commands:
+        result = call(*command)
+        assert isinstance(result.exception, SystemExit | None), command[0]
+        assert "me:…@host/run" in result.stderr + result.stdout.replace("\\u2026", "…"), command[0]
+        assert "secret" not in result.output, command[0]
+
+
+def test_score_names_the_weights_of_a_network() -> None:
+    mapped("goldfish", "tench")
+    scope: dict[str, Any] = {}
+    exec(NET, scope)
+    weights = scope["build"]().state_dict()
+    for factor in (2, 3):
+        save_file({name: factor * tensor for name, tensor in weights.items()}, f"times{factor}.safetensors")
+    targets = [f"--target=python:net.py:build={os.path.abspath(f'times{factor}.safetensors')}" for factor in (2, 3)]
+    _, *lines = scored(*targets).stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"python:net.py:build, times{n}.safetensors" for n in (2, 3)]
+
+
 def test_channels_of_a_layer_are_mapped_continued_judged_checked_and_reported() -> None:
     at = ("--at", "0", "--labels", "channels.txt")
     Path("channels.txt").write_text("red\ngreen\nblue\ngrey\n")
@@ -197,7 +228,9 @@ def test_another_network_is_asked_at_the_layer_of_the_run() -> None:
     judge = ("score", "agnosco-run", "--trust-code", "--device", "cpu", "--target")
     assert "is asked at 0" not in call(*judge, "python:net.py:build").stderr
     result = call(*judge, "python:net.py:build=opposite.safetensors", "--json")
-    assert "python:net.py:build is asked at 0, too: a number is the same channel only in a copy" in result.stderr
+    assert (
+        "build, opposite.safetensors is asked at 0, too: a number is the same channel only in a copy" in result.stderr
+    )
     own, other = sorted(json.loads(result.stdout)["targets"], key=lambda judgement: not judgement["source"])
     assert (own["source"], other["source"], other["classes"]) == (True, False, 2)
     pictures = torch.stack([agnosco.Run.open("agnosco-run").map(index).pixels for index in (1, 3)])

@@ -249,3 +249,12 @@ def test_table_has_a_line_for_each_network(run: Run) -> None:
     assert "top-1 of 3" in head
     assert first.startswith("net(0, 1, 2) (source)  6     1.000 [1.00, 1.00]")
     assert second.split()[-2] == "-"  # nothing was perturbed
+
+
+def test_networks_of_one_name_are_told_apart_by_size_and_fingerprint(run: Run) -> None:
+    networks = [network(), network(size=16), Classifier(Channels((1, 2, 0)), size=8, labels=NAMES, features="conv")]
+    for each in networks:
+        each.name = "net"
+    _, *lines = table([score(run, each) for each in networks]).splitlines()
+    names = [line.partition(")")[0] + ")" for line in lines]
+    assert names == [f"net ({each.shape[2]} px, {each.fingerprint[:8]})" for each in networks]

@@ -183,6 +183,14 @@ def test_captions_that_fit_are_not_cut() -> None:
     assert caption("a very long caption of a tile") == caption("a very long caption of another")  # cut to the same
 
 
+def test_captions_are_one_line_whatever_they_hold() -> None:
+    def sheet(text: str) -> bytes:
+        return contact_sheet([plain(RED)], [text], tile=80, footer=text).tobytes()
+
+    assert sheet("a dog\n\x1b[2J") == sheet("a dog [2J")
+    assert sheet("x" * 100_000) == sheet("x" * 2000)  # in no time
+
+
 def test_footer_wraps_below_everything() -> None:
     pictures, captions = [plain(RED)] * 2, ["", ""]
     bare = contact_sheet(pictures, captions, tile=80)

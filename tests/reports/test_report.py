@@ -99,7 +99,7 @@ def scan_of(run: Run) -> dict[str, Any]:
     ]
     evidence = {"reach": 1.0, "reach_shifted": 0.5, "reach_on_noise": 0.9, "concentration": 0.01}
     return {
-        "model": {"name": "planted", "fingerprint": "f", "shape": [3, 8, 8]},
+        "model": {"name": "planted", "fingerprint": run.settings.model.fingerprint, "shape": [3, 8, 8]},
         "samples": {"source": "nothing", "count": 20}, "config": {}, "greatest_z": 12.0,
         "effective_classes": 2.0, "other_signs": {"mm_bd": {"index": 1, "p_value": 0.01}, "final_layer": None},
         "screened": [0, 1],
@@ -234,6 +234,30 @@ def test_the_map_of_a_candidate_stands_beside_its_evidence(run: Run) -> None:
     assert image in tile
 
 
+def test_the_map_of_a_candidate_is_the_runs_own_where_another_numbers_its_classes_otherwise(tmp_path: Path) -> None:
+    other, run = (
+        made(tmp_path / name, names, name=name, seeds=1) for name, names in (("x", NAMES[1::-1]), ("y", NAMES[:2]))
+    )
+    put_scan(run)
+    castle, mirrored = run.map(1), run.map(1).nu.flip(2)  # unlike the other map
+    run.add(replace(castle, nu=mirrored, stages={"map 1": mirrored}), targeted_success_rate=0.5)
+    alone, beside = (
+        re.findall(r'src="(data:[^"]+)"[^>]*alt="What y looks for', page[page.index("Evidence on y") :])
+        for page in (page_of(run), page_of(other, run))
+    )
+    assert beside == alone
+    assert len(alone) == 1
+
+
+def test_a_scan_of_another_network_is_refused(run: Run) -> None:
+    scan = scan_of(run)
+    scan["model"]["fingerprint"] = "another"
+    (run.path / "scan.json").write_text(json.dumps(scan))
+    for args, hint in (([], "remove it"), (["--scan", str(run.path)], "in their order")):
+        result = CliRunner().invoke(app, ["report", str(run.path), *args])
+        two_lines(result, "scan.json' is a scan of another network", hint)
+
+
 def test_a_tile_keeps_the_place_of_a_run_that_lacks_its_class(tmp_path: Path, run: Run) -> None:
     other = made(tmp_path / "other", ("whale", "tench"), name="other", seeds=1)
     page = page_of(run, other)
@@ -285,6 +309,20 @@ def test_the_matrix_has_a_row_for_every_run_and_a_column_for_every_judge(tmp_pat
         ["planted", "0.250 (source)", "–"],
         ["other", "0.500 (source)", "0.750 (source)"],
     ]
+
+
+def test_networks_of_one_name_have_a_column_each_and_one_of_two_names_has_one(tmp_path: Path, run: Run) -> None:
+    other = made(tmp_path / "other", NAMES, name="other", seeds=1)
+    replace_in = msgspec.structs.replace
+    for of, judges in ((run, {"one": "net", "two": "net"}), (other, {"one": "another name"})):
+        judged = replace_in(score(of, network()), source=False)
+        add_scores(of, [replace_in(judged, target=name, fingerprint=who) for who, name in judges.items()])
+    (table,) = re.findall(r'<table class="matrix">.*?</table>', page := page_of(run, other), re.S)
+    head, first, second = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert len(head) == 3
+    assert "–" not in first
+    assert [cell == "–" for cell in second] == [False, False, True]
+    assert {"net (8 px, one)", "net (8 px, two)"} <= set(re.findall(r"<td>(.*?)</td>", page))
 
 
 def test_runs_are_told_apart_by_no_more_than_it_takes(tmp_path: Path) -> None:
@@ -340,6 +378,16 @@ def test_a_run_that_no_command_makes_has_none(case: str, run: Run) -> None:
     entries = [msgspec.structs.replace(run.entries[0], index=index, seed=seed) for index, seed in jobs]
     assert command.command_of(base, run.entries[:1]) is not None
     assert command.command_of(replaced(base, **settings, model=model), entries) is None
+
+
+def test_no_command_takes_the_samples_of_an_array(run: Run) -> None:
+    array, config = np.zeros((1, 8, 8)), config_to_json(preset("paper"))
+    settings = replaced(
+        run.settings, command="python", preset="paper", config=config, model={"name": "python:net.py:build"}
+    )
+    for images, is_said in ((Samples.from_array(array), False), (Samples.from_array(array, source="photos"), True)):
+        line = command.command_of(replaced(settings, samples={"source": images.source}), run.entries[:1])
+        assert (line is not None) is is_said
 
 
 NET = """

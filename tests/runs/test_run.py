@@ -662,3 +662,12 @@ def test_a_contact_sheet_of_very_many_maps_is_of_the_first_and_says_so(
     sheet.write_contact_sheet(run)
     assert drawn[0][0] == 2
     assert drawn[0][1].startswith("The first 2 of 3 maps. ")
+
+
+def test_a_name_that_the_sheet_cannot_show_has_its_index_before_it(run: Run) -> None:
+    names = "cat", "猫" * 50  # all such letters are drawn alike
+    named = [msgspec.structs.replace(run.entries[0], name=name) for name in names]
+    latin, other = (sheet.caption(each, with_seed=True) for each in named)
+    assert latin.startswith("cat s0")
+    assert other.startswith("1 猫")
+    assert len(other) == sheet.CAPTION

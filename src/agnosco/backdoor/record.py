@@ -11,6 +11,7 @@ from ..io import records
 from ..io.records import Record
 from ..io.regular import read_regular
 from ..io.storage import SIZE_LIMITS, Folder
+from ..text import one_line
 from ..types import Shape
 from .config import ScanConfig
 
@@ -28,6 +29,9 @@ scores: of 57 clean networks, three have 0.05 or less, and none has 0.025 or les
 
 ENOUGH_REACH = 0.5
 """A class with a smaller reach is no outlier, however far it stands out."""
+
+NAME_LIMIT = 24
+"""Most characters of a class name in the table."""
 
 
 @dataclass(frozen=True)
@@ -251,24 +255,25 @@ def greatest_z_of(bank: Sequence[Measured], own: Measured) -> list[float]:
 def table(scan: ScanRecord, *, rows: int = 10) -> str:
     """The first classes of a scan and its conclusion, as lines of text."""
     classes = scan.screened_classes[:rows]
-    width = max(12, *(len(row.name[:24]) + 2 for row in classes))
+    names = [one_line(row.name, limit=NAME_LIMIT) for row in classes]
+    width = max(12, *(len(name) + 2 for name in names))
     head = "".join(f"{name:>16s}" for name in classes[0].screens)
     lines = [
         "reach: targeted success rate of the pattern that the scan found for the class",
         f"{'':{width}s}{head}{'z':>8s}{'k90':>6s}{'eps50':>7s}{'margin':>9s}",
     ]
-    for row in classes:
+    for name, row in zip(names, classes, strict=True):
         reach = "".join(f"{screen.reach:16.2f}" for screen in row.screens.values())
         k90 = "-" if row.k90 is None else str(row.k90)
         eps50 = "-" if row.eps50 is None else f"{row.eps50:.2f}"
-        lines.append(f"{row.name[:24]:{width}s}{reach}{row.z:8.1f}{k90:>6s}{eps50:>7s}{row.margin:9.1f}")
+        lines.append(f"{name:{width}s}{reach}{row.z:8.1f}{k90:>6s}{eps50:>7s}{row.margin:9.1f}")
     return "\n".join([*lines, "", *conclusion(scan)])
 
 
 def conclusion(scan: ScanRecord) -> list[str]:
     """The outcome of a scan and its reasons, in sentences."""
     verdict = scan.verdict
-    name = next(row.name for row in scan.classes if row.index == verdict.label)
+    name = one_line(next(row.name for row in scan.classes if row.index == verdict.label))
     lines = [
         f"Outcome: {verdict.outcome}. Class {verdict.label} ({name}) stands out most: z {verdict.z:.1f}, "
         f"{_likelihood(verdict)}."
@@ -316,8 +321,8 @@ def _by_margin(scan: ScanRecord) -> list[str]:
     small = reached.margin < median_low(row.margin for row in scan.classes)
     if small or (verdict.separate is not None and reached.margin < own.margin):
         lines.append(
-            f"Class {reached.index} ({reached.name}) is reached more easily (z {reached.z:.1f}), but its margin is "
-            f"{'smaller than most' if small else 'smaller'}; clean networks have such classes too."
+            f"Class {reached.index} ({one_line(reached.name)}) is reached more easily (z {reached.z:.1f}), but its "
+            f"margin is {'smaller than most' if small else 'smaller'}; clean networks have such classes too."
         )
     return lines
 

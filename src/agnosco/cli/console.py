@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AgnoscoError, AgnoscoWarning
-from ..text import one_line
+from ..text import one_line, without_password
 
 if TYPE_CHECKING:
     import typer
@@ -48,7 +48,7 @@ class Output:
     """Where a command prints, and how; if it is quiet, no remarks and no progress.
 
     Lines on stderr are never wrapped, so that an error has two lines on every terminal. Text from outside (class names,
-    paths) is printed without its control characters.
+    paths) is printed without its control characters, and URLs without their passwords.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -120,7 +120,7 @@ class Output:
     def _line(self, text: str, label: str = "", style: str = "") -> None:
         from rich.text import Text
 
-        self._stderr.print(Text.assemble((label, style), one_line(text, limit=LONGEST)))
+        self._stderr.print(Text.assemble((label, style), one_line(without_password(text), limit=LONGEST)))
         sys.stderr.flush()
 
     @contextmanager

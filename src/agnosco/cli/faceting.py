@@ -80,7 +80,7 @@ def facets(
     every_seed = range(seed, seed + seeds)
     found.store(run, seeds=every_seed)
     make_maps(output, run, found.classifier, images, found.targets, seeds=every_seed)
-    output.result({"run": out} | to_json(found.record) if as_json else table(found.record))
+    output.result({"run": run.folder.name} | to_json(found.record) if as_json else table(found.record))
     output.say("α, in brackets: how many logits a sample has of the facet, beyond the mean")
     if images.private:
         output.say("The samples are private: the run keeps none of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ def score(
     trust_code: options.TrustCodeOption = False,
     allow_pickle: options.AllowPickleOption = False,
     samples: Annotated[
-        str | None, samples_option(help="Images to perturb (default: those that the run held out).")
+        str | None, samples_option(help="Images to perturb (default: none, and so no success rate).")
     ] = None,
     samples_count: options.SamplesCountOption = None,
     samples_seed: options.SamplesSeedOption = 0,
@@ -67,10 +68,12 @@ def score(
         classifier = _load_target(output, context, maps, spec)
         rule = maps.settings.model.resize  # so that images are those of the run, of which some are held out
         images = None if samples is None else options.read_samples(output, context, classifier, rule)
+        if weights := options.model_and_weights(spec)[1]:
+            classifier.name += f", {os.path.basename(weights)}"
         judgements = add_scores(maps, [score(maps, classifier, images=images)])  # written now: a later target may fail
         _say_what_may_differ(output, maps, classifier)
     short = without_answers(judgements)
-    output.result({"run": run, "targets": to_json(short)} if as_json else table(judgements))
+    output.result({"run": maps.folder.name, "targets": to_json(short)} if as_json else table(judgements))
     if csv is not None:
         output.say(f"Wrote {write_whole(csv, to_csv(maps.entries, judgements).encode(errors='replace'))}")
         if earlier := [judgement.target for judgement in judgements if not judgement.answers]:

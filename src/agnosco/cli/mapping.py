@@ -122,7 +122,7 @@ def map_(
         )  # fmt: skip
     keep_samples(output, run, classifier, images)
     if as_json:
-        output.result({"run": out, "maps": [_summary(run, each) for each in finished]})
+        output.result({"run": run.folder.name, "maps": [_summary(run, each) for each in finished]})
     output.say(f"Next: agnosco report {out}, or agnosco score {out} --target MODEL")
 
 

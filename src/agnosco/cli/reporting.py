@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..text import without_password
 from .console import Output
 from .options import JsonOption, QuietOption, RunFolder
 
@@ -45,7 +46,7 @@ def report(
     with output.bar() as show:
         path, size = opened.write(partial(show, "drawing the report"))
     if as_json:
-        output.result({"report": path, "bytes": size})
+        output.result({"report": without_password(path), "bytes": size})
     sent = "shows sample images: send it only if you may share them" if with_samples else "can be sent as it is"
     output.say(f"Wrote {path} ({size / 1e6:.1f} MB). Open it in a browser. It works offline and {sent}")
 

@@ -40,6 +40,9 @@ MADE = 800
 DIGITS = "scikit-learn digits"
 """What manifests call the samples of :func:`.datasets.digits`."""
 
+ARRAY = "array"
+"""What manifests call samples from an array, unless they are given a name."""
+
 
 @dataclass(frozen=True)
 class Skipped:

@@ -20,7 +20,7 @@ from . import arrays, procedural
 from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
 from .decoding import DECODER, FORMATS, decode_files, stack
-from .files import MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, is_marked, summary
+from .files import ARRAY, MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, is_marked, summary
 from .hub_datasets import HUB, is_dataset, read_dataset
 from .procedural import checked_shape
 
@@ -111,7 +111,7 @@ class Samples:
         return cls(images, source=source, skipped=folder.skipped, private=private)
 
     @classmethod
-    def from_array(cls, array: Any, *, shape: Shape | None = None, source: str = "array") -> Samples:
+    def from_array(cls, array: Any, *, shape: Shape | None = None, source: str = ARRAY) -> Samples:
         """Images from a NumPy array or a tensor, copied.
 
         Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -149,6 +150,19 @@ def without_answers(judgements: Sequence[Judgement]) -> list[Judgement]:
     return [msgspec.structs.replace(judgement, answers=()) for judgement in judgements]
 
 
+def told_apart(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """The same judgements; where several networks share a name, their size and fingerprint are added to it."""
+    shared = Counter({judgement.network: judgement.target for judgement in judgements}.values())
+    return [
+        judgement
+        if shared[judgement.target] == 1
+        else msgspec.structs.replace(
+            judgement, target=f"{judgement.target} ({judgement.shape[2]} px, {judgement.fingerprint[:8]})"
+        )
+        for judgement in judgements
+    ]
+
+
 def table(judgements: Sequence[Judgement]) -> str:
     """Judgements as lines of text, one network each."""
     return "\n".join(aligned(rows_of(judgements)))
@@ -160,7 +174,7 @@ def rows_of(judgements: Sequence[Judgement]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("network", "maps", "M_score", concepts, "top-1 of all", "p", "success rate", "diversity")
     ]
-    for judgement in judgements:
+    for judgement in told_apart(judgements):
         name = judgement.target + (" (source)" if judgement.source else "")
         figures = [_with_interval(judgement, figure) for figure in FIGURES]
         rest = [

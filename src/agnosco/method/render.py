@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import AgnoscoError
+from ..text import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 PAPER, INK, FAINT = "white", "black", "#555555"
 GAP, LINE = 8, 20
 """Pixels between the pictures of a sheet, and height of a line of its text."""
+
+FOOTER = 1000
+"""Most characters of the footer of a sheet."""
 
 SIDE = 224
 """Pixels a side to which pictures of smaller inputs are enlarged."""
@@ -109,7 +113,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Pictures in a grid, each with a caption below, and a footer that says what they have in common.
 
-    Small pictures are enlarged to about ``tile`` pixels, and captions are cut to the width of a tile.
+    Small pictures are enlarged to about ``tile`` pixels, and captions are cut to the width of a tile. Captions and
+    footer may hold text from outside: they are drawn without control characters.
     """
     if not pictures or len(pictures) != len(captions):
         raise AgnoscoError(
@@ -120,7 +125,7 @@ def contact_sheet(
     font, line = ImageFont.load_default(14), LINE
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    footer_lines = _wrapped(footer, font, columns * (width + GAP) - GAP)
+    footer_lines = _wrapped(one_line(footer, limit=FOOTER), font, columns * (width + GAP) - GAP)
     size = (columns * (width + GAP) + GAP, rows * (height + line + GAP) + GAP + len(footer_lines) * line)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -128,7 +133,7 @@ def contact_sheet(
         x = GAP + i % columns * (width + GAP)
         y = GAP + i // columns * (height + line + GAP)
         sheet.paste(picture, (x, y))
-        draw.text((x, y + height + 2), _cut_to(caption, font, width), fill=INK, font=font)
+        draw.text((x, y + height + 2), _cut_to(one_line(caption), font, width), fill=INK, font=font)
     for i, text in enumerate(footer_lines):
         draw.text((GAP, size[1] - (len(footer_lines) - i) * line), text, fill=FAINT, font=font)
     return sheet

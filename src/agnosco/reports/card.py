@@ -23,7 +23,7 @@ from ..runs.manifest import Entry
 from ..runs.run import Run
 from ..text import without_password
 from .markdown import OPENING, escaped, preformatted, table, with_section
-from .runs import CONTROLS, recorded_facts
+from .runs import CONTROLS, own_scan, recorded_facts
 from .target import file_at
 
 FILE, PICTURES = "card.md", "agnosco-pictures"
@@ -165,12 +165,7 @@ def _drawn(run: Run, entry: Entry) -> bytes:
 
 def _section(run: Run, shown: Sequence[Entry]) -> str:
     """The section as Markdown."""
-    scores, sanity = read_scores(run), sanity_record.read(run.folder)
-    scan = scanning.read(run.folder, scanning.FILE)
-    if scan is not None and scan.model.fingerprint != run.settings.model.fingerprint:
-        raise AgnoscoError(
-            f"{run.folder.at(scanning.FILE)!r} is a scan of another network", "remove it, or scan this one"
-        )
+    scores, sanity, scan = read_scores(run), sanity_record.read(run.folder), own_scan(run)
     parts = [
         "## What this network looks for in each class",
         _introduction(run),

@@ -97,8 +97,8 @@ def report(
         on_map: Called after every map with the number of maps drawn, and their total.
 
     Raises:
-        AgnoscoError: A folder is not a run, has no map, or is given twice; a file of a run is missing or damaged; or
-            the file to write exists and is not an HTML page.
+        AgnoscoError: A folder is not a run, has no map, or is given twice; a file of a run is missing or damaged; a
+            scan is of another network; or the file to write exists and is not an HTML page.
 
     Example:
         >>> from agnosco import report

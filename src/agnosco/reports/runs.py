@@ -18,7 +18,7 @@ from ..backdoor import record as scanning
 from ..errors import AgnoscoError
 from ..evaluate import diff_record, facet_record, sample_record, sanity_record
 from ..evaluate.diff_record import ClassDiff, DiffRecord
-from ..evaluate.score_record import Judgement, read_scores
+from ..evaluate.score_record import Judgement, read_scores, told_apart
 from ..io.local import Local
 from ..io.storage import Folder, Place, in_order
 from ..method.config import describe
@@ -65,14 +65,17 @@ def view_of(run: Run, name: str, scan: Place | None, *, with_samples: bool = Fal
     """A run as the page shows it; ``scan`` is the folder or file of its scan, if not in the run's folder.
 
     Raises:
-        AgnoscoError: A file of the run is missing or damaged, or ``scan`` does not exist.
+        AgnoscoError: A file of the run is missing or damaged, or ``scan`` does not exist or is of another network.
     """
-    folder, file = (run.folder, scanning.FILE) if scan is None else _scan_at(os.fspath(scan))
-    record = scanning.read(folder, file)
-    if record is None and scan is not None:
-        raise AgnoscoError(f"there is no {folder.at(file)!r}", "give a folder that agnosco scan --out wrote")
+    if scan is None:
+        folder, record = run.folder, own_scan(run)
+    else:
+        folder, file = _scan_at(os.fspath(scan))
+        record = _scan_of(run, folder, file, hint="give one --scan for each run, in their order")
+        if record is None:
+            raise AgnoscoError(f"there is no {folder.at(file)!r}", "give a folder that agnosco scan --out wrote")
     command = command_of(run.settings, run.entries)
-    scores = read_scores(run)
+    scores = told_apart(read_scores(run))
     return RunView(
         name=name,
         facts=facts_of(run),
@@ -169,6 +172,19 @@ def _plain(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
+def own_scan(run: Run) -> scanning.ScanRecord | None:
+    """The scan in a run's folder; None if there is none, AgnoscoError if it is damaged or of another network."""
+    return _scan_of(run, run.folder, scanning.FILE, hint="remove it, or scan this one")
+
+
+def _scan_of(run: Run, folder: Folder, file: str, *, hint: str) -> scanning.ScanRecord | None:
+    """The scan of a run's network in a file; None if there is no such file."""
+    record = scanning.read(folder, file)
+    if record is not None and record.model.fingerprint != run.settings.model.fingerprint:
+        raise AgnoscoError(f"{folder.at(file)!r} is a scan of another network", hint)
+    return record
+
+
 def _scan_at(place: str) -> tuple[Folder, str]:
     """The folder and file name of a scan, given as a folder or a file."""
     parent, name = os.path.split(place)
@@ -260,14 +276,12 @@ class Matrix:
     @classmethod
     def of(cls, views: Sequence[RunView]) -> Matrix:
         """The matrix of some runs."""
-        judged = [
-            (view.name, {judgement.target: judgement for judgement in view.scores}) for view in views if view.scores
-        ]
-        targets = list(dict.fromkeys(target for _, scores in judged for target in scores))
-        judgements = [judgement for view in views for judgement in view.scores]
+        judgements = told_apart([judgement for view in views for judgement in view.scores])
+        names = {judgement.network: judgement.target for judgement in judgements}
+        judged = [(view.name, {one.network: one for one in view.scores}) for view in views if view.scores]
         return cls(
-            targets,
-            rows=[(name, [of.get(target) for target in targets]) for name, of in judged],
+            list(names.values()),
+            rows=[(name, [of.get(network) for network in names]) for name, of in judged],
             perturbed=any(judgement.targeted_success_rate is not None for judgement in judgements),
             diverse=any(judgement.diversity is not None for judgement in judgements),
         )

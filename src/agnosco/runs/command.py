@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ..data.files import DIGITS, Asked, asked
+from ..data.files import ARRAY, DIGITS, Asked, asked
 from ..errors import AgnoscoError
 from ..method.config import Config, config_from_json
 from ..method.config import preset as preset_config
@@ -68,8 +68,8 @@ def command_of(settings: Settings, entries: Sequence[Entry], groups: Sequence[Gr
     """The command line that makes a run's maps again, from what its manifest says.
 
     Files are named as in the manifest, without their folders; one of prompts is PROMPTS if its name is not in it.
-    None for settings that no command line can give, and for a network that none can load. With groups, the command also
-    makes their maps that are not finished.
+    None for settings that no command line can give, and for a network or samples that none can load. With groups, the
+    command also makes their maps that are not finished.
     """
     if settings.command == "demo":  # which takes no settings
         return "agnosco demo"
@@ -79,7 +79,8 @@ def command_of(settings: Settings, entries: Sequence[Entry], groups: Sequence[Gr
     seeds = sorted({job.seed for job in jobs})
     channels, height, width = model.shape
     consecutive = not seeds or seeds[-1] - seeds[0] < len(seeds)  # as those of --seeds are
-    in_python = settings.command != "map" and (loadable(model.name) is None or model.directions == IN_PYTHON)
+    given = loadable(model.name) is not None and model.directions != IN_PYTHON and settings.samples.source != ARRAY
+    in_python = settings.command != "map" and not given
     if in_python or options is None or height != width or not seeds or not consecutive:
         return None
     words = ["agnosco", "map", model.name]

@@ -78,7 +78,7 @@ def write_contact_sheet(run: Run) -> str:
     )
     columns = max(5, ceil(sqrt(len(captions))))
     pictures = [run.map(*entry.job).display() for entry in entries]
-    sheet = contact_sheet(pictures, captions, columns=columns, tile=SIDE, footer=one_line(footer, limit=1000))
+    sheet = contact_sheet(pictures, captions, columns=columns, tile=SIDE, footer=footer)
     return run.folder.write(SHEET, png(sheet))
 
 
@@ -92,10 +92,14 @@ def page_of(run: Run) -> str:
 
 
 def caption(entry: Entry, *, with_seed: bool) -> str:
-    """A map's class, its seed if needed, and its figures: ``goldfish  p 0.99, success 80%``."""
+    """A map's class, its seed if needed, and its figures: ``goldfish  p 0.99, success 80%``.
+
+    The class's index goes before a name that is not in ASCII: the font of contact sheets draws all else alike.
+    """
     success = "" if entry.targeted_success_rate is None else f", success {entry.targeted_success_rate:.0%}"
     figures = (f" s{entry.seed}" if with_seed else "") + f"  p {entry.probability:.2f}{success}"
-    return one_line(entry.name, limit=CAPTION - len(figures)) + figures
+    name = entry.name if entry.name.isascii() else f"{entry.index} {entry.name}"
+    return one_line(name, limit=CAPTION - len(figures)) + figures
 
 
 def _tile(picture: Image, entry: Entry) -> str:
