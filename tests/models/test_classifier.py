@@ -801,6 +801,24 @@ def test_model_without_a_stage() -> None:
         _ = classifier.features
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # that it is deprecated
+def test_torchscript_has_no_stage_and_no_layers_that_can_be_asked() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)))
+    classifier = Classifier(scripted, size=8)
+    with pytest.raises(AgnoscoError, match="no stage whose output is a feature map"):
+        _ = classifier.features
+    assert classifier.layers() == []
+    for options in ({"features": "0"}, {"at": "0"}):
+        with pytest.raises(AgnoscoError, match=r"has no (submodule|layer) '0'"):
+            Classifier(scripted, size=8, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_stages_beside_torchscript_are_found() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Flatten()), nn.Linear(144, 3))
+    assert Classifier(model, size=8).features == "0"
+
+
 # -- its classes -------------------------------------------------------------------------------------
 
 

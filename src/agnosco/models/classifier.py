@@ -23,7 +23,7 @@ from ..types import Resize, Shape
 from .features import ROUNDING, feature_map, last_stage
 from .freezing import frozen
 from .heads import Head, Layer, layers_of, logits_in, with_head
-from .hooks import of_this_thread
+from .hooks import of_this_thread, submodule_names
 
 RGB = 3
 """Channels of images, unless a model's first convolution has others."""
@@ -125,9 +125,9 @@ class Classifier:
             labels = self.model.labels(self.classes)
         self.labels = _checked_labels(labels, self.classes)
         self._features = features
-        submodules = dict(model.named_modules())  # the first is the model itself
-        if features is not None and features not in submodules:
-            raise AgnoscoError(f"{self.name} has no submodule {features!r}", nearest(features, list(submodules)[1:]))
+        submodules = list(submodule_names(model).values())
+        if features and features not in submodules:  # without a name, it is the model itself
+            raise AgnoscoError(f"{self.name} has no submodule {features!r}", nearest(features, submodules))
 
     def __repr__(self) -> str:
         return f"Classifier({self.name!r}, shape={self.shape}, classes={self.classes})"
