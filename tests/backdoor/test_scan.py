@@ -187,6 +187,16 @@ def test_too_few_samples_are_said() -> None:
         screen(planted(None), samples(30), QUICK)
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 8, 8)])
+def test_samples_of_another_shape_are_refused_before_the_first_look(shape: tuple[int, int, int]) -> None:
+    never = lambda *_: pytest.fail("an image was looked at")  # noqa: E731
+    others = Samples.noise(shape, count=60)
+    with pytest.raises(AgnoscoError, match="the samples have shape"):
+        scan(planted(None), others, QUICK, on_progress=never)
+    with pytest.raises(AgnoscoError, match="the samples have shape"):
+        screen(planted(None), others, QUICK)
+
+
 # -- windows -------------------------------------------------------------------------------------------
 
 

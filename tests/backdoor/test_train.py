@@ -267,9 +267,19 @@ def test_an_interrupted_folder_with_files_of_others_is_left_alone(other: str, tm
 
 
 def test_a_target_or_a_trigger_that_does_not_fit_is_said_first(tmp_path: Path) -> None:
-    for attack in (Attack(Patch(2), target=3), Attack(Patch(9), target=0)):
+    for attack in (
+        Attack(Patch(2), target=3), Attack(Patch(9), target=0), Attack(Patch(9, place="random"), target=0),
+    ):  # fmt: skip
         with pytest.raises(AgnoscoError):
             poison(tmp_path / "out", small, bars(), bars(seed=1), attack, TRAINING)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_all_of_the_target_are_refused_before_training(tmp_path: Path) -> None:
+    held = bars(seed=1)
+    only = Labelled(Samples(held.samples.images[held.labels == 0], source="bars"), torch.zeros(80).long(), held.names)
+    with pytest.raises(AgnoscoError, match="all images to evaluate with are of 'top', the target"):
+        poison(tmp_path / "out", small, bars(), only, ATTACK, TRAINING)
     assert not (tmp_path / "out").exists()
 
 

@@ -138,6 +138,7 @@ def test_settings_of_the_command_line_reach_the_trigger() -> None:
         lambda: Patch(pattern="zebra"),
         lambda: Logo(name="nike"),
         lambda: Patch(17).apply(IMAGES),
+        lambda: Patch(17, place="random").mask(SHAPE),
         lambda: Blended(1.5),
         lambda: Sinusoid(frequency=math.inf),
         lambda: trigger_of("wanet"),

@@ -331,6 +331,15 @@ def test_check_wants_two_classes_before_it_works(tmp_path: Path) -> None:
             run.add(concept, targeted_success_rate=0.5)
 
 
+def test_check_wants_a_feature_map_before_it_works(tmp_path: Path) -> None:
+    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 4)), size=12)
+    run = Run.create(tmp_path / "run", classifier=flat, samples=samples(), config=CONFIG)
+    for concept in map_classes(flat, [0, 1], samples().split(0.2, seed=0)[0], CONFIG):
+        run.add(concept, targeted_success_rate=0.5)
+    with pytest.raises(AgnoscoError, match="no stage whose output is a feature map"):
+        sanity(run, flat, samples(), on_step=lambda _: pytest.fail("a map was made"))
+
+
 def test_check_says_what_is_missing_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(tmp_path / "run", seeds=(0, 1))
     never = lambda _: pytest.fail("a map was made")  # noqa: E731

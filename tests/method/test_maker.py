@@ -237,6 +237,25 @@ def test_unknown_classes_and_presets_are_refused_at_once() -> None:
         Config(cycles=0)
 
 
+class Detached(nn.Module):
+    """Hands images on without their gradients."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.detach()
+
+
+def test_what_the_network_lacks_is_said_before_the_first_step() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with pytest.raises(AgnoscoError, match="no stage whose output is a feature map"):
+        map_classes(Classifier(flat, size=8), [0], SAMPLES, SMALL)
+    with pytest.raises(AgnoscoError, match=r"'1' of Sequential answers .* not a feature map"):
+        map_classes(Classifier(flat, size=8, features="1"), [0], SAMPLES, SMALL)
+    map_classes(Classifier(flat, size=8), [0], SAMPLES, replace(SMALL, refine=None))
+    detached = nn.Sequential(Detached(), flat)
+    with pytest.raises(AgnoscoError, match="no gradient of Sequential reaches the pixels"):
+        map_classes(Classifier(detached, size=8), [0], SAMPLES, replace(SMALL, refine=None))
+
+
 @pytest.mark.parametrize("mapper", [MapperConfig(batch=4, steps=2), WHITE.mapper], ids=["paper", "white"])
 def test_gradients_that_lead_nowhere_are_told(mapper: MapperConfig) -> None:
     class Dead(nn.Module):
@@ -470,7 +489,7 @@ def test_estimate_is_step_time_after_the_warm_up_times_steps(
     ends = iter([100.0, 106.0, 112.0])  # seconds at the ends of three steps, the first of which took long
     monkeypatch.setattr(maker.time, "perf_counter", lambda: next(ends))
     monkeypatch.setattr(maker, "images_at_once", lambda _network: 2 * together)
-    network = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), size=2, channels=3)
+    network = Classifier(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(12, 2)), size=2)
     samples = Samples(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), source="black")
     config = Config(MapperConfig(batch=2, steps=40), RefineConfig(steps=10), cycles=2)
     assert maker.Maker(network, samples, config).seconds_per_map(count) == expected

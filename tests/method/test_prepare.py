@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -250,6 +250,13 @@ def test_bfloat16_weights_are_stored_once_and_are_no_activations() -> None:
     assert exact.model is wide
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.float16])
+def test_a_network_that_does_not_run_in_bfloat16_runs_as_it_is(precision: torch.dtype) -> None:
+    classifier = Classifier(Residual().to(precision), size=16)
+    halved, exact = prepared(classifier, precision="bfloat16"), prepared(classifier)
+    assert torch.equal(halved(images()), exact(images()))
+
+
 class Uncopyable(Residual):
     """Holds what cannot be copied."""
 
@@ -312,6 +319,28 @@ def test_activation_bytes_are_those_kept_for_the_backward_pass() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 4))
     found = activation_bytes(Classifier(model, size=16))
     assert found == pytest.approx(4 * (8 + 3) * 256, rel=0.35)
+
+
+class NotDifferentiated(torch.autograd.Function):
+    """As the layers of ``quantize_dynamic``: its answer has a gradient, which is none."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images + 1
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("cut", [Tensor.detach, torch.no_grad()(Tensor.abs), NotDifferentiated.apply])
+def test_a_network_that_cuts_gradients_off_is_refused(cut: Callable[[Tensor], Tensor]) -> None:
+    class Cutting(Residual):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(cut(images))
+
+    with pytest.raises(AgnoscoError, match="no gradient of Cutting reaches the pixels"):
+        activation_bytes(Classifier(Cutting(), size=16))
 
 
 def test_images_at_once_fill_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

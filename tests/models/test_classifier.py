@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,12 @@ def test_size_that_the_model_carries() -> None:
     assert Classifier(like_timm, size=9).shape == (3, 9, 9)
 
 
+@pytest.mark.parametrize("size", [np.int64(9), (np.int32(9), 9)])
+def test_sizes_of_numpy_become_those_of_python(size: Any) -> None:
+    shape = Classifier(Small(), size=size).shape
+    assert (shape, [type(side) for side in shape]) == ((3, 9, 9), [int] * 3)
+
+
 def test_unknown_size() -> None:
     with pytest.raises(AgnoscoError, match="input size of Small is unknown") as caught:
         Classifier(Small())
@@ -238,7 +245,49 @@ def test_logits_that_only_look_like_probabilities_are_taken(logits: list[float])
     assert Classifier(Answering(lambda x: 0 * channel_means(x) + x.new_tensor(logits)), size=4).classes == 3
 
 
-@pytest.mark.parametrize("error", [RuntimeError("sizes differ\nlong story"), AssertionError(), ValueError("odd")])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_softmax_is_noticed_in_every_precision(precision: torch.dtype) -> None:
+    """Of thirty classes, rounded each by itself, the sum misses 1 by 2e-3 in bfloat16."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 30), nn.Softmax(1))
+    with pytest.raises(AgnoscoError, match="ends in a softmax"):
+        Classifier(model.to(precision), size=4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: channel_means(x).squeeze(), r"answers shape \(3,\) to one image, not \(1, 3\)"),
+        (lambda x: channel_means(x).expand(max(len(x), 2), 3), r"answers shape \(2, 3\) to one image"),
+        (lambda x: x.mean((2, 3)).view(2, 3), r"does not run on one image of shape \(3, 4, 4\)"),
+    ],
+    ids=["squeezed", "filled up", "fixed"],
+)
+def test_a_network_that_does_not_answer_one_image_is_refused(answer: Callable[[Tensor], object], message: str) -> None:
+    with pytest.raises(AgnoscoError, match=message):
+        Classifier(Answering(answer), size=4)
+
+
+def test_a_network_without_values_is_refused() -> None:
+    with pytest.raises(AgnoscoError, match="without values"):
+        Classifier(Small().to("meta"), size=8)
+
+
+def test_a_first_convolution_that_does_not_know_its_channels_yet_is_refused() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(AgnoscoError, match=r"of shape \(3, 8, 8\): .* uninitialized parameter"):
+        Classifier(model, size=8)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("sizes differ\nlong story"),
+        AssertionError(),
+        ValueError("odd"),
+        AttributeError("odd"),
+        KeyError("odd"),
+    ],
+)
 def test_forward_that_raises_becomes_one_line(error: Exception) -> None:
     def answer(x: Tensor) -> Tensor:
         raise error
@@ -750,6 +799,25 @@ def test_model_without_a_stage() -> None:
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), size=4)
     with pytest.raises(AgnoscoError, match="no stage whose output is a feature map"):
         _ = classifier.features
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # that it is deprecated
+def test_torchscript_has_no_stage_and_no_layers_that_can_be_asked() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)))
+    classifier = Classifier(scripted, size=8)
+    with pytest.raises(AgnoscoError, match="no stage whose output is a feature map"):
+        _ = classifier.features
+    assert classifier.layers() == []
+    with pytest.raises(AgnoscoError, match="has no submodule '0'"):
+        Classifier(scripted, size=8, features="0")
+    with pytest.raises(AgnoscoError, match="has no layer '0'"):
+        Classifier(scripted, size=8, at="0")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_stages_beside_torchscript_are_found() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Flatten()), nn.Linear(144, 3))
+    assert Classifier(model, size=8).features == "0"
 
 
 # -- its classes -------------------------------------------------------------------------------------

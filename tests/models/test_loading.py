@@ -403,6 +403,14 @@ def test_factory(factory: str, classes: int, width: int, factories: Path) -> Non
     assert "my_factories" not in sys.modules
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # that it is deprecated
+def test_factory_of_torchscript(factories: Path) -> None:
+    factories.write_text(f"{FACTORIES}\nimport torch\n\ndef scripted():\n    return torch.jit.script(net(5))\n")
+    classifier = loading.load(f"python:{factories}:scripted", size=8, trust_code=True)
+    assert classifier.classes == 5
+    assert not any(parameter.requires_grad for parameter in classifier.model.parameters())
+
+
 def test_relative_file_keeps_its_path(factories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(factories.parent)
     (factories.parent / "sub").mkdir()
@@ -441,6 +449,13 @@ def test_factory_with_weights(factories: Path, tmp_path: Path) -> None:
 )
 def test_factory_that_gives_no_model(factory: str, message: str, hint: str, factories: Path) -> None:
     fails(message, hint, f"python:{factories}:{factory}", size=8, trust_code=True)
+
+
+def test_factory_without_weights(factories: Path) -> None:
+    factories.write_text(f"{FACTORIES}\ndef hollow():\n    return build().to('meta')\n")
+    fails(
+        "hollow cannot be moved to 'cpu'", "load", f"python:{factories}:hollow", size=8, device="cpu", trust_code=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,13 @@ def poison(
 
     Raises:
         AgnoscoError: The folder is not that of an interrupted call with the same settings, or cannot be written; or the
-            target is not a class.
+            target is not a class, or that of all images to evaluate with; or the trigger does not fit into them.
     """
     if not 0 <= attack.target < len(training_data.names):
         raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(training_data.names) - 1}")
+    if (test_data.labels == attack.target).all():
+        name = test_data.names[attack.target]
+        raise AgnoscoError(f"all images to evaluate with are of {name!r}, the target", "give others, or another target")
     attack.trigger.mask(training_data.samples.shape)  # raises an error before any training if it does not fit
     names = ("compromised", "clean") if twin else ("compromised",)
     classifier = create()

@@ -24,7 +24,7 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..io import records
 from ..io.storage import Folder, Place
-from ..method.maker import generator_for
+from ..method.maker import check_shape, generator_for
 from ..method.prepare import prepared, resolve_precision
 from ..method.render import contact_sheet, png
 from ..models.classifier import Classifier
@@ -179,6 +179,7 @@ class _Scanner:
     margin_of: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_shape(self.classifier, self.samples)
         self.halves = halves(self.samples, self.config)
 
     def measured(self) -> Measured:

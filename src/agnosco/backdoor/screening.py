@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..method.config import Config
-from ..method.maker import map_classes
+from ..method.maker import check_shape, map_classes
 from ..method.prepare import prepared, resolve_precision
 from ..method.score import m_score, predictions, probabilities_of, targeted_success_rate
 from ..models.classifier import Classifier
@@ -169,6 +169,7 @@ def screen(
     labels = [classifier.index(label) for label in (range(classifier.classes) if classes is None else classes)]
     if not labels:
         raise AgnoscoError("there are no classes to screen", "name some, or leave classes out for all")
+    check_shape(classifier, samples)
     mapping, evaluation = halves(samples, config)
     evaluated = _Evaluation.of(classifier, labels, evaluation)
     clock = clock or Clock(None, len(labels) * config.images)

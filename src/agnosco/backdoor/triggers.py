@@ -49,7 +49,11 @@ class Trigger(ABC):
         """
 
     def mask(self, shape: Shape) -> Tensor:
-        """The pixels that the trigger may change, ``(H, W)`` bool; all of them where its place is random."""
+        """The pixels that the trigger may change, ``(H, W)`` bool; all of them where its place is random.
+
+        Raises:
+            AgnoscoError: The trigger does not fit into such images.
+        """
         extremes = torch.stack([torch.zeros(shape), torch.ones(shape)])
         return ((self.apply(extremes, generator=torch.Generator()) - extremes) != 0).any(0).any(0)
 
@@ -88,10 +92,7 @@ class _Small(Trigger):
 
     def apply(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         count, channels, height, width = images.shape
-        if self.size > min(height, width):
-            raise AgnoscoError(
-                f"a trigger of {self.size} pixels does not fit into images of {height} x {width}", "give a smaller size"
-            )
+        self._check_fits(height, width)
         colours, cover = (part.to(images) for part in self.drawn(channels))
         alpha = self.opacity * cover
         triggered = images.clone()
@@ -101,7 +102,14 @@ class _Small(Trigger):
         return triggered
 
     def mask(self, shape: Shape) -> Tensor:
+        self._check_fits(*shape[1:])
         return torch.ones(shape[1:], dtype=torch.bool) if self.place == "random" else super().mask(shape)
+
+    def _check_fits(self, height: int, width: int) -> None:
+        if self.size > min(height, width):
+            raise AgnoscoError(
+                f"a trigger of {self.size} pixels does not fit into images of {height} x {width}", "give a smaller size"
+            )
 
     def _places(self, count: int, height: int, width: int, generator: torch.Generator | None) -> list[tuple[int, int]]:
         rows, columns = height - self.size, width - self.size

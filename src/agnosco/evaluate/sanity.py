@@ -42,7 +42,7 @@ def sanity(
 
     Raises:
         AgnoscoError: The run was made with another classifier or other samples, has one class only, or cannot be
-            written; or scikit-image or SciPy is not installed.
+            written; the network has no feature map; or scikit-image or SciPy is not installed.
 
     Example:
         >>> from agnosco import Run, Samples, load, sanity
@@ -58,6 +58,7 @@ def sanity(
     lowest = {concept.label: concept for concept in reversed(maps)}  # of each class the map of the lowest seed
     if len(lowest) < 2:
         raise AgnoscoError(f"{run.folder.name!r} has maps of fewer than two classes", "map at least two classes")
+    classifier.activations(maps[0].pixels[None].to(classifier.device))  # compared later: refused now if there are none
     check_target(run.folder)
     mapping, _ = samples.split(run.settings.samples.held_out, seed=run.settings.samples.split_seed)
     chosen = sorted(lowest)[:classes]

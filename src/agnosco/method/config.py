@@ -134,7 +134,8 @@ class Config:
         refine: Settings of the refinement that follows it, or None for none.
         cycles: How often the two run in turn.
         precision: Arithmetic of the network while maps are made: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for
-            bfloat16 where the hardware has it. All else is float32 (on a GPU, PyTorch uses TF32 for convolutions).
+            bfloat16 where the hardware has it. A network that does not run in bfloat16 keeps its own. All else is
+            float32 (on a GPU, PyTorch uses TF32 for convolutions).
         compiled: Whether to run the network through ``torch.compile`` first; pays for many maps on a GPU.
 
     Example:

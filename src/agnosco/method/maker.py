@@ -75,11 +75,7 @@ def map_classes(
     if isinstance(classes, str):
         raise AgnoscoError(f"{classes!r} is one class, not several", f"write [{classes!r}], or use map_class")
     labels = [classifier.index(label) for label in classes]
-    if samples.shape != classifier.shape:
-        raise AgnoscoError(
-            f"the samples have shape {samples.shape}, and {classifier.name} takes {classifier.shape}",
-            "make them with classifier.shape",
-        )
+    check_shape(classifier, samples)
     if together is not None and together < 1:
         raise AgnoscoError(f"together must be at least 1, not {together}", "None fills the device")
     seeds = list(seeds)
@@ -158,6 +154,15 @@ def map_objective(
     return map_class(asked, 0, samples, config, seed=seed, on_step=on_step)
 
 
+def check_shape(classifier: Classifier, samples: Samples) -> None:
+    """Raise an AgnoscoError for samples that the classifier does not take."""
+    if samples.shape != classifier.shape:
+        raise AgnoscoError(
+            f"the samples have shape {samples.shape}, and {classifier.name} takes {classifier.shape}",
+            "make them with classifier.shape",
+        )
+
+
 def maps_together(classifier: Classifier, config: Config) -> int:
     """How many maps to make side by side to fill the device."""
     return _sized(classifier, config)[2]
@@ -175,12 +180,15 @@ class Maker:
     """Makes the maps of one classifier: the prepared network, and all else that its maps share.
 
     Raises:
-        AgnoscoError: The settings do not go together.
+        AgnoscoError: The settings do not go together, no gradient reaches the pixels, or the refinement finds no
+            feature map.
     """
 
     def __init__(self, classifier: Classifier, samples: Samples, config: Config) -> None:
         self.classifier = classifier
         self.config = config
+        if config.refine:  # a network that has no feature map is refused before the first step
+            classifier.activations(torch.zeros(1, *classifier.shape, device=classifier.device))
         self.basis = config.mapper.parameterization.fit(samples, classifier.device)
         self.project = config.mapper.ball.projector(self.basis)
         self.prepared, self.micro_batch, self.together = _sized(classifier, config)

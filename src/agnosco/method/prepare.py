@@ -55,7 +55,8 @@ def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifie
     """A faster copy of a classifier.
 
     Batch normalisations are folded into the convolutions before them where the logits stay the same. With precision
-    ``bfloat16``, convolutions and matrix products are in bfloat16.
+    ``bfloat16``, convolutions and matrix products are in bfloat16, unless the network does not run so: one of float64,
+    or of float16 with normalisations.
     """
     faster = copy.copy(classifier)
     faster.model = _folded(classifier)
@@ -72,7 +73,7 @@ def prepared(classifier: Classifier, *, precision: str = "float32") -> Classifie
                     module.to(torch.bfloat16)  # as autocast would in every pass
     if halved:
         faster.model = _Autocast(faster.model)
-    return faster
+    return faster if not halved or _runs(faster) else prepared(classifier)
 
 
 def compiled(classifier: Classifier, *, backend: str = "inductor") -> Classifier:
@@ -101,7 +102,11 @@ def images_at_once(classifier: Classifier) -> int:
 
 
 def activation_bytes(classifier: Classifier) -> int:
-    """Bytes that are kept for the backward pass of one image."""
+    """Bytes that are kept for the backward pass of one image.
+
+    Raises:
+        AgnoscoError: There is no such pass: the network cuts gradients off.
+    """
     saved: dict[tuple[int, int], int] = {}
     weights = {tensor.data_ptr() for tensor in (*classifier.model.parameters(), *classifier.model.buffers())}
 
@@ -113,7 +118,9 @@ def activation_bytes(classifier: Classifier) -> int:
     pixels = torch.full((1, *classifier.shape), 0.5, device=classifier.device, requires_grad=True)
     with classifier.frozen(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         answer = classifier(pixels)
-    del answer
+    if not answer.requires_grad or torch.autograd.grad(answer.sum(), pixels, allow_unused=True)[0] is None:
+        message = f"no gradient of {classifier.name} reaches the pixels"
+        raise AgnoscoError(message, "let it run without torch.no_grad(), detach() and quantized layers")
     return max(sum(saved.values()), 1)
 
 
@@ -166,6 +173,15 @@ def _folded(classifier: Classifier) -> nn.Module:
     except Exception:  # foreign code may raise anything when it is copied, and folding only saves time
         return model
     return faster.model if same else model
+
+
+def _runs(classifier: Classifier) -> bool:
+    """Whether a network takes an image at all."""
+    try:
+        classifier.probabilities(torch.full((1, *classifier.shape), 0.5, device=classifier.device))
+    except Exception:  # foreign code may raise anything
+        return False
+    return True
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from ..errors import AgnoscoError
 from ..text import first_line, nearest, spelling
 from ..types import Resize, Shape
-from .features import feature_map, last_stage
+from .features import ROUNDING, feature_map, last_stage
 from .freezing import frozen
 from .heads import Head, Layer, layers_of, logits_in, with_head
-from .hooks import of_this_thread
+from .hooks import of_this_thread, submodule_names
 
 RGB = 3
 """Channels of images, unless a model's first convolution has others."""
@@ -32,6 +33,9 @@ LONGEST_INDEX = 9
 
 MOST_NUMBERS = 2**26
 """Numbers of one image, 4096 pixels square with four channels: a configuration may ask for any size."""
+
+EXACT_ROUNDING = 1e-4
+"""By how much probabilities may miss their sum of 1, in precisions of 32 bits and more."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Classifier:
         name: What reports call it.
 
     Raises:
-        AgnoscoError: The model does not answer with finite logits ``(N, classes)``, ends in a softmax, or does not
-            carry its input size.
+        AgnoscoError: The model does not answer with finite logits ``(N, classes)``, to one image too, ends in a
+            softmax, or does not carry its input size.
 
     Example:
         >>> import torch
@@ -106,21 +110,24 @@ class Classifier:
         self.files = Files()
         height, width = _input_size(model, size)
         convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-        first = next((module.in_channels for module in convolutions), RGB)
+        first = next((module.in_channels for module in convolutions), RGB) or RGB  # a lazy one does not know yet
         tensors = [*model.parameters(), *model.buffers()]
         self._dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.resize = resize
         self.objective: Callable[[Tensor], Tensor] | None = None  # see objectives.py
         shapes = [(number, height, width) for number in ((channels,) if channels else (first, RGB))]
-        self.classes = _checked_classes(self._first_logits(shapes, mean, std), asked=isinstance(self.model, Head))
+        logits = self._first_logits(shapes, mean, std)
+        rounding = ROUNDING if self._dtype.itemsize < 4 else EXACT_ROUNDING
+        self.classes = _checked_classes(logits, asked=isinstance(self.model, Head), rounding=rounding)
+        self._check_one_image()
         if labels is None and isinstance(self.model, Head):
             labels = self.model.labels(self.classes)
         self.labels = _checked_labels(labels, self.classes)
         self._features = features
-        submodules = dict(model.named_modules())  # the first is the model itself
-        if features is not None and features not in submodules:
-            raise AgnoscoError(f"{self.name} has no submodule {features!r}", nearest(features, list(submodules)[1:]))
+        submodules = list(submodule_names(model).values())
+        if features and features not in submodules:  # without a name, it is the model itself
+            raise AgnoscoError(f"{self.name} has no submodule {features!r}", nearest(features, submodules))
 
     def __repr__(self) -> str:
         return f"Classifier({self.name!r}, shape={self.shape}, classes={self.classes})"
@@ -264,7 +271,7 @@ class Classifier:
         for shape in dict.fromkeys(shapes):
             try:
                 self._set_shape(shape, mean, std)
-                return self._probe()
+                return self._probe(self._random_images())
             except AgnoscoError as error:  # a network may have convolutions that take no images
                 errors.append(error)
         raise errors[0]
@@ -285,21 +292,31 @@ class Classifier:
         """Two images, always the same."""
         return torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
-    def _probe(self) -> Tensor:
-        """Logits of two random images; decides in which memory layout images are passed to the model."""
+    def _check_one_image(self) -> None:
+        """Refuse a network that answers one image otherwise than several: maps are looked at one by one."""
+        shape = tuple(self._probe(self._random_images()[:1]).shape)
+        if shape != (1, self.classes):
+            message = f"{self.name} answers shape {shape} to one image, not (1, {self.classes})"
+            raise AgnoscoError(message, "let it keep the first dimension, which squeeze() without an argument drops")
+
+    def _probe(self, images: Tensor) -> Tensor:
+        """Logits of random images; decides in which memory layout images are passed to the model."""
         try:
             with torch.no_grad():
-                return self(self._random_images())
-        except torch.OutOfMemoryError:
+                return self(images)
+        except (AgnoscoError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except Exception as error:  # foreign code may raise anything
             if self._layout is torch.channels_last:  # faster, but a view(N, -1) inside the model cannot read it
                 self._layout = torch.contiguous_format
-                return self._probe()
-            message = f"{self.name} does not run on images of shape {self.shape}: {first_line(error)}"
+                return self._probe(images)
+            what = "images" if len(images) > 1 else "one image"
+            message = f"{self.name} does not run on {what} of shape {self.shape}: {first_line(error)}"
             own = _own_size(self.body)
             hint = "pass the size and channels that it was trained with"
-            if own not in (None, self.shape[1:]):
+            if len(images) == 1:
+                hint = "let it take any number of images"
+            elif own not in (None, self.shape[1:]):
                 hint = f"pass the size that it was made for: {own[0]} x {own[1]} pixels"
             raise AgnoscoError(message, hint) from error
 
@@ -309,7 +326,8 @@ def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[i
     if size is None:
         message = f"the input size of {type(model).__name__} is unknown"
         raise AgnoscoError(message, "pass it: size=224 (height and width in pixels)")
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = size if isinstance(size, Sequence) else (size, size)
+    height, width = map(operator.index, sides)  # NumPy's numbers become Python's
     if min(height, width) < 1:
         raise AgnoscoError(f"an input of {height} x {width} pixels is empty", "pass a size of at least 1")
     return height, width
@@ -333,15 +351,17 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
     return values
 
 
-def _checked_classes(logits: Tensor, *, asked: bool) -> int:
+def _checked_classes(logits: Tensor, *, asked: bool, rounding: float) -> int:
     """Number of classes, from the logits of two images, which are checked for the usual mistakes."""
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         message = f"the model answers shape {tuple(logits.shape)} to two images, not (2, classes)"
         raise AgnoscoError(message, "wrap it so that it returns one row of logits per image")
+    if logits.is_meta:
+        raise AgnoscoError("the model's weights are on the device 'meta', without values", "load them first")
     if not logits.isfinite().all():
         raise AgnoscoError("the model's logits are not finite (NaN or Inf)", "check its weights and its mean and std")
     sums = logits.sum(1)
-    if not asked and (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+    if not asked and (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=rounding):
         message = "the model ends in a softmax: it answers probabilities, not logits"
         raise AgnoscoError(message, "pass it without its last layer; the gradients of probabilities vanish")
     return logits.shape[1]

@@ -7,7 +7,7 @@ from math import isqrt
 from torch import Tensor, nn
 
 from ..types import Shape
-from .hooks import of_this_thread
+from .hooks import of_this_thread, submodule_names
 
 RESAMPLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
 """Layers that are no stage, although their output may be a feature map."""
@@ -75,7 +75,7 @@ def last_stage(model: nn.Module, image: Shape, classes: int | None, run: Callabl
 
     ``image`` is the shape ``(C, H, W)`` of the input; ``run`` sends one through the network.
     """
-    names = {module: name for name, module in model.named_modules() if name}
+    names = submodule_names(model)
 
     def fits(h: int, w: int) -> bool:
         return _stretch(h / w, image[1] / image[2]) <= MOST_STRETCHED

@@ -19,7 +19,7 @@ from ..errors import AgnoscoError
 from ..text import nearest
 from ..types import Shape
 from .features import attends, feature_map
-from .hooks import of_this_thread
+from .hooks import of_this_thread, submodule_names
 from .weights.opening import read_weights
 
 CENTER, INPUT = ":center", ":input"
@@ -54,7 +54,7 @@ class Head(nn.Module):
         directions: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        names = [name for name, _ in body.named_modules() if name]
+        names = list(submodule_names(body).values())
         if layer not in names:
             near = nearest(layer, [name + end for name in names for end in (CENTER, INPUT)] if ":" in layer else names)
             message = f"{type(body).__name__} has no layer {layer!r}"
@@ -195,7 +195,7 @@ class Layer:
 def layers_of(body: nn.Module, images: Tensor) -> list[Layer]:
     """All layers that can be asked, in the order in which images ``(N, C, H, W)``, normalised, go through them."""
     found: dict[str, Layer] = {}
-    names = {module: name for name, module in body.named_modules() if name}
+    names = submodule_names(body)
     shape: Shape = (images.shape[1], images.shape[2], images.shape[3])
 
     @of_this_thread

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import nn
+
 
 def of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook of a module, to be called only in the thread that calls this function; in others it does nothing.
@@ -19,3 +22,9 @@ def of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(*args, **kwargs) if getattr(own, "here", False) else None
 
     return heard
+
+
+def submodule_names(model: nn.Module) -> dict[nn.Module, str]:
+    """The names of all submodules that can have hooks: those of TorchScript cannot."""
+    scripted = torch.jit.ScriptModule
+    return {module: name for name, module in model.named_modules() if name and not isinstance(module, scripted)}

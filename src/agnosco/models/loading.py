@@ -94,7 +94,7 @@ def load(
         )
     names = read_labels(Path(labels)) if isinstance(labels, str | Path) else labels
     classifier = Classifier(
-        network.model if target is None else network.model.to(target),
+        network.model if target is None else _moved(network, target),
         size=network.size if size is None else size,
         mean=network.mean if mean is None else mean,
         std=network.std if std is None else std,
@@ -196,6 +196,15 @@ def read_labels(path: Path) -> list[str]:
     return names
 
 
+def _moved(network: Network, device: torch.device) -> nn.Module:
+    """The model of a network, on a device."""
+    try:
+        return network.model.to(device)
+    except NotImplementedError as error:  # of weights without values, on the device "meta"
+        message = f"{network.name} cannot be moved to {str(device)!r}: {first_line(error)}"
+        raise AgnoscoError(message, "load its weights first") from error
+
+
 def _base(given: object) -> str | None:
     """The base name of what was given, if it is a file."""
     return Path(given).name if isinstance(given, str | Path) else None
@@ -224,7 +233,8 @@ def _network(
         file = None if weights is None else partial(open_weights, weights, allow_pickle=allow_pickle)
         known = SOURCES[source] if prompts is None else SOURCES[source].with_prompts(prompts)
         network = known.network(short_name, file, trust_code=trust_code)
-        network.model.eval().requires_grad_(False)
+        for parameter in network.model.eval().parameters():  # one by one, as TorchScript wants it
+            parameter.requires_grad_(False)
         return network
     hint = f"give {FORMS}"
     if f"torchvision:{model}" in {row["name"] for row in table()}:
