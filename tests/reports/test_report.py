@@ -844,6 +844,15 @@ def titled(page: Any, title: str) -> None:
     expect(page.locator("#details-title")).to_have_text(title)
 
 
+TITLES = ("tench (0)", "Castle (1)", f"{HOSTILE} (2)")
+
+
+def choose(page: Any, title: str) -> None:
+    """Open a class from its tile: the address changes at once, and what is shown a moment later."""
+    page.click(f"#grid li:nth-child({TITLES.index(title) + 1}) a")
+    titled(page, title)
+
+
 def shown(page: Any) -> list[str]:
     return page.locator("#grid li:visible .name").all_text_contents()
 
@@ -882,7 +891,7 @@ def seen(opened: Any) -> list[str]:
 
 
 def test_one_slider_moves_all_maps_of_a_class_and_of_the_next(opened: Any) -> None:
-    opened.click("#grid li:nth-child(2) a")
+    choose(opened, TITLES[1])
     last = seen(opened)
     expects(opened.locator("#stage-name")).to_have_text("refined")
     opened.focus("#stage")
@@ -900,7 +909,7 @@ def test_one_slider_moves_all_maps_of_a_class_and_of_the_next(opened: Any) -> No
 
 
 def test_raw_and_xi_are_of_the_finished_map_and_lie_on_no_other(opened: Any) -> None:
-    opened.click("#grid li:nth-child(2) a")
+    choose(opened, TITLES[1])
     opened.check("#xi")
     assert len(seen(opened)) == 2
     opened.check("#raw")
@@ -909,7 +918,7 @@ def test_raw_and_xi_are_of_the_finished_map_and_lie_on_no_other(opened: Any) -> 
     assert opened.locator("#stage").is_disabled()
     assert opened.locator("#xi").is_enabled()
     opened.keyboard.press("Escape")
-    opened.click("#grid li:nth-child(1) a")
+    choose(opened, TITLES[0])
     assert opened.locator("dialog .raw-picture:visible").count() == 2  # kept from class to class
     assert opened.is_checked("#xi")
     opened.uncheck("#raw")
@@ -921,7 +930,7 @@ def test_raw_and_xi_are_of_the_finished_map_and_lie_on_no_other(opened: Any) -> 
 
 
 def test_where_is_a_veil_over_the_finished_map(opened: Any) -> None:
-    opened.click("#grid li:nth-child(2) a")
+    choose(opened, TITLES[1])
     opened.check("#where")
     assert opened.locator("dialog .where-picture:visible").count() == 2  # of both seeds
     assert opened.locator("dialog .xi-picture:visible").count() == 0
@@ -984,7 +993,7 @@ def test_the_policy_refuses_every_request(opened: Any) -> None:
 def test_a_class_is_printed_once_and_whole_and_nothing_else(opened: Any) -> None:
     opened.emulate_media(media="print", color_scheme="dark")
     assert opened.locator("main").is_visible()
-    opened.click("#grid li:nth-child(2) a")
+    choose(opened, TITLES[1])
     assert not opened.locator("main").is_visible()
     box, style = opened.locator("dialog").evaluate(
         "(one) => [one.getBoundingClientRect().top, ['position', 'overflowY', 'maxHeight', 'backgroundColor']"
@@ -1197,7 +1206,7 @@ def test_nothing_overflows_and_axe_finds_nothing_serious(opened: Any, scheme: st
         without("there is no axe-core: make browser")
     for state in ("grid", "details"):
         if state == "details":
-            opened.click("#grid li:nth-child(3) a")
+            choose(opened, TITLES[2])
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert opened.evaluate(wide) == 0
         assert opened.evaluate("(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog'))") == 0
