@@ -25,7 +25,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "facets": ("agnosco facets torchvision:resnet18 goldfish --samples photographs/ --facets 2",),
     "scan": (
-        "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out agnosco-run",
+        "agnosco scan torchvision:resnet18 --weights theirs.safetensors --samples photographs/ --out found",
         "agnosco scan agnosco:digits --weights twins/compromised.safetensors --fail-on-finding",
         "agnosco scan torchvision:resnet18 --weights theirs.safetensors --bank scans-of-clean-models/ --json",
     ),
