@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -198,15 +197,6 @@ def test_a_run_of_facets_is_an_ordinary_run(tmp_path: Path) -> None:
     assert again.fingerprint == run.settings.model.fingerprint
     (made,) = map_runs(Run.open(tmp_path / "run"), again, samples, ["bright, facet 1"], seeds=[1])
     assert made.entry.seed == 1
-
-
-def test_directions_of_classes_of_any_name_are_opened_again(tmp_path: Path) -> None:
-    labels = ("<b>a\x1b[2J\ndog</b>", "< b>a[2J dog< /b>", "never")
-    named = Classifier(Cues(), size=SIZE, channels=1, labels=labels)
-    found = find_facets(named, [0, 1], planted(), count=1)
-    safetensors.torch.save_file(found.directions, tmp_path / "directions.safetensors")
-    again = load(Cues(), size=SIZE, channels=1, at="fc:input", directions=tmp_path / "directions.safetensors")
-    assert again.fingerprint == found.classifier.fingerprint
 
 
 def test_the_record_is_read_again(tmp_path: Path) -> None:

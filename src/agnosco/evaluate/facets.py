@@ -200,9 +200,8 @@ def _facet(parts: Parts, place: int, rows: Tensor, name: str, count: int) -> Fac
 
 
 def _named(classifier: Classifier, classes: Sequence[int]) -> list[tuple[int, str]]:
-    """Classes, each once, with names that differ and that name tensors, which may hold no markup."""
-    labels = {index: classifier.labels[index].replace("<", "< ") for index in classes}
-    names = {index: one_line(label, limit=NAME_LIMIT) for index, label in labels.items()}
+    """Classes, each once, with names that differ."""
+    names = {index: one_line(classifier.labels[index], limit=NAME_LIMIT) for index in classes}
     return [
         (index, f"{name} ({index})" if list(names.values()).count(name) > 1 else name) for index, name in names.items()
     ]
