@@ -152,7 +152,7 @@ def test_size_that_the_model_carries() -> None:
     assert Classifier(like_timm, size=9).shape == (3, 9, 9)
 
 
-@pytest.mark.parametrize("size", [np.int64(9), (np.int32(9), 9)])
+@pytest.mark.parametrize("size", [np.int64(9), (np.int32(9), 9), np.array([9, 9])])
 def test_sizes_of_numpy_become_those_of_python(size: Any) -> None:
     shape = Classifier(Small(), size=size).shape
     assert (shape, [type(side) for side in shape]) == ((3, 9, 9), [int] * 3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -326,7 +326,7 @@ def _input_size(model: nn.Module, size: int | tuple[int, int] | None) -> tuple[i
     if size is None:
         message = f"the input size of {type(model).__name__} is unknown"
         raise AgnoscoError(message, "pass it: size=224 (height and width in pixels)")
-    sides = size if isinstance(size, Sequence) else (size, size)
+    sides = size if isinstance(size, Iterable) else (size, size)
     height, width = map(operator.index, sides)  # NumPy's numbers become Python's
     if min(height, width) < 1:
         raise AgnoscoError(f"an input of {height} x {width} pixels is empty", "pass a size of at least 1")
