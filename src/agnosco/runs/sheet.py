@@ -92,12 +92,12 @@ def page_of(run: Run) -> str:
 
 
 def caption(entry: Entry, *, with_seed: bool) -> str:
-    """A map's class, its seed if needed, and its figures: ``goldfish  p 0.99, success 80%``.
+    """A map's class, its seed if needed, and its figures: ``goldfish: p 0.99, success 80%``.
 
     The class's index goes before a name that is not in ASCII: the font of contact sheets draws all else alike.
     """
     success = "" if entry.targeted_success_rate is None else f", success {entry.targeted_success_rate:.0%}"
-    figures = (f" s{entry.seed}" if with_seed else "") + f"  p {entry.probability:.2f}{success}"
+    figures = (f" s{entry.seed}" if with_seed else "") + f": p {entry.probability:.2f}{success}"
     name = entry.name if entry.name.isascii() else f"{entry.index} {entry.name}"
     return one_line(name, limit=CAPTION - len(figures)) + figures
 
