@@ -187,6 +187,12 @@ def test_too_few_samples_are_said() -> None:
         screen(planted(None), samples(30), QUICK)
 
 
+def test_one_name_instead_of_several_classes_is_refused() -> None:
+    for function in (scan, screen):
+        with pytest.raises(AgnoscoError, match="'01' is one class, not several"):
+            function(planted(None), samples(), classes="01")
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 8, 8)])
 def test_samples_of_another_shape_are_refused_before_the_first_look(shape: tuple[int, int, int]) -> None:
     never = lambda *_: pytest.fail("an image was looked at")  # noqa: E731

@@ -513,6 +513,13 @@ def test_synthetic_samples_take_a_number_and_a_seed_and_digits_do_not() -> None:
     assert (refusal.exit_code, "digits are always all of them" in refusal.stderr) == (2, True)
 
 
+def test_digits_are_refused_for_a_network_of_other_images_before_anything_is_written() -> None:
+    error, hint = refused(call("map", *MODEL, "1", "--samples", "digits"))
+    assert error == "Error: digits are (1, 32, 32), and python:net.py:build takes (3, 16, 16)"
+    assert "--samples" in hint
+    assert not Path("agnosco-run").exists()
+
+
 def test_normalization_and_weights_are_used_and_stored() -> None:
     scope: dict[str, Any] = {}
     exec(NET, scope)
@@ -684,6 +691,7 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["1", "--mean", "0.5"], "mean has 1 values for 3 channels", "3"),
         (["1", "--device", "tpu"], "'tpu'", "cpu"),
         (["1", "--steps", "0"], "'--steps'", "agnosco map --help"),
+        (["1", "--seed", "9223372036854775808"], "'--seed'", "agnosco map --help"),
         (["1", "--steps", "many"], "'--steps'", "agnosco map --help"),
         (["1", "--stepz", "3"], "--stepz", "agnosco map --help"),
     ],

@@ -103,6 +103,22 @@ def test_maps_of_another_network_or_of_other_samples_are_not_made(tmp_path: Path
     assert files(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize(
+    ("classes", "seeds", "message"),
+    [
+        ("12", (0,), "'12' is one class, not several"),
+        ((0,), (0, 1 << 63), "there is no seed 9223372036854775808"),
+        ((0,), (-(1 << 63) - 1,), "there is no seed -9223372036854775809"),
+    ],
+)
+def test_classes_and_seeds_that_no_run_can_have_leave_no_folder(
+    tmp_path: Path, classes: Any, seeds: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(AgnoscoError, match=message):
+        make(tmp_path / "run", classes=classes, seeds=seeds)
+    assert not (tmp_path / "run").exists()
+
+
 def keys(finished: list[Finished]) -> list[tuple[int, int]]:
     return [(one.entry.index, one.entry.seed) for one in finished]
 
