@@ -100,9 +100,10 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> F
 
 
 def is_marked(path: str | Path) -> bool:
-    """Whether a folder or a file, or any folder above it, is marked as private."""
-    place = Path(os.path.abspath(Path(path).expanduser()))
-    return any((folder / PRIVATE).exists() for folder in (place, *place.parents))
+    """Whether a folder or a file, or any folder above it, is marked as private; where links lead counts too."""
+    named = Path(path).expanduser()
+    places = [Path(os.path.abspath(named)), Path(os.path.realpath(named))]
+    return any(os.path.lexists(folder / PRIVATE) for place in places for folder in (place, *place.parents))
 
 
 def check_limit(limit: int) -> None:

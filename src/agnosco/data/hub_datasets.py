@@ -20,7 +20,7 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest
 from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
-from .files import FolderFiles, check_limit, name_hash
+from .files import PRIVATE, FolderFiles, check_limit, name_hash
 
 HUB = "hf:"
 SAVED, SPLITS = "dataset_info.json", "dataset_dict.json"
@@ -65,7 +65,8 @@ def read_dataset(
 
     images, skipped = decode_files(contents(), len(chosen), shape, progress, resize)
     files = {f"row {index}": Path(path) for index in chosen}
-    return images, FolderFiles(files, total, list(skipped), len(skipped))
+    private = not str(path).startswith(HUB) and any(Path(path).expanduser().rglob(PRIVATE))
+    return images, FolderFiles(files, total, list(skipped), len(skipped), private)
 
 
 def _opened(path: str) -> Any:
