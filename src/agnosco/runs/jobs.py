@@ -29,7 +29,7 @@ from .leases import Lease, Leases
 from .manifest import CHECKPOINTS, Entry, name_of_group, split
 from .origin import check_origin, classifier_of
 from .run import Run
-from .status import RunStatus, status_of
+from .status import RunStatus, status_of, warn_of_other_names
 
 INTERVAL = 60.0
 """Seconds between two checkpoints: a process that is killed loses at most this much work, and a step."""
@@ -151,6 +151,7 @@ def map_runs(
     jobs = list(dict.fromkeys(Job(label, seed) for label in labels for seed in seeds))
     run.folder.sweep()
     status = status_of(run, jobs, names=classifier.labels)
+    warn_of_other_names(run, status.entries, classifier.labels)
     if on_status is not None:
         on_status(status)
     try:
