@@ -157,6 +157,26 @@ def test_a_file_is_written_at_a_path_or_a_url(tmp_path: Path, monkeypatch: pytes
     assert Folder.of("memory://bucket").read("report.html") == b"three"
 
 
+def test_a_url_of_a_file_names_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("memory://report.html", "memory:///report.html"):
+        with pytest.raises(AgnoscoError, match=f"'{place}' names no folder"):
+            write_whole(place, b"one")
+    assert list(tmp_path.iterdir()) == []
+    write_whole(f"file://{tmp_path}/report.html", b"two")
+    assert (tmp_path / "report.html").read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+def test_a_path_may_begin_with_the_home_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert write_whole("~/new/report.html", b"one") == "~/new/report.html"
+    assert (tmp_path / "new" / "report.html").read_bytes() == b"one"
+    assert Folder.of("~/new").read("report.html") == b"one"
+    assert Folder.of("~no-such-user/new").names("") == []
+
+
 # -- what the dead leave -----------------------------------------------------------------------
 
 

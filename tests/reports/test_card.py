@@ -269,6 +269,8 @@ def test_a_file_of_another_kind_is_not_overwritten(run: Run, tmp_path: Path) -> 
         ({"out": tmp_path / "model.safetensors"}, "is not a Markdown file"),
         ({"into": tmp_path / "model.bin"}, "is not a Markdown file"),
         ({"into": tmp_path / "missing.md"}, "there is no "),
+        ({"into": "memory://README.md"}, "'memory://README.md' names no folder"),
+        ({"out": "memory://card.md"}, "'memory://card.md' names no folder"),
         ({"into": tmp_path / "binary.md"}, "is not a text in UTF-8"),
         ({"into": tmp_path / "README.md", "out": tmp_path / "x.md"}, "both to a file of its own and into another"),
     ]

@@ -16,7 +16,7 @@ from ..backdoor import record as scanning
 from ..errors import AgnoscoError
 from ..evaluate import sanity_record
 from ..evaluate.score_record import Judgement, read_scores, rows_of
-from ..io.storage import Folder, Place
+from ..io.storage import Folder, Place, folder_and_name
 from ..method.render import SIDE, enlarged, png, stretched, to_picture
 from ..runs.command import command_of
 from ..runs.manifest import Entry
@@ -121,8 +121,7 @@ def _target(run: Run, out: Place | None, into: Place | None) -> tuple[Folder, st
         folder, file = run.folder, FILE
     else:
         place = os.fspath(into) if into is not None else file_at(os.fspath(out or ""), FILE)
-        parent, file = os.path.split(place)
-        folder = Folder.of(parent or ".")
+        folder, file = folder_and_name(place)
     if not file.lower().endswith(SUFFIXES):
         named = without_password(folder.at(file))
         raise AgnoscoError(f"{named!r} is not a Markdown file", "name a file that ends in .md, or a folder for --out")
