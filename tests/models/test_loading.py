@@ -528,6 +528,24 @@ def test_labels_from_a_file(content: str, factories: Path, tmp_path: Path) -> No
         )
 
 
+def test_names_in_brackets_are_no_json(factories: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("[background]\n[none]\n")
+    classifier = loading.load(f"python:{factories}:net(2)", size=8, labels=path, trust_code=True)
+    assert classifier.labels == ("[background]", "[none]")
+
+
+def test_files_may_lie_in_the_home_of_a_user(factories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = f"python:{factories}:net(2)"
+    model = loading.load(name, size=8, trust_code=True).model
+    saved(model, tmp_path / "w.safetensors")
+    (tmp_path / "labels.txt").write_text("cat\ndog")
+    classifier = loading.load(name, size=8, weights="~/w.safetensors", labels=Path("~/labels.txt"), trust_code=True)
+    assert classifier.labels == ("cat", "dog")
+    assert (classifier.files.weights, classifier.files.labels) == ("w.safetensors", "labels.txt")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
