@@ -105,6 +105,8 @@ def scan_like(classifier: Classifier) -> dict:
 def test_a_bank_of_other_things_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AgnoscoError, match="holds no scans"):
         read_bank(tmp_path)
+    with pytest.raises(AgnoscoError, match=r"cannot read .*: file name too long|holds no scans"):  # as Python has it
+        read_bank(tmp_path / (300 * "x"))
     whole = {"greatest_z": 1.0, **scan_like(planted(None))}
     for wrong in ({"greatest_z": "high"}, {**whole, "greatest_z": float("nan")}, {**whole, "model": None}, [whole]):
         (tmp_path / "a.json").write_text(json.dumps(wrong))

@@ -75,6 +75,12 @@ def test_a_folder_that_is_a_file_now_has_no_files(tmp_path: Path) -> None:
         Local(tmp_path / "run").modified("manifest.json")
 
 
+def test_whether_there_is_a_file_is_not_guessed_where_that_cannot_be_known(tmp_path: Path) -> None:
+    for ask in (Local(tmp_path).exists, Local(tmp_path).modified):
+        with pytest.raises(AgnoscoError, match=r"cannot read .*: file name too long"):
+            ask(300 * "x")
+
+
 def test_removing_a_file_twice_is_no_error(folder: Folder) -> None:
     folder.write("maps/a", b"one")
     folder.remove("maps/a")

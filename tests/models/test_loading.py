@@ -496,6 +496,10 @@ def test_the_text_of_a_python_file_is_run_and_no_bytecode_of_another(
 
 def test_python_without_a_file(tmp_path: Path) -> None:
     fails("there is no file", "path", f"python:{tmp_path / 'mine.py'}:build", trust_code=True)
+    for name in ("~no-such-user/mine", 300 * "x"):
+        fails("there is no file", "path", f"python:{name}.py:build", trust_code=True)
+    for name in ("~no-such-user/mine", f"./{300 * 'x'}"):
+        fails("there is no folder", "ORG/NAME", f"hf:{name}")
     for rest in ("mine.py", "mine:build", ""):
         fails("does not name a file and a factory", "python:FILE.py:FACTORY", f"python:{rest}", trust_code=True)
 

@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -198,7 +199,7 @@ class PythonFile(Source):
             message = f"'python:{name}' runs the code of {path.name}"
             raise AgnoscoError(message, "if you trust that file, add --trust-code")
         model = _built_by_file(path, factory)
-        absolute = path.expanduser().is_absolute()
+        absolute = os.path.isabs(os.path.expanduser(path))
         full_name = f"python:{path.name}:{factory}" if absolute else f"python:{name}"  # no folder of this machine
         if weights is not None:
             with weights() as file:
@@ -239,7 +240,7 @@ def _built_by_file(path: Path, factory: str) -> nn.Module:
     if there is no such file or factory, it fails, or it does not return an ``nn.Module``.
     """
     function_name, args, options = _parse_call(factory)
-    module = _import_file(path.expanduser())
+    module = _import_file(Path(os.path.expanduser(path)))
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
@@ -278,8 +279,8 @@ class _Source(SourceFileLoader):
 
 def _import_file(path: Path) -> ModuleType:
     """The module of a file, under a private name."""
-    if not path.is_file():
-        raise AgnoscoError(f"there is no file {str(path)!r}", "check the path")
+    if not os.path.isfile(path):
+        raise AgnoscoError(f"there is no file {str(path)!r}", "check the path and its permissions")
     name = f"_agnosco_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     assert spec is not None  # since it has a loader
