@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 import agnosco
 from agnosco.cli.app import app
-from agnosco.cli.console import duration
+from agnosco.cli.console import Output, duration
 from agnosco.cli.options import model_and_weights, numbers
 from agnosco.data.samples import Samples
 from agnosco.method.config import PRESETS
@@ -426,6 +427,13 @@ def test_diff_refuses_in_two_lines(args: tuple[str, ...], message: str) -> None:
     assert message in error
     assert hint.startswith("Hint: ")
     assert not Path("after/diff.json").exists()
+
+
+def test_names_that_stdout_cannot_encode_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii", write_through=True))
+    Output().result("猫 (0)")
+    assert written.getvalue() == rb"\u732b (0)" + b"\n"
 
 
 def test_quiet_prints_nothing() -> None:
