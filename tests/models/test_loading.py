@@ -494,6 +494,18 @@ def test_the_text_of_a_python_file_is_run_and_no_bytecode_of_another(
     assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
 
 
+def test_a_python_file_that_changes_the_working_directory_changes_it_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    moving = "import os\nfrom torch import nn\n{}os.chdir('elsewhere')\ndef build():\n    {}return nn.Linear(2, 2)\n"
+    for name, places in (("whole", ("", "")), ("factory", ("# ", "os.chdir('elsewhere'); "))):
+        (tmp_path / f"{name}.py").write_text(moving.format(*places))
+        loading.load(f"python:{name}.py:build", size=2, trust_code=True)
+        assert Path.cwd() == tmp_path
+
+
 def test_python_without_a_file(tmp_path: Path) -> None:
     fails("there is no file", "path", f"python:{tmp_path / 'mine.py'}:build", trust_code=True)
     for name in ("~no-such-user/mine", 300 * "x"):

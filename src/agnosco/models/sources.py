@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -292,8 +293,10 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _run(action: Callable[[], Any], what: str) -> Any:
+    """What foreign code returns; it changes the working directory, to which paths refer, for itself only."""
     try:
-        return action()
+        with chdir(os.curdir):
+            return action()
     except (Exception, SystemExit) as error:
         message = f"{what} raised {type(error).__name__}: {first_line(error)}"
         raise AgnoscoError(message, "correct the file, or the call") from error
