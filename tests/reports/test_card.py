@@ -240,6 +240,19 @@ def test_all_but_the_section_stays_byte_for_byte(run: Run, tmp_path: Path, newli
     assert readme.read_bytes() == first + after  # the same run gives the same bytes again
 
 
+def test_a_file_with_a_card_keeps_its_mode_and_a_link_to_it_stays(run: Run, tmp_path: Path) -> None:
+    readme, link = tmp_path / "docs" / "model.md", tmp_path / "README.md"
+    readme.parent.mkdir()
+    readme.write_bytes(README)
+    readme.chmod(0o604)
+    link.symlink_to("docs/model.md")
+    card(run, into=link)
+    assert link.is_symlink()
+    assert OPENING in readme.read_text()
+    assert readme.stat().st_mode & 0o777 == 0o604
+    assert (tmp_path / PICTURES).is_dir()  # beside the file that was named
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -31,6 +31,7 @@ from typer.testing import CliRunner, Result
 from agnosco.cli.app import app
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
+from agnosco.errors import AgnoscoError
 from agnosco.evaluate import diff_record
 from agnosco.evaluate.diff_record import ClassDiff, DiffRecord, Side
 from agnosco.evaluate.score_record import Answer, add_scores, digest_of
@@ -649,6 +650,11 @@ def test_the_page_goes_where_it_is_wanted(run: Run, out: Any, where: str, monkey
     assert report(run.path, out=out) == where
     assert Path(where).expanduser().read_text().startswith("<!doctype html>")
     assert not (run.path / "report.html").exists()
+
+
+def test_a_report_of_no_run_is_refused() -> None:
+    with pytest.raises(AgnoscoError, match="a report needs a run"):
+        report()
 
 
 def test_runs_of_one_network_in_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:

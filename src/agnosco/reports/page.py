@@ -117,6 +117,8 @@ def opened(
     with_samples: bool = False,
 ) -> Report:
     """A report of runs, not yet drawn: whatever is wrong with its arguments is reported first; see :func:`report`."""
+    if not paths:
+        raise AgnoscoError("a report needs a run", "give at least one run folder")
     if len(scans) > len(paths):
         raise AgnoscoError(f"{len(scans)} scans for {len(paths)} runs", "give one --scan for each run, in their order")
     runs = [Run.open(path) for path in paths]
