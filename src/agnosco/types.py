@@ -13,6 +13,9 @@ Shape = tuple[int, int, int]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 """Filters that resize images, as Pillow calls them."""
 
+MOST_SEED = (1 << 63) - 1
+"""The largest seed, and the negative of the smallest: what manifests can hold."""
+
 SMALLEST_SHARE = 0.1
 """The smallest share of a resized image that is kept: a rule may come from anyone, and images are decoded by it."""
 

@@ -105,6 +105,8 @@ def scan_like(classifier: Classifier) -> dict:
 def test_a_bank_of_other_things_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AgnoscoError, match="holds no scans"):
         read_bank(tmp_path)
+    with pytest.raises(AgnoscoError, match=r"cannot read .*: file name too long|holds no scans"):  # as Python has it
+        read_bank(tmp_path / (300 * "x"))
     whole = {"greatest_z": 1.0, **scan_like(planted(None))}
     for wrong in ({"greatest_z": "high"}, {**whole, "greatest_z": float("nan")}, {**whole, "model": None}, [whole]):
         (tmp_path / "a.json").write_text(json.dumps(wrong))
@@ -185,6 +187,12 @@ def test_an_image_that_has_the_class_already_is_not_moved() -> None:
 def test_too_few_samples_are_said() -> None:
     with pytest.raises(AgnoscoError, match="too few"):
         screen(planted(None), samples(30), QUICK)
+
+
+def test_one_name_instead_of_several_classes_is_refused() -> None:
+    for function in (scan, screen):
+        with pytest.raises(AgnoscoError, match="'01' is one class, not several"):
+            function(planted(None), samples(), classes="01")
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 8, 8)])

@@ -250,10 +250,12 @@ def test_a_kill_just_before_the_end_is_made_good_by_the_same_command(tmp_path: P
     assert {path.name: path.read_bytes() for path in out.iterdir()} == finished
 
 
-def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
+def test_nothing_of_others_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
     (tmp_path / "thesis.txt").write_text("important")
-    with pytest.raises(AgnoscoError, match="is not empty and has no settings"):
-        poison(tmp_path, small, bars(), bars(seed=1), ATTACK, TRAINING)
+    for out in (tmp_path, Path("~", tmp_path.name)):
+        with pytest.raises(AgnoscoError, match="is not empty and has no settings"):
+            poison(out, small, bars(), bars(seed=1), ATTACK, TRAINING)
     assert [one.name for one in tmp_path.iterdir()] == ["thesis.txt"]
 
 

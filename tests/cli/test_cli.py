@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 import agnosco
 from agnosco.cli.app import app
-from agnosco.cli.console import duration
+from agnosco.cli.console import Output, duration
 from agnosco.cli.options import model_and_weights, numbers
 from agnosco.data.samples import Samples
 from agnosco.method.config import PRESETS
@@ -428,6 +429,13 @@ def test_diff_refuses_in_two_lines(args: tuple[str, ...], message: str) -> None:
     assert not Path("after/diff.json").exists()
 
 
+def test_names_that_stdout_cannot_encode_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii", write_through=True))
+    Output().result("猫 (0)")
+    assert written.getvalue() == rb"\u732b (0)" + b"\n"
+
+
 def test_quiet_prints_nothing() -> None:
     assert mapped("goldfish", "--quiet").stderr == ""
 
@@ -511,6 +519,13 @@ def test_synthetic_samples_take_a_number_and_a_seed_and_digits_do_not() -> None:
     assert manifest()["samples"]["fingerprint"] == Samples.noise((3, 16, 16), count=12, seed=4).fingerprint
     refusal = call(*small, "--samples", "digits", "--samples-count", "12")
     assert (refusal.exit_code, "digits are always all of them" in refusal.stderr) == (2, True)
+
+
+def test_digits_are_refused_for_a_network_of_other_images_before_anything_is_written() -> None:
+    error, hint = refused(call("map", *MODEL, "1", "--samples", "digits"))
+    assert error == "Error: digits are (1, 32, 32), and python:net.py:build takes (3, 16, 16)"
+    assert "--samples" in hint
+    assert not Path("agnosco-run").exists()
 
 
 def test_normalization_and_weights_are_used_and_stored() -> None:
@@ -665,6 +680,9 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["goldfsh"], "no class 'goldfsh'", "did you mean 'goldfish'?"),
         (["3"], "no class 3", "give 0 to 2"),
         (["1", "--samples", "nowhere"], "no folder 'nowhere'", "leaves"),
+        (["1", "--samples", "~no-such-user/x"], "no folder '~no-such-user/x'", "leaves"),
+        (["1", "--samples", 300 * "x"], "file name too long", "permissions"),
+        (["1", "--samples", ""], "no folder ''", "leaves"),
         (["1", "--preset", "finest"], "no preset 'finest'", "paper, quick"),
         (["1", "--parameterization", "polar"], "no parameterization 'polar'", "pixel, data, spectral"),
         (["1", "--transforms", "all"], "no transforms 'all'", "identity, crops"),
@@ -684,6 +702,7 @@ def test_folder_without_images_is_refused(folder: Path, fill: Callable[[Path], o
         (["1", "--mean", "0.5"], "mean has 1 values for 3 channels", "3"),
         (["1", "--device", "tpu"], "'tpu'", "cpu"),
         (["1", "--steps", "0"], "'--steps'", "agnosco map --help"),
+        (["1", "--seed", "9223372036854775808"], "'--seed'", "agnosco map --help"),
         (["1", "--steps", "many"], "'--steps'", "agnosco map --help"),
         (["1", "--stepz", "3"], "--stepz", "agnosco map --help"),
     ],

@@ -39,6 +39,13 @@ def test_without_scikit_learn_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
         datasets.digits()
 
 
+def test_a_folder_of_classes_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match=r"cannot read .*: file name too long"):
+        datasets.from_class_folders(tmp_path / (300 * "x"), (1, 6, 6))
+    with pytest.raises(AgnoscoError, match="'~no-such-user/x' does not hold a folder per class"):
+        datasets.from_class_folders("~no-such-user/x", (1, 6, 6))
+
+
 def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name, grey, count in (("b", 200, 2), ("a", 50, 3), (".hidden", 0, 1)):
         (tmp_path / name).mkdir()

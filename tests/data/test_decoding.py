@@ -384,6 +384,9 @@ def test_what_is_not_a_plain_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "way").symlink_to(root)  # a link that somebody typed is followed
     assert list(find_files(tmp_path / "way").files) == list(regular)
     assert list(find_files(root / "out.png").files) == ["out.png"]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(AgnoscoError, match=r"cannot read .*loop': too many levels of symbolic links"):
+        Samples.from_folder(tmp_path / "loop", RGB4)
 
 
 def test_folders_and_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,13 @@ def test_a_limit_chooses_the_same_rows_each_time(saved: Path) -> None:
     assert len(first) == 2
 
 
+def test_a_mark_in_or_below_a_saved_data_set_makes_it_private(saved: Path) -> None:
+    (saved / "notes").mkdir()
+    assert not Samples.from_folder(saved, SHAPE).private
+    (saved / "notes" / ".private").touch()
+    assert Samples.from_folder(saved, SHAPE).private
+
+
 def test_paths_into_the_disk_and_damaged_images_are_skipped_and_named(tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes(encoded("red"))

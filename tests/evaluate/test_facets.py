@@ -161,6 +161,12 @@ class Squared(nn.Module):
         return self.fc(self.features(images)).square()
 
 
+def test_one_name_instead_of_several_classes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match="'01' is one class, not several"):
+        facets(network(), "01", planted(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_network_that_does_not_end_in_a_linear_layer_is_refused() -> None:
     with pytest.raises(AgnoscoError, match="does not end in a linear layer") as caught:
         find_facets(Classifier(Squared(), size=SIZE, channels=1), [0], planted())

@@ -202,6 +202,20 @@ def test_a_tar_and_a_single_image_are_private_if_a_mark_lies_in_or_beside_them(f
     assert Samples.from_folder("plain.tar", (3, 8, 8)).private
 
 
+def test_a_mark_counts_where_a_link_leads_and_where_it_lies(folder: Path) -> None:
+    (folder / "marked").mkdir()
+    (folder / "marked" / "open").symlink_to(folder / "photos")
+    (folder / "link").symlink_to(folder / "photos" / "some")
+    (folder / "one.png").symlink_to(folder / "photos" / "some" / "0.png")
+    assert not any(Samples.from_folder(path, (3, 8, 8)).private for path in ("marked/open", "link", "one.png"))
+    (folder / "marked" / ".private").touch()
+    assert Samples.from_folder("marked/open", (3, 8, 8)).private
+    assert not Samples.from_folder("photos", (3, 8, 8)).private
+    (folder / "photos" / ".private").touch()
+    assert Samples.from_folder("link", (3, 8, 8)).private
+    assert Samples.from_folder("one.png", (3, 8, 8)).private
+
+
 def test_a_mark_that_was_set_later_removes_what_was_kept(folder: Path) -> None:
     mapped()
     (folder / "photos" / ".private").touch()

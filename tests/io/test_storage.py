@@ -75,6 +75,12 @@ def test_a_folder_that_is_a_file_now_has_no_files(tmp_path: Path) -> None:
         Local(tmp_path / "run").modified("manifest.json")
 
 
+def test_whether_there_is_a_file_is_not_guessed_where_that_cannot_be_known(tmp_path: Path) -> None:
+    for ask in (Local(tmp_path).exists, Local(tmp_path).modified):
+        with pytest.raises(AgnoscoError, match=r"cannot read .*: file name too long"):
+            ask(300 * "x")
+
+
 def test_removing_a_file_twice_is_no_error(folder: Folder) -> None:
     folder.write("maps/a", b"one")
     folder.remove("maps/a")
@@ -155,6 +161,26 @@ def test_a_file_is_written_at_a_path_or_a_url(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "report.html").read_bytes() == b"one"
     assert (tmp_path / "new/deep/report.html").read_bytes() == b"two"
     assert Folder.of("memory://bucket").read("report.html") == b"three"
+
+
+def test_a_url_of_a_file_names_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("memory://report.html", "memory:///report.html"):
+        with pytest.raises(AgnoscoError, match=f"'{place}' names no folder"):
+            write_whole(place, b"one")
+    assert list(tmp_path.iterdir()) == []
+    write_whole(f"file://{tmp_path}/report.html", b"two")
+    assert (tmp_path / "report.html").read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+def test_a_path_may_begin_with_the_home_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert write_whole("~/new/report.html", b"one") == "~/new/report.html"
+    assert (tmp_path / "new" / "report.html").read_bytes() == b"one"
+    assert Folder.of("~/new").read("report.html") == b"one"
+    assert Folder.of("~no-such-user/new").names("") == []
 
 
 # -- what the dead leave -----------------------------------------------------------------------

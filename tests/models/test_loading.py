@@ -494,8 +494,24 @@ def test_the_text_of_a_python_file_is_run_and_no_bytecode_of_another(
     assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
 
 
+def test_a_python_file_that_changes_the_working_directory_changes_it_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    moving = "import os\nfrom torch import nn\n{}os.chdir('elsewhere')\ndef build():\n    {}return nn.Linear(2, 2)\n"
+    for name, places in (("whole", ("", "")), ("factory", ("# ", "os.chdir('elsewhere'); "))):
+        (tmp_path / f"{name}.py").write_text(moving.format(*places))
+        loading.load(f"python:{name}.py:build", size=2, trust_code=True)
+        assert Path.cwd() == tmp_path
+
+
 def test_python_without_a_file(tmp_path: Path) -> None:
     fails("there is no file", "path", f"python:{tmp_path / 'mine.py'}:build", trust_code=True)
+    for name in ("~no-such-user/mine", 300 * "x"):
+        fails("there is no file", "path", f"python:{name}.py:build", trust_code=True)
+    for name in ("~no-such-user/mine", f"./{300 * 'x'}"):
+        fails("there is no folder", "ORG/NAME", f"hf:{name}")
     for rest in ("mine.py", "mine:build", ""):
         fails("does not name a file and a factory", "python:FILE.py:FACTORY", f"python:{rest}", trust_code=True)
 
@@ -526,6 +542,24 @@ def test_labels_from_a_file(content: str, factories: Path, tmp_path: Path) -> No
             "cat",
             "dog",
         )
+
+
+def test_names_in_brackets_are_no_json(factories: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("[background]\n[none]\n")
+    classifier = loading.load(f"python:{factories}:net(2)", size=8, labels=path, trust_code=True)
+    assert classifier.labels == ("[background]", "[none]")
+
+
+def test_files_may_lie_in_the_home_of_a_user(factories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = f"python:{factories}:net(2)"
+    model = loading.load(name, size=8, trust_code=True).model
+    saved(model, tmp_path / "w.safetensors")
+    (tmp_path / "labels.txt").write_text("cat\ndog")
+    classifier = loading.load(name, size=8, weights="~/w.safetensors", labels=Path("~/labels.txt"), trust_code=True)
+    assert classifier.labels == ("cat", "dog")
+    assert (classifier.files.weights, classifier.files.labels) == ("w.safetensors", "labels.txt")
 
 
 @pytest.mark.parametrize(

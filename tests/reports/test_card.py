@@ -240,6 +240,19 @@ def test_all_but_the_section_stays_byte_for_byte(run: Run, tmp_path: Path, newli
     assert readme.read_bytes() == first + after  # the same run gives the same bytes again
 
 
+def test_a_file_with_a_card_keeps_its_mode_and_a_link_to_it_stays(run: Run, tmp_path: Path) -> None:
+    readme, link = tmp_path / "docs" / "model.md", tmp_path / "README.md"
+    readme.parent.mkdir()
+    readme.write_bytes(README)
+    readme.chmod(0o604)
+    link.symlink_to("docs/model.md")
+    card(run, into=link)
+    assert link.is_symlink()
+    assert OPENING in readme.read_text()
+    assert readme.stat().st_mode & 0o777 == 0o604
+    assert (tmp_path / PICTURES).is_dir()  # beside the file that was named
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -269,6 +282,8 @@ def test_a_file_of_another_kind_is_not_overwritten(run: Run, tmp_path: Path) -> 
         ({"out": tmp_path / "model.safetensors"}, "is not a Markdown file"),
         ({"into": tmp_path / "model.bin"}, "is not a Markdown file"),
         ({"into": tmp_path / "missing.md"}, "there is no "),
+        ({"into": "memory://README.md"}, "'memory://README.md' names no folder"),
+        ({"out": "memory://card.md"}, "'memory://card.md' names no folder"),
         ({"into": tmp_path / "binary.md"}, "is not a text in UTF-8"),
         ({"into": tmp_path / "README.md", "out": tmp_path / "x.md"}, "both to a file of its own and into another"),
     ]

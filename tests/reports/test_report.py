@@ -31,6 +31,7 @@ from typer.testing import CliRunner, Result
 from agnosco.cli.app import app
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
+from agnosco.errors import AgnoscoError
 from agnosco.evaluate import diff_record
 from agnosco.evaluate.diff_record import ClassDiff, DiffRecord, Side
 from agnosco.evaluate.score_record import Answer, add_scores, digest_of
@@ -607,6 +608,8 @@ def test_the_command_writes_one_file_and_says_where(run: Run) -> None:
         (["run", "--scan", "run", "--scan", "run"], "2 scans for 1 runs", "one --scan for each run"),
         (["run", "./run/"], "is given twice", "once"),
         (["run", "--out", "run/manifest.json"], "'run/manifest.json' is not an HTML file", "ends in .html"),
+        (["run", "--out", "memory://report.html"], "'memory://report.html' names no folder", "s3://bucket/report.html"),
+        (["run", "--out", "memory://"], "'memory://report.html' names no folder", "s3://bucket/report.html"),
         (["run", "--out", "notes.txt"], "'notes.txt' is not an HTML file", "with / at its end"),
         (["run", "--out", "mine.html"], "'mine.html' is not an HTML page", "another name"),
     ],
@@ -636,15 +639,22 @@ def two_lines(result: Result, error: str, hint: str = "") -> None:
     [
         ("new/", "new/report.html"), ("there", "there/report.html"), ("deep/er/", "deep/er/report.html"),
         ("a.htm", "a.htm"), ("old.html", "old.html"), (Path("there"), "there/report.html"),
+        ("~/there", "~/there/report.html"),
     ],
 )  # fmt: skip
 def test_the_page_goes_where_it_is_wanted(run: Run, out: Any, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.path.parent)
     Path("there").mkdir()
     Path("old.html").write_text("<!DOCTYPE HTML><p>an older page")
+    monkeypatch.setenv("HOME", str(run.path.parent))
     assert report(run.path, out=out) == where
-    assert Path(where).read_text().startswith("<!doctype html>")
+    assert Path(where).expanduser().read_text().startswith("<!doctype html>")
     assert not (run.path / "report.html").exists()
+
+
+def test_a_report_of_no_run_is_refused() -> None:
+    with pytest.raises(AgnoscoError, match="a report needs a run"):
+        report()
 
 
 def test_runs_of_one_network_in_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:

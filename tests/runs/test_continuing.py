@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def test_python_continues_what_the_command_line_began() -> None:
 def test_a_bare_module_with_other_labels_and_no_file_continues_it(names: list[str] | None) -> None:
     assert call(*COMMAND, "goldfish").exit_code == 0
     bare = Classifier(classifier().model, size=16, channels=3, labels=names)
-    finished = list(map_runs(create(bare), bare, samples(), [1, 2]))
+    with nullcontext() if names is None else pytest.warns(AgnoscoWarning, match="'goldfish' for class 1, 'b'"):
+        finished = list(map_runs(create(bare), bare, samples(), [1, 2]))
     assert [one.entry.index for one in finished] == [2]
     assert call(*COMMAND, "goldfish").exit_code == 0
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from agnosco.cli.console import Output
 from agnosco.data.samples import Samples
-from agnosco.errors import AgnoscoError
+from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.io import local
 from agnosco.io.atomic import PART
 from agnosco.io.local import Local
@@ -101,6 +101,22 @@ def test_maps_of_another_network_or_of_other_samples_are_not_made(tmp_path: Path
     with pytest.raises(AgnoscoError, match=f"was made with other {what}"):
         list(map_runs(run, other, fewer, (0, 1)))
     assert files(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("classes", "seeds", "message"),
+    [
+        ("12", (0,), "'12' is one class, not several"),
+        ((0,), (0, 1 << 63), "there is no seed 9223372036854775808"),
+        ((0,), (-(1 << 63) - 1,), "there is no seed -9223372036854775809"),
+    ],
+)
+def test_classes_and_seeds_that_no_run_can_have_leave_no_folder(
+    tmp_path: Path, classes: Any, seeds: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(AgnoscoError, match=message):
+        make(tmp_path / "run", classes=classes, seeds=seeds)
+    assert not (tmp_path / "run").exists()
 
 
 def keys(finished: list[Finished]) -> list[tuple[int, int]]:
@@ -758,7 +774,9 @@ def test_a_finished_map_is_kept_whatever_its_class_is_called_now(tmp_path: Path)
     make(tmp_path / "run", classes=(0, 1))
     renamed = network(tuple(name.upper() + " the animal" for name in LABELS))
     run = Run.create(tmp_path / "run", classifier=renamed, samples=samples(), config=CONFIG)
-    assert list(map_runs(run, renamed, samples(), [0, 1])) == []
+    expected = "has maps of 2 classes under other names than the network's: 'ant' for class 0, 'ANT the animal'"
+    with pytest.warns(AgnoscoWarning, match=expected):
+        assert list(map_runs(run, renamed, samples(), [0, 1])) == []
 
 
 def test_settings_that_do_not_go_together_leave_no_folder(tmp_path: Path) -> None:

@@ -311,6 +311,19 @@ def test_folder_with_other_things_is_not_touched(tmp_path: Path) -> None:
     assert files(tmp_path) == {"letter.txt": b"dear"}
 
 
+def test_samples_of_another_size_are_refused_and_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(AgnoscoError, match=re.escape("the samples have shape (3, 8, 8)")):
+        create(tmp_path / "run", samples=Samples.noise((3, 8, 8), count=10))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_map_whose_entry_cannot_be_read_again_is_an_error(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    with pytest.raises(AgnoscoError, match="was not written as it is"):
+        run.add(replace(concept(), seed=1 << 63), targeted_success_rate=0.5)
+    assert run.entries == []
+
+
 def test_file_in_the_way_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("dear")
     with pytest.raises(AgnoscoError, match="is a file"):

@@ -10,6 +10,7 @@ OUT/
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -68,6 +69,7 @@ def poison(
         AgnoscoError: The folder is not that of an interrupted call with the same settings, or cannot be written; or the
             target is not a class, or that of all images to evaluate with; or the trigger does not fit into them.
     """
+    out = Path(os.path.expanduser(out))
     if not 0 <= attack.target < len(training_data.names):
         raise AgnoscoError(f"no class {attack.target} to attack", f"give 0 to {len(training_data.names) - 1}")
     if (test_data.labels == attack.target).all():

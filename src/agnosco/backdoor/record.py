@@ -1,5 +1,6 @@
 """The results of a scan as ``scan.json`` holds them: read, compared with a bank, and in words; loads no torch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..errors import AgnoscoError
 from ..io import records
 from ..io.records import Record
 from ..io.regular import read_regular
-from ..io.storage import SIZE_LIMITS, Folder
+from ..io.storage import SIZE_LIMITS, Folder, reason_of
 from ..text import one_line
 from ..types import Shape
 from .config import ScanConfig
@@ -206,7 +207,10 @@ def read_bank(folder: str | Path) -> list[Measured]:
     Raises:
         AgnoscoError: There is none, or a file is something else.
     """
-    paths = sorted(Path(folder).rglob("*.json"))
+    try:
+        paths = sorted(Path(os.path.expanduser(folder)).rglob("*.json"))
+    except OSError as error:
+        raise AgnoscoError(f"cannot read {str(folder)!r}: {reason_of(error)}", "check the path") from error
     if not paths:
         raise AgnoscoError(f"{str(folder)!r} holds no scans", "write outputs of agnosco scan CLEAN --json into it")
     return [_read_member(path) for path in paths]

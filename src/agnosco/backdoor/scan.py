@@ -24,7 +24,7 @@ from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..io import records
 from ..io.storage import Folder, Place
-from ..method.maker import check_shape, generator_for
+from ..method.maker import check_shape, generator_for, indices_of
 from ..method.prepare import prepared, resolve_precision
 from ..method.render import contact_sheet, png
 from ..models.classifier import Classifier
@@ -129,9 +129,7 @@ def scan(
         3
     """
     classifier, config = load(model, size=size), config or ScanConfig()
-    labels = list(
-        dict.fromkeys(classifier.index(k) for k in (range(classifier.classes) if classes is None else classes))
-    )
+    labels = list(dict.fromkeys(indices_of(classifier, range(classifier.classes) if classes is None else classes)))
     scanner = _Scanner(classifier, samples, config, labels, _clock(config, len(labels), on_progress))
     measured = scanner.measured()
     scanner.bank = None if bank is None else greatest_z_of(bank, measured)

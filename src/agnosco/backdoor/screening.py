@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.samples import Samples
 from ..errors import AgnoscoError
 from ..method.config import Config
-from ..method.maker import check_shape, map_classes
+from ..method.maker import check_shape, indices_of, map_classes
 from ..method.prepare import prepared, resolve_precision
 from ..method.score import m_score, predictions, probabilities_of, targeted_success_rate
 from ..models.classifier import Classifier
@@ -166,7 +166,7 @@ def screen(
         AgnoscoError: Too few samples, samples of another shape, or gradients that are not finite.
     """
     config = config or ScanConfig()
-    labels = [classifier.index(label) for label in (range(classifier.classes) if classes is None else classes)]
+    labels = indices_of(classifier, range(classifier.classes) if classes is None else classes)
     if not labels:
         raise AgnoscoError("there are no classes to screen", "name some, or leave classes out for all")
     check_shape(classifier, samples)

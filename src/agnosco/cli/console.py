@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AgnoscoError, AgnoscoWarning
@@ -68,7 +69,12 @@ class Output:
         return Console(stderr=True, soft_wrap=True, highlight=False)
 
     def result(self, data: Any) -> None:
-        """Print the command's result: text as it is, anything else as one JSON object."""
+        """Print the command's result: text as it is, anything else as one JSON object.
+
+        What the terminal's encoding lacks is escaped: the work is done, and names may be in any script.
+        """
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         print(data if isinstance(data, str) else json.dumps(data, indent=1))
 
     def say(self, text: str) -> None:

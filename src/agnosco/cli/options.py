@@ -14,6 +14,7 @@ import typer
 from ..errors import AgnoscoError
 from ..method.config import LOSSES, PRECISIONS, PRESETS
 from ..method.dials import BALLS, PARAMETERIZATIONS, TRANSFORMS
+from ..types import MOST_SEED
 
 if TYPE_CHECKING:
     from ..data.samples import Samples
@@ -111,7 +112,7 @@ RadiusOption = Annotated[
     float | None, method_option(help="Radius of the ball for 3 x 224 x 224 images; scaled for other sizes.")
 ]
 SeedsOption = Annotated[int, method_option(min=1, help="Number of seeds: each gives one map of every class.")]
-SeedOption = Annotated[int, method_option(min=0, help="First seed.")]
+SeedOption = Annotated[int, method_option(min=0, max=MOST_SEED, help="First seed.")]
 PrecisionOption = Annotated[
     str | None,
     choice(PRECISIONS, "Precision of the network; auto: bfloat16 if the device supports it.", "Computing"),
@@ -133,9 +134,6 @@ SamplesCountOption = Annotated[
         help="Take N files, chosen at random by their names (default: all, of a folder up to 10,000).",
     ),
 ]
-MOST_SEED = 10**18
-"""A run's own command gives the seed again, from at most 19 digits."""
-
 SamplesSeedOption = Annotated[
     int, images_option(min=0, max=MOST_SEED, help="Seed of this choice, or of synthetic images: the same everywhere.")
 ]
@@ -168,7 +166,7 @@ def chosen_classes(classifier: Classifier, classes: Sequence[str] | None) -> lis
 def read_samples(output: Output, context: typer.Context, classifier: Classifier, resize: Resize | None) -> Samples:
     """The samples that a command's options name, of the classifier's shape; a folder named ``leaves`` is ``./leaves``.
 
-    AgnoscoError if they cannot be read, or a number of digits is asked for.
+    AgnoscoError if they cannot be read, a number of digits is asked for, or digits for a network of other images.
     """
     from ..data.cache import default_cache
     from ..data.datasets import digits
@@ -182,7 +180,11 @@ def read_samples(output: Output, context: typer.Context, classifier: Classifier,
     if source == "digits":
         if count is not None:
             raise AgnoscoError("digits are always all of them", "leave --samples-count out")
-        return digits().samples
+        images = digits().samples
+        if images.shape != classifier.shape:
+            message = f"digits are {images.shape}, and {classifier.name} takes {classifier.shape}"
+            raise AgnoscoError(message, "give another folder or kind of images with --samples")
+        return images
     with output.bar() as show:
         progress = partial(show, "reading samples")
         return Samples.from_folder(

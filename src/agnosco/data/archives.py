@@ -6,6 +6,7 @@ many members, some are chosen, and most of those skipped are only counted.
 
 import heapq
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ class _Member(NamedTuple):
 
 def is_archive(path: str | Path) -> bool:
     """Whether a path is that of a file that is called a tar."""
-    path = Path(path).expanduser()
-    return path.suffix.lower() == ".tar" and path.is_file()
+    path = Path(os.path.expanduser(path))
+    return path.suffix.lower() == ".tar" and os.path.isfile(path)
 
 
 def read_archive(
@@ -62,7 +63,7 @@ def read_archive(
     the tar is damaged, compressed, or cannot be read, or the limit is below 1.
     """
     check_limit(limit)
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         with open_regular(path) as file:
             listing = _Listing()

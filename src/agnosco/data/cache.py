@@ -33,7 +33,7 @@ def default_cache() -> Path:
     See https://specifications.freedesktop.org/basedir-spec/latest/.
     """
     if chosen := os.environ.get("AGNOSCO_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "agnosco"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AgnoscoError
+from ..io.storage import reason_of
 from ..types import OnProgress, Shape
 from .cache import default_cache
 from .files import DIGITS
@@ -65,6 +67,16 @@ def digits() -> Labelled:
     return Labelled(Samples.from_array(framed, source=DIGITS), labels, tuple(f"digit {i}" for i in range(10)))
 
 
+def _folders(path: Path) -> list[Path]:
+    """The folders in a folder, but for hidden ones, by name; none if there is no such folder."""
+    try:
+        return sorted(entry for entry in path.iterdir() if os.path.isdir(entry) and not entry.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
+
+
 def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress | None = None) -> Labelled:
     """The images of a folder that holds one folder per class, in the order of the classes' names.
 
@@ -72,9 +84,8 @@ def from_class_folders(path: str | Path, shape: Shape, *, progress: OnProgress |
     is called with the number of classes read and their total. AgnoscoError if there are fewer than two such folders, or
     one has no readable image.
     """
-    path = Path(path).expanduser()
-    entries = path.iterdir() if path.is_dir() else ()
-    folders = sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    path = Path(os.path.expanduser(path))
+    folders = _folders(path)
     if len(folders) < 2:
         message = f"{str(path)!r} does not hold a folder per class"
         raise AgnoscoError(message, "give a folder DIR with images DIR/CLASS/IMAGE")

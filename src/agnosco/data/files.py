@@ -84,25 +84,31 @@ def find_files(path: str | Path, *, limit: int = MOST_FILES, seed: int = 0) -> F
     or the limit is below 1.
     """
     check_limit(limit)
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     try:
         if root.is_file():  # or a link to a file: the user named it
             return FolderFiles({root.name: root}, 1, [], 0)
         listing = _Listing(root)
         chosen = heapq.nsmallest(limit, listing.names(), key=partial(name_hash, seed=seed))
     except (FileNotFoundError, NotADirectoryError) as error:
-        message = f"no folder {str(path)!r}"
-        raise AgnoscoError(message, "check the path; 'leaves' and 'noise' are samples that need no folder") from error
+        raise no_folder(path) from error
     except OSError as error:
         raise AgnoscoError(f"cannot read {str(path)!r}: {reason_of(error)}", "check its permissions") from error
     files = {name: root / name for name in sorted(chosen)}
     return FolderFiles(files, listing.total, listing.skipped(), listing.skipped_count, listing.private)
 
 
+def no_folder(path: str | Path) -> AgnoscoError:
+    """What is said of a folder that does not exist."""
+    hint = "check the path; 'leaves' and 'noise' are samples that need no folder"
+    return AgnoscoError(f"no folder {str(path)!r}", hint)
+
+
 def is_marked(path: str | Path) -> bool:
-    """Whether a folder or a file, or any folder above it, is marked as private."""
-    place = Path(os.path.abspath(Path(path).expanduser()))
-    return any((folder / PRIVATE).exists() for folder in (place, *place.parents))
+    """Whether a folder or a file, or any folder above it, is marked as private; where links lead counts too."""
+    named = Path(os.path.expanduser(path))
+    places = [Path(os.path.abspath(named)), Path(os.path.realpath(named))]
+    return any(os.path.lexists(folder / PRIVATE) for place in places for folder in (place, *place.parents))
 
 
 def check_limit(limit: int) -> None:
@@ -159,7 +165,7 @@ class _Listing:
     """Lists the regular files of a folder one at a time, and counts them and what is skipped."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.real_root = root, root.resolve()
+        self.root, self.real_root = root, Path(os.path.realpath(root))
         self.total = self.skipped_count = 0
         self.private = False
         self._skipped: list[Skipped] = []

@@ -7,6 +7,7 @@ no code of a data set. An image that is only a path, into the disk of whoever ma
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from ..errors import AgnoscoError
 from ..text import first_line, nearest
 from ..types import OnProgress, Resize, Shape
 from .decoding import Content, decode_files
-from .files import FolderFiles, check_limit, name_hash
+from .files import PRIVATE, FolderFiles, check_limit, name_hash
 
 HUB = "hf:"
 SAVED, SPLITS = "dataset_info.json", "dataset_dict.json"
@@ -31,8 +32,8 @@ _NAME = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>\w+))?(?:@(?
 
 def is_dataset(path: str | Path) -> bool:
     """Whether a path is that of a saved data set, or ``hf:ORG/NAME[:SPLIT][@REVISION]``."""
-    folder = Path(path).expanduser()
-    return str(path).startswith(HUB) or (folder / SPLITS).is_file() or (folder / SAVED).is_file()
+    folder = Path(os.path.expanduser(path))
+    return str(path).startswith(HUB) or any(os.path.isfile(folder / name) for name in (SPLITS, SAVED))
 
 
 def read_dataset(
@@ -65,7 +66,8 @@ def read_dataset(
 
     images, skipped = decode_files(contents(), len(chosen), shape, progress, resize)
     files = {f"row {index}": Path(path) for index in chosen}
-    return images, FolderFiles(files, total, list(skipped), len(skipped))
+    private = not str(path).startswith(HUB) and any(Path(os.path.expanduser(path)).rglob(PRIVATE))
+    return images, FolderFiles(files, total, list(skipped), len(skipped), private)
 
 
 def _opened(path: str) -> Any:
@@ -75,7 +77,7 @@ def _opened(path: str) -> Any:
     except ImportError as error:
         raise AgnoscoError("datasets is not installed", "pip install '.[hf]' in the clone of agnosco") from error
     if not path.startswith(HUB):
-        opened = datasets.load_from_disk(str(Path(path).expanduser()))
+        opened = datasets.load_from_disk(os.path.expanduser(path))
         split = None
     else:
         match = _NAME.fullmatch(path)

@@ -20,7 +20,7 @@ from . import arrays, procedural
 from .archives import is_archive, read_archive
 from .cache import cache_key, read_cache, write_cache
 from .decoding import DECODER, FORMATS, decode_files, stack
-from .files import ARRAY, MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, is_marked, summary
+from .files import ARRAY, MADE, MOST_FILES, FolderFiles, Skipped, chosen_of, find_files, is_marked, no_folder, summary
 from .hub_datasets import HUB, is_dataset, read_dataset
 from .procedural import checked_shape
 
@@ -97,7 +97,7 @@ class Samples:
             path, checked_shape(shape), resize=resize, limit=limit, seed=seed, cache=cache, progress=progress
         )
         on_hub = str(path).startswith(HUB)
-        source = str(path) if on_hub else Path(os.path.abspath(Path(path).expanduser())).name or "folder"
+        source = str(path) if on_hub else os.path.basename(os.path.abspath(os.path.expanduser(path))) or "folder"
         if folder.skipped:
             named = summary(folder.skipped, folder.skipped_count)
             message = f"skipped in {source!r}, which gave {len(images)} images: {named}"
@@ -258,6 +258,8 @@ def read_folder(
     progress: OnProgress | None = None,
 ) -> tuple[Tensor, FolderFiles]:
     """Images ``(N, C, H, W)`` of a folder, and its files that were read or skipped; see :meth:`Samples.from_folder`."""
+    if not str(path):  # which would be this folder
+        raise no_folder(path)
     limit = min(limit, max(FOLDER_BYTES // math.prod(shape), 1))
     if is_archive(path) or is_dataset(path):
         read = read_archive if is_archive(path) else read_dataset
@@ -271,7 +273,7 @@ def read_folder(
     cache_file = None
     if cache is not None:
         key, unread = cache_key(files, shape, decoder)
-        cache_file = Path(cache).expanduser() / f"{key}.safetensors"
+        cache_file = Path(os.path.expanduser(cache)) / f"{key}.safetensors"
     decoded = read_cache(cache_file, len(files), shape) if cache_file else None
     if decoded is None:
         decoded = decode_files(files.items(), len(files), shape, progress, resize)

@@ -30,7 +30,7 @@ from ..io.storage import Folder, Place
 from ..method.algorithm1 import perturbed
 from ..method.config import Config
 from ..method.folding import alike
-from ..method.maker import map_class
+from ..method.maker import indices_of, map_class
 from ..method.render import to_picture
 from ..method.score import logits_of
 from ..models.classifier import Classifier
@@ -96,7 +96,7 @@ def facets(
     """
     classifier = as_classifier(classifier, samples.shape)
     config = config or chosen_config("quick", **overrides_for(classifier.shape))
-    found = find_facets(classifier, [classifier.index(label) for label in classes], samples, count=count)
+    found = find_facets(classifier, indices_of(classifier, classes), samples, count=count)
     run = Run.create(out, classifier=found.classifier, samples=samples, config=config)
     found.store(run, seeds=seeds)
     for _ in map_runs(run, found.classifier, samples, found.targets, seeds=seeds, on_step=on_step):

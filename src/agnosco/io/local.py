@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -55,7 +56,7 @@ class Local(Folder):
                 flush_folder(self.path.parent)
 
     def sweep(self) -> None:
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             return
         with _errors(self.name):
             inside = [entry.path for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)]
@@ -111,7 +112,10 @@ class Local(Folder):
         return write(path)
 
     def exists(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        try:
+            return stat.S_ISREG(self._status(name).st_mode)
+        except FileNotFoundError:
+            return False
 
     def names(self, inside: str) -> list[str]:
         try:
@@ -131,8 +135,12 @@ class Local(Folder):
                 path.parent.rmdir()
 
     def modified(self, name: str) -> float:
+        return self._status(name).st_mtime
+
+    def _status(self, name: str) -> os.stat_result:
+        """What the disk says of a file; FileNotFoundError if it does not exist, AgnoscoError if that is not known."""
         try:
-            return (self.path / name).stat().st_mtime
+            return os.stat(self.path / name)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(self.at(name)) from error
         except OSError as error:

@@ -48,14 +48,17 @@ class Folder(ABC):
 
     @staticmethod
     def of(place: Place | Folder) -> Folder:
-        """The folder at a path, or at a URL such as ``s3://bucket/run``; AgnoscoError if fsspec cannot open it."""
+        """The folder at a path, which may begin with ``~``, or at a URL such as ``s3://bucket/run``.
+
+        AgnoscoError if fsspec cannot open it.
+        """
         from .local import Local
         from .remote import Remote
 
         if isinstance(place, Folder):
             return place
         name = os.fspath(place).removeprefix("file://")
-        return Remote(name) if "://" in name else Local(Path(name))
+        return Remote(name) if "://" in name else Local(Path(os.path.expanduser(name)))
 
     def __str__(self) -> str:
         return self.name
@@ -131,13 +134,19 @@ def write_whole(place: Place, content: bytes) -> str:
 
     Raises AgnoscoError if that is impossible.
     """
-    folder, name = os.path.split(os.fspath(place))
-    if folder.endswith(":/"):
-        raise AgnoscoError(f"{os.fspath(place)!r} names no folder", "write it as s3://bucket/report.html")
-    target = Folder.of(folder or ".")
-    target.make()
-    target.write(name, content)
+    folder, name = folder_and_name(place)
+    folder.make()
+    folder.write(name, content)
     return os.fspath(place)
+
+
+def folder_and_name(place: Place) -> tuple[Folder, str]:
+    """The folder of the file at a path or a URL, and the file's name in it; AgnoscoError for a URL without a folder."""
+    path = os.fspath(place).removeprefix("file://")
+    folder, name = os.path.split(path)
+    if "://" in path and "://" not in folder:  # the two slashes at the end of a folder are gone
+        raise AgnoscoError(f"{path!r} names no folder", f"write it as s3://bucket/{name}")
+    return Folder.of(folder or "."), name
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], *, threads: int = THREADS) -> Iterator[R]:

@@ -72,9 +72,7 @@ def map_classes(
     """
     classifier = load(classifier, size=size)
     config = preset(config) if isinstance(config, str) else config
-    if isinstance(classes, str):
-        raise AgnoscoError(f"{classes!r} is one class, not several", f"write [{classes!r}], or use map_class")
-    labels = [classifier.index(label) for label in classes]
+    labels = indices_of(classifier, classes)
     check_shape(classifier, samples)
     if together is not None and together < 1:
         raise AgnoscoError(f"together must be at least 1, not {together}", "None fills the device")
@@ -152,6 +150,13 @@ def map_objective(
     config = preset(config) if isinstance(config, str) else config
     config = replace(config, mapper=replace(config.mapper, loss="logit"))
     return map_class(asked, 0, samples, config, seed=seed, on_step=on_step)
+
+
+def indices_of(classifier: Classifier, classes: Iterable[int | str]) -> list[int]:
+    """Indices of classes; AgnoscoError if there is no such class, or one name is given instead of several."""
+    if isinstance(classes, str):
+        raise AgnoscoError(f"{classes!r} is one class, not several", f"write [{classes!r}]")
+    return [classifier.index(label) for label in classes]
 
 
 def check_shape(classifier: Classifier, samples: Samples) -> None:

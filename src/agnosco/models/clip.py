@@ -9,6 +9,7 @@ files, and tensors that came through :mod:`.weights.opening`. Weights that it na
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -124,7 +125,7 @@ def read_prompts(prompts: Path | str | Sequence[str]) -> tuple[Prompt, ...]:
     lines: Sequence[str]
     if isinstance(prompts, str | Path):
         try:
-            lines = read_regular(Path(prompts).expanduser(), most=LIMITS.labels).decode("utf-8-sig").splitlines()
+            lines = read_regular(os.path.expanduser(prompts), most=LIMITS.labels).decode("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
             raise AgnoscoError(f"cannot read prompts from {str(prompts)!r}: {first_line(error)}", HINT) from error
     else:

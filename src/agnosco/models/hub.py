@@ -7,6 +7,7 @@ file may.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,8 +58,8 @@ class Repository:
 
         The names of its files are those of transformers, unless others are given.
         """
-        folder = Path(text).expanduser()
-        if text and folder.is_dir():
+        folder = Path(os.path.expanduser(text))
+        if text and os.path.isdir(folder):
             return cls(text, folder, config=config, weights_file=weights_file)
         match = _REPOSITORY.fullmatch(text)
         if match is None or text.startswith((".", "/", "~")) or ".." in text:
@@ -86,7 +87,7 @@ class Repository:
         """
         if self.folder is not None:
             path = self.folder / name
-            return path if path.exists() else None
+            return path if os.path.exists(path) else None
         from huggingface_hub import errors, hf_hub_download
 
         # what comes later is of the same commit as what came first

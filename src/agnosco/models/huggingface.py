@@ -7,6 +7,7 @@ run code, and tensors that came through :mod:`.weights.opening`; its processor s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -81,7 +82,7 @@ class HuggingFace(Source):
         return of_foreign_file(network, f"{CONFIG} or {PROCESSOR} of {repository.given}")
 
     def download(self, name: str) -> str | None:
-        return None if Path(name).expanduser().is_dir() else f"hf:{name}, unless it is already here"
+        return None if os.path.isdir(os.path.expanduser(name)) else f"hf:{name}, unless it is already here"
 
 
 # -- the configuration --------------------------------------------------------------------------------

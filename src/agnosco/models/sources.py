@@ -7,8 +7,10 @@ import ast
 import importlib.util
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -198,7 +200,7 @@ class PythonFile(Source):
             message = f"'python:{name}' runs the code of {path.name}"
             raise AgnoscoError(message, "if you trust that file, add --trust-code")
         model = _built_by_file(path, factory)
-        absolute = path.expanduser().is_absolute()
+        absolute = os.path.isabs(os.path.expanduser(path))
         full_name = f"python:{path.name}:{factory}" if absolute else f"python:{name}"  # no folder of this machine
         if weights is not None:
             with weights() as file:
@@ -239,7 +241,7 @@ def _built_by_file(path: Path, factory: str) -> nn.Module:
     if there is no such file or factory, it fails, or it does not return an ``nn.Module``.
     """
     function_name, args, options = _parse_call(factory)
-    module = _import_file(path.expanduser())
+    module = _import_file(Path(os.path.expanduser(path)))
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
@@ -278,8 +280,8 @@ class _Source(SourceFileLoader):
 
 def _import_file(path: Path) -> ModuleType:
     """The module of a file, under a private name."""
-    if not path.is_file():
-        raise AgnoscoError(f"there is no file {str(path)!r}", "check the path")
+    if not os.path.isfile(path):
+        raise AgnoscoError(f"there is no file {str(path)!r}", "check the path and its permissions")
     name = f"_agnosco_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     assert spec is not None  # since it has a loader
@@ -291,8 +293,10 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _run(action: Callable[[], Any], what: str) -> Any:
+    """What foreign code returns; it changes the working directory, to which paths refer, for itself only."""
     try:
-        return action()
+        with chdir(os.curdir):
+            return action()
     except (Exception, SystemExit) as error:
         message = f"{what} raised {type(error).__name__}: {first_line(error)}"
         raise AgnoscoError(message, "correct the file, or the call") from error

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from stat import S_IMODE
 from statistics import fmean
 
 from ..backdoor import record as scanning
 from ..errors import AgnoscoError
 from ..evaluate import sanity_record
 from ..evaluate.score_record import Judgement, read_scores, rows_of
-from ..io.storage import Folder, Place
+from ..io.local import Local
+from ..io.storage import Folder, Place, folder_and_name
 from ..method.render import SIDE, enlarged, png, stretched, to_picture
 from ..runs.command import command_of
 from ..runs.manifest import Entry
@@ -68,7 +71,12 @@ class Card:
         drawn = {_picture_of(entry): _drawn(self.run, entry) for entry in self.shown}
         self.folder.make()
         pictures = [self.folder.write(name, picture) for name, picture in drawn.items()]
-        return self.folder.write(self.file, content), pictures
+        mode = _mode_of(self.folder, self.file)
+        name = self.folder.write(self.file, content)
+        if mode is not None:
+            with suppress(OSError):  # of disks that keep none
+                os.chmod(name, mode)
+        return name, pictures
 
 
 def card(
@@ -121,8 +129,7 @@ def _target(run: Run, out: Place | None, into: Place | None) -> tuple[Folder, st
         folder, file = run.folder, FILE
     else:
         place = os.fspath(into) if into is not None else file_at(os.fspath(out or ""), FILE)
-        parent, file = os.path.split(place)
-        folder = Folder.of(parent or ".")
+        folder, file = folder_and_name(place)
     if not file.lower().endswith(SUFFIXES):
         named = without_password(folder.at(file))
         raise AgnoscoError(f"{named!r} is not a Markdown file", "name a file that ends in .md, or a folder for --out")
@@ -137,7 +144,16 @@ def _target(run: Run, out: Place | None, into: Place | None) -> tuple[Folder, st
         message = f"{without_password(folder.at(file))!r} is not a card of agnosco"
         raise AgnoscoError(message, "choose another name with --out, or add the card to this file with --into")
     _check_text(folder.at(file), before)
+    if isinstance(folder, Local):  # a link stays one: it leads to a file inside, as it was read
+        file = os.path.relpath(os.path.realpath(folder.path / file), os.path.realpath(folder.path))
     return folder, file, before
+
+
+def _mode_of(folder: Folder, file: str) -> int | None:
+    """The permissions of a file of this machine; None if there is none, or it is elsewhere."""
+    if isinstance(folder, Local) and folder.exists(file):
+        return S_IMODE(os.stat(folder.path / file).st_mode)
+    return None
 
 
 def _check_text(name: str, content: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..backdoor.record import conclusion
 from ..errors import AgnoscoError
-from ..io.storage import Folder, Place, write_whole
+from ..io.storage import Folder, Place, folder_and_name, write_whole
 from ..runs.run import Run
 from ..text import without_password
 from ..types import OnProgress
@@ -117,6 +117,8 @@ def opened(
     with_samples: bool = False,
 ) -> Report:
     """A report of runs, not yet drawn: whatever is wrong with its arguments is reported first; see :func:`report`."""
+    if not paths:
+        raise AgnoscoError("a report needs a run", "give at least one run folder")
     if len(scans) > len(paths):
         raise AgnoscoError(f"{len(scans)} scans for {len(paths)} runs", "give one --scan for each run, in their order")
     runs = [Run.open(path) for path in paths]
@@ -144,9 +146,9 @@ def _check_target(target: str) -> None:
         raise AgnoscoError(
             f"{target!r} is not an HTML file", "name a file that ends in .html, or a folder with / at its end"
         )
-    folder, name = os.path.split(target)
+    folder, name = folder_and_name(target)
     try:
-        before = Folder.of(folder or ".").read(name)
+        before = folder.read(name)
     except FileNotFoundError:
         return
     if not before.lstrip()[: len(_DOCTYPE)].lower() == _DOCTYPE:

@@ -8,6 +8,7 @@ from ..io.storage import Folder
 
 def file_at(out: str, name: str) -> str:
     """The file that is meant: ``out`` itself, or the file of this name in it if it is a folder."""
-    if out.endswith(("/", os.sep)) or (isinstance(Folder.of(out), Local) and os.path.isdir(out)):
-        return f"{out.rstrip('/' + os.sep)}/{name}"
+    folder = Folder.of(out)
+    if out.endswith(("/", os.sep)) or (isinstance(folder, Local) and os.path.isdir(folder.path)):
+        return f"{out.removesuffix('/')}/{name}"
     return out

@@ -21,15 +21,15 @@ from ..errors import AgnoscoError
 from ..io.atomic import DAY
 from ..io.records import to_json
 from ..method.checkpoint import GroupState, packed, unpacked
-from ..method.maker import Maker, groups_of
+from ..method.maker import Maker, groups_of, indices_of
 from ..method.score import log_odds, logits_for, predictions, share_moved
 from ..models.classifier import Classifier
-from ..types import Job, OnStep
+from ..types import MOST_SEED, Job, OnStep
 from .leases import Lease, Leases
 from .manifest import CHECKPOINTS, Entry, name_of_group, split
 from .origin import check_origin, classifier_of
 from .run import Run
-from .status import RunStatus, status_of
+from .status import RunStatus, status_of, warn_of_other_names
 
 INTERVAL = 60.0
 """Seconds between two checkpoints: a process that is killed loses at most this much work, and a step."""
@@ -133,8 +133,8 @@ def map_runs(
         backend: Makes the maps; None for this process, to which ``together``, ``on_estimate`` and ``on_wait`` apply.
 
     Raises:
-        AgnoscoError: The run was made with another network or other samples; or its folder has vanished or cannot be
-            written any more. Finished maps are kept.
+        AgnoscoError: There is no such class or seed; the run was made with another network or other samples; or its
+            folder has vanished or cannot be written any more. Finished maps are kept.
 
     Example:
         >>> from agnosco import Run, Samples, load, map_runs
@@ -145,9 +145,13 @@ def map_runs(
     """
     classifier = classifier_of(run, classifier)
     check_origin(run, classifier, samples)
-    jobs = list(dict.fromkeys(Job(classifier.index(label), seed) for label in classes for seed in seeds))
+    labels = indices_of(classifier, classes)
+    if beyond := [seed for seed in seeds if abs(seed) > MOST_SEED]:
+        raise AgnoscoError(f"there is no seed {beyond[0]}", f"give at most {MOST_SEED}")
+    jobs = list(dict.fromkeys(Job(label, seed) for label in labels for seed in seeds))
     run.folder.sweep()
     status = status_of(run, jobs, names=classifier.labels)
+    warn_of_other_names(run, status.entries, classifier.labels)
     if on_status is not None:
         on_status(status)
     try:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from ..io import records
 from ..io.records import Record
 from ..method.config import Config, config_from_json
-from ..types import Job, Resize
+from ..types import MOST_SEED, Job, Resize
 
 if TYPE_CHECKING:
     from ..data.samples import Samples
@@ -36,7 +36,7 @@ CHECKPOINTS = "checkpoints"
 """The folder of checkpoints inside a run folder."""
 
 Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
-Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Seed = Annotated[int, Meta(ge=-MOST_SEED, le=MOST_SEED)]
 Axis = Annotated[int, Meta(gt=0, lt=1 << 16)]
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Group = Sequence[tuple[int, int]]

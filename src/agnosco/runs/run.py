@@ -126,10 +126,11 @@ class Run:
             device, threads, cpu: What a cluster makes the maps with. A run that is continued keeps its threads.
 
         Raises:
-            AgnoscoError: The folder cannot be written, or holds something else.
+            AgnoscoError: The folder cannot be written, or holds something else; or the network takes no such samples.
         """
         import torch
 
+        from ..method.maker import check_shape
         from ..method.prepare import resolve_precision
         from ..models.loading import as_classifier
 
@@ -138,6 +139,7 @@ class Run:
         if isinstance(config, str):
             config, preset = preset_config(config), config
         classifier = as_classifier(classifier, samples.shape)
+        check_shape(classifier, samples)
         config = replace(config, precision=resolve_precision(config.precision, classifier.device))
         settings = Settings(
             command=command, preset=preset, overrides=dict(overrides or {}), device=device or str(classifier.device),
@@ -331,7 +333,10 @@ class Run:
         return MadeWith(settings=self.settings, group=list(members), place=place)
 
     def _write_map(self, content: bytes, entry: Entry) -> None:
-        """Write a map and its entry; again, if another process's map now lies beside this entry, or the reverse."""
+        """Write a map and its entry; again, if another process's map now lies beside this entry, or the reverse.
+
+        AgnoscoError if they do not go together whatever is tried.
+        """
         name = entry.stem
         for _ in range(TRIES):
             self.folder.write(f"maps/{name}.safetensors", content)
@@ -340,6 +345,8 @@ class Run:
                 stored = self.stored_entry(name)
                 if stored is not None and self.fault(stored) is None:
                     return
+        message = f"the map {self.folder.at(f'maps/{name}.safetensors')!r} was not written as it is"
+        raise AgnoscoError(message, "give the same command again")
 
     def merge(self) -> None:
         """Take over the groups and entries that other processes have written, and their number of threads.

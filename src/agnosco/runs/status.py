@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec.structs import asdict, replace
 
-from ..errors import AgnoscoError
+from ..errors import AgnoscoError, AgnoscoWarning
 from ..io.storage import in_order
+from ..text import one_line
 from ..types import Job
 from .manifest import Drawn, Entry, picture_of, sealed, stem_of, write_entry
 from .run import Run
@@ -57,6 +59,24 @@ def status_of(run: Run, jobs: Sequence[Job], *, names: Sequence[str]) -> RunStat
             run.discard(damaged)  # the class has another name now, and so will the files
     entries = [entry for entry, _ in results if entry is not None]
     return RunStatus(entries, missing, [damage for _, damage in results if damage is not None], sorted(redrawn))
+
+
+def warn_of_other_names(run: Run, entries: Sequence[Entry], names: Sequence[str]) -> None:
+    """Warn if finished maps call their classes otherwise than the classifier, whose names these are, by index.
+
+    A classifier without names, which numbers its classes, says nothing else.
+    """
+    named = (entry for entry in entries if names[entry.index] not in (entry.name, str(entry.index)))
+    others = {entry.index: entry.name for entry in named}
+    if not others:
+        return
+    index, name = next(iter(others.items()))
+    count = "1 class" if len(others) == 1 else f"{len(others)} classes"
+    message = (
+        f"{run.folder.name!r} has maps of {count} under other names than the network's: {one_line(name)!r} for class "
+        f"{index}, {one_line(names[index])!r}; for maps under the new names, make another run"
+    )
+    warnings.warn(message, AgnoscoWarning, stacklevel=3)
 
 
 def _checked(

@@ -6,6 +6,7 @@ rights (:mod:`.restricted`). All else is refused.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def open_weights(path: Path | str, *, allow_pickle: bool = False, limits: Limits
     process opens it. AgnoscoError if there is no such file, or it is something else, contradicts itself, exceeds a
     limit or holds unprintable text; each has its own exit code (:data:`.limits.CODES`).
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     with open_file(path) as file:
         contents = contents_of(file, limits)
         if not contents.findings:
