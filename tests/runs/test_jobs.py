@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -32,7 +33,7 @@ from agnosco.method import maker
 from agnosco.method.checkpoint import KEY, _digest, packed, unpacked
 from agnosco.method.config import Config, MapperConfig, RefineConfig
 from agnosco.method.dials import L2, AutoL2, Crops, Data, Sparse, Spectral
-from agnosco.method.maker import Maker, groups_of
+from agnosco.method.maker import Maker, groups_of, map_classes
 from agnosco.models.classifier import Classifier
 from agnosco.runs import jobs, status
 from agnosco.runs.jobs import Finished, map_runs
@@ -117,6 +118,14 @@ def test_classes_and_seeds_that_no_run_can_have_leave_no_folder(
     with pytest.raises(AgnoscoError, match=message):
         make(tmp_path / "run", classes=classes, seeds=seeds)
     assert not (tmp_path / "run").exists()
+
+
+def test_seeds_may_be_of_numpy(tmp_path: Path) -> None:
+    assert keys(make(tmp_path / "run", classes=(1,), seeds=np.arange(2))) == [(1, 0), (1, 1)]
+    run = create(tmp_path / "by-hand")
+    for concept in map_classes(network(), [1], samples(), CONFIG, seeds=np.arange(2)):
+        run.add(concept, targeted_success_rate=0.5)
+    assert [entry.job for entry in Run.open(tmp_path / "by-hand").entries] == [(1, 0), (1, 1)]
 
 
 def keys(finished: list[Finished]) -> list[tuple[int, int]]:

@@ -324,6 +324,14 @@ def test_a_map_whose_entry_cannot_be_read_again_is_an_error(tmp_path: Path) -> N
     assert run.entries == []
 
 
+def test_figures_that_are_whole_numbers_are_read_again(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.add(replace(concept(), probability=1), targeted_success_rate=1)
+    stored = run.stored_entry(run.entries[0].stem)
+    assert stored is not None
+    assert (stored.probability, stored.targeted_success_rate) == (1.0, 1.0)
+
+
 def test_file_in_the_way_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("dear")
     with pytest.raises(AgnoscoError, match="is a file"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,7 +77,7 @@ def map_classes(
     check_shape(classifier, samples)
     if together is not None and together < 1:
         raise AgnoscoError(f"together must be at least 1, not {together}", "None fills the device")
-    seeds = list(seeds)
+    seeds = [operator.index(seed) for seed in seeds]  # those of numpy, too, are written into files
     jobs = [Job(label, seed) for label in labels for seed in seeds]
     maker = Maker(classifier, samples, config)
     groups = groups_of(jobs, together or maker.together)

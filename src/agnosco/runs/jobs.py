@@ -5,6 +5,7 @@ number of processes may work on one run: each takes the groups that no other has
 """
 
 import atexit
+import operator
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -146,6 +147,7 @@ def map_runs(
     classifier = classifier_of(run, classifier)
     check_origin(run, classifier, samples)
     labels = indices_of(classifier, classes)
+    seeds = [operator.index(seed) for seed in seeds]  # those of numpy, too, are written into files
     if beyond := [seed for seed in seeds if abs(seed) > MOST_SEED]:
         raise AgnoscoError(f"there is no seed {beyond[0]}", f"give at most {MOST_SEED}")
     jobs = list(dict.fromkeys(Job(label, seed) for label in labels for seed in seeds))

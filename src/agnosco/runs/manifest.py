@@ -242,8 +242,8 @@ def entry_for(
     drawn_at = {kind: picture_of(name, kind) for kind in pictures}
     entry = Entry(
         index=concept.label, name=concept.name, seed=concept.seed, stages=tuple(concept.stages),
-        probability=concept.probability,
-        targeted_success_rate=targeted_success_rate if isfinite(targeted_success_rate) else None,
+        probability=float(concept.probability),  # a 1 would be read again as 1.0, and have another digest
+        targeted_success_rate=float(targeted_success_rate) if isfinite(targeted_success_rate) else None,
         norm=torch.linalg.vector_norm(concept.nu, dtype=torch.float64).item(),
         files={"map": f"maps/{name}.safetensors"} | drawn_at, sha256=hashlib.sha256(content).hexdigest(),
         drawn=Drawn.of(pictures),
