@@ -434,6 +434,10 @@ def test_names_that_stdout_cannot_encode_are_escaped(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii", write_through=True))
     Output().result("猫 (0)")
     assert written.getvalue() == rb"\u732b (0)" + b"\n"
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written := BytesIO(), encoding="ascii", errors="replace"))
+    Output().result("猫")
+    sys.stdout.flush()
+    assert written.getvalue() == b"?\n"  # as it was told
 
 
 def test_quiet_prints_nothing() -> None:

@@ -500,10 +500,20 @@ def test_a_python_file_that_changes_the_working_directory_changes_it_for_itself(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     moving = "import os\nfrom torch import nn\n{}os.chdir('elsewhere')\ndef build():\n    {}return nn.Linear(2, 2)\n"
-    for name, places in (("whole", ("", "")), ("factory", ("# ", "os.chdir('elsewhere'); "))):
+    (tmp_path / "elsewhere" / "text").touch()
+    cases = {"whole": ("", ""), "factory": ("# ", "os.chdir('elsewhere'); "), "both": ("", "os.stat('text'); ")}
+    for name, places in cases.items():
         (tmp_path / f"{name}.py").write_text(moving.format(*places))
         loading.load(f"python:{name}.py:build", size=2, trust_code=True)
         assert Path.cwd() == tmp_path
+
+
+def test_a_python_file_needs_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(2, 2)\n")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert isinstance(loading.load(f"python:{tmp_path}/net.py:build", size=2, trust_code=True).model, nn.Linear)
 
 
 def test_python_without_a_file(tmp_path: Path) -> None:
@@ -567,8 +577,11 @@ def test_files_may_lie_in_the_home_of_a_user(factories: Path, tmp_path: Path, mo
     [
         (b"cat\ndog\ncow\n", "3 labels for 2 classes"),
         (b"", "labels.txt does not hold a list of names"),
+        (b"[]", "labels.txt does not hold a list of names"),
         (b"[1, 2]", "labels.txt does not hold a list of names"),
         (b'["cat", ', "cannot read labels from"),
+        (b"['cat', 'dog']", "cannot read labels from"),
+        (b"[\n'cat'\n]", "cannot read labels from"),
         (b"\xff\xfe\x00", "cannot read labels from"),
     ],
 )

@@ -246,7 +246,7 @@ def test_a_file_with_a_card_keeps_its_mode_and_a_link_to_it_stays(run: Run, tmp_
     readme.write_bytes(README)
     readme.chmod(0o604)
     link.symlink_to("docs/model.md")
-    card(run, into=link)
+    assert card(run, into=link) == str(link)
     assert link.is_symlink()
     assert OPENING in readme.read_text()
     assert readme.stat().st_mode & 0o777 == 0o604
@@ -280,6 +280,7 @@ def test_a_file_of_another_kind_is_not_overwritten(run: Run, tmp_path: Path) -> 
     refused: list[tuple[dict[str, Any], str]] = [
         ({"out": tmp_path / "README.md"}, "is not a card of agnosco"),
         ({"out": tmp_path / "model.safetensors"}, "is not a Markdown file"),
+        ({"out": ""}, "is not a Markdown file"),
         ({"into": tmp_path / "model.bin"}, "is not a Markdown file"),
         ({"into": tmp_path / "missing.md"}, "there is no "),
         ({"into": "memory://README.md"}, "'memory://README.md' names no folder"),

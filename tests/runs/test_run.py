@@ -319,9 +319,12 @@ def test_samples_of_another_size_are_refused_and_leave_no_folder(tmp_path: Path)
 
 def test_a_map_whose_entry_cannot_be_read_again_is_an_error(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
-    with pytest.raises(AgnoscoError, match="was not written as it is"):
-        run.add(replace(concept(), seed=1 << 63), targeted_success_rate=0.5)
-    assert run.entries == []
+    run.end()
+    before = files(tmp_path / "run")
+    for wrong in ({"seed": 1 << 63}, {"probability": float("nan")}):
+        with pytest.raises(AgnoscoError, match="no run can hold the map"):
+            run.add(replace(concept(), **wrong), targeted_success_rate=0.5)
+    assert files(tmp_path / "run") == before
 
 
 def test_figures_that_are_whole_numbers_are_read_again(tmp_path: Path) -> None:

@@ -71,9 +71,10 @@ class Output:
     def result(self, data: Any) -> None:
         """Print the command's result: text as it is, anything else as one JSON object.
 
-        What the terminal's encoding lacks is escaped: the work is done, and names may be in any script.
+        What the terminal's encoding lacks is escaped, unless it is told what to do with it: the work is done, and names
+        may be in any script.
         """
-        if isinstance(sys.stdout, TextIOWrapper):
+        if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")
         print(data if isinstance(data, str) else json.dumps(data, indent=1))
 

@@ -145,7 +145,7 @@ def folder_and_name(place: Place) -> tuple[Folder, str]:
     path = os.fspath(place).removeprefix("file://")
     folder, name = os.path.split(path)
     if "://" in path and "://" not in folder:  # the two slashes at the end of a folder are gone
-        raise AgnoscoError(f"{path!r} names no folder", f"write it as s3://bucket/{name}")
+        raise AgnoscoError(f"{without_password(path)!r} names no folder", "write it as s3://bucket/FILE")
     return Folder.of(folder or "."), name
 
 

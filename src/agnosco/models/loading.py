@@ -185,14 +185,14 @@ def resolve_device(name: torch.device | str) -> torch.device:
 
 
 def read_labels(path: Path) -> list[str]:
-    """Class names from a UTF-8 file: a JSON list, or one name per line, which may begin with a bracket.
+    """Class names from a UTF-8 file: a JSON list, or one name per line; AgnoscoError for anything else.
 
-    AgnoscoError for anything else.
+    A text that begins with a bracket is a list, unless a letter follows, as in ``[background]``.
     """
     hint = "give one name per line, or a JSON list"
     try:
         text = read_regular(os.path.expanduser(path), most=LIMITS.labels).decode("utf-8-sig").strip()
-        names = json.loads(text) if re.match(r'\[\s*["\d]', text) else [line.strip() for line in text.splitlines()]
+        names = json.loads(text) if re.match(r"\[(?![^\W\d_])", text) else [line.strip() for line in text.splitlines()]
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise AgnoscoError(f"cannot read labels from {str(path)!r}: {first_line(error)}", hint) from error
     texts = bool(names) and all(isinstance(name, str) for name in names)

@@ -9,8 +9,8 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable
-from contextlib import chdir
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -235,11 +235,31 @@ def torchvision_architecture(name: str, *, auxiliary: bool = False) -> Callable[
 
 
 def _built_by_file(path: Path, factory: str) -> nn.Module:
-    """The network that a factory in a Python file returns; the file is run.
+    """The network that a factory in a Python file returns; the file is run, and may change the working directory.
 
     The factory is a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``. AgnoscoError
     if there is no such file or factory, it fails, or it does not return an ``nn.Module``.
     """
+    with _same_directory():
+        return _built(path, factory)
+
+
+@contextmanager
+def _same_directory() -> Iterator[None]:
+    """The working directory, to which paths refer, is the same afterwards; there is one for all threads."""
+    before = None
+    with suppress(OSError):  # it may be gone
+        before = os.getcwd()
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(OSError):  # it may be one that cannot be entered
+                os.chdir(before)
+
+
+def _built(path: Path, factory: str) -> nn.Module:
+    """See :func:`_built_by_file`."""
     function_name, args, options = _parse_call(factory)
     module = _import_file(Path(os.path.expanduser(path)))
     function = getattr(module, function_name, None)
@@ -293,10 +313,8 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _run(action: Callable[[], Any], what: str) -> Any:
-    """What foreign code returns; it changes the working directory, to which paths refer, for itself only."""
     try:
-        with chdir(os.curdir):
-            return action()
+        return action()
     except (Exception, SystemExit) as error:
         message = f"{what} raised {type(error).__name__}: {first_line(error)}"
         raise AgnoscoError(message, "correct the file, or the call") from error

@@ -71,12 +71,13 @@ class Card:
         drawn = {_picture_of(entry): _drawn(self.run, entry) for entry in self.shown}
         self.folder.make()
         pictures = [self.folder.write(name, picture) for name, picture in drawn.items()]
-        mode = _mode_of(self.folder, self.file)
-        name = self.folder.write(self.file, content)
+        followed = _followed(self.folder, self.file)
+        mode = _mode_of(self.folder, followed)
+        name = self.folder.write(followed, content)
         if mode is not None:
             with suppress(OSError):  # of disks that keep none
                 os.chmod(name, mode)
-        return name, pictures
+        return self.folder.at(self.file), pictures
 
 
 def card(
@@ -90,7 +91,8 @@ def card(
         run: The run, its folder or its URL; its scores, sanity checks and scan are told too.
         out: The Markdown file to write, or a folder; ``card.md`` in the run's folder if None.
         into: A Markdown file that exists, such as the README.md of a model's repository. The section between the lines
-            ``<!-- agnosco -->`` and ``<!-- /agnosco -->`` is replaced, or added at the end; all else stays as it is.
+            ``<!-- agnosco -->`` and ``<!-- /agnosco -->`` is replaced, or added at the end; all else stays as it is. A
+            link stays one: the section is in the file that it leads to, the pictures are beside the link.
         classes: Pictures to show, one for each class.
 
     Raises:
@@ -144,9 +146,14 @@ def _target(run: Run, out: Place | None, into: Place | None) -> tuple[Folder, st
         message = f"{without_password(folder.at(file))!r} is not a card of agnosco"
         raise AgnoscoError(message, "choose another name with --out, or add the card to this file with --into")
     _check_text(folder.at(file), before)
-    if isinstance(folder, Local):  # a link stays one: it leads to a file inside, as it was read
-        file = os.path.relpath(os.path.realpath(folder.path / file), os.path.realpath(folder.path))
     return folder, file, before
+
+
+def _followed(folder: Folder, file: str) -> str:
+    """The name, in the same folder, of the file that a link leads to, so that it stays a link."""
+    if isinstance(folder, Local):
+        return os.path.relpath(os.path.realpath(folder.path / file), os.path.realpath(folder.path))
+    return file
 
 
 def _mode_of(folder: Folder, file: str) -> int | None:

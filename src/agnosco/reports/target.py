@@ -7,8 +7,8 @@ from ..io.storage import Folder
 
 
 def file_at(out: str, name: str) -> str:
-    """The file that is meant: ``out`` itself, or the file of this name in it if it is a folder."""
+    """The file that is meant: ``out`` itself, or the file of this name in it if it is a folder; '' is none."""
     folder = Folder.of(out)
-    if out.endswith(("/", os.sep)) or (isinstance(folder, Local) and os.path.isdir(folder.path)):
+    if out.endswith(("/", os.sep)) or (out and isinstance(folder, Local) and os.path.isdir(folder.path)):
         return f"{out.removesuffix('/')}/{name}"
     return out

@@ -34,7 +34,7 @@ from ..io.records import to_json
 from ..io.storage import MOVED, Folder, Place, in_order
 from ..method.config import Config, config_from_json, config_to_json
 from ..method.config import preset as preset_config
-from ..types import Job
+from ..types import MOST_SEED, Job
 from . import manifest
 from .continuing import check_same, differences, refuse_others
 from .leases import Leases
@@ -303,13 +303,21 @@ class Run:
             targeted_success_rate: That on held-out images; NaN if there are none.
             held_out: Log-odds of the class for each of these images with the map's pattern, ``(N,)``, to be kept.
             group: The maps that it was made side by side with; None takes the run's first group that it is in.
+
+        Raises:
+            AgnoscoError: An entry cannot hold its seed or its figures; the folder has vanished, or cannot be written.
         """
         if self.is_stored:
             self._check_folder()
         else:
             self.end()  # first of all, so that an interrupted run is known as one
         content, pictures = to_bytes(concept, self._made_with(concept, group), held_out), pictures_of(concept)
-        entry = manifest.entry_for(concept, content, pictures, targeted_success_rate=targeted_success_rate)
+        try:
+            entry = manifest.entry_for(concept, content, pictures, targeted_success_rate=targeted_success_rate)
+            manifest.read_entry(manifest.write_entry(entry), entry.stem)
+        except ValueError as error:
+            message = f"no run can hold the map of {concept.name!r} with seed {concept.seed}: a number is out of range"
+            raise AgnoscoError(message, f"give a seed of at most {MOST_SEED}") from error
         for kind, picture in pictures.items():
             self.folder.write(manifest.picture_of(entry.stem, kind), picture)
         self._write_map(content, entry)
@@ -335,7 +343,7 @@ class Run:
     def _write_map(self, content: bytes, entry: Entry) -> None:
         """Write a map and its entry; again, if another process's map now lies beside this entry, or the reverse.
 
-        AgnoscoError if they do not go together whatever is tried.
+        AgnoscoError if it does every time.
         """
         name = entry.stem
         for _ in range(TRIES):
