@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,6 +132,15 @@ def commit() -> str:
     return said("describe", "--always", "--exclude=*") + ("+" if changed else "")
 
 
+def red(run: dict[str, Any]) -> list[str]:
+    """What failed in a suite, as Markdown: each test, or how many of a file if several."""
+    files = Counter(name.split("::")[0] for name in run["failed"])
+    names = [name for name in run["failed"] if files[name.split("::")[0]] == 1]
+    texts = [f"`{re.sub(r'[|`]', ' ', name)}`" for name in names]
+    texts += [f"{count} tests of `{file}`" for file, count in files.items() if count > 1]
+    return [f"{text} ({run['commit']})" for text in texts]
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     rows = []
@@ -138,7 +148,7 @@ def table(results: dict[str, Any]) -> str:
         runs = [each for each in results["runs"] if each["way"] == way.name]
         if not runs:
             continue
-        failed = [f"`{re.sub(r'[|`]', ' ', name)}` ({each['commit']})" for each in runs for name in each["failed"]]
+        failed = [text for each in runs for text in red(each)]
         green = sum(not each["failed"] for each in runs)
         tests = max(each["passed"] + len(each["failed"]) for each in runs)
         minutes = median(each["seconds"] for each in runs) / 60
@@ -147,7 +157,11 @@ def table(results: dict[str, Any]) -> str:
             [way.name, f"{green} of {len(runs)}", f"{tests:,} ({skipped})", f"{minutes:.0f}", ", ".join(failed)]
         )
     head = ["the suite on", "green", "tests (skipped)", "minutes (median)", "failed, and at which commit"]
-    return f"The last time: {measured_on(results['runs'][-1])}.\n\n{markdown(head, rows)}"
+    last = list(takewhile(lambda run: not run["failed"], reversed(results["runs"])))
+    return (
+        f"The last time: {measured_on(results['runs'][-1])}. Of {len(results['runs'])} suites, the last {len(last)} "
+        f"were green.\n\n{markdown(head, rows)}"
+    )
 
 
 def main() -> None:
