@@ -234,16 +234,6 @@ def torchvision_architecture(name: str, *, auxiliary: bool = False) -> Callable[
     return partial(models.get_model, name, weights=None, **options)
 
 
-def _built_by_file(path: Path, factory: str) -> nn.Module:
-    """The network that a factory in a Python file returns; the file is run, and may change the working directory.
-
-    The factory is a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``. AgnoscoError
-    if there is no such file or factory, it fails, or it does not return an ``nn.Module``.
-    """
-    with _same_directory():
-        return _built(path, factory)
-
-
 @contextmanager
 def _same_directory() -> Iterator[None]:
     """The working directory, to which paths refer, is the same afterwards; there is one for all threads."""
@@ -258,8 +248,13 @@ def _same_directory() -> Iterator[None]:
                 os.chdir(before)
 
 
-def _built(path: Path, factory: str) -> nn.Module:
-    """See :func:`_built_by_file`."""
+@_same_directory()
+def _built_by_file(path: Path, factory: str) -> nn.Module:
+    """The network that a factory in a Python file returns; the file is run, and may change the working directory.
+
+    The factory is a callable without arguments, or a call with literal ones, such as ``CifarResNet(20)``. AgnoscoError
+    if there is no such file or factory, it fails, or it does not return an ``nn.Module``.
+    """
     function_name, args, options = _parse_call(factory)
     module = _import_file(Path(os.path.expanduser(path)))
     function = getattr(module, function_name, None)
