@@ -162,6 +162,14 @@ def test_what_is_wrong_is_named_and_nothing_is_changed(run: Path, case: str) -> 
     assert not check(run).is_whole
 
 
+def test_a_damaged_entry_of_a_map_that_has_another_name_now_is_of_no_use(run: Path) -> None:
+    (run / "maps" / "0001-biene-s0.json").write_text("{}")
+    (run / "maps" / "notes.json").write_text("{}")
+    found = check(run)
+    assert (found.finished, found.is_whole) == (3, False)
+    assert [words.endswith("; remove it: the map is 0001-bee-s0") for words in found.damaged] == [True, False]
+
+
 def test_a_map_whose_digest_is_another_does_not_count_as_finished(run: Path) -> None:
     flip(run / "maps/0001-bee-s0.safetensors")
     found = check(run)

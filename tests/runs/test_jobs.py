@@ -120,6 +120,16 @@ def test_classes_and_seeds_that_no_run_can_have_leave_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_more_maps_than_a_manifest_can_hold_are_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "run", classes=(0, 1))
+    monkeypatch.setattr(jobs, "MOST_MAPS", 3)
+    make(tmp_path / "run", classes=(1, 2))
+    before = files(tmp_path / "run")
+    with pytest.raises(AgnoscoError, match="4 maps are too many for one run"):
+        make(tmp_path / "run", classes=(0, 3))
+    assert files(tmp_path / "run") == before
+
+
 def test_seeds_may_be_of_numpy(tmp_path: Path) -> None:
     assert keys(make(tmp_path / "run", classes=(1,), seeds=np.arange(2))) == [(1, 0), (1, 1)]
     run = create(tmp_path / "by-hand")

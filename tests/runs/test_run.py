@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from agnosco.data.samples import Samples
 from agnosco.errors import AgnoscoError, AgnoscoWarning
 from agnosco.io.records import to_json
+from agnosco.io.storage import SIZE_LIMITS
 from agnosco.method.concept import ConceptMap
 from agnosco.method.config import Config, MapperConfig, RefineConfig, config_to_json, preset
 from agnosco.method.dials import L2
@@ -32,11 +33,11 @@ from agnosco.method.maker import map_class
 from agnosco.models.classifier import Classifier
 from agnosco.runs import sheet
 from agnosco.runs.command import chosen_config
-from agnosco.runs.manifest import read_entry, slug, write_entry
+from agnosco.runs.manifest import MOST_MAPS, read_entry, sealed, slug, write_entry, write_manifest
 from agnosco.runs.origin import remake
 from agnosco.runs.run import Run, check_target
 from agnosco.text import one_line
-from agnosco.types import Job, Step
+from agnosco.types import MOST_SEED, Job, Step
 
 SHAPE = (3, 12, 10)
 CONFIG = Config(MapperConfig(batch=4, steps=3, ball=L2(200.0)), RefineConfig(steps=2), cycles=2)
@@ -322,9 +323,19 @@ def test_a_map_whose_entry_cannot_be_read_again_is_an_error(tmp_path: Path) -> N
     run.end()
     before = files(tmp_path / "run")
     for wrong in ({"seed": 1 << 63}, {"probability": float("nan")}):
-        with pytest.raises(AgnoscoError, match="no run can hold the map"):
+        with pytest.raises(AgnoscoError, match="no run can hold the map") as told:
             run.add(replace(concept(), **wrong), targeted_success_rate=0.5)
+        assert "finite numbers" in told.value.hint
+        assert "a seed of at most 9223372036854775807" in told.value.hint
     assert files(tmp_path / "run") == before
+
+
+def test_a_manifest_of_as_many_maps_as_can_be_made_is_read_again(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.add(concept(), targeted_success_rate=1 / 3)
+    made = sealed(msgspec.structs.replace(run.entries[0], index=(1 << 31) - 1, seed=-MOST_SEED, name="a prompt " * 50))
+    size = {count: len(write_manifest(run.settings, [[made.job] * count], [made] * count)) for count in (10, 20)}
+    assert size[20] - size[10] <= 10 * SIZE_LIMITS[".json"] / MOST_MAPS
 
 
 def test_figures_that_are_whole_numbers_are_read_again(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ LONGEST = 2000
 
 MORE_MEMORY = "free some, or choose a smaller network, --size or --batch; the same command continues from what is there"
 
+UNTOLD = ("strict", "surrogateescape")
+"""How Python itself has streams treat what they cannot encode, the second in the locale C."""
+
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory|can't start new thread"
     r"|failed to map segment"
@@ -74,7 +77,7 @@ class Output:
         What the terminal's encoding lacks is escaped, unless it is told what to do with it: the work is done, and names
         may be in any script.
         """
-        if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors in UNTOLD:
             sys.stdout.reconfigure(errors="backslashreplace")
         print(data if isinstance(data, str) else json.dumps(data, indent=1))
 

@@ -308,6 +308,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _run(action: Callable[[], Any], what: str) -> Any:
+    """What foreign code returns; AgnoscoError if it raises anything, or wants to exit."""
     try:
         return action()
     except (Exception, SystemExit) as error:

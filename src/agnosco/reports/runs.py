@@ -154,7 +154,7 @@ def _dates(run: Run) -> str:
     except FileNotFoundError as error:
         raise AgnoscoError(
             f"a map of {run.folder.name!r} is missing: {os.path.basename(error.filename or str(error))}",
-            "repeat the command of the run: it makes this map again",
+            "give the command that made the run again: it makes this map again",
         ) from error
     known = [time for time in times if not math.isnan(time)]
     if not known:

@@ -139,10 +139,19 @@ def _manifest(run: Run) -> str:
 def _entries(run: Run) -> tuple[list[Entry], list[str]]:
     """The entries of the finished maps; and what is wrong with the others, and with entries that only the index has."""
     stems = {entry.stem: entry for entry in run.entries}
-    checked = list(
-        in_order(lambda name: _checked(run, name, stems.get(name)), sorted({*stems, *entry_names(run.folder)}))
-    )
-    return [entry for entry, _ in checked if entry is not None], [words for _, words in checked if words is not None]
+    names = sorted({*stems, *entry_names(run.folder)})
+    checked = list(in_order(lambda name: _checked(run, name, stems.get(name)), names))
+    entries = [entry for entry, _ in checked if entry is not None]
+    finished = {entry.job: entry.stem for entry in entries}
+    faults = [words and words + _of_no_use(name, finished) for name, (_, words) in zip(names, checked, strict=True)]
+    return entries, [words for words in faults if words is not None]
+
+
+def _of_no_use(name: str, finished: Mapping[Job, str]) -> str:
+    """What to do with a damaged entry whose map is finished under another name: no command makes it again."""
+    parts = re.fullmatch(r"(\d+)-.*-s(-?\d+)", name, re.ASCII)
+    other = finished.get(Job(int(parts[1]), int(parts[2])), name) if parts else name
+    return f"; remove it: the map is {other}" if other != name else ""
 
 
 def _checked(run: Run, name: str, known: Entry | None) -> tuple[Entry | None, str | None]:

@@ -27,7 +27,7 @@ from ..method.score import log_odds, logits_for, predictions, share_moved
 from ..models.classifier import Classifier
 from ..types import MOST_SEED, Job, OnStep
 from .leases import Lease, Leases
-from .manifest import CHECKPOINTS, Entry, name_of_group, split
+from .manifest import CHECKPOINTS, MOST_MAPS, Entry, name_of_group, split
 from .origin import check_origin, classifier_of
 from .run import Run
 from .status import RunStatus, status_of, warn_of_other_names
@@ -151,6 +151,8 @@ def map_runs(
     if beyond := [seed for seed in seeds if abs(seed) > MOST_SEED]:
         raise AgnoscoError(f"there is no seed {beyond[0]}", f"give at most {MOST_SEED}")
     jobs = list(dict.fromkeys(Job(label, seed) for label in labels for seed in seeds))
+    if (count := len({*run.entry_of, *jobs})) > MOST_MAPS:
+        raise AgnoscoError(f"{count:,} maps are too many for one run", f"make several, of at most {MOST_MAPS:,} each")
     run.folder.sweep()
     status = status_of(run, jobs, names=classifier.labels)
     warn_of_other_names(run, status.entries, classifier.labels)

@@ -35,6 +35,9 @@ CPU_FEATURES = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 CHECKPOINTS = "checkpoints"
 """The folder of checkpoints inside a run folder."""
 
+MOST_MAPS = 50_000
+"""Maps of one run: its manifest, with up to 1300 bytes for each, is read as a whole, and no larger than 64 MiB."""
+
 Index = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Meta(ge=-MOST_SEED, le=MOST_SEED)]
 Axis = Annotated[int, Meta(gt=0, lt=1 << 16)]

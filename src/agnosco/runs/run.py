@@ -317,7 +317,7 @@ class Run:
             manifest.read_entry(manifest.write_entry(entry), entry.stem)
         except ValueError as error:
             message = f"no run can hold the map of {concept.name!r} with seed {concept.seed}: a number is out of range"
-            raise AgnoscoError(message, f"give a seed of at most {MOST_SEED}") from error
+            raise AgnoscoError(message, f"give finite numbers, and a seed of at most {MOST_SEED}") from error
         for kind, picture in pictures.items():
             self.folder.write(manifest.picture_of(entry.stem, kind), picture)
         self._write_map(content, entry)
