@@ -134,8 +134,8 @@ def map_runs(
         backend: Makes the maps; None for this process, to which ``together``, ``on_estimate`` and ``on_wait`` apply.
 
     Raises:
-        AgnoscoError: There is no such class or seed; the run was made with another network or other samples; or its
-            folder has vanished or cannot be written any more. Finished maps are kept.
+        AgnoscoError: There is no such class or seed; the run would have more than 50,000 maps; it was made with another
+            network or other samples; or its folder has vanished or cannot be written any more. Finished maps are kept.
 
     Example:
         >>> from agnosco import Run, Samples, load, map_runs
